@@ -1,0 +1,155 @@
+package fsm
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/google/uuid"
+)
+
+// FirstRelease is the format release of the first entry and snapshot format. The
+// gate in the state says which release's commands may be proposed.
+const FirstRelease = 1
+
+// DefaultTenant exists from the first entry on.
+const DefaultTenant = "default"
+
+// Limits of a cluster.
+const (
+	MaxTrustDomain = 255 // bytes, as in SPIFFE
+	MaxChecks      = 16  // check values of one generation: one a kind of domain key
+)
+
+// Cluster is what holds for the whole cluster.
+type Cluster struct {
+	ID            ID           `json:"id"`
+	TrustDomain   string       `json:"trust_domain"`
+	Release       int          `json:"release"` // the gate: no command of a later release is proposed
+	RecoveryEpoch uint32       `json:"recovery_epoch"`
+	Created       int64        `json:"created"`  // unix seconds
+	Operator      string       `json:"operator"` // SPIFFE URI of the first operator
+	Generations   []Generation `json:"generations"`
+	Revision      uint64       `json:"revision"`
+}
+
+// GenerationState is how far a domain key generation is in its life.
+type GenerationState string
+
+// GenerationActive wraps new keys.
+const GenerationActive GenerationState = "ACTIVE"
+
+// Generation is a generation of the domain key: what is public about it.
+type Generation struct {
+	Number  uint32          `json:"number"`
+	State   GenerationState `json:"state"`
+	Created int64           `json:"created"` // unix seconds
+	Checks  []DomainCheck   `json:"checks"`
+}
+
+// DomainCheck is the check value of one key of a generation.
+type DomainCheck struct {
+	Kind  uint8  `json:"kind"`
+	Value []byte `json:"value"`
+}
+
+// Tenant owns keys. Everything that belongs to somebody names its tenant.
+type Tenant struct {
+	Name          string `json:"name"`
+	Created       int64  `json:"created"`       // unix seconds
+	Administrator string `json:"administrator"` // SPIFFE URI of its first key administrator
+	Revision      uint64 `json:"revision"`
+}
+
+// InitCluster is the first entry of every log.
+type InitCluster struct {
+	Cluster       ID            `json:"cluster"`
+	TrustDomain   string        `json:"trust_domain"`
+	Operator      string        `json:"operator"`
+	Administrator string        `json:"administrator"`
+	Generation    uint32        `json:"generation"`
+	Checks        []DomainCheck `json:"checks"`
+	Node          string        `json:"node"` // raft id of the first member
+	Name          string        `json:"name"`
+	PeerAddress   string        `json:"peer_address"`
+	ClientAddress string        `json:"client_address"`
+	Identity      []byte        `json:"identity"`
+}
+
+func (c *InitCluster) validate() error {
+	switch {
+	case c.Cluster == uuid.Nil:
+		return invalid("cluster id is missing")
+	case c.TrustDomain == "" || len(c.TrustDomain) > MaxTrustDomain:
+		return invalid("trust domain has %d bytes: must be 1 to %d", len(c.TrustDomain), MaxTrustDomain)
+	case c.Operator == "" || c.Administrator == "":
+		return invalid("the first operator and the first administrator must be named")
+	case len(c.Operator) > MaxPrincipal || len(c.Administrator) > MaxPrincipal:
+		return invalid("the first operator or administrator has more than %d bytes", MaxPrincipal)
+	case c.Generation == 0 || len(c.Checks) == 0:
+		return invalid("domain key generation is missing")
+	case len(c.Checks) > MaxChecks:
+		return invalid("%d check values given, at most %d", len(c.Checks), MaxChecks)
+	}
+	for _, k := range c.Checks {
+		if len(k.Value) != 16 {
+			return invalid("check value of domain key kind %d has %d bytes, must be 16", k.Kind, len(k.Value))
+		}
+	}
+	return validMember(c.Node, c.Name, c.PeerAddress, c.ClientAddress, c.Identity)
+}
+
+func (c *InitCluster) apply(t *tx) (Result, error) {
+	if t.s.Initialized() {
+		return Result{}, fmt.Errorf("%w: the cluster is initialized (%s)", ErrExists, t.s.cluster.ID)
+	}
+	now := t.seconds()
+	t.putCluster(Cluster{
+		ID: c.Cluster, TrustDomain: c.TrustDomain, Release: FirstRelease, Created: now, Operator: c.Operator,
+		Generations: []Generation{{Number: c.Generation, State: GenerationActive, Created: now, Checks: c.Checks}},
+	})
+	t.putTenant(&Tenant{Name: DefaultTenant, Created: now, Administrator: c.Administrator})
+	t.putMember(&Member{
+		ID: c.Node, Name: c.Name, PeerAddress: c.PeerAddress, ClientAddress: c.ClientAddress, Identity: c.Identity,
+		State: MemberActive, Voter: true, Since: now,
+	})
+	return Result{ID: c.Cluster.String()}, nil
+}
+
+// Tick changes nothing. Its commit proves that its proposer led the cluster when
+// it was proposed; it carries the time, and the proposer's running hash at an
+// index, for others to compare theirs with.
+type Tick struct {
+	HashIndex uint64 `json:"hash_index"`
+	Hash      []byte `json:"hash"` // 32 bytes
+}
+
+func (c *Tick) validate() error {
+	if len(c.Hash) != 32 {
+		return invalid("tick hash has %d bytes, must be 32", len(c.Hash))
+	}
+	return nil
+}
+
+func (c *Tick) apply(*tx) (Result, error) { return Result{}, nil }
+
+// ActiveGeneration is the generation that wraps new keys.
+func (s *State) ActiveGeneration() (Generation, error) {
+	i := slices.IndexFunc(s.cluster.Generations, func(g Generation) bool { return g.State == GenerationActive })
+	if i < 0 {
+		return Generation{}, ErrNotInitialized
+	}
+	return s.cluster.Generations[i], nil
+}
+
+// generationActive refuses a token that was wrapped under a generation which is no
+// longer the active one: the proposer makes another.
+func (s *State) generationActive(number uint32) error {
+	g, err := s.ActiveGeneration()
+	if err != nil {
+		return err
+	}
+	if g.Number != number {
+		return fmt.Errorf("%w: domain key generation %d is active, not %d", ErrConflict, g.Number, number)
+	}
+	return nil
+}

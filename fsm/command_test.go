@@ -1,0 +1,79 @@
+package fsm
+
+import (
+	"slices"
+	"testing"
+)
+
+// TestCommandTable pins the rows: a row, once released, stays as it is.
+func TestCommandTable(t *testing.T) {
+	type row struct {
+		name   string
+		effect Effect
+	}
+	want := []row{
+		{"InitCluster", Loosens},
+		{"Tick", Loosens},
+		{"CreateKey", Loosens},
+		{"UpdateKeyDescription", Loosens},
+		{"EnableKey", Loosens},
+		{"DisableKey", Restricts},
+		{"ScheduleKeyDeletion", Restricts},
+		{"CancelKeyDeletion", Loosens},
+		{"RotateKey", Loosens},
+		{"CreateAlias", Restricts},
+		{"UpdateAlias", Restricts},
+		{"DeleteAlias", Restricts},
+		{"TagKey", Restricts},
+		{"UntagKey", Restricts},
+		{"CreateTicket", Loosens},
+		{"AdmitNode", Loosens},
+		{"ActivateNode", Loosens},
+		{"UpdateMember", Loosens},
+		{"RemoveNode", Restricts},
+		{"RetireNode", Loosens},
+	}
+	var got []row
+	for _, s := range commands {
+		got = append(got, row{s.name, s.effect})
+		c := s.make()
+		if NameOf(c) != s.name || EffectOf(c) != s.effect {
+			t.Errorf("row %s makes a command named %s with effect %v", s.name, NameOf(c), EffectOf(c))
+		}
+		if c == s.make() {
+			t.Errorf("row %s makes the same command twice", s.name)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("rows are\n%v\nwant\n%v", got, want)
+	}
+}
+
+// strange is a command that no table has.
+type strange struct{ Tick }
+
+func TestUnknownCommandRestricts(t *testing.T) {
+	if got := EffectOf(&strange{}); got != Restricts {
+		t.Errorf("effect %v, want %v", got, Restricts)
+	}
+}
+
+func TestEncodeEntryRefusesACommandOutsideTheTable(t *testing.T) {
+	_, err := EncodeEntry(initialized(t).entry(), &strange{Tick{Hash: make([]byte, 32)}}, logKey())
+	wantError(t, err, ErrInvalid, `unknown command "strange"`)
+}
+
+// TestNothingBeforeInit: until the first entry every command but one is refused.
+func TestNothingBeforeInit(t *testing.T) {
+	for _, s := range commands {
+		t.Run(s.name, func(t *testing.T) {
+			w := newWorld(t)
+			_, err := w.apply(w.entry(), s.make())
+			if s.name == "InitCluster" {
+				wantError(t, err, ErrInvalid, "cluster id is missing")
+			} else {
+				wantError(t, err, ErrNotInitialized, "cluster is not initialized")
+			}
+		})
+	}
+}

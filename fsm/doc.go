@@ -1,0 +1,24 @@
+// Package fsm is the replicated state of a QuorumKMS cluster and its rules.
+//
+// The laws of this package:
+//
+//   - It is pure. No clock, no randomness, no I/O, no logging, no HSM. Time, ids,
+//     random bytes and wrapped keys enter through the entry; applying an entry
+//     computes nothing that could differ between two nodes.
+//   - State is a value. Apply returns a new one and leaves the old untouched, so a
+//     reader keeps what it holds, and a snapshot is the state itself, taken in O(1).
+//   - An entry is strict, canonical JSON of one command of one literal table
+//     (command.go). What this release does not know stops the node; it never
+//     guesses.
+//   - A refused command changes nothing but the index, the time and the running
+//     hash.
+//   - Every record that an entry writes goes into the running hash, so two nodes
+//     whose states differ cannot have equal hashes at the same index.
+//
+// A wrapped key is an opaque string here: this package never looks into a token.
+//
+// Reading order: errors.go, key.go, alias.go, tag.go, member.go, domain.go (what
+// there is), state.go (how it is held and applied), command.go (the table) and
+// entry.go (the bytes), request.go (idempotence), snapshot.go, check.go
+// (invariants), raft.go (the only file that knows Raft).
+package fsm

@@ -1,0 +1,320 @@
+package fsm
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/raft"
+	"pgregory.net/rapid"
+)
+
+// history is a random log, right and wrong commands mixed, with the state after
+// every entry and what was answered.
+type history struct {
+	log      []*raft.Log
+	states   []*State // states[0] is before the first entry
+	outcomes []any    // of raft.FSM.Apply
+}
+
+// drawHistory draws a log over few keys, names, nodes and request ids, so that the
+// commands meet; indexes and terms have gaps, clocks go back.
+func drawHistory(t *rapid.T) history {
+	w := newWorld(t)
+	h := history{states: []*State{w.s}}
+	add := func(index, term uint64, e Entry, c Command) {
+		result, err := w.append(index, term, seal(t, e, c))
+		h.states = append(h.states, w.s)
+		h.outcomes = append(h.outcomes, Outcome{Result: result, Term: term, Err: err})
+	}
+	add(1, 1, w.entry(), initCluster())
+	d := drawer{t, w}
+	for range d.upTo(40) + 1 {
+		w.clock += int64(d.upTo(1000)-50) * second
+		e := w.entry()
+		if d.oneIn(3) {
+			e = w.request(fmt.Sprintf("r%d", d.upTo(5)), fmt.Sprintf("words %d", d.upTo(1)))
+		}
+		add(w.s.Index()+1+uint64(d.oneOf(0, 0, 0, 1, 5)), w.s.Term()+uint64(d.oneOf(0, 0, 0, 1)), e, d.command()) //nolint:gosec // small and positive
+	}
+	h.log = w.log
+	return h
+}
+
+// drawer draws the parts of commands.
+type drawer struct {
+	t *rapid.T
+	w *world
+}
+
+func (d drawer) upTo(n int) int          { return rapid.IntRange(0, n).Draw(d.t, "n") }
+func (d drawer) oneIn(n int) bool        { return d.upTo(n-1) == n-1 }
+func (d drawer) oneOf(ns ...int) int     { return rapid.SampledFrom(ns).Draw(d.t, "one of") }
+func (d drawer) word(s ...string) string { return rapid.SampledFrom(s).Draw(d.t, "word") }
+func (d drawer) key() uint64             { return rapid.Uint64Range(1, 4).Draw(d.t, "key") }
+func (d drawer) node() string            { return d.word("n1", "n2", "n3", "n4") }
+func (d drawer) alias() string {
+	return d.word("alias/a", "alias/b", "alias/c", "alias/service/d", "e")
+}
+
+func (d drawer) tenant() string { return d.word(DefaultTenant, DefaultTenant, DefaultTenant, "acme") }
+
+func (d drawer) expect() uint64 {
+	if d.oneIn(4) {
+		return rapid.Uint64Range(1, d.w.s.Index()).Draw(d.t, "expect")
+	}
+	return 0
+}
+
+func (d drawer) ref() KeyRef { return KeyRef{keyID(d.key()), d.tenant(), d.expect()} }
+
+func (d drawer) target() AliasTarget {
+	return AliasTarget{d.tenant(), d.alias(), keyID(d.key()), d.expect()}
+}
+
+func (d drawer) tags() []Tag {
+	var out []Tag
+	for range d.upTo(3) {
+		out = append(out, Tag{d.word("a", "b", "c", "", "kms:x"), d.word("", "1", "<2>", "\u2028")})
+	}
+	return out
+}
+
+func (d drawer) text() string {
+	return d.word("", "plain", "<&>\"\\", "\u2028\u00e4\U0001F600", "\x00", strings.Repeat("x", MaxDescription), strings.Repeat("x", MaxDescription+1))
+}
+
+// command draws one command of the table.
+func (d drawer) command() Command {
+	name := rapid.SampledFrom(commands).Draw(d.t, "command").name
+	switch name {
+	case "InitCluster":
+		return initCluster()
+	case "Tick":
+		return &Tick{HashIndex: d.w.s.Index(), Hash: make([]byte, 32-d.oneOf(0, 0, 0, 1))}
+	case "CreateKey":
+		return edited(createKey(d.key()), func(c *CreateKey) {
+			c.Tenant, c.Description, c.Tags = d.tenant(), d.text(), d.tags()
+			c.Generation = uint32(d.oneOf(1, 1, 1, 2)) //nolint:gosec // small and positive
+		})
+	case "CreateTicket", "AdmitNode", "ActivateNode", "UpdateMember", "RemoveNode", "RetireNode":
+		return d.membership(name)
+	case "CreateAlias":
+		return &CreateAlias{d.target()}
+	case "UpdateAlias":
+		return &UpdateAlias{d.target()}
+	case "DeleteAlias":
+		return &DeleteAlias{d.tenant(), d.alias()}
+	}
+	return d.keyCommand(name)
+}
+
+func (d drawer) keyCommand(name string) Command {
+	r := d.ref()
+	switch name {
+	case "UpdateKeyDescription":
+		return &UpdateKeyDescription{r, d.text()}
+	case "EnableKey":
+		return &EnableKey{r}
+	case "DisableKey":
+		return &DisableKey{r}
+	case "ScheduleKeyDeletion":
+		return &ScheduleKeyDeletion{r, uint32(d.oneOf(6, 7, 30, 31))} //nolint:gosec // small and positive
+	case "CancelKeyDeletion":
+		return &CancelKeyDeletion{r}
+	case "RotateKey":
+		c := &RotateKey{KeyRef: r, Version: uint32(2 + d.upTo(2)), Generation: 1, Cause: CauseOnDemand, Token: []byte("token")} //nolint:gosec // small and positive
+		if k, ok := d.w.s.Key(r.ID); ok && !d.oneIn(4) {
+			c.Version = k.Current().Version + 1
+		}
+		return c
+	case "TagKey":
+		return &TagKey{r, d.tags()}
+	case "UntagKey":
+		return &UntagKey{r, []string{d.word("a", "b", "c", "")}}
+	}
+	d.t.Fatalf("command %s is not drawn", name)
+	return nil
+}
+
+func (d drawer) membership(name string) Command {
+	node := d.node()
+	switch name {
+	case "CreateTicket":
+		return edited(ticketFor(node), func(c *CreateTicket) { c.Seconds, c.Voter = int64(d.oneOf(1, 900, 3600, 3601)), d.oneIn(2) })
+	case "AdmitNode":
+		return edited(admit(node), func(c *AdmitNode) {
+			c.ID = node + d.word("-00000001", "-00000001", "-00000002")
+			c.PeerAddress = d.word(node+":7000", node+":7000", "n2:7000")
+		})
+	case "ActivateNode":
+		return &ActivateNode{nodeID(node)}
+	case "RemoveNode":
+		return &RemoveNode{nodeID(node)}
+	case "RetireNode":
+		return &RetireNode{nodeID(node)}
+	}
+	return &UpdateMember{ID: nodeID(node), PeerAddress: d.node() + ":7000", ClientAddress: d.text()}
+}
+
+// sameOutcomes compares answers; errors by their text and their sentinel.
+func sameOutcomes(t *rapid.T, got, want []any) {
+	t.Helper()
+	for i := range want {
+		a, b := got[i].(Outcome), want[i].(Outcome)
+		same := a.Result == b.Result && a.Term == b.Term && Code(a.Err) == Code(b.Err) && fmt.Sprint(a.Err) == fmt.Sprint(b.Err)
+		if !same {
+			t.Fatalf("entry %d was answered %+v, then %+v", i+1, b, a)
+		}
+	}
+}
+
+// run applies a log to a state, one entry after the other.
+func run(t *rapid.T, s *State, log []*raft.Log) (*State, []any) {
+	t.Helper()
+	var out []any
+	for _, l := range log {
+		next, result, err := s.Apply(l.Index, l.Term, l.Data)
+		if next == nil {
+			t.Fatalf("entry %d halted: %v", l.Index, err)
+		}
+		s = next
+		out = append(out, Outcome{Result: result, Term: l.Term, Err: err})
+	}
+	return s, out
+}
+
+func sameState(t *rapid.T, what string, got, want *State) {
+	t.Helper()
+	if !bytes.Equal(got.Hash(), want.Hash()) {
+		t.Fatalf("%s: another hash at %d", what, want.Index())
+	}
+	if !bytes.Equal(snapshotOf(t, got), snapshotOf(t, want)) {
+		t.Fatalf("%s: another snapshot at %d", what, want.Index())
+	}
+}
+
+// TestPropertyReplay: the same entries give the same hash after every entry, the
+// same answers and the same snapshot.
+func TestPropertyReplay(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := drawHistory(t)
+		s := NewState()
+		for i, l := range h.log {
+			next, out := run(t, s, []*raft.Log{l})
+			if s = next; !bytes.Equal(s.Hash(), h.states[i+1].Hash()) {
+				t.Fatalf("another hash at %d", l.Index)
+			}
+			sameOutcomes(t, out, h.outcomes[i:i+1])
+		}
+		sameState(t, "replayed", s, h.states[len(h.log)])
+	})
+}
+
+// TestPropertySnapshot: writing and reading a state anywhere is the identity, and
+// the log goes on from there as if nothing had been.
+func TestPropertySnapshot(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := drawHistory(t)
+		at := rapid.IntRange(0, len(h.log)).Draw(t, "snapshot at")
+		restored := reread(t, h.states[at])
+		if err := restored.Check(); err != nil {
+			t.Fatalf("restored: %v", err)
+		}
+		sameState(t, "restored", restored, h.states[at])
+		last := h.states[len(h.log)]
+		s, out := run(t, restored, h.log[at:])
+		sameState(t, "gone on", s, last)
+		sameOutcomes(t, out, h.outcomes[at:])
+
+		m, halts := machine()
+		if err := m.Restore(&reader{Reader: bytes.NewReader(snapshotOf(t, h.states[at]))}); err != nil {
+			t.Fatalf("restoring: %v", err)
+		}
+		sameOutcomes(t, m.ApplyBatch(h.log[at:]), h.outcomes[at:])
+		sameState(t, "restored machine", m.State(), last)
+		if len(*halts) != 0 {
+			t.Fatalf("halted: %v", *halts)
+		}
+	})
+}
+
+// TestPropertyBatches: however the entries are batched, every batch ends in the
+// state that one entry after the other gives.
+func TestPropertyBatches(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := drawHistory(t)
+		m, halts := machine()
+		var out []any
+		for done := 0; done < len(h.log); {
+			n := rapid.IntRange(1, len(h.log)-done).Draw(t, "batch")
+			if n == 1 {
+				out = append(out, m.Apply(h.log[done]))
+			} else {
+				out = append(out, m.ApplyBatch(h.log[done:done+n])...)
+			}
+			done += n
+			if got, want := m.State(), h.states[done]; got.Index() != want.Index() || !bytes.Equal(got.Hash(), want.Hash()) {
+				t.Fatalf("machine is at %d with another hash than at %d", got.Index(), want.Index())
+			}
+		}
+		sameOutcomes(t, out, h.outcomes)
+		sameState(t, "batched", m.State(), h.states[len(h.log)])
+		if len(*halts) != 0 {
+			t.Fatalf("halted: %v", *halts)
+		}
+	})
+}
+
+// TestPropertyOldStatesStay: a state does not change while entries are applied
+// behind it, along one line or along several.
+func TestPropertyOldStatesStay(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := drawHistory(t)
+		var before [][]byte // by replays that share nothing with the states
+		for i := range h.states {
+			fresh, _ := run(t, NewState(), h.log[:i])
+			before = append(before, snapshotOf(t, fresh))
+		}
+		from := rapid.IntRange(1, len(h.log)).Draw(t, "branch at")
+		w := &world{t: t, s: h.states[from], clock: h.states[from].Now()}
+		for range 5 {
+			if _, err := w.s.Try(drawer{t, w}.command()); err != nil && Code(err) == "" {
+				t.Fatalf("trying: %v", err)
+			}
+			if _, err := w.append(w.s.Index()+1, w.s.Term(), seal(t, w.entry(), drawer{t, w}.command())); err != nil && Code(err) == "" {
+				t.Fatalf("branch: %v", err)
+			}
+		}
+		for i, s := range h.states {
+			if !bytes.Equal(snapshotOf(t, s), before[i]) {
+				t.Fatalf("the state at %d has changed", s.Index())
+			}
+			if err := s.Check(); err != nil {
+				t.Fatalf("the state at %d: %v", s.Index(), err)
+			}
+		}
+	})
+}
+
+// TestPropertyHashTellsStatesApart: entries that differ lead to hashes that differ.
+func TestPropertyHashTellsStatesApart(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := drawHistory(t)
+		at := rapid.IntRange(1, len(h.log)-1).Draw(t, "edited entry")
+		other := *h.log[at]
+		w := &world{t: t, s: h.states[at], clock: h.states[at].Now()}
+		other.Data = seal(t, w.entry(), drawer{t, w}.command())
+		if bytes.Equal(other.Data, h.log[at].Data) {
+			return
+		}
+		log := append([]*raft.Log{&other}, h.log[at+1:]...)
+		s := h.states[at]
+		for i, l := range log {
+			if s, _ = run(t, s, []*raft.Log{l}); bytes.Equal(s.Hash(), h.states[at+1+i].Hash()) {
+				t.Fatalf("the log was edited at %d, and has the same hash at %d", other.Index, l.Index)
+			}
+		}
+	})
+}

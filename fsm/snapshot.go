@@ -1,0 +1,248 @@
+package fsm
+
+import (
+	"bufio"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+)
+
+// A snapshot is "QKS1" and then frames: kind u8, length u32 (big-endian), JSON.
+// The first frame is the header, the last the trailer, in between is one frame a
+// record, in the order of the tables. The trailer's SHA-256 covers every byte
+// before it; its MAC is HMAC-SHA256 under the log key over
+// "quorumkms/snapshot/v1", the header's JSON and that SHA-256.
+const (
+	snapshotMagic = "QKS1"
+	snapshotLabel = "quorumkms/snapshot/v1"
+	frameHead     = 5
+	maxFrame      = 16 << 20 // bytes; a key with every version at its limit fits
+)
+
+// recordKind names a kind of record in snapshots and in the running hash.
+type recordKind byte
+
+const (
+	kindHeader  recordKind = 'H'
+	kindCluster recordKind = 'C'
+	kindTenant  recordKind = 'T'
+	kindMember  recordKind = 'M'
+	kindTicket  recordKind = 'J'
+	kindKey     recordKind = 'K'
+	kindAlias   recordKind = 'A'
+	kindRequest recordKind = 'R'
+	kindTrailer recordKind = 'Z'
+)
+
+// ErrSnapshot means: a snapshot is damaged, cut, forged or of another cluster.
+var ErrSnapshot = errors.New("snapshot refused")
+
+type snapshotHeader struct {
+	Format        int    `json:"format"`
+	Cluster       ID     `json:"cluster"`
+	RecoveryEpoch uint32 `json:"recovery_epoch"`
+	Index         uint64 `json:"index"`
+	Term          uint64 `json:"term"`
+	Now           int64  `json:"now"`
+	Hash          []byte `json:"hash"`
+}
+
+type snapshotTrailer struct {
+	Records uint64 `json:"records"`
+	SHA256  []byte `json:"sha256"`
+	MAC     []byte `json:"mac"`
+}
+
+type snapshotWriter struct {
+	w       *bufio.Writer
+	sum     hash.Hash
+	records uint64
+	err     error
+}
+
+// WriteSnapshot writes the state; it holds nothing up, since the state does not
+// change.
+func (s *State) WriteSnapshot(w io.Writer, key LogKey) error {
+	sum := sha256.New()
+	x := &snapshotWriter{w: bufio.NewWriterSize(io.MultiWriter(w, sum), 1<<16), sum: sum}
+	_, x.err = x.w.WriteString(snapshotMagic)
+	header := x.frame(kindHeader, snapshotHeader{
+		Format: FirstRelease, Cluster: s.cluster.ID, RecoveryEpoch: s.cluster.RecoveryEpoch,
+		Index: s.index, Term: s.term, Now: s.now, Hash: s.hash[:],
+	})
+	if s.Initialized() {
+		x.record(kindCluster, s.cluster)
+	}
+	s.tenants.tree.Scan(func(r *Tenant) bool { return x.record(kindTenant, r) })
+	s.members.tree.Scan(func(r *Member) bool { return x.record(kindMember, r) })
+	s.tickets.tree.Scan(func(r *Ticket) bool { return x.record(kindTicket, r) })
+	s.keys.tree.Scan(func(r keyItem) bool { return x.record(kindKey, r.key) })
+	s.aliases.tree.Scan(func(r *Alias) bool { return x.record(kindAlias, r) })
+	s.requestOrder.tree.Scan(func(r *Request) bool { return x.record(kindRequest, r) })
+	if x.err != nil {
+		return fmt.Errorf("writing snapshot: %w", x.err)
+	}
+	if err := x.w.Flush(); err != nil {
+		return fmt.Errorf("writing snapshot: %w", err)
+	}
+	digest := x.sum.Sum(nil)
+	x.frame(kindTrailer, snapshotTrailer{Records: x.records, SHA256: digest, MAC: key.mac(snapshotLabel, header, digest)})
+	if err := errors.Join(x.err, x.w.Flush()); err != nil {
+		return fmt.Errorf("writing snapshot: %w", err)
+	}
+	return nil
+}
+
+func (x *snapshotWriter) record(kind recordKind, r any) bool {
+	x.records++
+	x.frame(kind, r)
+	return x.err == nil
+}
+
+func (x *snapshotWriter) frame(kind recordKind, r any) []byte {
+	b, err := json.Marshal(r)
+	if x.err == nil {
+		x.err = err
+	}
+	if x.err == nil && len(b) > maxFrame {
+		x.err = fmt.Errorf("record of %d bytes, at most %d", len(b), maxFrame)
+	}
+	if x.err != nil {
+		return nil
+	}
+	head := binary.BigEndian.AppendUint32([]byte{byte(kind)}, uint32(len(b))) //nolint:gosec // at most maxFrame
+	if _, x.err = x.w.Write(head); x.err == nil {
+		_, x.err = x.w.Write(b)
+	}
+	return b
+}
+
+type snapshotReader struct {
+	r   *bufio.Reader
+	sum hash.Hash
+}
+
+// frame reads the next frame; sum takes in everything but the trailer.
+func (x *snapshotReader) frame() (recordKind, []byte, error) {
+	var head [frameHead]byte
+	if _, err := io.ReadFull(x.r, head[:]); err != nil {
+		return 0, nil, fmt.Errorf("%w: cut off: %w", ErrSnapshot, err)
+	}
+	n := binary.BigEndian.Uint32(head[1:])
+	if n > maxFrame {
+		return 0, nil, fmt.Errorf("%w: record of %d bytes, at most %d", ErrSnapshot, n, maxFrame)
+	}
+	b := make([]byte, n)
+	if _, err := io.ReadFull(x.r, b); err != nil {
+		return 0, nil, fmt.Errorf("%w: cut off: %w", ErrSnapshot, err)
+	}
+	kind := recordKind(head[0])
+	if kind != kindTrailer {
+		x.sum.Write(head[:])
+		x.sum.Write(b)
+	}
+	return kind, b, nil
+}
+
+// ReadSnapshot reads and verifies all of a snapshot before it gives a state.
+func ReadSnapshot(r io.Reader, key LogKey) (*State, error) {
+	x := &snapshotReader{r: bufio.NewReaderSize(r, 1<<16), sum: sha256.New()}
+	magic := make([]byte, len(snapshotMagic))
+	if _, err := io.ReadFull(x.r, magic); err != nil || string(magic) != snapshotMagic {
+		return nil, fmt.Errorf("%w: it does not begin with %s", ErrSnapshot, snapshotMagic)
+	}
+	x.sum.Write(magic)
+	kind, headerBytes, err := x.frame()
+	if err != nil {
+		return nil, err
+	}
+	var header snapshotHeader
+	if err := decodeStrict(headerBytes, &header); err != nil {
+		return nil, fmt.Errorf("%w: bad header: %w", ErrSnapshot, err)
+	}
+	if kind != kindHeader || len(header.Hash) != sha256.Size {
+		return nil, fmt.Errorf("%w: bad header: frame of kind %q, hash of %d bytes", ErrSnapshot, byte(kind), len(header.Hash))
+	}
+	if header.Format != FirstRelease {
+		return nil, fmt.Errorf("%w: format %d, this release knows %d: upgrade this node", ErrSnapshot, header.Format, FirstRelease)
+	}
+	s := NewState()
+	s.index, s.term, s.now, s.restricted = header.Index, header.Term, header.Now, header.Index
+	copy(s.hash[:], header.Hash)
+	t := &tx{s: s, hash: sha256.New()}
+	for records := uint64(0); ; records++ {
+		kind, b, err := x.frame()
+		if err != nil {
+			return nil, err
+		}
+		if kind != kindTrailer {
+			if err := t.load(kind, b); err != nil {
+				return nil, fmt.Errorf("%w: record %d: %w", ErrSnapshot, records, err)
+			}
+			continue
+		}
+		if err := x.trailer(b, headerBytes, records, key); err != nil {
+			return nil, err
+		}
+		if s.cluster.ID != header.Cluster || s.cluster.RecoveryEpoch != header.RecoveryEpoch {
+			return nil, fmt.Errorf("%w: header and cluster record differ", ErrSnapshot)
+		}
+		return s, nil
+	}
+}
+
+func (x *snapshotReader) trailer(b, header []byte, records uint64, key LogKey) error {
+	var z snapshotTrailer
+	if err := decodeStrict(b, &z); err != nil {
+		return fmt.Errorf("%w: bad trailer: %w", ErrSnapshot, err)
+	}
+	if _, err := x.r.ReadByte(); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%w: bytes after the trailer", ErrSnapshot)
+	}
+	digest := x.sum.Sum(nil)
+	if z.Records != records || !hmac.Equal(z.SHA256, digest) {
+		return fmt.Errorf("%w: %d records read, %d announced; the checksum does not fit", ErrSnapshot, records, z.Records)
+	}
+	if !hmac.Equal(z.MAC, key.mac(snapshotLabel, header, digest)) {
+		return fmt.Errorf("%w: its MAC does not verify: it was altered, or another cluster wrote it", ErrSnapshot)
+	}
+	return nil
+}
+
+// load puts one record into the state that is being read. Revisions are the
+// records' own.
+func (t *tx) load(kind recordKind, b []byte) error {
+	s := t.s
+	switch kind {
+	case kindCluster:
+		return decodeStrict(b, &s.cluster)
+	case kindTenant:
+		return loadInto(b, func(r *Tenant) { s.tenants.tree.Set(r) })
+	case kindMember:
+		return loadInto(b, func(r *Member) { s.members.tree.Set(r) })
+	case kindTicket:
+		return loadInto(b, func(r *Ticket) { s.tickets.tree.Set(r) })
+	case kindKey:
+		return loadInto(b, func(r *Key) { s.keys.tree.Set(keyItem{r.ID, r}); s.keysByTenant.tree.Set(r) })
+	case kindAlias:
+		return loadInto(b, func(r *Alias) { s.aliases.tree.Set(r); s.aliasesByKey.tree.Set(r) })
+	case kindRequest:
+		return loadInto(b, func(r *Request) { s.requests.tree.Set(r); s.requestOrder.tree.Set(r) })
+	case kindHeader, kindTrailer:
+	}
+	return fmt.Errorf("unknown kind %q", byte(kind))
+}
+
+func loadInto[T any](b []byte, put func(*T)) error {
+	r := new(T)
+	if err := decodeStrict(b, r); err != nil {
+		return err
+	}
+	put(r)
+	return nil
+}

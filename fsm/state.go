@@ -1,0 +1,372 @@
+package fsm
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"hash"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/tidwall/btree"
+)
+
+// State is the replicated state after one log entry. It never changes: Apply
+// makes a new one that shares what is equal. Records reached through it are
+// read-only.
+type State struct {
+	index uint64   // of the last entry
+	term  uint64   // of the last entry
+	now   int64    // unix nanoseconds: the latest time any entry carried
+	hash  [32]byte // running hash over every entry and every record written
+
+	restricted uint64 // index of the last entry whose command restricts, or of the snapshot that was read
+
+	cluster      Cluster
+	keys         table[keyItem]
+	keysByTenant table[*Key]
+	aliases      table[*Alias]
+	aliasesByKey table[*Alias]
+	tenants      table[*Tenant]
+	members      table[*Member]
+	tickets      table[*Ticket]
+	requests     table[*Request]
+	requestOrder table[*Request]
+}
+
+// keyItem keeps the id beside the pointer so that a look-up needs no allocation.
+type keyItem struct {
+	id  ID
+	key *Key
+}
+
+// table is an ordered set of immutable records: a copy-on-write B-tree, copied at
+// the first write of an entry.
+type table[T any] struct {
+	tree    *btree.BTreeG[T]
+	owner   uint64      // index of the entry that may write this copy
+	copying *sync.Mutex // copying marks the original, where no reader looks; an Apply and a Try may both do it
+}
+
+// treeDegree is the B-tree's degree: 32 keeps the index near 13 bytes a record.
+const treeDegree = 32
+
+func newTable[T any](less func(a, b T) bool) table[T] {
+	return table[T]{tree: btree.NewBTreeGOptions(less, btree.Options{Degree: treeDegree, NoLocks: true}), copying: new(sync.Mutex)}
+}
+
+func (x *table[T]) len() int { return x.tree.Len() }
+
+func (x *table[T]) edit(t *tx) *btree.BTreeG[T] {
+	if x.owner != t.s.index {
+		x.copying.Lock()
+		defer x.copying.Unlock()
+		x.tree, x.owner = x.tree.Copy(), t.s.index
+	}
+	return x.tree
+}
+
+func (x *table[T]) all() []T {
+	out := make([]T, 0, x.tree.Len())
+	x.tree.Scan(func(item T) bool { out = append(out, item); return true })
+	return out
+}
+
+// NewState is the state before the first entry.
+func NewState() *State {
+	return &State{
+		keys: newTable(func(a, b keyItem) bool { return bytes.Compare(a.id[:], b.id[:]) < 0 }),
+		keysByTenant: newTable(func(a, b *Key) bool {
+			return cmp.Or(strings.Compare(a.Tenant, b.Tenant), bytes.Compare(a.ID[:], b.ID[:])) < 0
+		}),
+		aliases: newTable(func(a, b *Alias) bool {
+			return cmp.Or(strings.Compare(a.Tenant, b.Tenant), strings.Compare(a.Name, b.Name)) < 0
+		}),
+		aliasesByKey: newTable(func(a, b *Alias) bool {
+			return cmp.Or(bytes.Compare(a.Key[:], b.Key[:]), strings.Compare(a.Name, b.Name)) < 0
+		}),
+		tenants: newTable(func(a, b *Tenant) bool { return a.Name < b.Name }),
+		members: newTable(func(a, b *Member) bool { return a.ID < b.ID }),
+		tickets: newTable(func(a, b *Ticket) bool { return a.ID < b.ID }),
+		requests: newTable(func(a, b *Request) bool {
+			return cmp.Or(strings.Compare(a.Principal, b.Principal), strings.Compare(a.ID, b.ID)) < 0
+		}),
+		requestOrder: newTable(func(a, b *Request) bool { return a.Index < b.Index }),
+	}
+}
+
+// Index is the log index of the last entry in this state.
+func (s *State) Index() uint64 { return s.index }
+
+// Term is the Raft term of that entry.
+func (s *State) Term() uint64 { return s.term }
+
+// Now is the latest time any entry carried, in unix nanoseconds. It never goes
+// back.
+func (s *State) Now() int64 { return s.now }
+
+// Hash is the running hash (32 bytes).
+func (s *State) Hash() []byte { return bytes.Clone(s.hash[:]) }
+
+// Restricted is the index of the last entry whose command restricts, as far as
+// this process knows: a snapshot that was read counts as one. It is no part of
+// what is replicated.
+func (s *State) Restricted() uint64 { return s.restricted }
+
+// Initialized tells whether the first entry has been applied.
+func (s *State) Initialized() bool { return s.cluster.Release != 0 }
+
+// Cluster returns what holds for the whole cluster.
+func (s *State) Cluster() Cluster { return s.cluster }
+
+// Key returns the key with that id.
+func (s *State) Key(id ID) (*Key, bool) {
+	item, ok := s.keys.tree.Get(keyItem{id: id})
+	return item.key, ok
+}
+
+// KeyCount is the number of keys of all tenants.
+func (s *State) KeyCount() int { return s.keys.len() }
+
+// Keys returns up to limit keys of a tenant in the order of their ids, beginning
+// behind after.
+func (s *State) Keys(tenant string, after ID, limit int) []*Key {
+	var out []*Key
+	s.keysByTenant.tree.Ascend(&Key{Tenant: tenant, ID: after}, func(k *Key) bool {
+		if k.Tenant != tenant || len(out) >= limit {
+			return false
+		}
+		if k.ID != after {
+			out = append(out, k)
+		}
+		return true
+	})
+	return out
+}
+
+// Alias returns a tenant's alias by its full name.
+func (s *State) Alias(tenant, name string) (*Alias, bool) {
+	return s.aliases.tree.Get(&Alias{Tenant: tenant, Name: name})
+}
+
+// Aliases returns up to limit aliases of a tenant by name, beginning behind after.
+func (s *State) Aliases(tenant, after string, limit int) []*Alias {
+	var out []*Alias
+	s.aliases.tree.Ascend(&Alias{Tenant: tenant, Name: after}, func(a *Alias) bool {
+		if a.Tenant != tenant || len(out) >= limit {
+			return false
+		}
+		if a.Name != after {
+			out = append(out, a)
+		}
+		return true
+	})
+	return out
+}
+
+// AliasesOf returns the aliases of a key by name, at most MaxAliases.
+func (s *State) AliasesOf(key ID) []*Alias {
+	var out []*Alias
+	s.aliasesByKey.tree.Ascend(&Alias{Key: key}, func(a *Alias) bool {
+		if a.Key != key {
+			return false
+		}
+		out = append(out, a)
+		return true
+	})
+	return out
+}
+
+func (s *State) countAliases(key ID) int { return len(s.AliasesOf(key)) }
+
+// Tenant returns a tenant by name.
+func (s *State) Tenant(name string) (*Tenant, bool) { return s.tenants.tree.Get(&Tenant{Name: name}) }
+
+// Member returns a member, or its tombstone, by raft id.
+func (s *State) Member(id string) (*Member, bool) { return s.members.tree.Get(&Member{ID: id}) }
+
+// Members returns all members and tombstones by raft id.
+func (s *State) Members() []*Member { return s.members.all() }
+
+// MemberByName returns the living member of that name, or nil.
+func (s *State) MemberByName(name string) *Member {
+	all := s.Members()
+	i := slices.IndexFunc(all, func(m *Member) bool { return m.Alive() && m.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return all[i]
+}
+
+func (s *State) aliveMembers() int {
+	n := 0
+	for _, m := range s.Members() {
+		if m.Alive() {
+			n++
+		}
+	}
+	return n
+}
+
+func (s *State) activeVoters() int {
+	n := 0
+	for _, m := range s.Members() {
+		if m.State == MemberActive && m.Voter {
+			n++
+		}
+	}
+	return n
+}
+
+// Ticket returns an open join ticket.
+func (s *State) Ticket(id string) (*Ticket, bool) { return s.tickets.tree.Get(&Ticket{ID: id}) }
+
+// Tickets returns the open join tickets by id.
+func (s *State) Tickets() []*Ticket { return s.tickets.all() }
+
+// tx is one entry being applied: the state that is being made and the hash of
+// what was written to it.
+type tx struct {
+	s     *State
+	entry *Entry
+	hash  hash.Hash
+}
+
+func (t *tx) seconds() int64 { return t.s.now / 1e9 }
+
+// Apply applies an entry whose MAC has been verified. The result or the command's
+// error comes with a state that is always the successor of s; only an entry that
+// this release must not apply gives no state.
+func (s *State) Apply(index, term uint64, raw []byte) (*State, Result, error) {
+	entry, command, err := decodeEntry(raw)
+	if err != nil {
+		return nil, Result{}, err
+	}
+	if index <= s.index {
+		return nil, Result{}, fmt.Errorf("%w: entry %d follows %d", ErrHalted, index, s.index)
+	}
+	t := s.begin(index, term, entry, raw)
+	result, err := t.run(command)
+	if err != nil {
+		t = s.begin(index, term, entry, raw) // whatever was half done is dropped
+	}
+	t.hash.Sum(t.s.hash[:0])
+	if EffectOf(command) == Restricts {
+		t.s.restricted = index
+	}
+	result.Index = index
+	return t.s, result, err
+}
+
+func (s *State) begin(index, term uint64, entry *Entry, raw []byte) *tx {
+	next := *s
+	next.index, next.term, next.now = index, term, max(s.now, entry.Time)
+	t := &tx{s: &next, entry: entry, hash: sha256.New()}
+	sum := sha256.Sum256(raw)
+	t.hash.Write([]byte("quorumkms/state/v1"))
+	t.hash.Write(s.hash[:])
+	t.hash.Write(binary.BigEndian.AppendUint64(nil, index))
+	t.hash.Write(sum[:])
+	return t
+}
+
+func (t *tx) run(c Command) (Result, error) {
+	if _, first := c.(*InitCluster); !first && !t.s.Initialized() {
+		return Result{}, ErrNotInitialized
+	}
+	if result, done, err := t.remembered(); done || err != nil {
+		return result, err
+	}
+	if err := c.validate(); err != nil {
+		return Result{}, err
+	}
+	result, err := c.apply(t)
+	if err != nil {
+		return Result{}, err
+	}
+	t.remember(result)
+	return result, nil
+}
+
+// wrote adds a written or deleted record to the running hash.
+func (t *tx) wrote(kind recordKind, deleted bool, record any) {
+	b, err := json.Marshal(record)
+	if err != nil {
+		panic(fmt.Sprintf("fsm: record of kind %c does not encode: %v", kind, err)) // plain structs only
+	}
+	op := byte('+')
+	if deleted {
+		op = '-'
+	}
+	t.hash.Write([]byte{byte(kind), op})
+	t.hash.Write(binary.BigEndian.AppendUint32(nil, uint32(len(b)))) //nolint:gosec // records are bounded far below 4 GiB
+	t.hash.Write(b)
+}
+
+func (t *tx) putCluster(c Cluster) {
+	c.Revision = t.s.index
+	t.s.cluster = c
+	t.wrote(kindCluster, false, c)
+}
+
+func (t *tx) putKey(k *Key) {
+	k.Revision = t.s.index
+	t.s.keys.edit(t).Set(keyItem{k.ID, k})
+	t.s.keysByTenant.edit(t).Set(k)
+	t.wrote(kindKey, false, k)
+}
+
+func (t *tx) putAlias(a *Alias) {
+	if old, ok := t.s.Alias(a.Tenant, a.Name); ok {
+		t.s.aliasesByKey.edit(t).Delete(old)
+	}
+	a.Revision = t.s.index
+	t.s.aliases.edit(t).Set(a)
+	t.s.aliasesByKey.edit(t).Set(a)
+	t.wrote(kindAlias, false, a)
+}
+
+func (t *tx) dropAlias(a *Alias) {
+	t.s.aliases.edit(t).Delete(a)
+	t.s.aliasesByKey.edit(t).Delete(a)
+	t.wrote(kindAlias, true, a)
+}
+
+func (t *tx) putTenant(n *Tenant) {
+	n.Revision = t.s.index
+	t.s.tenants.edit(t).Set(n)
+	t.wrote(kindTenant, false, n)
+}
+
+func (t *tx) putMember(m *Member) {
+	m.Revision = t.s.index
+	t.s.members.edit(t).Set(m)
+	t.wrote(kindMember, false, m)
+}
+
+func (t *tx) putTicket(k *Ticket) {
+	k.Revision = t.s.index
+	t.s.tickets.edit(t).Set(k)
+	t.wrote(kindTicket, false, k)
+}
+
+func (t *tx) dropTicket(k *Ticket) {
+	t.s.tickets.edit(t).Delete(k)
+	t.wrote(kindTicket, true, k)
+}
+
+// Try tells how a command would be answered on this state, and changes nothing.
+// Request ids are not looked at.
+func (s *State) Try(c Command) (Result, error) {
+	if !s.Initialized() {
+		return Result{}, ErrNotInitialized
+	}
+	if err := c.validate(); err != nil {
+		return Result{}, err
+	}
+	return c.apply(s.begin(s.index+1, s.term, &Entry{Time: s.now}, nil))
+}

@@ -1,0 +1,98 @@
+package fsm
+
+import (
+	"bytes"
+	"errors"
+	"sync"
+	"testing"
+)
+
+// TestTry: a try answers as the entry would, and changes nothing.
+func TestTry(t *testing.T) {
+	base := twoKeys(t)
+	base.ask("r1", "", &CreateAlias{alias("alias/db", 1)})
+	before := snapshotOf(t, base.s)
+	for _, c := range []Command{
+		initCluster(), createKey(1), createKey(3), create(func(c *CreateKey) { c.Version = 2 }),
+		&DisableKey{ref(1)}, &DisableKey{ref(9)}, &CancelKeyDeletion{ref(1)}, rotateKey(1, 2), rotateKey(1, 3),
+		&ScheduleKeyDeletion{ref(1), 6}, &TagKey{ref(1), tags(0, 50)}, &UpdateAlias{alias("alias/db", 2)},
+		&DeleteAlias{DefaultTenant, "alias/db"}, ticketFor("n2"), admit("n2"), &RemoveNode{firstNode}, &Tick{},
+	} {
+		got, tried := base.s.Try(c)
+		if !bytes.Equal(snapshotOf(t, base.s), before) {
+			t.Fatalf("trying %s changed the state", NameOf(c))
+		}
+		w := &world{t: t, s: base.s, clock: base.clock}
+		want, applied := w.apply(w.entry(), c)
+		want.Index = 0
+		if got != want || Code(tried) != Code(applied) || (tried != nil && tried.Error() != applied.Error()) {
+			t.Errorf("trying %s: %+v, %v; applying: %+v, %v", NameOf(c), got, tried, want, applied)
+		}
+	}
+	for _, c := range []Command{createKey(1), initCluster()} {
+		if _, err := NewState().Try(c); !errors.Is(err, ErrNotInitialized) {
+			t.Errorf("trying %s before the first entry: %v", NameOf(c), err)
+		}
+	}
+}
+
+// TestRestricted: the last entry whose command restricts counts, refused or not.
+func TestRestricted(t *testing.T) {
+	w := oneKey(t)
+	for _, step := range []struct {
+		act  func()
+		want uint64
+	}{
+		{func() {}, 0},
+		{func() { w.do(&EnableKey{ref(1)}) }, 0},
+		{func() { w.do(&DisableKey{ref(1)}) }, 4},
+		{func() { w.do(&EnableKey{ref(1)}) }, 4},
+		{func() { w.refuse(&DisableKey{ref(9)}, ErrNotFound, "") }, 6},
+		{func() { w.refuse(&CancelKeyDeletion{ref(1)}, ErrNotPendingDeletion, "") }, 6},
+		{func() { w.ask("r1", "", &DisableKey{ref(1)}) }, 8},
+		{func() { w.ask("r1", "", &DisableKey{ref(1)}) }, 9},
+		{func() { w.do(&EnableKey{ref(1)}); w.s = reread(t, w.s) }, 10},
+		{func() { w.do(&EnableKey{ref(1)}) }, 10},
+	} {
+		step.act()
+		if got := w.s.Restricted(); got != step.want {
+			t.Errorf("at %d the last restriction is %d, want %d", w.s.Index(), got, step.want)
+		}
+	}
+}
+
+// TestOneStateManySuccessors: entries and tries that start from the same state at
+// the same time do not meet.
+func TestOneStateManySuccessors(t *testing.T) {
+	w := goldenScript(t)
+	before := snapshotOf(t, w.s)
+	enable := seal(t, w.entry(), &EnableKey{ref(2)})
+	disable := seal(t, w.entry(), &DisableKey{ref(2)})
+	for range 50 {
+		start := make(chan struct{})
+		var wg sync.WaitGroup
+		for range 4 {
+			for raw, want := range map[string]KeyState{string(enable): KeyEnabled, string(disable): KeyDisabled} {
+				wg.Go(func() {
+					<-start
+					next, _, err := w.s.Apply(w.s.Index()+1, 1, []byte(raw))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if k, _ := next.Key(keyID(2)); k.State != want {
+						t.Errorf("key is %s, want %s", k.State, want)
+					}
+					if _, err := w.s.Try(&UpdateAlias{alias("alias/db", 1)}); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+		}
+		close(start)
+		wg.Wait()
+		if !bytes.Equal(snapshotOf(t, w.s), before) {
+			t.Fatal("the state they started from changed")
+		}
+	}
+}
