@@ -1,0 +1,195 @@
+package hsm
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// callTimeout bounds one HSM call that several callers wait for, and so outlives
+// the context of the caller that happens to make it.
+const callTimeout = 10 * time.Second
+
+// coalescer is a loaded key whose concurrent derivations share HSM calls.
+//
+// Batching is natural: whoever finds no call running becomes the runner, yields
+// once so that others can queue, takes what is queued (itself first), makes one
+// call, delivers, and gives the role to the caller at the front of the queue.
+// There is no timed wait, no goroutine, and nobody makes more than one call for
+// others.
+type coalescer struct {
+	key    BlockKey
+	l, k1  [16]byte // L = E(0) and K1 = dbl(L)
+	shared *shared
+
+	mu      sync.Mutex
+	running bool // somebody has the role of the runner
+	waiters queue[*waiter]
+}
+
+// shared is what all coalescers of a keyring have in common.
+type shared struct {
+	waiters, calls       sync.Pool // *waiter, *call
+	callCount, msgCount  atomic.Uint64
+	loadCount, evictions atomic.Uint64
+}
+
+// waiter is one message on its way through a coalescer.
+type waiter struct {
+	in   MessageInput
+	use  Use
+	keys MessageKeys
+	err  error
+
+	link  link[*waiter]
+	state waiterState   // guarded by the coalescer's mutex until wake
+	wake  chan struct{} // takes one token when state becomes running or done
+}
+
+type waiterState uint8
+
+const (
+	queued  waiterState = iota // in the queue
+	running                    // in the queue's front, has the role of the runner
+	taken                      // in a call that runs
+	left                       // in a call that runs, its caller has gone
+	done                       // keys or err are set
+)
+
+func newShared() *shared {
+	s := &shared{}
+	s.calls.New = func() any { return &call{} }
+	s.waiters.New = func() any {
+		w := &waiter{wake: make(chan struct{}, 1)}
+		w.link.item = w
+		return w
+	}
+	return s
+}
+
+// recycle wipes a waiter nobody refers to any more.
+func (s *shared) recycle(w *waiter) {
+	w.in, w.use, w.err, w.state = MessageInput{}, 0, nil, queued
+	w.keys.Wipe()
+	s.waiters.Put(w)
+}
+
+// load asks the key for L.
+func (c *coalescer) load(ctx context.Context) error {
+	var zero [BlockSize]byte
+	if err := c.key.EncryptBlocks(ctx, c.l[:], zero[:]); err != nil {
+		return err
+	}
+	c.k1 = Double(c.l)
+	return nil
+}
+
+// derive computes the keys of one message. A caller whose context ends leaves at
+// once, unless it is the runner at that moment.
+func (c *coalescer) derive(ctx context.Context, in *MessageInput, use Use) (MessageKeys, error) {
+	w := c.shared.waiters.Get().(*waiter)
+	w.in, w.use = *in, use
+
+	c.mu.Lock()
+	c.waiters.push(&w.link)
+	idle := !c.running
+	if idle {
+		c.running, w.state = true, running
+	}
+	c.mu.Unlock()
+
+	if !idle {
+		select {
+		case <-w.wake:
+		case <-ctx.Done():
+			c.abandon(w)
+			return MessageKeys{}, fmt.Errorf("waiting for the hsm: %w", ctx.Err())
+		}
+	}
+	if w.state == running {
+		c.run(ctx, w)
+	}
+	keys, err := w.keys, w.err
+	c.shared.recycle(w)
+	return keys, err
+}
+
+// abandon takes w out, wherever it is by now.
+func (c *coalescer) abandon(w *waiter) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch w.state {
+	case taken, left:
+		w.state = left // the runner recycles it
+		return
+	case queued:
+		c.waiters.remove(&w.link)
+	case running:
+		<-w.wake
+		c.waiters.remove(&w.link)
+		c.handOver()
+	case done:
+		<-w.wake
+	}
+	c.shared.recycle(w)
+}
+
+// run makes one call, for self and for those who queue behind it.
+func (c *coalescer) run(ctx context.Context, self *waiter) {
+	runtime.Gosched() // lets callers that are about to queue do so
+	b := c.shared.calls.Get().(*call)
+
+	c.mu.Lock()
+	for w, ok := c.waiters.front(); ok && b.add(w); w, ok = c.waiters.front() {
+		c.waiters.remove(&w.link)
+		w.state = taken
+	}
+	c.mu.Unlock()
+
+	err := c.send(ctx, b)
+
+	c.mu.Lock()
+	for _, w := range b.batch {
+		switch {
+		case w.state == left:
+			c.shared.recycle(w)
+		case w == self:
+			w.err, w.state = err, done
+		default:
+			w.err, w.state = err, done
+			w.wake <- struct{}{}
+		}
+	}
+	c.handOver()
+	c.mu.Unlock()
+
+	b.reset()
+	c.shared.calls.Put(b)
+}
+
+// handOver gives the role of the runner to the caller at the front, if any.
+func (c *coalescer) handOver() {
+	w, ok := c.waiters.front()
+	c.running = ok
+	if ok {
+		w.state = running
+		w.wake <- struct{}{}
+	}
+}
+
+// send makes the HSM call. It is not cancelled with the context of the caller
+// that makes it: others wait for it too.
+func (c *coalescer) send(ctx context.Context, b *call) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	dst, src := b.prepare(&c.k1)
+	c.shared.callCount.Add(1)
+	c.shared.msgCount.Add(uint64(len(b.batch)))
+	if err := c.key.EncryptBlocks(ctx, dst, src); err != nil {
+		return err
+	}
+	return b.finish(&c.l)
+}

@@ -1,0 +1,223 @@
+// Package hsm is one HSM partition: what a partition does, independent of who
+// provides it.
+//
+// Reading order: partition.go (the contract), token.go (KWT1, the form in which
+// a customer master key leaves a partition), keyring.go (loaded keys, bounded),
+// derive.go (message keys; concurrent derivations under one key share one HSM
+// call), transfer.go (DKX1, how the domain key travels from one partition to
+// another). Providers live below: p11 (PKCS#11) and soft (pure Go). One
+// conformance suite, hsmtest, runs on both.
+//
+// The package needs the standard library only and builds without cgo.
+package hsm
+
+import (
+	"context"
+	"time"
+)
+
+// ID is a 16-byte identifier (a UUID): of a cluster or of a customer master key.
+type ID [16]byte
+
+// Class says what kind of key a token carries; it selects the domain key that
+// wraps it, so that the domain key's unwrap template fixes its usage.
+type Class uint8
+
+// The classes of KWT1. The numbers are part of the format.
+const (
+	ClassAES       Class = 1
+	ClassHMAC      Class = 2
+	ClassRSA       Class = 3
+	ClassEC        Class = 4
+	ClassImportRSA Class = 5
+)
+
+// Attributes are the flag bits of a wrapped key token.
+type Attributes uint16
+
+// The bits of Attributes. Unknown bits are refused.
+const (
+	AttrImported Attributes = 1 << 0 // the material was imported, not generated in the partition
+	AttrResident Attributes = 1 << 1 // HSM_RESIDENT: the whole AEAD runs in the partition
+)
+
+// Partition is one HSM partition of one node. All methods may be called from any
+// goroutine. Every error wraps one of the sentinels of errors.go.
+type Partition interface {
+	// Info describes the token for people: it never blocks and makes no HSM call.
+	Info() Info
+	// Healthy is nil while the partition can be used; otherwise it wraps
+	// ErrUnavailable and says why. It makes no HSM call.
+	Healthy() error
+
+	// Identity is the DER SubjectPublicKeyInfo of the node identity key (NIK), a
+	// P-256 signing key made at first use, which never leaves the partition.
+	Identity() []byte
+	// SignIdentity signs SHA-256(message) with the NIK; the signature is ASN.1 DER.
+	SignIdentity(ctx context.Context, message []byte) ([]byte, error)
+	// Random fills b (1..1024 bytes) from the partition's generator.
+	Random(ctx context.Context, b []byte) error
+
+	// CreateDomain makes generation number of the domain key: one wrapping key per
+	// class, the domain MAC key and, if there is none yet for the cluster, the log
+	// key. ErrExists if the generation is there already.
+	CreateDomain(ctx context.Context, cluster ID, number uint32) (Generation, error)
+	// Generations lists the domain key generations this partition holds for the
+	// cluster, by number.
+	Generations(ctx context.Context, cluster ID) ([]Generation, error)
+	// LogKey is the cluster's log key LMK: 32 bytes, HMAC-SHA256 of
+	// "quorumkms/lmk/v1" || cluster under the log root key of the partition. It is
+	// the one key that is handed to the process. ErrNotFound if the partition is
+	// in no domain of this cluster.
+	LogKey(ctx context.Context, cluster ID) ([]byte, error)
+
+	// NewTransfer makes the one-time RSA-3072 key that receives a domain key and
+	// signs its public half with the NIK (TransferKeyMessage). A previous one is
+	// destroyed.
+	NewTransfer(ctx context.Context) (Transfer, error)
+	// Export wraps a generation for the recipient as DKX1. ErrNotTrusted until the
+	// partition's Security Officer has trusted the recipient's transfer key
+	// (Fingerprint of its SPKI).
+	Export(ctx context.Context, r ExportRequest) ([]byte, error)
+	// Import takes a DKX1 message in, checks it against what the recipient
+	// expects, and destroys the transfer key. The partition is unchanged if it
+	// fails. A message that fails its checks (ErrRefused) leaves the transfer key
+	// in place, so that junk cannot end a ceremony; with no transfer key every
+	// message is ErrRefused.
+	Import(ctx context.Context, message []byte, want ImportExpectation) (Generation, error)
+	// Possess computes the proof of possession of a generation (PossessionMessage
+	// under the domain MAC key).
+	Possess(ctx context.Context, p Possession) ([]byte, error)
+
+	// GenerateKey makes a key in the partition, wraps it, opens the result once to
+	// prove that it can be opened, and leaves nothing behind. It returns the KWT1
+	// token.
+	GenerateKey(ctx context.Context, s KeySpec) ([]byte, error)
+	// Open checks a KWT1 token against what the caller's records say of it, in this
+	// order: the MAC, the header's fields, the generation; then unwraps it and
+	// compares the check value. A mismatch is ErrCorrupt.
+	Open(ctx context.Context, token []byte, want TokenHeader) (BlockKey, error)
+
+	// Close releases the sessions. Keys that are still open become unusable.
+	Close() error
+}
+
+// BlockKey is a loaded AES-256 key that can do one thing: encrypt blocks (ECB).
+// It may be used from any goroutine.
+type BlockKey interface {
+	// EncryptBlocks encrypts src into dst: 1..MaxBlocks whole blocks in one HSM
+	// call. dst and src have the same length and do not overlap. ErrStale means
+	// that the key was lost with the token's sessions: Open it again.
+	EncryptBlocks(ctx context.Context, dst, src []byte) error
+	// Close destroys the loaded key. Closing twice is harmless.
+	Close()
+}
+
+const (
+	// BlockSize is the AES block, in bytes.
+	BlockSize = 16
+	// MaxBlocks is the ceiling of one EncryptBlocks call: 4 KiB.
+	MaxBlocks = 256
+	// MaxRandom is the largest request of Random, in bytes.
+	MaxRandom = 1024
+)
+
+// Info describes a partition for people.
+type Info struct {
+	Kind         string // "pkcs11" or "embedded"
+	Manufacturer string
+	Model        string
+	Serial       string
+	Label        string
+	Probes       []Probe // the start-up self-test, in the order it ran
+}
+
+// Probe is one step of the start-up self-test.
+type Probe struct {
+	Name     string // stable, lower case with dashes: what --accept-weakness names
+	Passed   bool
+	Accepted bool   // the probe failed and the operator accepts this weakness by name
+	Detail   string // what was tried and what the token did
+}
+
+// KeyKind names one key inside a domain generation. The wrapping keys have the
+// numbers of their classes.
+type KeyKind uint8
+
+// The kinds beyond the wrapping keys. The numbers are part of DKX1.
+const (
+	KindMAC KeyKind = 16 // DMK: HMAC over tokens, proof of possession
+	KindLog KeyKind = 17 // log root key, one per cluster, the same in every generation
+)
+
+// DomainKinds are the keys of a generation, in the order of DKX1.
+func DomainKinds() []KeyKind {
+	return []KeyKind{
+		KeyKind(ClassAES), KeyKind(ClassHMAC), KeyKind(ClassRSA), KeyKind(ClassEC), KeyKind(ClassImportRSA),
+		KindMAC, KindLog,
+	}
+}
+
+// KeyCheck is the check value of one domain key: it identifies the key and tells
+// nothing else about it.
+type KeyCheck struct {
+	Kind  KeyKind
+	Value [16]byte
+}
+
+// Generation is one generation of the domain key as a partition holds it.
+type Generation struct {
+	Number uint32
+	Checks []KeyCheck // of every key, in the order of DomainKinds
+}
+
+// KeySpec says which key to make.
+type KeySpec struct {
+	Cluster    ID
+	Generation uint32
+	Class      Class
+	Attributes Attributes
+	Key        ID
+	Version    uint32
+	Created    time.Time // stored to the second
+}
+
+// Transfer is the public side of a one-time transfer key.
+type Transfer struct {
+	SPKI      []byte // DER SubjectPublicKeyInfo, RSA-3072
+	Signature []byte // by the NIK over TransferKeyMessage(SPKI)
+}
+
+// ExportRequest asks a partition that holds a generation to wrap it for another.
+type ExportRequest struct {
+	Cluster    ID
+	Epoch      uint32 // recovery epoch of the cluster
+	Generation uint32
+	Donor      string // raft id of this node, 1..255 bytes
+	Recipient  string // raft id of the recipient, 1..255 bytes
+	Transfer   Transfer
+	// RecipientIdentity is the recipient's NIK (SPKI), which must have signed the
+	// transfer key.
+	RecipientIdentity []byte
+}
+
+// ImportExpectation is what the recipient knows about the transfer from elsewhere
+// than the message.
+type ImportExpectation struct {
+	Cluster       ID
+	Epoch         uint32
+	Donor         string
+	Recipient     string
+	DonorIdentity []byte     // SPKI of the donor's NIK, from the cluster's state
+	Generation    Generation // number and check values, from the cluster's state
+}
+
+// Possession fixes every byte of a proof of possession.
+type Possession struct {
+	Cluster    ID
+	Generation uint32
+	Verifier   string // raft id of the node that asks
+	Prover     string // raft id of the node that proves
+	Exporter   []byte // TLS exporter value of the connection, 32 bytes
+	Nonce      []byte // 32 bytes, chosen by the verifier
+}

@@ -1,0 +1,229 @@
+package soft
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/quorumkms/quorumkms/hsm"
+)
+
+// Config says where an embedded partition keeps its keys.
+type Config struct {
+	// Dir is the directory of the key file, made if absent. One process at a time
+	// can open it. Empty: the partition is in memory only and gone when closed.
+	Dir string
+	// PIN seals the key file; the first Open sets it. Not used without Dir.
+	PIN []byte
+	// Label is for people.
+	Label string
+	// TrustAll trusts every transfer key, without Trust.
+	TrustAll bool
+}
+
+// Partition is an embedded partition.
+type Partition struct {
+	info     hsm.Info
+	trustAll bool
+	identity []byte // SPKI
+	nik      *ecdsa.PrivateKey
+
+	mu       sync.RWMutex
+	closed   bool
+	contents *contents       // replaced as a whole, never changed
+	transfer *rsa.PrivateKey // nil: no transfer is under way
+	trusted  map[string]bool // fingerprints, of a partition in memory only
+
+	// Of a partition with a directory; nil otherwise.
+	root   *os.Root
+	lock   *os.File
+	sealer *sealer
+}
+
+var _ hsm.Partition = (*Partition)(nil)
+
+// Open opens the partition of c.Dir, or makes an empty one. ErrPIN: the PIN is not
+// the one of the key file. ErrCorrupt: the key file is damaged. ErrUnavailable:
+// another process has it open, or the directory cannot be used.
+func Open(c Config) (*Partition, error) {
+	p := &Partition{trustAll: c.TrustAll, trusted: make(map[string]bool)}
+	if err := p.load(c); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	p.info = hsm.Info{
+		Kind: "embedded", Manufacturer: "QuorumKMS", Model: "soft", Label: c.Label,
+		Serial: strings.TrimPrefix(hsm.Fingerprint(p.identity), "SHA256:")[:16],
+	}
+	return p, nil
+}
+
+func (p *Partition) load(c Config) error {
+	if c.Dir != "" {
+		if err := p.openDir(c.Dir, c.PIN); err != nil {
+			return err
+		}
+	}
+	if p.contents == nil {
+		if err := p.initialize(); err != nil {
+			return err
+		}
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(p.contents.Identity)
+	if err != nil {
+		return fmt.Errorf("%w: identity key: %w", hsm.ErrCorrupt, err)
+	}
+	nik, ok := parsed.(*ecdsa.PrivateKey)
+	if !ok || nik.Curve != elliptic.P256() {
+		return fmt.Errorf("%w: identity key is not of P-256", hsm.ErrCorrupt)
+	}
+	p.nik = nik
+	if p.identity, err = x509.MarshalPKIXPublicKey(&nik.PublicKey); err != nil {
+		return fmt.Errorf("%w: identity key: %w", hsm.ErrCorrupt, err)
+	}
+	return nil
+}
+
+// openDir locks the directory and reads the key file, if there is one.
+func (p *Partition) openDir(dir string, pin []byte) error {
+	if len(pin) == 0 {
+		return fmt.Errorf("%w: it is empty", hsm.ErrPIN)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("%w: %w", hsm.ErrUnavailable, err)
+	}
+	var err error
+	if p.root, err = os.OpenRoot(dir); err != nil {
+		return fmt.Errorf("%w: %w", hsm.ErrUnavailable, err)
+	}
+	if p.lock, err = lock(p.root); err != nil {
+		return err
+	}
+	b, err := readFile(p.root, fileName)
+	if errors.Is(err, fs.ErrNotExist) {
+		p.sealer, err = freshSealer(pin)
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	p.contents, p.sealer, err = unseal(b, pin)
+	return err
+}
+
+// initialize makes the identity key of an empty partition.
+func (p *Partition) initialize() error {
+	nik, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return fmt.Errorf("%w: identity key: %w", hsm.ErrUnavailable, err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(nik)
+	if err != nil {
+		return fmt.Errorf("%w: identity key: %w", hsm.ErrUnavailable, err)
+	}
+	return p.store(&contents{Identity: der, Domains: map[string]*domain{}})
+}
+
+// store makes c durable, then current.
+func (p *Partition) store(c *contents) error {
+	if p.root != nil {
+		b, err := p.sealer.seal(c)
+		if err != nil {
+			return err
+		}
+		if err := writeFile(p.root, fileName, b); err != nil {
+			return err
+		}
+	}
+	p.contents = c
+	return nil
+}
+
+// usable is the first line of every operation, with mu held.
+func (p *Partition) usable(ctx context.Context) error {
+	if p.closed {
+		return fmt.Errorf("%w: partition closed", hsm.ErrUnavailable)
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%w: %w", hsm.ErrUnavailable, err)
+	}
+	return nil
+}
+
+// Info implements hsm.Partition.
+func (p *Partition) Info() hsm.Info { return p.info }
+
+// Healthy implements hsm.Partition.
+func (p *Partition) Healthy() error {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.usable(context.Background())
+}
+
+// Identity implements hsm.Partition.
+func (p *Partition) Identity() []byte { return append([]byte(nil), p.identity...) }
+
+// SignIdentity implements hsm.Partition.
+func (p *Partition) SignIdentity(ctx context.Context, message []byte) ([]byte, error) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if err := p.usable(ctx); err != nil {
+		return nil, err
+	}
+	return p.sign(message)
+}
+
+func (p *Partition) sign(message []byte) ([]byte, error) {
+	digest := sha256.Sum256(message)
+	sig, err := ecdsa.SignASN1(rand.Reader, p.nik, digest[:])
+	if err != nil {
+		return nil, fmt.Errorf("%w: identity signature: %w", hsm.ErrUnavailable, err)
+	}
+	return sig, nil
+}
+
+// Random implements hsm.Partition.
+func (p *Partition) Random(ctx context.Context, b []byte) error {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if err := p.usable(ctx); err != nil {
+		return err
+	}
+	if len(b) == 0 || len(b) > hsm.MaxRandom {
+		return fmt.Errorf("%w: random of %d bytes", hsm.ErrRefused, len(b))
+	}
+	if _, err := rand.Read(b); err != nil {
+		return fmt.Errorf("%w: random: %w", hsm.ErrUnavailable, err)
+	}
+	return nil
+}
+
+// Close implements hsm.Partition.
+func (p *Partition) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil
+	}
+	p.closed, p.contents, p.transfer, p.sealer = true, nil, nil, nil
+	var errs []error
+	if p.lock != nil {
+		errs = append(errs, p.lock.Close())
+	}
+	if p.root != nil {
+		errs = append(errs, p.root.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("%w: %w", hsm.ErrUnavailable, err)
+	}
+	return nil
+}

@@ -1,0 +1,140 @@
+package soft
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/x509"
+	"fmt"
+
+	"github.com/quorumkms/quorumkms/hsm"
+)
+
+// NewTransfer implements hsm.Partition. The key is in memory only.
+func (p *Partition) NewTransfer(ctx context.Context) (hsm.Transfer, error) {
+	key, err := rsa.GenerateKey(rand.Reader, hsm.TransferKeyBits)
+	if err != nil {
+		return hsm.Transfer{}, fmt.Errorf("%w: transfer key: %w", hsm.ErrUnavailable, err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		return hsm.Transfer{}, fmt.Errorf("%w: transfer key: %w", hsm.ErrUnavailable, err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.usable(ctx); err != nil {
+		return hsm.Transfer{}, err
+	}
+	sig, err := p.sign(hsm.TransferKeyMessage(spki))
+	if err != nil {
+		return hsm.Transfer{}, err
+	}
+	p.transfer = key
+	return hsm.Transfer{SPKI: spki, Signature: sig}, nil
+}
+
+// Export implements hsm.Partition. OAEP is with SHA-256.
+func (p *Partition) Export(ctx context.Context, r hsm.ExportRequest) ([]byte, error) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if err := p.usable(ctx); err != nil {
+		return nil, err
+	}
+	pub, err := r.Check()
+	if err != nil {
+		return nil, err
+	}
+	d, err := p.held(r.Cluster, r.Generation)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.isTrusted(r.Transfer.SPKI); err != nil {
+		return nil, err
+	}
+	g, err := d.generation(r.Generation)
+	if err != nil {
+		return nil, err
+	}
+	m := hsm.TransferMessage{
+		Cluster: r.Cluster, Epoch: r.Epoch, Generation: r.Generation, Donor: r.Donor, Recipient: r.Recipient,
+		SPKIHash: sha256.Sum256(r.Transfer.SPKI), OAEPHash: hsm.OAEPSHA256,
+	}
+	for _, c := range g.Checks {
+		ciphertext, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, pub, d.key(r.Generation, c.Kind), nil)
+		if err != nil {
+			return nil, fmt.Errorf("%w: export: %w", hsm.ErrUnavailable, err)
+		}
+		m.Keys = append(m.Keys, hsm.TransferKeyEntry{Kind: c.Kind, Check: c.Value, Ciphertext: ciphertext})
+	}
+	if m.Signature, err = p.sign(m.Signed()); err != nil {
+		return nil, err
+	}
+	return m.Encode()
+}
+
+// Import implements hsm.Partition.
+func (p *Partition) Import(ctx context.Context, message []byte, want hsm.ImportExpectation) (hsm.Generation, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.usable(ctx); err != nil {
+		return hsm.Generation{}, err
+	}
+	m, err := hsm.ParseTransfer(message)
+	if err != nil {
+		return hsm.Generation{}, err
+	}
+	keys, err := p.unseal(m, want)
+	if err != nil {
+		return hsm.Generation{}, err
+	}
+	if d := p.domain(m.Cluster); d != nil {
+		if d.Generations[m.Generation] != nil {
+			return hsm.Generation{}, fmt.Errorf("generation %d: %w", m.Generation, hsm.ErrExists)
+		}
+		if !hmac.Equal(d.LogRoot, keys[hsm.KindLog]) {
+			return hsm.Generation{}, fmt.Errorf("%w: import: another log key than the cluster's", hsm.ErrRefused)
+		}
+	}
+	g, err := p.install(m.Cluster, m.Generation, keys)
+	if err != nil {
+		return hsm.Generation{}, err
+	}
+	p.transfer = nil
+	return g, nil
+}
+
+// unseal verifies a message and decrypts its keys.
+func (p *Partition) unseal(m hsm.TransferMessage, want hsm.ImportExpectation) (map[hsm.KeyKind][]byte, error) {
+	if p.transfer == nil {
+		return nil, fmt.Errorf("%w: import: there is no transfer key", hsm.ErrRefused)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(&p.transfer.PublicKey)
+	if err != nil {
+		return nil, fmt.Errorf("%w: transfer key: %w", hsm.ErrUnavailable, err)
+	}
+	if err := m.Verify(want, spki); err != nil {
+		return nil, err
+	}
+	if m.OAEPHash != hsm.OAEPSHA256 {
+		return nil, fmt.Errorf("%w: import: oaep with another hash than sha-256", hsm.ErrRefused)
+	}
+	keys := make(map[hsm.KeyKind][]byte)
+	for _, entry := range m.Keys {
+		key, err := rsa.DecryptOAEP(sha256.New(), nil, p.transfer, entry.Ciphertext, nil)
+		if err != nil || len(key) != hsm.DomainKeySize {
+			return nil, fmt.Errorf("%w: import: key of kind %d does not decrypt", hsm.ErrRefused, entry.Kind)
+		}
+		check, err := checkValue(entry.Kind, key)
+		if err != nil {
+			return nil, err
+		}
+		if subtle.ConstantTimeCompare(check[:], entry.Check[:]) != 1 {
+			return nil, fmt.Errorf("%w: import: key of kind %d is not the announced one", hsm.ErrRefused, entry.Kind)
+		}
+		keys[entry.Kind] = key
+	}
+	return keys, nil
+}
