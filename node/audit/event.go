@@ -1,0 +1,41 @@
+// Package audit is the record of what was asked of this node and what it
+// answered: one JSON object a line, written before the answer leaves.
+package audit
+
+import "time"
+
+// Result is how a call ended.
+type Result string
+
+// The results of a call.
+const (
+	Success  Result = "SUCCESS"
+	Denied   Result = "DENIED"   // the caller may not
+	Failed   Result = "FAILED"   // anything else that is no success
+	Withheld Result = "WITHHELD" // computed, recorded as success, and then not handed over
+)
+
+// Event is one record. It never holds a plaintext, a key, a PIN, a ticket's
+// secret or a ciphertext's body.
+type Event struct {
+	Time             time.Time         `json:"eventTime"`
+	Sequence         uint64            `json:"sequence"` // per node, without gaps
+	Node             string            `json:"node"`     // raft id, or the node's name before it has one
+	Name             string            `json:"eventName"`
+	RequestID        string            `json:"requestId,omitempty"`
+	Principal        string            `json:"principal"`
+	Class            string            `json:"principalClass"`
+	Tenant           string            `json:"tenant,omitempty"`
+	Source           string            `json:"sourceAddress,omitempty"`
+	KeyID            string            `json:"keyId,omitempty"`
+	KeyVersion       uint32            `json:"keyVersion,omitempty"`
+	Alias            string            `json:"alias,omitempty"`
+	Context          map[string]string `json:"encryptionContext,omitempty"`
+	CiphertextSHA256 string            `json:"ciphertextSha256,omitempty"`
+	Target           string            `json:"target,omitempty"` // of calls that are about no key: a node, a tenant
+	DryRun           bool              `json:"dryRun,omitempty"`
+	DecidedBy        string            `json:"decidedBy,omitempty"` // the rule that allowed or denied
+	Result           Result            `json:"result"`
+	Reason           string            `json:"reason,omitempty"`
+	StateIndex       uint64            `json:"stateIndex"` // of the state it was decided on
+}

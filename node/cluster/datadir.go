@@ -1,0 +1,117 @@
+package cluster
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/google/uuid"
+
+	"github.com/quorumkms/quorumkms/fsm"
+)
+
+// stage is how far a data directory is in its life.
+type stage string
+
+const (
+	stageNew          stage = "new"
+	stageInitializing stage = "initializing" // nothing was acknowledged yet
+	stageMember       stage = "member"
+)
+
+// identity is the file node.json of a data directory. The raft id is the node's
+// name and the incarnation of the directory: a wiped directory comes back as a
+// new node, never as the old one.
+type identity struct {
+	RaftID  string `json:"raft_id"`
+	Name    string `json:"name"`
+	Stage   stage  `json:"stage"`
+	Cluster fsm.ID `json:"cluster"`
+}
+
+const (
+	identityFile     = "node.json"
+	raftDir          = "raft"
+	incarnationBytes = 8
+)
+
+// openIdentity reads the directory's identity, or makes it the first time.
+func openIdentity(dir, name string) (identity, error) {
+	if err := os.MkdirAll(filepath.Join(dir, raftDir), 0o700); err != nil {
+		return identity{}, fmt.Errorf("%w: %w", ErrDataDir, err)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, identityFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		if raftFiles, err := os.ReadDir(filepath.Join(dir, raftDir)); err != nil || len(raftFiles) > 0 {
+			return identity{}, fmt.Errorf("%w %s: %s is missing but %s is not empty: the directory is damaged; start with an empty one and join anew", ErrDataDir, dir, identityFile, raftDir)
+		}
+		incarnation := make([]byte, incarnationBytes)
+		if _, err := rand.Read(incarnation); err != nil {
+			return identity{}, err
+		}
+		id := identity{RaftID: name + "." + hex.EncodeToString(incarnation), Name: name, Stage: stageNew, Cluster: uuid.Nil}
+		return id, id.save(dir)
+	}
+	if err != nil {
+		return identity{}, fmt.Errorf("%w: %w", ErrDataDir, err)
+	}
+	var id identity
+	if err := json.Unmarshal(b, &id); err != nil || id.RaftID == "" {
+		return identity{}, fmt.Errorf("%w: %s is damaged: %w", ErrDataDir, identityFile, err)
+	}
+	if id.Name != name {
+		return identity{}, fmt.Errorf("%w %s belongs to node %s, not %s", ErrDataDir, dir, id.Name, name)
+	}
+	if id.Stage == stageInitializing {
+		id.Stage, id.Cluster = stageNew, uuid.Nil
+		return id, errors.Join(id.clear(dir), id.save(dir))
+	}
+	return id, nil
+}
+
+// clear empties Raft's directory: only of a node that is not yet a member.
+func (id identity) clear(dir string) error {
+	path := filepath.Join(dir, raftDir)
+	return errors.Join(os.RemoveAll(path), os.MkdirAll(path, 0o700))
+}
+
+// save replaces the file so that a crash leaves the old one or the new one.
+func (id identity) save(dir string) error {
+	b, err := json.MarshalIndent(id, "", "  ")
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, identityFile)
+	if err := writeSynced(path+".new", append(b, '\n')); err != nil {
+		return fmt.Errorf("%w: %w", ErrDataDir, err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("%w: %w", ErrDataDir, err)
+	}
+	return syncDir(dir)
+}
+
+func writeSynced(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrDataDir, err)
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

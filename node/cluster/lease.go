@@ -1,0 +1,462 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quorumkms/quorumkms/fsm"
+)
+
+// The lease lets a node answer by itself. A node (the lessee, the leader too)
+// asks the leader each second; the leader commits one tick for all that ask at
+// about the same time, and grants. A grant counts from the moment the request was
+// sent, on the lessee's clock, for Duration; the leader waits out Bound, which is
+// longer by more than clocks differ, on its own clock.
+//
+// After Gray and Cheriton's leases; Raft's commit is the grantor's proof that it
+// led when it was asked. A restriction is acknowledged when every lease holder has
+// applied it, or can hold no lease granted before it.
+
+// LeaseTiming is the timing of leases.
+type LeaseTiming struct {
+	Duration time.Duration // how long a grant is good for, on the lessee's clock
+	Renew    time.Duration // how often it is renewed
+	Batch    time.Duration // how long the leader gathers requests for one tick
+}
+
+// driftMargin is how much longer the leader waits than a lease lasts: monotonic
+// clocks' rates within 20 % of each other are covered.
+const driftMargin = 1.25
+
+func (t LeaseTiming) bound() time.Duration { return time.Duration(float64(t.Duration) * driftMargin) }
+
+// LeaseRequest asks the leader for a lease.
+type LeaseRequest struct {
+	Node        string
+	Incarnation uint64
+	Nonce       uint64
+	Applied     uint64
+	Hash        []byte
+	Wall        int64 // unix nanoseconds
+	Epoch       uint32
+}
+
+// LeaseGrant is the leader's answer.
+type LeaseGrant struct {
+	Incarnation uint64
+	Nonce       uint64
+	MinIndex    uint64 // of the tick that was committed for it
+}
+
+// lessee keeps this process's leases, in memory only.
+type lessee struct {
+	timing      LeaseTiming
+	clock       Clock
+	incarnation uint64
+
+	mu     sync.Mutex
+	nonce  uint64
+	sent   map[uint64]time.Duration // nonce -> when its request was sent
+	leases atomic.Pointer[[]lease]  // a set: the newest may need an index that is not applied yet
+}
+
+type lease struct {
+	expires time.Duration
+	min     uint64
+}
+
+func newLessee(t LeaseTiming, c Clock, incarnation uint64) *lessee {
+	l := &lessee{timing: t, clock: c, incarnation: incarnation, sent: map[uint64]time.Duration{}}
+	l.leases.Store(&[]lease{})
+	return l
+}
+
+// ask notes a request before it is sent.
+func (l *lessee) ask() (nonce uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.clock.Now()
+	for n, t := range l.sent {
+		if now-t >= l.timing.Duration {
+			delete(l.sent, n) // its grant would be born expired
+		}
+	}
+	l.nonce++
+	l.sent[l.nonce] = now
+	return l.nonce
+}
+
+// granted takes a grant in, if it answers a request of this process that is still
+// remembered.
+func (l *lessee) granted(g LeaseGrant) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	sent, ok := l.sent[g.Nonce]
+	if !ok || g.Incarnation != l.incarnation {
+		return
+	}
+	delete(l.sent, g.Nonce)
+	now := l.clock.Now()
+	next := []lease{{expires: sent + l.timing.Duration, min: g.MinIndex}}
+	for _, old := range *l.leases.Load() {
+		if old.expires > now {
+			next = append(next, old)
+		}
+	}
+	l.leases.Store(&next)
+}
+
+// left is how long this node may still answer if it learns nothing more, given
+// the index it has applied; zero or less: not at all.
+func (l *lessee) left(applied uint64) time.Duration {
+	now, best := l.clock.Now(), time.Duration(0)
+	for _, x := range *l.leases.Load() {
+		if applied >= x.min {
+			best = max(best, x.expires-now)
+		}
+	}
+	return best
+}
+
+// grantor is the leader's side. What it knows lives with the process and only
+// grows; floor belongs to the term of its last own committed entry.
+type grantor struct {
+	timing LeaseTiming
+	clock  Clock
+
+	mu      sync.Mutex
+	bound   map[string]time.Duration // raft id -> when the last lease it may have been granted is over
+	acked   map[string]uint64        // raft id -> index it is known to have applied
+	heard   map[string]time.Duration // raft id -> when it was last heard of
+	term    uint64
+	floor   time.Duration // when the leases of earlier terms are over
+	changed chan struct{} // closed and replaced when acked grows
+}
+
+func newGrantor(t LeaseTiming, c Clock) *grantor {
+	return &grantor{
+		timing: t, clock: c, changed: make(chan struct{}),
+		bound: map[string]time.Duration{}, acked: map[string]uint64{}, heard: map[string]time.Duration{},
+	}
+}
+
+// ownTerm notes the term of an entry that this node proposed and saw committed.
+func (g *grantor) ownTerm(term uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if term > g.term {
+		g.term, g.floor = term, g.clock.Now()+g.timing.bound()
+	}
+}
+
+// requested records the bound of a lease that is about to be granted: before the
+// tick is proposed.
+func (g *grantor) requested(node string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.bound[node] = max(g.bound[node], g.clock.Now()+g.timing.bound())
+}
+
+// ack notes what a node has applied.
+func (g *grantor) ack(node string, applied uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.heard[node] = g.clock.Now()
+	if applied <= g.acked[node] {
+		return
+	}
+	g.acked[node] = applied
+	close(g.changed)
+	g.changed = make(chan struct{})
+}
+
+// applied is what a node is known to have applied, and how long ago it was heard
+// of; ok is false if never.
+func (g *grantor) applied(node string) (index uint64, ago time.Duration, ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	at, ok := g.heard[node]
+	return g.acked[node], g.clock.Now() - at, ok
+}
+
+// over is when no lease that a holder may have can be alive any more.
+func (g *grantor) over(node string) time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return max(g.floor, g.bound[node])
+}
+
+// settle returns when every holder has applied the index or can hold no lease
+// granted before now. The deadlines are taken once, after the commit.
+func (g *grantor) settle(ctx context.Context, holders []string, index uint64) error {
+	until := make(map[string]time.Duration, len(holders))
+	for _, h := range holders {
+		until[h] = g.over(h)
+	}
+	for {
+		g.mu.Lock()
+		changed := g.changed
+		now, next := g.clock.Now(), time.Duration(0)
+		for h, deadline := range until {
+			switch {
+			case g.acked[h] >= index || now >= deadline:
+				delete(until, h)
+			case next == 0 || deadline < next:
+				next = deadline
+			}
+		}
+		g.mu.Unlock()
+		if len(until) == 0 {
+			return nil
+		}
+		timer := time.NewTimer(next - now) // the clock is read again behind it
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("%w: committed at %d, but not every node has confirmed it: %w", ErrOutcomeUnknown, index, ctx.Err())
+		}
+		timer.Stop()
+	}
+}
+
+// leaseHolders are the members a restriction waits for.
+func leaseHolders(s *fsm.State) []string {
+	var out []string
+	for _, m := range s.Members() {
+		if m.LeaseHolder() {
+			out = append(out, m.ID)
+		}
+	}
+	return out
+}
+
+// ticket is a lease request that waits for the next tick.
+type ticket struct {
+	request LeaseRequest
+	answer  chan leaseAnswer // buffered
+}
+
+type leaseAnswer struct {
+	grant LeaseGrant
+	err   error
+}
+
+// HandleLease answers a node's lease request: only as the leader, only to a
+// member that may serve, with a tick committed after the request arrived.
+func (m *Member) HandleLease(ctx context.Context, r LeaseRequest) (LeaseGrant, error) {
+	e, err := m.engine()
+	if err != nil {
+		return LeaseGrant{}, err
+	}
+	s := e.machine.State()
+	member, ok := s.Member(r.Node)
+	if ok && !member.Serves() && member.State != fsm.MemberAdmitted {
+		return LeaseGrant{}, fmt.Errorf("%w: %s is %s", ErrRemoved, r.Node, member.State)
+	}
+	if !e.leads() {
+		return LeaseGrant{}, e.noLeader()
+	}
+	if !ok || !member.Serves() {
+		return LeaseGrant{}, fmt.Errorf("%w: %s is no active member yet", fsm.ErrMember, r.Node)
+	}
+	if r.Epoch != s.Cluster().RecoveryEpoch {
+		return LeaseGrant{}, fmt.Errorf("%w: %s is of recovery epoch %d, the cluster of %d", fsm.ErrMember, r.Node, r.Epoch, s.Cluster().RecoveryEpoch)
+	}
+	e.grantor.ack(r.Node, r.Applied)
+	e.grantor.requested(r.Node)
+	t := ticket{request: r, answer: make(chan leaseAnswer, 1)}
+	select {
+	case e.tickets <- t:
+	case <-ctx.Done():
+		return LeaseGrant{}, ctx.Err()
+	case <-e.ctx.Done():
+		return LeaseGrant{}, ErrShutdown
+	}
+	select {
+	case a := <-t.answer:
+		return a.grant, a.err
+	case <-ctx.Done():
+		return LeaseGrant{}, ctx.Err()
+	case <-e.ctx.Done():
+		return LeaseGrant{}, ErrShutdown
+	}
+}
+
+// HandleAck notes that a node has applied an index.
+func (m *Member) HandleAck(node string, applied uint64) error {
+	e, err := m.engine()
+	if err != nil {
+		return err
+	}
+	e.grantor.ack(node, applied)
+	return nil
+}
+
+// grantLoop gathers lease requests and commits one tick for each batch.
+func (e *engine) grantLoop() {
+	for {
+		var batch []ticket
+		select {
+		case t := <-e.tickets:
+			batch = append(batch, t)
+		case <-e.ctx.Done():
+			return
+		}
+		gather := time.NewTimer(e.config.Lease.Batch)
+		for open := true; open; {
+			select {
+			case t := <-e.tickets:
+				batch = append(batch, t)
+			case <-gather.C:
+				open = false
+			case <-e.ctx.Done():
+				gather.Stop()
+				return
+			}
+		}
+		e.tick(batch)
+	}
+}
+
+func (e *engine) tick(batch []ticket) {
+	s := e.machine.State()
+	result, err := e.commit(e.ctx, fsm.Proposal{
+		Command:   &fsm.Tick{HashIndex: s.Index(), Hash: s.Hash()},
+		Principal: e.principal(),
+	}, e.id)
+	for _, t := range batch {
+		a := leaseAnswer{err: err}
+		if err == nil {
+			a.grant = LeaseGrant{Incarnation: t.request.Incarnation, Nonce: t.request.Nonce, MinIndex: result.Index}
+		}
+		t.answer <- a
+	}
+}
+
+// renewLoop keeps this node's lease alive: a request each Renew, at once when the
+// leader changes, and more often while there is no lease.
+func (e *engine) renewLoop() {
+	const impatient = 10 // parts of Renew between requests while there is no lease
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+		case <-e.leaderChanged:
+		case <-e.ctx.Done():
+			return
+		}
+		wait := e.config.Lease.Renew
+		if e.lessee.left(e.machine.State().Index()) <= 0 {
+			wait /= impatient
+		}
+		timer.Reset(wait)
+		select {
+		case e.renewals <- struct{}{}:
+			e.wait.Go(e.renew)
+		default: // enough requests are under way
+		}
+	}
+}
+
+func (e *engine) renew() {
+	defer func() { <-e.renewals }()
+	ctx, cancel := context.WithTimeout(e.ctx, e.config.Lease.Duration)
+	defer cancel()
+	nonce := e.lessee.ask()
+	s := e.machine.State()
+	grant, err := e.askLease(ctx, LeaseRequest{
+		Node: e.id, Incarnation: e.lessee.incarnation, Nonce: nonce,
+		Applied: s.Index(), Hash: s.Hash(), Wall: e.config.Now().UnixNano(), Epoch: s.Cluster().RecoveryEpoch,
+	})
+	if err != nil {
+		e.log.Debug("no lease granted", "error", err)
+		e.noteRemoval(err)
+		return
+	}
+	e.lessee.granted(grant)
+}
+
+func (e *engine) askLease(ctx context.Context, r LeaseRequest) (LeaseGrant, error) {
+	address, id := e.leader()
+	switch id {
+	case "":
+		return LeaseGrant{}, e.noLeader()
+	case e.id:
+		return e.member.HandleLease(ctx, r)
+	}
+	return e.config.Peers.Lease(ctx, address, r)
+}
+
+// ackLoop tells the leader of every restriction that this node has applied.
+func (e *engine) ackLoop() {
+	var told uint64
+	for {
+		changed := e.machine.Changed()
+		s := e.machine.State()
+		if restricted := s.Restricted(); restricted > told {
+			if e.tellApplied(s.Index()) {
+				told = restricted
+				continue
+			}
+			changed = nil // try again soon, whatever happens meanwhile
+		}
+		retry := time.NewTimer(e.config.Lease.Renew / 10)
+		select {
+		case <-changed:
+		case <-retry.C:
+		case <-e.ctx.Done():
+			retry.Stop()
+			return
+		}
+		retry.Stop()
+	}
+}
+
+func (e *engine) tellApplied(index uint64) bool {
+	address, id := e.leader()
+	switch id {
+	case "":
+		return false
+	case e.id:
+		e.grantor.ack(e.id, index)
+		return true
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, e.config.Lease.Renew)
+	defer cancel()
+	return e.config.Peers.Ack(ctx, address, e.id, index) == nil
+}
+
+// Usable is nil while this node holds a lease whose index it has applied.
+func (m *Member) Usable() error {
+	e, err := m.engine()
+	if err != nil {
+		return err
+	}
+	if e.lessee.left(e.machine.State().Index()) > 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: it has lost touch with the cluster's leader; other nodes may answer", ErrNoLease)
+}
+
+// LeaseLeft is how long this node may still answer if it learns nothing more.
+func (m *Member) LeaseLeft() time.Duration {
+	e, err := m.engine()
+	if err != nil {
+		return 0
+	}
+	return e.lessee.left(e.machine.State().Index())
+}
+
+// Serves is nil if this node is a member that may serve, in that state.
+func (m *Member) Serves(s *fsm.State) error {
+	if self, ok := s.Member(m.ID()); !ok || !self.Serves() {
+		return fmt.Errorf("%w: %s", ErrRemoved, m.ID())
+	}
+	return nil
+}

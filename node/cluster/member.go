@@ -1,0 +1,393 @@
+package cluster
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/raft"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
+)
+
+// Domain is what the member needs of its HSM partition.
+type Domain interface {
+	Identity() []byte
+	SignIdentity(ctx context.Context, message []byte) ([]byte, error)
+	CreateDomain(ctx context.Context, cluster hsm.ID, number uint32) (hsm.Generation, error)
+	Generations(ctx context.Context, cluster hsm.ID) ([]hsm.Generation, error)
+	LogKey(ctx context.Context, cluster hsm.ID) ([]byte, error)
+	NewTransfer(ctx context.Context) (hsm.Transfer, error)
+	Export(ctx context.Context, r hsm.ExportRequest) ([]byte, error)
+	Import(ctx context.Context, message []byte, want hsm.ImportExpectation) (hsm.Generation, error)
+	Possess(ctx context.Context, p hsm.Possession) ([]byte, error)
+}
+
+// Peers reaches other nodes at their peer addresses.
+type Peers interface {
+	Propose(ctx context.Context, address string, p fsm.Proposal, proposer string) (fsm.Result, error)
+	Lease(ctx context.Context, address string, r LeaseRequest) (LeaseGrant, error)
+	Ack(ctx context.Context, address, node string, applied uint64) error
+	TransferLeadership(ctx context.Context, address, node string) (leader string, err error)
+	// Join opens the conversation with a member at address whose CA's keys hash to pin.
+	Join(ctx context.Context, address string, pin []byte) (JoinStream, error)
+}
+
+// RaftTiming is Raft's timing. Timeouts are drawn from [T, 2T].
+type RaftTiming struct {
+	Heartbeat         time.Duration
+	Election          time.Duration
+	SnapshotInterval  time.Duration
+	SnapshotThreshold uint64
+	TrailingLogs      uint64
+}
+
+// Config is what a member needs.
+type Config struct {
+	Name          string
+	TrustDomain   string
+	DataDir       string
+	PeerAddress   string // where other nodes reach this one
+	ClientAddress string // where clients reach it
+	Pin           func() []byte
+
+	Domain    Domain
+	Peers     Peers
+	Transport func() (raft.Transport, error) // made once, when the node is a member
+	Clock     Clock
+	Now       func() time.Time
+	Raft      RaftTiming
+	Lease     LeaseTiming
+	Log       *slog.Logger
+	// Halt is called when this node must not go on: its storage failed, its log
+	// cannot be applied, or it was removed. It should end the process.
+	Halt func(error)
+}
+
+// Member is one node's part in the cluster. Until it has founded or joined one,
+// most calls answer fsm.ErrNotInitialized.
+type Member struct {
+	config Config
+
+	mu       sync.Mutex
+	identity identity
+	running  *engine
+	busy     bool // founding or joining
+	closed   bool
+	empty    *fsm.State
+}
+
+// engine is a member that belongs to a cluster: Raft and what keeps it useful.
+type engine struct {
+	member    *Member
+	config    *Config
+	id        string
+	logKey    fsm.LogKey
+	log       *slog.Logger
+	raft      *raft.Raft
+	machine   *fsm.Machine
+	store     *store
+	transport raft.Transport
+	lessee    *lessee
+	grantor   *grantor
+
+	tickets       chan ticket
+	renewals      chan struct{} // bounds lease requests under way
+	proposals     chan struct{} // bounds commands that wait
+	leaderChanged chan struct{}
+
+	transferMu sync.Mutex
+	timedOut   map[string]uint64 // raft id -> term in which a transfer to it timed out
+
+	ctx    context.Context //nolint:containedctx // the engine's own life
+	cancel context.CancelFunc
+	wait   sync.WaitGroup
+}
+
+// maxRenewals bounds the lease requests under way.
+const maxRenewals = 8
+
+// Open reads the data directory and, if the node is a member, starts Raft.
+func Open(ctx context.Context, c Config) (*Member, error) {
+	id, err := openIdentity(c.DataDir, c.Name)
+	if err != nil {
+		return nil, err
+	}
+	m := &Member{config: c, identity: id, empty: fsm.NewState()}
+	if id.Stage == stageMember {
+		if m.running, err = m.start(ctx, id.Cluster, false); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// ID is the node's raft id.
+func (m *Member) ID() string { return m.identity.RaftID }
+
+// Joined tells whether the node belongs to a cluster.
+func (m *Member) Joined() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.running != nil
+}
+
+// State is the present state: empty while the node belongs to no cluster.
+func (m *Member) State() *fsm.State {
+	e, err := m.engine()
+	if err != nil {
+		return m.empty
+	}
+	return e.machine.State()
+}
+
+// Wait returns the state once it has reached an index.
+func (m *Member) Wait(ctx context.Context, index uint64) (*fsm.State, error) {
+	e, err := m.engine()
+	if err != nil {
+		return nil, err
+	}
+	return e.machine.Wait(ctx, index)
+}
+
+func (m *Member) engine() (*engine, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.closed:
+		return nil, ErrShutdown
+	case m.running == nil:
+		return nil, fmt.Errorf("%w: this node belongs to no cluster yet", fsm.ErrNotInitialized)
+	}
+	return m.running, nil
+}
+
+// start runs Raft for a cluster whose domain key the HSM holds.
+func (m *Member) start(ctx context.Context, cluster fsm.ID, bootstrap bool) (*engine, error) {
+	c := &m.config
+	key, err := c.Domain.LogKey(ctx, hsm.ID(cluster))
+	if err != nil {
+		return nil, fmt.Errorf("the HSM of this node does not hold the domain key of cluster %s: %w", cluster, err)
+	}
+	var random [8]byte
+	if _, err := rand.Read(random[:]); err != nil {
+		return nil, err
+	}
+	e := &engine{
+		member: m, config: c, id: m.identity.RaftID, logKey: key, log: c.Log,
+		machine:       fsm.NewMachine(key, c.Halt),
+		lessee:        newLessee(c.Lease, c.Clock, binary.BigEndian.Uint64(random[:])),
+		grantor:       newGrantor(c.Lease, c.Clock),
+		tickets:       make(chan ticket, fsm.MaxMembers),
+		renewals:      make(chan struct{}, maxRenewals),
+		proposals:     make(chan struct{}, maxProposals),
+		leaderChanged: make(chan struct{}, 1),
+		timedOut:      map[string]uint64{},
+	}
+	if err := e.startRaft(bootstrap); err != nil {
+		return nil, err
+	}
+	e.ctx, e.cancel = context.WithCancel(context.Background())
+	e.watchLeader()
+	e.wait.Go(e.grantLoop)
+	e.wait.Go(e.renewLoop)
+	e.wait.Go(e.ackLoop)
+	e.wait.Go(e.dutyLoop)
+	return e, nil
+}
+
+func (e *engine) startRaft(bootstrap bool) error {
+	c := e.config
+	dir := filepath.Join(c.DataDir, raftDir)
+	logger := raftLogger(c.Log)
+	var err error
+	if e.store, err = openStore(filepath.Join(dir, "raft.db"), c.Halt); err != nil {
+		return err
+	}
+	snapshots, err := raft.NewFileSnapshotStoreWithLogger(dir, retainSnapshots, logger)
+	if err != nil {
+		return errors.Join(fmt.Errorf("%w: snapshots: %w", ErrDataDir, err), e.store.Close())
+	}
+	if e.transport, err = c.Transport(); err != nil {
+		return errors.Join(err, e.store.Close())
+	}
+	rc := raft.DefaultConfig()
+	rc.LocalID = raft.ServerID(e.id)
+	rc.Logger = logger
+	rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = c.Raft.Heartbeat, c.Raft.Election, c.Raft.Heartbeat
+	rc.CommitTimeout = commitTimeout
+	rc.MaxAppendEntries = maxAppendEntries
+	rc.BatchApplyCh = true
+	rc.SnapshotInterval, rc.SnapshotThreshold, rc.TrailingLogs = c.Raft.SnapshotInterval, c.Raft.SnapshotThreshold, c.Raft.TrailingLogs
+	rc.NoLegacyTelemetry = true
+	if bootstrap {
+		servers := raft.Configuration{Servers: []raft.Server{{ID: rc.LocalID, Address: raft.ServerAddress(c.PeerAddress)}}}
+		if err := raft.BootstrapCluster(rc, e.store, e.store, snapshots, e.transport, servers); err != nil {
+			return errors.Join(fmt.Errorf("%w: %w", ErrDataDir, err), e.closeStores())
+		}
+	}
+	if e.raft, err = raft.NewRaft(rc, e.machine, e.store, e.store, snapshots, e.transport); err != nil {
+		return errors.Join(fmt.Errorf("%w: starting raft: %w", ErrDataDir, err), e.closeStores())
+	}
+	return nil
+}
+
+const (
+	retainSnapshots  = 2
+	maxAppendEntries = 256                   // entries of one message; a batch costs the disk one sync
+	commitTimeout    = 10 * time.Millisecond // how soon followers learn of a commit without further entries
+)
+
+func (e *engine) closeStores() error {
+	var err error
+	if c, ok := e.transport.(interface{ Close() error }); ok {
+		err = c.Close()
+	}
+	return errors.Join(err, e.store.Close())
+}
+
+// watchLeader wakes the lease when the leader changes.
+func (e *engine) watchLeader() {
+	seen := make(chan raft.Observation, 16)
+	observer := raft.NewObserver(seen, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	})
+	e.raft.RegisterObserver(observer)
+	e.wait.Go(func() {
+		defer e.raft.DeregisterObserver(observer)
+		for {
+			select {
+			case <-seen:
+				select {
+				case e.leaderChanged <- struct{}{}:
+				default:
+				}
+			case <-e.ctx.Done():
+				return
+			}
+		}
+	})
+}
+
+// principal is how this node signs its own acts in the log.
+func (e *engine) principal() string {
+	return "spiffe://" + e.config.TrustDomain + "/node/" + e.config.Name
+}
+
+func (e *engine) stop() error {
+	e.cancel()
+	e.wait.Wait()
+	err := e.raft.Shutdown().Error()
+	return errors.Join(err, e.closeStores())
+}
+
+// Close stops Raft. It does not hand leadership over: see StepDown.
+func (m *Member) Close() error {
+	m.mu.Lock()
+	e := m.running
+	m.closed, m.running = true, nil
+	m.mu.Unlock()
+	if e == nil {
+		return nil
+	}
+	return e.stop()
+}
+
+// reserve makes sure that one founding or joining goes on at a time.
+func (m *Member) reserve() (release func(), err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.closed:
+		return nil, ErrShutdown
+	case m.running != nil:
+		return nil, fmt.Errorf("%w: this node belongs to cluster %s", fsm.ErrExists, m.identity.Cluster)
+	case m.busy:
+		return nil, fmt.Errorf("%w: this node is founding or joining a cluster just now", fsm.ErrExists)
+	}
+	m.busy = true
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.busy = false
+	}, nil
+}
+
+// Founding says what a new cluster begins with.
+type Founding struct {
+	Operator      string // SPIFFE URI of who founds it
+	Administrator string // SPIFFE URI of the first key administrator of the default tenant
+}
+
+// firstGeneration is the number of a new cluster's domain key.
+const firstGeneration = 1
+
+// Found makes this node the first member of a new cluster.
+func (m *Member) Found(ctx context.Context, f Founding) (fsm.ID, error) {
+	release, err := m.reserve()
+	if err != nil {
+		return uuid.Nil, err
+	}
+	defer release()
+	id := m.identity
+	id.Stage, id.Cluster = stageInitializing, uuid.New()
+	if err := errors.Join(id.clear(m.config.DataDir), id.save(m.config.DataDir)); err != nil {
+		return uuid.Nil, err
+	}
+	generation, err := m.config.Domain.CreateDomain(ctx, hsm.ID(id.Cluster), firstGeneration)
+	if err != nil {
+		return uuid.Nil, fmt.Errorf("making the domain key: %w", err)
+	}
+	e, err := m.start(ctx, id.Cluster, true)
+	if err != nil {
+		return uuid.Nil, err
+	}
+	command := &fsm.InitCluster{
+		Cluster: id.Cluster, TrustDomain: m.config.TrustDomain, Operator: f.Operator, Administrator: f.Administrator,
+		Generation: generation.Number, Node: e.id, Name: m.config.Name,
+		PeerAddress: m.config.PeerAddress, ClientAddress: m.config.ClientAddress, Identity: m.config.Domain.Identity(),
+	}
+	for _, k := range generation.Checks {
+		command.Checks = append(command.Checks, fsm.DomainCheck{Kind: uint8(k.Kind), Value: k.Value[:]})
+	}
+	if err := e.foundingEntry(ctx, fsm.Proposal{Command: command, Principal: f.Operator}); err != nil {
+		return uuid.Nil, errors.Join(err, e.stop())
+	}
+	return id.Cluster, m.become(e, id)
+}
+
+// foundingEntry commits the first entry as soon as this node leads itself.
+func (e *engine) foundingEntry(ctx context.Context, p fsm.Proposal) error {
+	for {
+		_, err := e.commit(ctx, p, e.id)
+		if !errors.Is(err, ErrNoLeader) {
+			return err
+		}
+		select {
+		case <-time.After(retryPause):
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", err, ctx.Err())
+		}
+	}
+}
+
+// become records that the node is a member, for good.
+func (m *Member) become(e *engine, id identity) error {
+	id.Stage = stageMember
+	if err := id.save(m.config.DataDir); err != nil {
+		return errors.Join(err, e.stop())
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.identity, m.running = id, e
+	return nil
+}

@@ -1,0 +1,309 @@
+package cluster
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/quorumkms/quorumkms/fsm"
+)
+
+const (
+	// dutyEvery is how often the leader compares Raft's configuration with the
+	// state, beside every change of the state.
+	dutyEvery = 500 * time.Millisecond
+	// dutyTimeout bounds one step of the leader's duty.
+	dutyTimeout = 5 * time.Second
+	// voterLag is how many entries a node may be behind when it gets a vote.
+	voterLag = 64
+	// transferRecent is how lately a follower must have been heard of to be handed
+	// the leadership.
+	transferRecent = 2 * time.Second
+)
+
+// dutyLoop is the leader's duty to make Raft's configuration follow the members in
+// the state: one change at a time. The state is the truth; only an operator's
+// command puts a node in or out of it.
+func (e *engine) dutyLoop() {
+	timer := time.NewTicker(dutyEvery)
+	defer timer.Stop()
+	for {
+		changed := e.machine.Changed()
+		s := e.machine.State()
+		if e.leads() && s.Initialized() {
+			if err := e.duty(s); err != nil && e.ctx.Err() == nil {
+				e.log.Warn("membership step failed, it is tried again", "error", err)
+			}
+		}
+		e.noteAddress(s)
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-e.ctx.Done():
+			return
+		}
+		select { // changes come in bursts; the duty need not see each
+		case <-timer.C:
+		case <-e.ctx.Done():
+			return
+		}
+	}
+}
+
+// duty takes the first step that is due, if any.
+func (e *engine) duty(s *fsm.State) error {
+	configuration := e.raft.GetConfiguration()
+	if err := configuration.Error(); err != nil {
+		return err
+	}
+	servers := map[string]raft.Server{}
+	for _, srv := range configuration.Configuration().Servers {
+		servers[string(srv.ID)] = srv
+	}
+	for _, m := range s.Members() {
+		srv, there := servers[m.ID]
+		done, err := e.step(m, srv, there)
+		if done || err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// step brings one member nearer to what the state says of it; done tells that a
+// change was made.
+func (e *engine) step(m *fsm.Member, srv raft.Server, there bool) (done bool, err error) {
+	id, address := raft.ServerID(m.ID), raft.ServerAddress(m.PeerAddress)
+	voter := there && srv.Suffrage == raft.Voter
+	switch m.State {
+	case fsm.MemberActive:
+		switch {
+		case !there || srv.Address != address && !voter:
+			return true, e.raft.AddNonvoter(id, address, 0, dutyTimeout).Error()
+		case srv.Address != address, m.Voter && !voter && e.caughtUp(m):
+			return true, e.raft.AddVoter(id, address, 0, dutyTimeout).Error()
+		}
+	case fsm.MemberLeaving:
+		if m.ID == e.id {
+			return true, e.transfer("")
+		}
+		applied, _, _ := e.grantor.applied(m.ID)
+		if applied < m.Revision && e.config.Clock.Now() < e.grantor.over(m.ID) {
+			return false, nil // its lease may still be alive
+		}
+		ctx, cancel := context.WithTimeout(e.ctx, dutyTimeout)
+		defer cancel()
+		_, err := e.commit(ctx, fsm.Proposal{Command: &fsm.RetireNode{ID: m.ID}, Principal: e.principal()}, e.id)
+		return true, err
+	case fsm.MemberGone:
+		if there {
+			return true, e.raft.RemoveServer(id, 0, dutyTimeout).Error()
+		}
+	case fsm.MemberAdmitted:
+	}
+	return false, nil
+}
+
+// caughtUp tells whether a non-voter has applied nearly everything, and lately.
+func (e *engine) caughtUp(m *fsm.Member) bool {
+	applied, ago, ok := e.grantor.applied(m.ID)
+	return ok && ago < transferRecent && applied >= m.Revision && applied+voterLag >= e.machine.State().Index()
+}
+
+// noteAddress records this node's addresses in the state when they have changed.
+func (e *engine) noteAddress(s *fsm.State) {
+	self, ok := s.Member(e.id)
+	c := e.config
+	if !ok || !self.Serves() || self.PeerAddress == c.PeerAddress && self.ClientAddress == c.ClientAddress {
+		return
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, dutyTimeout)
+	defer cancel()
+	_, err := e.member.Propose(ctx, fsm.Proposal{
+		Command:   &fsm.UpdateMember{ID: e.id, PeerAddress: c.PeerAddress, ClientAddress: c.ClientAddress},
+		Principal: e.principal(),
+	})
+	if err != nil && e.ctx.Err() == nil {
+		e.log.Warn("this node's new addresses are not recorded yet", "error", err)
+	}
+}
+
+// noteRemoval ends a node that is told it is no member any more.
+func (e *engine) noteRemoval(err error) {
+	if errors.Is(err, ErrRemoved) {
+		e.config.Halt(fmt.Errorf("%w: its data directory is of no further use; to come back it joins with an empty one", err))
+	}
+}
+
+// Invitation asks for a join token.
+type Invitation struct {
+	Name     string        // of the node
+	ValidFor time.Duration // at most an hour
+	Voter    bool
+}
+
+// Invite makes a one-time ticket and returns the token that carries its secret.
+// propose commits a command in the caller's name.
+func (m *Member) Invite(ctx context.Context, i Invitation, propose func(context.Context, fsm.Command) (fsm.Result, error)) (JoinToken, *fsm.Ticket, error) {
+	s := m.State()
+	public, secret, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return JoinToken{}, nil, err
+	}
+	token := JoinToken{Cluster: s.Cluster().ID, Ticket: secret, Pin: m.config.Pin()}
+	result, err := propose(ctx, &fsm.CreateTicket{
+		ID: token.ID(), PublicKey: public, Name: i.Name, Seconds: int64(i.ValidFor / time.Second), Voter: i.Voter,
+	})
+	if err != nil {
+		return JoinToken{}, nil, err
+	}
+	t, ok := m.State().Ticket(result.ID)
+	if !ok || result.ID != token.ID() {
+		return JoinToken{}, nil, fmt.Errorf("%w: this request made ticket %s before; its token was shown once and is stored nowhere: invite again with a new request id", fsm.ErrExists, result.ID)
+	}
+	return token, t, nil
+}
+
+// Find returns the living member of that name or raft id.
+func (m *Member) Find(node string) (*fsm.Member, error) {
+	s := m.State()
+	if found := s.MemberByName(node); found != nil {
+		return found, nil
+	}
+	if found, ok := s.Member(node); ok && found.Alive() {
+		return found, nil
+	}
+	return nil, fmt.Errorf("%w: node %q is no member", fsm.ErrNotFound, node)
+}
+
+// Remove takes a node out and returns when it is gone from the state: it can serve
+// nothing any more.
+func (m *Member) Remove(ctx context.Context, id string, propose func(context.Context, fsm.Command) (fsm.Result, error)) error {
+	e, err := m.engine()
+	if err != nil {
+		return err
+	}
+	if _, leader := e.leader(); leader == id {
+		if _, err := m.TransferLeadership(ctx, ""); err != nil {
+			return fmt.Errorf("the node leads the cluster, and the leadership could not be handed over: %w", err)
+		}
+	}
+	if _, err := propose(ctx, &fsm.RemoveNode{ID: id}); err != nil {
+		return err
+	}
+	for {
+		changed := e.machine.Changed()
+		if member, ok := e.machine.State().Member(id); !ok || !member.Alive() {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-e.ctx.Done():
+			return ErrShutdown
+		case <-ctx.Done():
+			return fmt.Errorf("%w: the removal is committed but not finished: %w", ErrOutcomeUnknown, ctx.Err())
+		}
+	}
+}
+
+// TransferLeadership hands the leadership to a node, or to the best follower if
+// node is empty, and returns the leader's raft id.
+func (m *Member) TransferLeadership(ctx context.Context, node string) (string, error) {
+	e, err := m.engine()
+	if err != nil {
+		return "", err
+	}
+	address, id := e.leader()
+	switch {
+	case id == "":
+		return "", e.noLeader()
+	case id == node:
+		return id, nil
+	case id != e.id:
+		return e.config.Peers.TransferLeadership(ctx, address, node)
+	}
+	return m.HandleTransfer(ctx, node)
+}
+
+// HandleTransfer is the leader's side of TransferLeadership.
+func (m *Member) HandleTransfer(ctx context.Context, node string) (string, error) {
+	e, err := m.engine()
+	if err != nil {
+		return "", err
+	}
+	if err := e.transfer(node); err != nil {
+		return "", err
+	}
+	for {
+		if _, id := e.leader(); id != "" && id != e.id {
+			return id, nil
+		}
+		select {
+		case <-time.After(retryPause):
+		case <-e.ctx.Done():
+			return "", ErrShutdown
+		case <-ctx.Done():
+			return "", fmt.Errorf("%w: no new leader is known yet: %w", ErrNoLeader, ctx.Err())
+		}
+	}
+}
+
+// transfer hands the leadership over. A transfer that timed out is never tried
+// again in the same term: Raft's flag for it may be stuck.
+func (e *engine) transfer(node string) error {
+	if !e.leads() {
+		return e.noLeader()
+	}
+	e.transferMu.Lock()
+	defer e.transferMu.Unlock()
+	term := e.raft.CurrentTerm()
+	to, err := e.successor(node, term)
+	if err != nil {
+		return err
+	}
+	e.log.Info("handing the leadership over", "to", to.ID)
+	if err := e.raft.LeadershipTransferToServer(raft.ServerID(to.ID), raft.ServerAddress(to.PeerAddress)).Error(); err != nil {
+		e.timedOut[to.ID] = term
+		return fmt.Errorf("%w: handing the leadership to %s: %w", ErrNoLeader, to.ID, err)
+	}
+	return nil
+}
+
+// successor picks a follower that was heard of lately: the one named, or the one
+// that has applied the most.
+func (e *engine) successor(node string, term uint64) (*fsm.Member, error) {
+	s := e.machine.State()
+	var candidates []*fsm.Member
+	for _, m := range s.Members() {
+		_, ago, ok := e.grantor.applied(m.ID)
+		if m.Serves() && m.Voter && m.ID != e.id && ok && ago < transferRecent && e.timedOut[m.ID] != term && (node == "" || node == m.ID) {
+			candidates = append(candidates, m)
+		}
+	}
+	if len(candidates) == 0 {
+		return nil, fmt.Errorf("%w: no voter that was heard of in the last %s can take the leadership", fsm.ErrMember, transferRecent)
+	}
+	return slices.MaxFunc(candidates, func(a, b *fsm.Member) int {
+		x, _, _ := e.grantor.applied(a.ID)
+		y, _, _ := e.grantor.applied(b.ID)
+		return int(x) - int(y) //nolint:gosec // the difference is small
+	}), nil
+}
+
+// StepDown hands the leadership over if this node has it, as well as it can.
+func (m *Member) StepDown(context.Context) error {
+	e, err := m.engine()
+	if err != nil || !e.leads() {
+		return nil //nolint:nilerr // nothing to hand over
+	}
+	if len(leaseHolders(e.machine.State())) < 2 {
+		return nil
+	}
+	return e.transfer("")
+}

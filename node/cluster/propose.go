@@ -1,0 +1,164 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/quorumkms/quorumkms/fsm"
+)
+
+const (
+	// maxProposals bounds the commands that wait for the log at this node.
+	maxProposals = 4096
+	// enqueueTimeout bounds how long Raft may take to accept a command; the commit
+	// is bounded by the caller's context.
+	enqueueTimeout = 2 * time.Second
+	// retryPause is between two tries to find the leader.
+	retryPause = 50 * time.Millisecond
+)
+
+// Propose brings a command into the log, through the leader wherever it is, and
+// returns when this node has applied it. An error that wraps a sentinel of fsm is
+// the command's refusal. Answers lost on the way are asked for again under the
+// same request id until ctx ends; a command without a request id is not repeated.
+func (m *Member) Propose(ctx context.Context, p fsm.Proposal) (fsm.Result, error) {
+	e, err := m.engine()
+	if err != nil {
+		return fsm.Result{}, err
+	}
+	select {
+	case e.proposals <- struct{}{}:
+		defer func() { <-e.proposals }()
+	default:
+		return fsm.Result{}, fmt.Errorf("%w: %d", ErrBusy, maxProposals)
+	}
+	doubt := false // whether an earlier try may have been committed
+	for {
+		result, err := e.proposeOnce(ctx, p)
+		switch {
+		case err == nil || fsm.Code(err) != "":
+			return e.applied(ctx, result, err)
+		case errors.Is(err, ErrOutcomeUnknown):
+			doubt = true
+			if p.Request == "" {
+				return fsm.Result{}, err
+			}
+		case !errors.Is(err, ErrNoLeader):
+			return fsm.Result{}, err
+		}
+		select {
+		case <-time.After(retryPause):
+		case <-e.ctx.Done():
+			return fsm.Result{}, ErrShutdown
+		case <-ctx.Done():
+			if doubt && !errors.Is(err, ErrOutcomeUnknown) {
+				err = fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+			}
+			return fsm.Result{}, err
+		}
+	}
+}
+
+// applied waits until this node has applied what the leader has, so that the
+// caller finds here what it just did.
+func (e *engine) applied(ctx context.Context, r fsm.Result, err error) (fsm.Result, error) {
+	if _, waited := e.machine.Wait(ctx, r.Index); waited != nil {
+		return fsm.Result{}, fmt.Errorf("%w: %w", ErrOutcomeUnknown, waited)
+	}
+	return r, err
+}
+
+func (e *engine) proposeOnce(ctx context.Context, p fsm.Proposal) (fsm.Result, error) {
+	address, id := e.leader()
+	switch id {
+	case "":
+		return fsm.Result{}, e.noLeader()
+	case e.id:
+		return e.lead(ctx, p, e.id)
+	}
+	return e.config.Peers.Propose(ctx, address, p, e.id)
+}
+
+// HandlePropose is the leader's side of a forwarded command. It is never forwarded
+// again.
+func (m *Member) HandlePropose(ctx context.Context, p fsm.Proposal, proposer string) (fsm.Result, error) {
+	e, err := m.engine()
+	if err != nil {
+		return fsm.Result{}, err
+	}
+	return e.lead(ctx, p, proposer)
+}
+
+// lead commits a command as the leader and, if it restricts, waits until it holds
+// on every node: also when the state refused it or the request was a repetition.
+func (e *engine) lead(ctx context.Context, p fsm.Proposal, proposer string) (fsm.Result, error) {
+	result, err := e.commit(ctx, p, proposer)
+	if fsm.EffectOf(p.Command) != fsm.Restricts || result.Index == 0 {
+		return result, err
+	}
+	if settled := e.grantor.settle(ctx, leaseHolders(e.machine.State()), result.Index); settled != nil {
+		return fsm.Result{}, settled
+	}
+	return result, err
+}
+
+// commit is the one place where entries are made: stamped with the leader's time,
+// MACed, applied. Success means that the entry, proposed after the call, was
+// committed by this node in its term and executed by its machine.
+func (e *engine) commit(ctx context.Context, p fsm.Proposal, proposer string) (fsm.Result, error) {
+	if !e.leads() {
+		return fsm.Result{}, e.noLeader()
+	}
+	data, err := fsm.EncodeEntry(fsm.Entry{
+		Request: p.Request, Digest: p.Digest, Principal: p.Principal, Proposer: proposer,
+		Time: max(e.config.Now().UnixNano(), e.machine.State().Now()),
+	}, p.Command, e.logKey)
+	if err != nil {
+		return fsm.Result{}, err
+	}
+	future := e.raft.Apply(data, enqueueTimeout)
+	done := make(chan error, 1)
+	go func() { done <- future.Error() }() // ends when Raft answers or shuts down
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		return fsm.Result{}, fmt.Errorf("%w: %w", ErrOutcomeUnknown, ctx.Err())
+	}
+	if err != nil {
+		return fsm.Result{}, e.raftError(err)
+	}
+	outcome, ok := future.Response().(fsm.Outcome)
+	if !ok {
+		return fsm.Result{}, fmt.Errorf("%w: entry %d has no outcome", ErrStorage, future.Index())
+	}
+	e.grantor.ownTerm(outcome.Term)
+	return outcome.Result, outcome.Err
+}
+
+// raftError sorts Raft's errors by what is known of the entry.
+func (e *engine) raftError(err error) error {
+	switch {
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress), errors.Is(err, raft.ErrEnqueueTimeout):
+		return fmt.Errorf("%w: %w", e.noLeader(), err) // it was not appended
+	}
+	return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+}
+
+func (e *engine) leads() bool { return e.raft.State() == raft.Leader }
+
+// leader returns the peer address and raft id of the leader; empty if unknown.
+func (e *engine) leader() (address, id string) {
+	a, i := e.raft.LeaderWithID()
+	return string(a), string(i)
+}
+
+func (e *engine) noLeader() error {
+	if _, id := e.leader(); id != "" && id != e.id {
+		return fmt.Errorf("%w: it is node %s", ErrNoLeader, id)
+	}
+	return fmt.Errorf("%w: none is known to this node", ErrNoLeader)
+}

@@ -1,0 +1,97 @@
+package cluster
+
+import (
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/quorumkms/quorumkms/fsm"
+)
+
+// Status is what a node knows of its cluster and of its own part in it.
+type Status struct {
+	ID        string
+	LeaderID  string
+	Term      uint64
+	Applied   uint64
+	LastLog   uint64
+	LeaseLeft time.Duration
+	State     *fsm.State
+	Members   []MemberStatus
+	Joined    bool
+}
+
+// MemberStatus is one living member.
+type MemberStatus struct {
+	*fsm.Member
+	Votes   bool   // its present role in Raft
+	Leader  bool   // as this node knows
+	Applied uint64 // as the leader last heard; 0 where this node does not lead
+}
+
+// Status reports without asking any other node.
+func (m *Member) Status() Status {
+	out := Status{ID: m.ID(), State: m.State()}
+	e, err := m.engine()
+	if err != nil {
+		return out
+	}
+	out.Joined = true
+	_, out.LeaderID = e.leader()
+	out.Term, out.LastLog = e.raft.CurrentTerm(), e.raft.LastIndex()
+	out.Applied, out.LeaseLeft = out.State.Index(), max(0, m.LeaseLeft())
+	votes := map[string]bool{}
+	configuration := e.raft.GetConfiguration()
+	if configuration.Error() == nil {
+		for _, srv := range configuration.Configuration().Servers {
+			votes[string(srv.ID)] = srv.Suffrage == raft.Voter
+		}
+	}
+	leads := e.leads()
+	for _, x := range out.State.Members() {
+		if !x.Alive() {
+			continue
+		}
+		s := MemberStatus{Member: x, Votes: votes[x.ID], Leader: x.ID == out.LeaderID}
+		if leads {
+			s.Applied, _, _ = e.grantor.applied(x.ID)
+		}
+		out.Members = append(out.Members, s)
+	}
+	return out
+}
+
+// OtherClients are the client addresses of the other members that may serve.
+func (m *Member) OtherClients() []string {
+	var out []string
+	for _, x := range m.State().Members() {
+		if x.Serves() && x.ID != m.ID() {
+			out = append(out, x.ClientAddress)
+		}
+	}
+	return out
+}
+
+// OtherPeers are the peer addresses of the other living members.
+func (m *Member) OtherPeers() []string {
+	var out []string
+	for _, x := range m.State().Members() {
+		if x.Alive() && x.ID != m.ID() {
+			out = append(out, x.PeerAddress)
+		}
+	}
+	return out
+}
+
+// PeerName is the name of the member that lives at a peer address.
+func (m *Member) PeerName(address string) (string, bool) {
+	for _, x := range m.State().Members() {
+		if x.Alive() && x.PeerAddress == address {
+			return x.Name, true
+		}
+	}
+	return "", false
+}
+
+// IsMember tells whether a living member has that name.
+func (m *Member) IsMember(name string) bool { return m.State().MemberByName(name) != nil }

@@ -1,0 +1,290 @@
+// Package node is one running node: its configuration, what it is wired from, and
+// the order in which that starts and stops. It is the composition root.
+package node
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/cluster"
+	"github.com/quorumkms/quorumkms/transport"
+)
+
+// Config is a node's configuration, as in its YAML file. Fields without a default
+// are required.
+type Config struct {
+	// Name is the node's name: the last part of its certificate's SPIFFE id.
+	Name string `yaml:"name"`
+	// TrustDomain is the SPIFFE trust domain of the cluster.
+	TrustDomain string `yaml:"trust_domain"`
+	// DataDir holds the log, snapshots and the audit trail. One process at a time.
+	DataDir string `yaml:"data_dir"`
+	// Peer is the node listener: Raft, gossip and peer calls on one port.
+	Peer Address `yaml:"peer"`
+	// Client is where clients call.
+	Client Address `yaml:"client"`
+	TLS    TLS     `yaml:"tls"`
+	Join   Join    `yaml:"join"`
+	HSM    HSM     `yaml:"hsm"`
+	Raft   Raft    `yaml:"raft"`
+	Lease  Lease   `yaml:"lease"`
+	Limits Limits  `yaml:"limits"`
+	Log    Log     `yaml:"log"`
+}
+
+// Address is where a listener listens and what it tells others.
+type Address struct {
+	Listen string `yaml:"listen"` // host:port
+	// Advertise is host:port as others reach it. Default: Listen.
+	Advertise string `yaml:"advertise"`
+}
+
+// TLS names PEM files. They are read again on SIGHUP.
+type TLS struct {
+	Cert string `yaml:"cert"`
+	Key  string `yaml:"key"`
+	CA   string `yaml:"ca"`
+}
+
+// Join is how a new node finds its cluster; not used once it is a member.
+type Join struct {
+	// Addresses are peer addresses of members.
+	Addresses []string `yaml:"addresses"`
+	// TokenFile holds the join token, mode 0600. Or the environment's
+	// KMSD_JOIN_TOKEN.
+	TokenFile string `yaml:"token_file"`
+}
+
+// HSM says which partition the node uses.
+type HSM struct {
+	// Kind is pkcs11 (default) or embedded (development only: keys are in the
+	// process).
+	Kind string `yaml:"kind"`
+	// Module is the PKCS#11 library. Default: SoftHSM2 where distributions put it.
+	Module string `yaml:"module"`
+	// Token is the token's label.
+	Token string `yaml:"token"`
+	// Serial tells tokens with the same label apart.
+	Serial string `yaml:"serial"`
+	// PINFile holds the user PIN, mode 0600. Or the environment's KMSD_HSM_PIN.
+	PINFile string `yaml:"pin_file"`
+	// Sessions is how many HSM calls run at a time. Default 8.
+	Sessions int `yaml:"sessions"`
+	// MaxKeys is how many keys are loaded at a time. Default 4096.
+	MaxKeys int `yaml:"max_keys"`
+	// AcceptWeakness names probes of the self-test that the token may fail.
+	AcceptWeakness []string `yaml:"accept_weakness"`
+	// Dir is the embedded partition's directory. Default: hsm in DataDir.
+	Dir string `yaml:"dir"`
+	// InMemory keeps the embedded partition in memory only: gone when it stops.
+	InMemory bool `yaml:"in_memory"`
+	// TrustAll makes the embedded partition trust every transfer key, without its
+	// Security Officer.
+	TrustAll bool `yaml:"trust_all"`
+}
+
+// Raft is Raft's timing.
+type Raft struct {
+	Heartbeat         Duration `yaml:"heartbeat"`          // default 1s
+	Election          Duration `yaml:"election"`           // default 1s
+	SnapshotInterval  Duration `yaml:"snapshot_interval"`  // default 2m
+	SnapshotThreshold uint64   `yaml:"snapshot_threshold"` // entries; default 8192
+	TrailingLogs      uint64   `yaml:"trailing_logs"`      // entries kept behind a snapshot; default 10240
+}
+
+// Lease is how long a node may answer by itself.
+type Lease struct {
+	Duration Duration `yaml:"duration"` // default 6s
+	Renew    Duration `yaml:"renew"`    // default 1s
+}
+
+// Limits bound what clients may take.
+type Limits struct {
+	Connections int `yaml:"connections"` // default 4096, each listener
+	Handshakes  int `yaml:"handshakes"`  // unfinished TLS handshakes; default 256
+}
+
+// Log is the node's own log, on standard error.
+type Log struct {
+	Level  string `yaml:"level"`  // debug, info (default), warn, error
+	Format string `yaml:"format"` // text (default) or json
+}
+
+// Duration is a time.Duration written like 250ms or 6s.
+type Duration time.Duration
+
+// UnmarshalYAML implements yaml.Unmarshaler.
+func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
+	v, err := time.ParseDuration(n.Value)
+	if err != nil || v <= 0 {
+		return fmt.Errorf("line %d: %q is no duration, write it like 250ms or 6s", n.Line, n.Value)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// ErrConfig means: the configuration cannot be used; the text says why.
+var ErrConfig = errors.New("configuration")
+
+// Names in the environment.
+const (
+	EnvPIN       = "KMSD_HSM_PIN"
+	EnvJoinToken = "KMSD_JOIN_TOKEN"
+)
+
+// The kinds of partitions.
+const (
+	KindPKCS11   = "pkcs11"
+	KindEmbedded = "embedded"
+)
+
+const maxConfigFile = 1 << 20
+
+// LoadConfig reads, completes and checks a configuration file. Fields that do not
+// exist are refused.
+func LoadConfig(path string) (Config, error) {
+	b, err := readBounded(path, maxConfigFile)
+	if err != nil {
+		return Config{}, fmt.Errorf("%w: %w", ErrConfig, err)
+	}
+	var c Config
+	d := yaml.NewDecoder(bytes.NewReader(b))
+	d.KnownFields(true)
+	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
+		return Config{}, fmt.Errorf("%w: %s: %w", ErrConfig, path, err)
+	}
+	c.complete()
+	if err := c.Check(); err != nil {
+		return Config{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+func (c *Config) complete() {
+	fill(&c.Peer.Advertise, c.Peer.Listen)
+	fill(&c.Client.Advertise, c.Client.Listen)
+	fill(&c.HSM.Kind, KindPKCS11)
+	fill(&c.HSM.Dir, filepath.Join(c.DataDir, "hsm"))
+	fill(&c.Raft.Heartbeat, Duration(time.Second))
+	fill(&c.Raft.Election, Duration(time.Second))
+	fill(&c.Raft.SnapshotInterval, Duration(2*time.Minute))
+	fill(&c.Raft.SnapshotThreshold, 8192)
+	fill(&c.Raft.TrailingLogs, 10240)
+	fill(&c.Lease.Duration, Duration(6*time.Second))
+	fill(&c.Lease.Renew, Duration(time.Second))
+	fill(&c.Limits.Connections, 4096)
+	fill(&c.Limits.Handshakes, 256)
+	fill(&c.Log.Level, "info")
+	fill(&c.Log.Format, "text")
+}
+
+func fill[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Check says everything that is wrong with the configuration.
+func (c *Config) Check() error {
+	var problems []string
+	bad := func(wrong bool, format string, args ...any) {
+		if wrong {
+			problems = append(problems, fmt.Sprintf(format, args...))
+		}
+	}
+	bad(!fsm.ValidName(c.Name), "name %q: must be 1 to 64 of a-z 0-9 . _ - and begin with a letter or digit", c.Name)
+	bad(c.TrustDomain == "", "trust_domain is missing, for example quorumkms.example")
+	bad(c.DataDir == "", "data_dir is missing, for example /var/lib/quorumkms")
+	for name, a := range map[string]Address{"peer": c.Peer, "client": c.Client} {
+		bad(!hostPort(a.Listen), "%s.listen %q: want host:port", name, a.Listen)
+		bad(!hostPort(a.Advertise) || unspecified(a.Advertise), "%s.advertise %q: want host:port as others reach this node", name, a.Advertise)
+	}
+	bad(c.TLS.Cert == "" || c.TLS.Key == "" || c.TLS.CA == "", "tls.cert, tls.key and tls.ca are all needed")
+	bad(c.HSM.Kind != KindPKCS11 && c.HSM.Kind != KindEmbedded, "hsm.kind %q: want %s or %s", c.HSM.Kind, KindPKCS11, KindEmbedded)
+	bad(c.HSM.Kind == KindPKCS11 && c.HSM.Token == "", "hsm.token is missing: the label of the PKCS#11 token")
+	bad(c.HSM.Kind == KindPKCS11 && (c.HSM.TrustAll || c.HSM.InMemory), "hsm.trust_all and hsm.in_memory are for the embedded partition only")
+	bad(c.Lease.Duration < 2*c.Lease.Renew, "lease.duration must be at least twice lease.renew")
+	bad(c.Log.Format != "text" && c.Log.Format != "json", "log.format %q: want text or json", c.Log.Format)
+	if len(problems) > 0 {
+		return fmt.Errorf("%w: %s", ErrConfig, strings.Join(problems, "; "))
+	}
+	return nil
+}
+
+func hostPort(s string) bool {
+	_, port, err := net.SplitHostPort(s)
+	return err == nil && port != ""
+}
+
+func unspecified(s string) bool {
+	host, _, err := net.SplitHostPort(s)
+	ip := net.ParseIP(host)
+	return err != nil || host == "" || ip != nil && ip.IsUnspecified()
+}
+
+func (t TLS) files() transport.Files { return transport.Files{Cert: t.Cert, Key: t.Key, CA: t.CA} }
+
+func (r Raft) timing() cluster.RaftTiming {
+	return cluster.RaftTiming{
+		Heartbeat: time.Duration(r.Heartbeat), Election: time.Duration(r.Election),
+		SnapshotInterval: time.Duration(r.SnapshotInterval), SnapshotThreshold: r.SnapshotThreshold, TrailingLogs: r.TrailingLogs,
+	}
+}
+
+// leaseBatch is how long the leader gathers lease requests for one tick.
+const leaseBatch = 20 * time.Millisecond
+
+func (l Lease) timing() cluster.LeaseTiming {
+	return cluster.LeaseTiming{Duration: time.Duration(l.Duration), Renew: time.Duration(l.Renew), Batch: leaseBatch}
+}
+
+// maxSecret is the longest secret in a file or variable, in bytes.
+const maxSecret = 4096
+
+// Secret reads a secret from a file that only its owner may read, or from an
+// environment variable, which is removed from the environment. Surrounding white
+// space is not part of it. None gives nil.
+func Secret(what, path, env string) ([]byte, error) {
+	if path != "" {
+		info, err := os.Stat(path)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %s: %w", ErrConfig, what, err)
+		}
+		if info.Mode().Perm()&0o077 != 0 {
+			return nil, fmt.Errorf("%w: %s: %s has mode %04o, others can read it: chmod 0600 %s", ErrConfig, what, path, info.Mode().Perm(), path)
+		}
+		b, err := readBounded(path, maxSecret)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %s: %w", ErrConfig, what, err)
+		}
+		return bytes.TrimSpace(b), nil
+	}
+	v, ok := os.LookupEnv(env)
+	if !ok {
+		return nil, nil
+	}
+	return []byte(strings.TrimSpace(v)), os.Unsetenv(env)
+}
+
+func readBounded(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("%s is larger than %d bytes", path, limit)
+	}
+	return b, errors.Join(err, f.Close())
+}

@@ -1,0 +1,44 @@
+package kms
+
+import (
+	"context"
+	"strings"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/audit"
+)
+
+// CreateAlias gives a key another name.
+func (s *Service) CreateAlias(ctx context.Context, c Call, name, key string, expect uint64) (fsm.Result, *fsm.State, error) {
+	return s.pointAlias(ctx, "CreateAlias", c, name, key, expect, func(t fsm.AliasTarget) fsm.Command {
+		return &fsm.CreateAlias{AliasTarget: t}
+	})
+}
+
+// UpdateAlias makes an alias name another key.
+func (s *Service) UpdateAlias(ctx context.Context, c Call, name, key string, expect uint64) (fsm.Result, *fsm.State, error) {
+	return s.pointAlias(ctx, "UpdateAlias", c, name, key, expect, func(t fsm.AliasTarget) fsm.Command {
+		return &fsm.UpdateAlias{AliasTarget: t}
+	})
+}
+
+func (s *Service) pointAlias(ctx context.Context, op string, c Call, name, key string, expect uint64, command func(fsm.AliasTarget) fsm.Command) (fsm.Result, *fsm.State, error) {
+	return s.onKey(ctx, op, c, key, expect, name,
+		func(_ context.Context, _ *fsm.State, k *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
+			if strings.Contains(key, fsm.AliasPrefix) {
+				return nil, invalid("%q is an alias: an alias names a key by its id or ARN", key)
+			}
+			return command(fsm.AliasTarget{Tenant: ref.Tenant, Name: name, Key: k.ID, Expect: ref.Expect}), nil
+		})
+}
+
+// DeleteAlias removes an alias; the key stays.
+func (s *Service) DeleteAlias(ctx context.Context, c Call, name string) (fsm.Result, *fsm.State, error) {
+	return s.apply(ctx, change{
+		name: "DeleteAlias", call: c, params: name, event: audit.Event{Target: name},
+		build: func(_ context.Context, _ *fsm.State, tenant string, e *audit.Event) (fsm.Command, error) {
+			e.Alias = name
+			return &fsm.DeleteAlias{Tenant: tenant, Name: name}, nil
+		},
+	})
+}

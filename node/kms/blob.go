@@ -1,0 +1,137 @@
+package kms
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
+)
+
+// The ciphertext blob QKM1, big-endian:
+//
+//	0 "QKM1" | 4 suite u8 | 5 flags u8 = 0 | 6 key id 16 | 22 version u32
+//	26 nonce N 24 | 50 commitment C 32 | 82 ciphertext n | 82+n tag 16
+//
+// Suite 1 is XAES-256-GCM (C2SP) with its key schedule in the HSM and a key
+// commitment. H is SHA-256 of the canonical encryption context.
+//
+//	t     = SHA-256("quorumkms/c/v1" || blob[0:50] || H)
+//	K_msg from N[0:12] and K_com from t, derived in the HSM (package hsm)
+//	C     = HMAC-SHA256(K_com, "quorumkms/commit/v1" || blob[0:50] || H)
+//	sealed with AES-256-GCM under K_msg, nonce N[12:24], AAD blob[0:82] || H
+const (
+	blobMagic  = "QKM1"
+	suite1     = 1
+	blobNonce  = 26
+	blobCommit = 50
+	blobBody   = 82
+	gcmTag     = 16
+	gcmNonce   = 12
+
+	// BlobOverhead is what a blob adds to its plaintext, in bytes.
+	BlobOverhead = blobBody + gcmTag
+	// MaxPlaintext is the largest plaintext of Encrypt, in bytes.
+	MaxPlaintext = 4096
+)
+
+// blobHeader is what a blob says of itself in clear.
+type blobHeader struct {
+	key     fsm.ID
+	version uint32
+	nonce   [24]byte
+}
+
+// parseBlob reads a blob's header. ErrMalformed if it can be no blob at all.
+func parseBlob(b []byte) (blobHeader, error) {
+	var h blobHeader
+	switch {
+	case len(b) <= BlobOverhead:
+		return h, fmt.Errorf("%w: %d bytes, a ciphertext has at least %d", ErrMalformed, len(b), BlobOverhead+1)
+	case len(b) > BlobOverhead+MaxPlaintext:
+		return h, fmt.Errorf("%w: %d bytes, a ciphertext has at most %d", ErrMalformed, len(b), BlobOverhead+MaxPlaintext)
+	case string(b[:4]) != blobMagic:
+		return h, fmt.Errorf("%w: it does not begin with %s", ErrMalformed, blobMagic)
+	case b[4] != suite1:
+		return h, fmt.Errorf("%w: unknown suite %d", ErrMalformed, b[4])
+	case b[5] != 0:
+		return h, fmt.Errorf("%w: unknown flags %#02x", ErrMalformed, b[5])
+	}
+	copy(h.key[:], b[6:22])
+	h.version = binary.BigEndian.Uint32(b[22:26])
+	copy(h.nonce[:], b[blobNonce:blobCommit])
+	return h, nil
+}
+
+// newBlob makes the first 50 bytes of a blob, with room for the rest.
+func newBlob(h blobHeader, plaintext int) []byte {
+	b := make([]byte, 0, BlobOverhead+plaintext)
+	b = append(b, blobMagic...)
+	b = append(b, suite1, 0)
+	b = append(b, h.key[:]...)
+	b = binary.BigEndian.AppendUint32(b, h.version)
+	return append(b, h.nonce[:]...)
+}
+
+// messageInput is what the HSM derives a message's two keys from.
+func messageInput(blob []byte, context [32]byte) hsm.MessageInput {
+	var in hsm.MessageInput
+	copy(in.Nonce[:], blob[blobNonce:blobCommit])
+	h := sha256.New()
+	h.Write([]byte("quorumkms/c/v1"))
+	h.Write(blob[:blobCommit])
+	h.Write(context[:])
+	h.Sum(in.T[:0])
+	return in
+}
+
+func commitment(keys *hsm.MessageKeys, blob []byte, context [32]byte) []byte {
+	h := hmac.New(sha256.New, keys.Com[:])
+	h.Write([]byte("quorumkms/commit/v1"))
+	h.Write(blob[:blobCommit])
+	h.Write(context[:])
+	return h.Sum(nil)
+}
+
+func messageAEAD(keys *hsm.MessageKeys) (cipher.AEAD, error) {
+	block, err := aes.NewCipher(keys.Msg[:])
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCM(block)
+}
+
+func associatedData(blob []byte, context [32]byte) []byte {
+	aad := make([]byte, 0, blobBody+len(context))
+	return append(append(aad, blob[:blobBody]...), context[:]...)
+}
+
+// sealBlob finishes a blob that newBlob began.
+func sealBlob(keys *hsm.MessageKeys, blob []byte, context [32]byte, plaintext []byte) ([]byte, error) {
+	aead, err := messageAEAD(keys)
+	if err != nil {
+		return nil, err
+	}
+	blob = append(blob, commitment(keys, blob, context)...)
+	return aead.Seal(blob, blob[blobCommit-gcmNonce:blobCommit], plaintext, associatedData(blob, context)), nil
+}
+
+// openBlob opens a blob. Whatever does not fit is the one ErrCiphertext.
+func openBlob(keys *hsm.MessageKeys, blob []byte, context [32]byte) ([]byte, error) {
+	if !hmac.Equal(blob[blobCommit:blobBody], commitment(keys, blob, context)) {
+		return nil, ErrCiphertext
+	}
+	aead, err := messageAEAD(keys)
+	if err != nil {
+		return nil, err
+	}
+	plaintext, err := aead.Open(nil, blob[blobCommit-gcmNonce:blobCommit], blob[blobBody:], associatedData(blob, context))
+	if err != nil {
+		return nil, ErrCiphertext
+	}
+	return plaintext, nil
+}

@@ -1,0 +1,26 @@
+package kms
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/quorumkms/quorumkms/fsm"
+)
+
+// The sentinels of this package. Those of fsm and hsm pass through it.
+var (
+	// ErrDenied means: the caller may not.
+	ErrDenied = errors.New("permission denied")
+	// ErrMalformed means: what was given as a ciphertext is none.
+	ErrMalformed = errors.New("malformed ciphertext")
+	// ErrCiphertext is the one answer to every ciphertext that does not open.
+	ErrCiphertext = errors.New("ciphertext does not verify: it was altered, or the encryption context is not the one it was made with")
+	// ErrDryRun means: a dry run that would have succeeded.
+	ErrDryRun = errors.New("dry run: the call would have succeeded")
+	// ErrBehind means: the node's state has not reached the caller's index token.
+	ErrBehind = errors.New("this node is behind what the caller has seen")
+)
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", fsm.ErrInvalid, fmt.Sprintf(format, args...))
+}

@@ -1,0 +1,105 @@
+// Package gate is the only door out for what was computed with a key.
+//
+// A result is computed into a Pending, which nobody can read. Release writes the
+// audit record, checks that this node may still answer (its lease), then reads the
+// state and asks again whether the caller may have the result, in this order, and
+// only then hands it over; otherwise the result is wiped. A restriction that the
+// cluster has acknowledged is seen by one of the two checks: without a fresh
+// state the lease is gone, and with a lease the state is fresh.
+package gate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/audit"
+)
+
+// handOver is how old the checks may be when the result leaves.
+const handOver = 100 * time.Millisecond
+
+// Freshness is what the gate needs to know of this node's place in the cluster.
+type Freshness interface {
+	// Usable is nil while this node holds a lease.
+	Usable() error
+	// State is the present state.
+	State() *fsm.State
+	// Serves is nil if, in that state, this node is a member that may serve.
+	Serves(*fsm.State) error
+}
+
+// Recorder writes audit records.
+type Recorder interface {
+	Record(audit.Event) error
+}
+
+// Gate releases results.
+type Gate struct {
+	fresh   Freshness
+	records Recorder
+	clock   func() time.Duration // monotonic
+}
+
+// New makes the gate of a node. clock is monotonic, with any zero.
+func New(fresh Freshness, records Recorder, clock func() time.Duration) *Gate {
+	return &Gate{fresh: fresh, records: records, clock: clock}
+}
+
+// Pending is a result that has not been released.
+type Pending[T any] struct {
+	value T
+	wipe  func(T)
+}
+
+// Compute runs f and holds its result back. wipe erases a result that is not
+// released; it must cope with a partial one.
+func Compute[T any](ctx context.Context, f func(context.Context) (T, error), wipe func(T)) (Pending[T], error) {
+	v, err := f(ctx)
+	if err != nil {
+		wipe(v)
+		return Pending[T]{}, err
+	}
+	return Pending[T]{value: v, wipe: wipe}, nil
+}
+
+// Release records event as a success and hands the result over if the lease holds
+// and authorise, called on the state read after the lease was checked, allows it.
+// Otherwise the result is wiped, a second record says that it was withheld, and
+// the error is the lease's or authorise's.
+func Release[T any](g *Gate, p Pending[T], event audit.Event, authorise func(*fsm.State) error) (T, error) {
+	event.Result = audit.Success
+	err := g.records.Record(event)
+	if err == nil {
+		err = g.check(authorise)
+		if err == nil {
+			return p.value, nil
+		}
+		event.Result, event.Reason = audit.Withheld, err.Error()
+		err = errors.Join(err, g.records.Record(event))
+	}
+	p.wipe(p.value)
+	var none T
+	return none, err
+}
+
+func (g *Gate) check(authorise func(*fsm.State) error) error {
+	for {
+		began := g.clock()
+		if err := g.fresh.Usable(); err != nil {
+			return err
+		}
+		s := g.fresh.State()
+		if err := g.fresh.Serves(s); err != nil {
+			return err
+		}
+		if err := authorise(s); err != nil {
+			return fmt.Errorf("no longer allowed: %w", err)
+		}
+		if g.clock()-began <= handOver {
+			return nil
+		}
+	}
+}

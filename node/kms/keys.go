@@ -1,0 +1,315 @@
+package kms
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+
+	"github.com/google/uuid"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
+	"github.com/quorumkms/quorumkms/node/audit"
+)
+
+// Limits of lists.
+const (
+	DefaultPage = 100
+	MaxPage     = 1000
+)
+
+// conflictTries bounds how often a command is proposed again because the key it
+// was decided on changed meanwhile, where the caller named no revision.
+const conflictTries = 5
+
+// Metadata is a key as callers see it.
+type Metadata struct {
+	Key     *fsm.Key
+	ARN     string
+	Aliases []string
+}
+
+func metadata(st *fsm.State, k *fsm.Key) Metadata {
+	m := Metadata{Key: k, ARN: KeyARN(st.Cluster().ID, k.Tenant, k.ID)}
+	for _, a := range st.AliasesOf(k.ID) {
+		m.Aliases = append(m.Aliases, a.Name)
+	}
+	return m
+}
+
+// change is one mutation: what was asked for (params, for the request id) and how
+// to make the command from a state.
+type change struct {
+	name   string
+	call   Call
+	params any
+	expect uint64 // revision named by the caller; 0: none
+	event  audit.Event
+	build  func(ctx context.Context, st *fsm.State, tenant string, e *audit.Event) (fsm.Command, error)
+}
+
+// apply authorises a change, proposes it and records how it ended. The state
+// returned is the one in which the change has been applied.
+func (s *Service) apply(ctx context.Context, c change) (fsm.Result, *fsm.State, error) {
+	e := begin(c.name, c.call)
+	e.Target = c.event.Target
+	tenant, rule, err := c.call.allow(mayAdminister)
+	e.Tenant, e.DecidedBy = tenant, rule
+	if err != nil {
+		return fsm.Result{}, nil, s.refuse(e, err)
+	}
+	result, st, err := s.propose(ctx, c, tenant, &e)
+	if err != nil {
+		return fsm.Result{}, nil, s.refuse(e, err)
+	}
+	if e.KeyID != "" {
+		e.KeyID, e.KeyVersion = result.ID, result.Version // a repeated CreateKey answers with the first one's key
+	}
+	if err := s.succeed(e, st); err != nil {
+		return fsm.Result{}, nil, err
+	}
+	return result, st, nil
+}
+
+func (s *Service) propose(ctx context.Context, c change, tenant string, e *audit.Event) (fsm.Result, *fsm.State, error) {
+	st, err := s.await(ctx, c.call.IndexToken)
+	if err != nil {
+		return fsm.Result{}, nil, err
+	}
+	p := fsm.Proposal{Principal: c.call.Caller.Principal, Request: c.call.RequestID}
+	if p.Request == "" {
+		p.Request = uuid.NewString() // so that a lost answer between nodes can be asked for again
+	}
+	if p.Digest, err = requestDigest(c.name, tenant, c.params); err != nil {
+		return fsm.Result{}, nil, err
+	}
+	for try := 1; ; try++ {
+		e.StateIndex = st.Index()
+		if p.Command, err = c.build(ctx, st, tenant, e); err != nil {
+			return fsm.Result{}, nil, err
+		}
+		if c.call.DryRun {
+			if _, err := st.Try(p.Command); err != nil {
+				return fsm.Result{}, nil, err
+			}
+			return fsm.Result{}, nil, ErrDryRun
+		}
+		result, err := s.log.Propose(ctx, p)
+		st = s.log.State()
+		if !errors.Is(err, fsm.ErrConflict) || c.expect != 0 || try == conflictTries {
+			return result, st, err
+		}
+	}
+}
+
+// requestDigest identifies what a request id stands for.
+func requestDigest(name, tenant string, params any) ([]byte, error) {
+	b, err := json.Marshal(struct {
+		Name   string
+		Tenant string
+		Params any
+	}{name, tenant, params})
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(b)
+	return sum[:], nil
+}
+
+// onKey builds changes of one existing key. Without a revision from the caller
+// the command expects the one it was decided on.
+func (s *Service) onKey(ctx context.Context, name string, c Call, key string, expect uint64, params any,
+	command func(ctx context.Context, st *fsm.State, k *fsm.Key, ref fsm.KeyRef) (fsm.Command, error),
+) (fsm.Result, *fsm.State, error) {
+	return s.apply(ctx, change{
+		name: name, call: c, expect: expect,
+		params: struct {
+			Key    string
+			Expect uint64
+			Params any
+		}{key, expect, params},
+		build: func(ctx context.Context, st *fsm.State, tenant string, e *audit.Event) (fsm.Command, error) {
+			ref, err := parseReference(st, tenant, key)
+			if err != nil {
+				return nil, err
+			}
+			k, err := ref.resolve(st, tenant)
+			if err != nil {
+				return nil, err
+			}
+			e.KeyID, e.Alias = k.ID.String(), ref.alias
+			revision := expect
+			if revision == 0 {
+				revision = k.Revision
+			}
+			return command(ctx, st, k, fsm.KeyRef{ID: k.ID, Tenant: tenant, Expect: revision})
+		},
+	})
+}
+
+// KeyParams says which key to make.
+type KeyParams struct {
+	Description string
+	Usage       fsm.KeyUsage
+	Spec        fsm.KeySpec
+	Tags        []fsm.Tag
+}
+
+// CreateKey makes a key in the HSM and returns when it is committed.
+func (s *Service) CreateKey(ctx context.Context, c Call, p KeyParams) (Metadata, *fsm.State, error) {
+	result, st, err := s.apply(ctx, change{
+		name: "CreateKey", call: c, params: p,
+		build: func(ctx context.Context, st *fsm.State, tenant string, e *audit.Event) (fsm.Command, error) {
+			command := &fsm.CreateKey{
+				ID: uuid.New(), Tenant: tenant, Description: p.Description, Usage: p.Usage, Spec: p.Spec, Tags: p.Tags,
+				Version: 1,
+			}
+			e.KeyID = command.ID.String()
+			var err error
+			command.Generation, command.Token, err = s.makeToken(ctx, st, c, command, command.ID, 1)
+			return command, err
+		},
+	})
+	if err != nil {
+		return Metadata{}, nil, err
+	}
+	k, err := s.resultKey(st, result)
+	if err != nil {
+		return Metadata{}, nil, err
+	}
+	return metadata(st, k), st, nil
+}
+
+func (s *Service) resultKey(st *fsm.State, r fsm.Result) (*fsm.Key, error) {
+	id, err := uuid.Parse(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	k, ok := st.Key(id)
+	if !ok {
+		return nil, fsm.ErrNotFound
+	}
+	return k, nil
+}
+
+// makeToken makes a wrapped key for a command that would otherwise be accepted:
+// what the state refuses anyway, and a dry run, cost the HSM nothing.
+func (s *Service) makeToken(ctx context.Context, st *fsm.State, c Call, command fsm.Command, id fsm.ID, version uint32) (uint32, []byte, error) {
+	g, err := st.ActiveGeneration()
+	if err != nil {
+		return 0, nil, err
+	}
+	stand := []byte{0} // stands for the token in the trial
+	switch t := command.(type) {
+	case *fsm.CreateKey:
+		t.Generation, t.Token = g.Number, stand
+	case *fsm.RotateKey:
+		t.Generation, t.Token = g.Number, stand
+	}
+	if _, err := st.Try(command); err != nil || c.DryRun {
+		return g.Number, stand, err
+	}
+	token, err := s.keys.GenerateKey(ctx, hsm.KeySpec{
+		Cluster: hsm.ID(st.Cluster().ID), Generation: g.Number, Class: hsm.ClassAES,
+		Key: hsm.ID(id), Version: version, Created: s.now(),
+	})
+	return g.Number, token, err
+}
+
+// RotateKeyOnDemand adds a version to a key.
+func (s *Service) RotateKeyOnDemand(ctx context.Context, c Call, key string, expect uint64) (fsm.Result, *fsm.State, error) {
+	return s.onKey(ctx, "RotateKeyOnDemand", c, key, expect, nil,
+		func(ctx context.Context, st *fsm.State, k *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
+			command := &fsm.RotateKey{KeyRef: ref, Version: k.Current().Version + 1, Cause: fsm.CauseOnDemand}
+			var err error
+			command.Generation, command.Token, err = s.makeToken(ctx, st, c, command, k.ID, command.Version)
+			return command, err
+		})
+}
+
+// UpdateKeyDescription replaces a key's description.
+func (s *Service) UpdateKeyDescription(ctx context.Context, c Call, key, description string, expect uint64) (fsm.Result, *fsm.State, error) {
+	return s.onKey(ctx, "UpdateKeyDescription", c, key, expect, description,
+		func(_ context.Context, _ *fsm.State, _ *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
+			return &fsm.UpdateKeyDescription{KeyRef: ref, Description: description}, nil
+		})
+}
+
+// EnableKey makes a disabled key usable.
+func (s *Service) EnableKey(ctx context.Context, c Call, key string, expect uint64) (fsm.Result, *fsm.State, error) {
+	return s.onKey(ctx, "EnableKey", c, key, expect, nil,
+		func(_ context.Context, _ *fsm.State, _ *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
+			return &fsm.EnableKey{KeyRef: ref}, nil
+		})
+}
+
+// DisableKey makes a key unusable: on every node by the time it returns.
+func (s *Service) DisableKey(ctx context.Context, c Call, key string, expect uint64) (fsm.Result, *fsm.State, error) {
+	return s.onKey(ctx, "DisableKey", c, key, expect, nil,
+		func(_ context.Context, _ *fsm.State, _ *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
+			return &fsm.DisableKey{KeyRef: ref}, nil
+		})
+}
+
+// ScheduleKeyDeletion makes a key unusable and sets its date; 0 days mean 30.
+func (s *Service) ScheduleKeyDeletion(ctx context.Context, c Call, key string, days uint32, expect uint64) (*fsm.Key, *fsm.State, error) {
+	if days == 0 {
+		days = fsm.DefaultDeletion
+	}
+	result, st, err := s.onKey(ctx, "ScheduleKeyDeletion", c, key, expect, days,
+		func(_ context.Context, _ *fsm.State, _ *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
+			return &fsm.ScheduleKeyDeletion{KeyRef: ref, Days: days}, nil
+		})
+	if err != nil {
+		return nil, nil, err
+	}
+	k, err := s.resultKey(st, result)
+	return k, st, err
+}
+
+// CancelKeyDeletion takes a key back; it is disabled afterwards.
+func (s *Service) CancelKeyDeletion(ctx context.Context, c Call, key string, expect uint64) (fsm.Result, *fsm.State, error) {
+	return s.onKey(ctx, "CancelKeyDeletion", c, key, expect, nil,
+		func(_ context.Context, _ *fsm.State, _ *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
+			return &fsm.CancelKeyDeletion{KeyRef: ref}, nil
+		})
+}
+
+// TagResource sets tags.
+func (s *Service) TagResource(ctx context.Context, c Call, key string, tags []fsm.Tag, expect uint64) (fsm.Result, *fsm.State, error) {
+	return s.onKey(ctx, "TagResource", c, key, expect, tags,
+		func(_ context.Context, _ *fsm.State, _ *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
+			return &fsm.TagKey{KeyRef: ref, Tags: tags}, nil
+		})
+}
+
+// UntagResource removes tags by their keys.
+func (s *Service) UntagResource(ctx context.Context, c Call, key string, tagKeys []string, expect uint64) (fsm.Result, *fsm.State, error) {
+	return s.onKey(ctx, "UntagResource", c, key, expect, tagKeys,
+		func(_ context.Context, _ *fsm.State, _ *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
+			return &fsm.UntagKey{KeyRef: ref, TagKeys: tagKeys}, nil
+		})
+}
+
+// encodeMarker and decodeMarker make a list's place opaque to callers.
+func encodeMarker(place string) string { return base64.RawURLEncoding.EncodeToString([]byte(place)) }
+
+func decodeMarker(marker string) (string, error) {
+	b, err := base64.RawURLEncoding.DecodeString(marker)
+	if err != nil || len(b) > maxReference {
+		return "", invalid("marker is none that a list returned")
+	}
+	return string(b), nil
+}
+
+func pageSize(limit uint32) (int, error) {
+	if limit == 0 {
+		return DefaultPage, nil
+	}
+	if limit > MaxPage {
+		return 0, invalid("limit of %d: must be 1 to %d", limit, MaxPage)
+	}
+	return int(limit), nil
+}

@@ -1,0 +1,137 @@
+package kms
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/quorumkms/quorumkms/fsm"
+)
+
+// An ARN has six parts, as parsers of the form expect:
+//
+//	arn:quorumkms:kms:<cluster>:<tenant>:key/<id> or …:alias/<name>
+const arnPrefix = "arn:quorumkms:kms:"
+
+// maxReference is the longest way to name a key, in bytes.
+const maxReference = 1024
+
+// KeyARN is the full name of a key.
+func KeyARN(cluster fsm.ID, tenant string, key fsm.ID) string {
+	return arnPrefix + cluster.String() + ":" + tenant + ":key/" + key.String()
+}
+
+// AliasARN is the full name of an alias; name has the prefix alias/.
+func AliasARN(cluster fsm.ID, tenant, name string) string {
+	return arnPrefix + cluster.String() + ":" + tenant + ":" + name
+}
+
+// reference is one of the ways to name a key, taken apart.
+type reference struct {
+	id    fsm.ID // or
+	alias string // with the prefix
+}
+
+// parseReference reads a key id, ARN, alias name or alias ARN. An ARN of another
+// tenant is denied whether or not anything has that name.
+func parseReference(st *fsm.State, tenant, text string) (reference, error) {
+	if text == "" {
+		return reference{}, invalid("key id is missing: give a key id, key ARN, alias name or alias ARN")
+	}
+	if len(text) > maxReference {
+		return reference{}, invalid("key id has %d bytes, at most %d", len(text), maxReference)
+	}
+	resource := text
+	if rest, ok := strings.CutPrefix(text, arnPrefix); ok {
+		parts := strings.SplitN(rest, ":", 3)
+		if len(parts) != 3 {
+			return reference{}, invalid("%q is no ARN: want %s<cluster>:<tenant>:key/<id>", text, arnPrefix)
+		}
+		if parts[0] != st.Cluster().ID.String() {
+			return reference{}, fmt.Errorf("%w: the ARN is of another cluster (%s)", fsm.ErrNotFound, parts[0])
+		}
+		if parts[1] != tenant {
+			return reference{}, fmt.Errorf("%w: the ARN is of another tenant", ErrDenied)
+		}
+		resource = parts[2]
+		if id, ok := strings.CutPrefix(resource, "key/"); ok {
+			resource = id
+		} else if !strings.HasPrefix(resource, fsm.AliasPrefix) {
+			return reference{}, invalid("%q is no ARN of a key or an alias", text)
+		}
+	}
+	if strings.HasPrefix(resource, fsm.AliasPrefix) {
+		return reference{alias: resource}, fsm.ValidAlias(resource)
+	}
+	id, err := uuid.Parse(resource)
+	if err != nil || resource != id.String() {
+		return reference{}, invalid("%q is no key id, key ARN, alias name (alias/…) or alias ARN", text)
+	}
+	return reference{id: id}, nil
+}
+
+// resolve finds the key in a state. What is not the tenant's is not there.
+func (r reference) resolve(st *fsm.State, tenant string) (*fsm.Key, error) {
+	id := r.id
+	if r.alias != "" {
+		a, ok := st.Alias(tenant, r.alias)
+		if !ok {
+			return nil, fmt.Errorf("%w: %s", fsm.ErrNotFound, r.alias)
+		}
+		id = a.Key
+	}
+	k, ok := st.Key(id)
+	if !ok || k.Tenant != tenant {
+		return nil, fmt.Errorf("%w: key %s", fsm.ErrNotFound, id)
+	}
+	return k, nil
+}
+
+// An index token is cluster 16 | recovery epoch u32 | index u64, big-endian:
+// opaque to callers.
+const (
+	indexTokenSize = 28
+	awaitAtMost    = time.Second // how long a node waits to reach a caller's index
+)
+
+// IndexToken tells how new a state is.
+func IndexToken(st *fsm.State) []byte {
+	c := st.Cluster()
+	b := make([]byte, 0, indexTokenSize)
+	b = append(b, c.ID[:]...)
+	b = binary.BigEndian.AppendUint32(b, c.RecoveryEpoch)
+	return binary.BigEndian.AppendUint64(b, st.Index())
+}
+
+// await returns a state at least as new as the token, waiting a second at most:
+// ErrBehind afterwards. A token of an earlier recovery epoch cannot be honoured
+// and is ignored.
+func (s *Service) await(ctx context.Context, token []byte) (*fsm.State, error) {
+	st := s.log.State()
+	if !st.Initialized() {
+		return nil, fsm.ErrNotInitialized
+	}
+	if len(token) == 0 {
+		return st, nil
+	}
+	c := st.Cluster()
+	if len(token) != indexTokenSize || !bytes.Equal(token[:16], c.ID[:]) {
+		return nil, invalid("index token is none of this cluster's")
+	}
+	index := binary.BigEndian.Uint64(token[20:])
+	if binary.BigEndian.Uint32(token[16:]) != c.RecoveryEpoch || st.Index() >= index {
+		return st, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, awaitAtMost)
+	defer cancel()
+	st, err := s.log.Wait(ctx, index)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrBehind, err)
+	}
+	return st, nil
+}

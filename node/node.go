@@ -1,0 +1,385 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
+	"github.com/quorumkms/quorumkms/hsm/p11"
+	"github.com/quorumkms/quorumkms/hsm/soft"
+	"github.com/quorumkms/quorumkms/node/audit"
+	"github.com/quorumkms/quorumkms/node/cluster"
+	"github.com/quorumkms/quorumkms/node/kms"
+	"github.com/quorumkms/quorumkms/node/kms/gate"
+	"github.com/quorumkms/quorumkms/rpc"
+	"github.com/quorumkms/quorumkms/transport"
+)
+
+// The proofs that what is wired fits.
+var (
+	_ hsm.Partition  = (*p11.Partition)(nil)
+	_ hsm.Partition  = (*soft.Partition)(nil)
+	_ cluster.Domain = hsm.Partition(nil)
+	_ cluster.Peers  = (*rpc.Peers)(nil)
+	_ kms.Log        = (*cluster.Member)(nil)
+	_ kms.KeyMaker   = hsm.Partition(nil)
+	_ kms.Deriver    = (*hsm.Keyring)(nil)
+	_ gate.Freshness = (*cluster.Member)(nil)
+	_ gate.Recorder  = (*audit.Log)(nil)
+)
+
+// Options are what a node gets from its program.
+type Options struct {
+	Version string
+	Log     *slog.Logger
+	// Halt is called when the node must not go on; it should end the process at
+	// once. What the node has acknowledged is on the disk.
+	Halt func(error)
+	// Console is told, for a person, what a joining node waits for.
+	Console io.Writer
+	// Hangup delivers requests to read certificates and CA again.
+	Hangup <-chan os.Signal
+	// Found, unless nil, makes a node without a cluster found one by itself: for
+	// development.
+	Found *cluster.Founding
+}
+
+const (
+	// TransferDir is the directory in the data directory that holds the transfer keys that wait for the
+	// Security Officer, as <SHA-256 of the SPKI, hex>.der.
+	TransferDir = "transfer"
+	auditDir    = "audit"
+	lockFile    = "lock"
+
+	// drainTimeout bounds how long calls under way may take when the node stops.
+	drainTimeout = 10 * time.Second
+	healthEvery  = 250 * time.Millisecond
+	joinPause    = 2 * time.Second // between attempts to join
+)
+
+// Node is a running node.
+type Node struct {
+	config    Config
+	options   Options
+	log       *slog.Logger
+	partition hsm.Partition
+	keyring   *hsm.Keyring
+	audit     *audit.Log
+	creds     *transport.Credentials
+	peers     *rpc.Peers
+	peerMux   *transport.Mux
+	clientMux *transport.Mux
+	member    *cluster.Member
+	opened    atomic.Pointer[cluster.Member] // member, for those that run while it opens
+	gossip    *transport.Gossip
+	server    *rpc.Server
+	cleanup   []func() error // in the order of opening
+	wait      sync.WaitGroup
+	failed    chan error
+}
+
+// Run runs a node until ctx ends; then it hands over, finishes calls and stops.
+func Run(ctx context.Context, c Config, o Options) error {
+	n := &Node{config: c, options: o, log: o.Log.With("node", c.Name), failed: make(chan error, 8)}
+	harden(n.log)
+	err := n.open(ctx)
+	if err == nil {
+		err = n.serve(ctx)
+	}
+	return errors.Join(err, n.close())
+}
+
+func (n *Node) onClose(f func() error) { n.cleanup = append(n.cleanup, f) }
+
+func (n *Node) close() error {
+	var errs []error
+	for i := len(n.cleanup) - 1; i >= 0; i-- {
+		errs = append(errs, n.cleanup[i]())
+	}
+	n.wait.Wait()
+	return errors.Join(errs...)
+}
+
+// open brings everything up that can fail before the node listens.
+func (n *Node) open(ctx context.Context) error {
+	c := n.config
+	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+		return fmt.Errorf("%w: %w", cluster.ErrDataDir, err)
+	}
+	unlock, err := lockDir(filepath.Join(c.DataDir, lockFile))
+	if err != nil {
+		return err
+	}
+	n.onClose(unlock)
+	if n.creds, err = transport.Load(c.TLS.files(), c.TrustDomain); err != nil {
+		return err
+	}
+	if id := n.creds.Identity(); id.Class != transport.ClassNode || id.Name != c.Name {
+		return fmt.Errorf("%w: tls.cert is of %s, this node needs one of spiffe://%s/node/%s", ErrConfig, id, c.TrustDomain, c.Name)
+	}
+	if n.partition, err = openPartition(ctx, c.HSM, n.log); err != nil {
+		return err
+	}
+	n.onClose(n.partition.Close)
+	n.keyring = hsm.NewKeyring(n.partition, hsm.KeyringConfig{MaxKeys: c.HSM.MaxKeys})
+	n.onClose(func() error {
+		n.keyring.Close()
+		return nil
+	})
+	if n.audit, err = audit.Open(filepath.Join(c.DataDir, auditDir), c.Name, time.Now); err != nil {
+		return err
+	}
+	n.onClose(n.audit.Close)
+	if err := n.openMember(ctx); err != nil {
+		return err
+	}
+	n.wire()
+	return nil
+}
+
+func (n *Node) openMember(ctx context.Context) error {
+	c := n.config
+	limits := transport.Limits{Handshakes: c.Limits.Handshakes, Connections: c.Limits.Connections}
+	var err error
+	if n.peerMux, err = transport.Listen(c.Peer.Listen, n.creds, limits); err != nil {
+		return fmt.Errorf("peer listener: %w", err)
+	}
+	n.onClose(n.peerMux.Close)
+	if n.clientMux, err = transport.Listen(c.Client.Listen, n.creds, limits); err != nil {
+		return fmt.Errorf("client listener: %w", err)
+	}
+	n.onClose(n.clientMux.Close)
+	n.peers = rpc.NewPeers(n.creds, n.peerName)
+	n.onClose(n.peers.Close)
+	n.member, err = cluster.Open(ctx, cluster.Config{
+		Name: c.Name, TrustDomain: c.TrustDomain, DataDir: c.DataDir,
+		PeerAddress: c.Peer.Advertise, ClientAddress: c.Client.Advertise, Pin: n.creds.CAKeysHash,
+		Domain: n.partition, Peers: n.peers, Transport: n.raftTransport, Clock: cluster.SystemClock{}, Now: time.Now,
+		Raft: c.Raft.timing(), Lease: c.Lease.timing(), Log: n.log, Halt: n.options.Halt,
+	})
+	if err != nil {
+		return err
+	}
+	n.opened.Store(n.member)
+	n.onClose(n.member.Close)
+	n.audit.SetNode(n.member.ID())
+	return nil
+}
+
+func (n *Node) raftTransport() (raft.Transport, error) {
+	return transport.NewRaftTransport(transport.RaftConfig{
+		Mux: n.peerMux, Credentials: n.creds, Advertise: n.config.Peer.Advertise, Logger: n.log,
+		ServerIdentity: func(address raft.ServerAddress) (string, bool) { return n.peerName(string(address)) },
+	})
+}
+
+// peerName tells which member lives at an address; nobody is known while the
+// member opens.
+func (n *Node) peerName(address string) (string, bool) {
+	m := n.opened.Load()
+	if m == nil {
+		return "", false
+	}
+	return m.PeerName(address)
+}
+
+func (n *Node) wire() {
+	service := kms.New(kms.Config{
+		Log: n.member, Fresh: n.member, Keys: n.partition, Deriver: n.keyring, Audit: n.audit,
+		Now: time.Now, Clock: cluster.SystemClock{}.Now,
+	})
+	n.server = rpc.NewServer(rpc.Config{
+		KMS: service, Member: n.member, Log: n.log, Credentials: n.creds, Announce: n.announce,
+		Node: rpc.NodeView{
+			Name: n.config.Name, TrustDomain: n.config.TrustDomain, Version: n.options.Version,
+			Partition: n.partition, Keyring: n.keyring.Stats, Reachable: n.reachable, Certificate: n.creds.NotAfter,
+		},
+	})
+}
+
+// announce leaves a transfer key where the Security Officer's command finds it.
+func (n *Node) announce(spki []byte) error {
+	dir := filepath.Join(n.config.DataDir, TransferDir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(TransferFile(n.config.DataDir, hsm.Fingerprint(spki)), spki, 0o600)
+}
+
+// TransferFile is where a transfer key waits for the Security Officer; fingerprint
+// is as hsm.Fingerprint writes it.
+func TransferFile(dataDir, fingerprint string) string {
+	return filepath.Join(dataDir, TransferDir, fingerprint[strings.LastIndexByte(fingerprint, ':')+1:]+".der")
+}
+
+func (n *Node) reachable(raftID string) bool {
+	if n.gossip == nil {
+		return false
+	}
+	for _, m := range n.gossip.Members() {
+		if m.Name == raftID {
+			return m.State == transport.GossipAlive
+		}
+	}
+	return false
+}
+
+// serve listens until ctx ends or something fails.
+func (n *Node) serve(ctx context.Context) error {
+	serving, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	clients := n.clientMux.ProtocolOptional(transport.ALPNPeer, nil)
+	peers := n.peerMux.Protocol(transport.ALPNPeer, transport.OnlyNodes)
+	var err error
+	n.gossip, err = transport.StartGossip(ctx, transport.GossipConfig{
+		Name: n.member.ID(), Credentials: n.creds, Mux: n.peerMux, Advertise: n.config.Peer.Advertise,
+		Join: n.member.OtherPeers, Logger: n.log,
+	})
+	if err != nil {
+		return fmt.Errorf("gossip: %w", err)
+	}
+	n.onClose(n.gossip.Close)
+	n.background("peer listener", func() error { return n.peerMux.Serve(serving) })
+	n.background("client listener", func() error { return n.clientMux.Serve(serving) })
+	n.background("peer calls", func() error { return n.server.ServePeers(peers) })
+	n.background("client calls", func() error { return n.server.ServeClients(clients) })
+	n.background("health", func() error { n.watchHealth(serving); return nil })
+	joining, stopJoining := context.WithCancel(ctx)
+	defer stopJoining()
+	n.background("joining", func() error { return n.join(joining) })
+	n.log.Info("node is up", "raft_id", n.member.ID(), "peer", n.config.Peer.Advertise, "client", n.config.Client.Advertise,
+		"hsm", n.partition.Info().Kind, "version", n.options.Version)
+	select {
+	case <-ctx.Done():
+		n.log.Info("stopping")
+	case err = <-n.failed:
+	}
+	stopJoining()
+	n.drain()
+	return err
+}
+
+func (n *Node) background(what string, f func() error) {
+	n.wait.Go(func() {
+		if err := f(); err != nil && !errors.Is(err, context.Canceled) {
+			select {
+			case n.failed <- fmt.Errorf("%s: %w", what, err):
+			default:
+			}
+		}
+	})
+}
+
+// drain hands the leadership over and lets calls under way finish.
+func (n *Node) drain() {
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	if err := n.member.StepDown(ctx); err != nil {
+		n.log.Warn("the leadership was not handed over; the others elect a leader", "error", err)
+	}
+	n.server.Stop(ctx)
+	if err := n.gossip.Leave(ctx); err != nil {
+		n.log.Debug("leaving gossip", "error", err)
+	}
+}
+
+// watchHealth publishes the health checks and reads certificates again when asked.
+func (n *Node) watchHealth(ctx context.Context) {
+	tick := time.NewTicker(healthEvery)
+	defer tick.Stop()
+	for {
+		status := n.member.Status()
+		usable := n.member.Usable() == nil && n.member.Serves(status.State) == nil && n.partition.Healthy() == nil && n.audit.Healthy() == nil
+		n.server.SetHealth("", true)
+		n.server.SetHealth(rpc.HealthCrypto, usable)
+		n.server.SetHealth(rpc.HealthWrite, status.LeaderID != "")
+		select {
+		case <-tick.C:
+		case <-n.options.Hangup:
+			if err := n.creds.Reload(); err != nil {
+				n.log.Error("certificates were not read again; the old ones stay", "error", err)
+			} else {
+				n.log.Info("certificates were read again", "expires", n.creds.NotAfter())
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// join makes a new node a member of a cluster, if it was told of one.
+func (n *Node) join(ctx context.Context) error {
+	if n.member.Joined() {
+		return nil
+	}
+	if n.options.Found != nil {
+		_, err := n.member.Found(ctx, *n.options.Found)
+		return err
+	}
+	text, err := Secret("join token", n.config.Join.TokenFile, EnvJoinToken)
+	if err != nil {
+		return err
+	}
+	if text == nil {
+		n.log.Info("this node belongs to no cluster: found one with `kmsctl cluster init`, or give it a join token")
+		return nil
+	}
+	token, err := cluster.ParseJoinToken(string(text))
+	if err != nil {
+		return err
+	}
+	told := ""
+	joining := cluster.Joining{Token: token, Addresses: n.config.Join.Addresses, Waiting: func(w cluster.JoinWaiting) {
+		if told != w.Fingerprint {
+			told = w.Fingerprint
+			n.tellFingerprint(w)
+		}
+	}}
+	for {
+		err := n.member.Join(ctx, joining)
+		if err == nil {
+			n.log.Info("joined the cluster", "cluster", token.Cluster)
+			return nil
+		}
+		if permanent(err) {
+			return err
+		}
+		n.log.Warn("not joined yet, trying again", "error", err)
+		select {
+		case <-time.After(joinPause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// permanent tells whether trying to join again with the same token is pointless.
+func permanent(err error) bool {
+	return errors.Is(err, fsm.ErrTicket) || errors.Is(err, fsm.ErrMember) || errors.Is(err, cluster.ErrJoin) || errors.Is(err, hsm.ErrRefused)
+}
+
+func (n *Node) tellFingerprint(w cluster.JoinWaiting) {
+	n.log.Info("waiting for the security officer", "donor", w.DonorName, "fingerprint", w.Fingerprint)
+	_, err := fmt.Fprintf(n.options.Console, `
+This node asks node %s for the domain key. The Security Officer of %s must
+compare this fingerprint with the one below and trust it, on that host:
+
+  kmsd hsm trust --config <configuration of %s> --so-pin-file <file> %s
+
+`, w.DonorName, w.DonorName, w.DonorName, w.Fingerprint)
+	if err != nil {
+		n.log.Debug("console", "error", err)
+	}
+}

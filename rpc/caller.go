@@ -1,0 +1,62 @@
+package rpc
+
+import (
+	"context"
+	"crypto/tls"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+
+	"github.com/quorumkms/quorumkms/node/kms"
+	"github.com/quorumkms/quorumkms/transport"
+)
+
+// callerOf says who calls, from the verified certificate alone.
+func callerOf(ctx context.Context) (kms.Caller, error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return kms.Caller{}, errNoCertificate
+	}
+	state, ok := tlsState(p)
+	if !ok || len(state.PeerCertificates) == 0 {
+		return kms.Caller{}, errNoCertificate
+	}
+	id, err := transport.IdentityOf(state.PeerCertificates[0])
+	if err != nil {
+		return kms.Caller{}, err
+	}
+	return kms.Caller{
+		Principal: id.String(), Class: kms.Class(id.Class), Tenant: id.Tenant, Name: id.Name, Source: p.Addr.String(),
+	}, nil
+}
+
+func tlsState(p *peer.Peer) (tls.ConnectionState, bool) {
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	return info.State, ok
+}
+
+// callerKey is the context key under which the interceptor leaves the caller.
+type callerKey struct{}
+
+func withCaller(ctx context.Context, c kms.Caller) context.Context {
+	return context.WithValue(ctx, callerKey{}, c)
+}
+
+// request is what all requests of the protocol have in common.
+type request interface {
+	GetTenant() string
+	GetIndexToken() []byte
+}
+
+// call gathers what every call has in common.
+func call(ctx context.Context, r request) kms.Call {
+	caller, _ := ctx.Value(callerKey{}).(kms.Caller)
+	c := kms.Call{Caller: caller, Tenant: r.GetTenant(), IndexToken: r.GetIndexToken()}
+	if m, ok := r.(interface{ GetRequestId() string }); ok {
+		c.RequestID = m.GetRequestId()
+	}
+	if m, ok := r.(interface{ GetDryRun() bool }); ok {
+		c.DryRun = m.GetDryRun()
+	}
+	return c
+}

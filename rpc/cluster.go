@@ -1,0 +1,176 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
+	"github.com/quorumkms/quorumkms/node/cluster"
+	"github.com/quorumkms/quorumkms/node/kms"
+	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+	"github.com/quorumkms/quorumkms/transport"
+)
+
+// NodeView is what Status tells of the node beside the cluster.
+type NodeView struct {
+	Name        string
+	TrustDomain string
+	Version     string
+	Partition   interface {
+		Info() hsm.Info
+		Healthy() error
+	}
+	Keyring     func() hsm.Stats
+	Reachable   func(raftID string) bool
+	Certificate func() time.Time // when the node's certificate expires
+}
+
+type clusterServer struct {
+	pb.UnimplementedClusterServiceServer
+	kms    *kms.Service
+	member *cluster.Member
+	node   NodeView
+}
+
+var memberStates = map[fsm.MemberState]pb.MemberState{
+	fsm.MemberAdmitted: pb.MemberState_MEMBER_STATE_ADMITTED,
+	fsm.MemberActive:   pb.MemberState_MEMBER_STATE_ACTIVE,
+	fsm.MemberLeaving:  pb.MemberState_MEMBER_STATE_LEAVING,
+	fsm.MemberGone:     pb.MemberState_MEMBER_STATE_GONE,
+}
+
+func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.StatusResponse, error) {
+	if err := s.kms.Observe("Status", call(ctx, r)); err != nil {
+		return nil, err
+	}
+	st := s.member.Status()
+	out := &pb.StatusResponse{
+		TrustDomain: s.node.TrustDomain, RaftId: st.ID, NodeName: s.node.Name, Version: s.node.Version,
+		LeaderId: st.LeaderID, Term: st.Term, AppliedIndex: st.Applied, LastLogIndex: st.LastLog,
+		LeaseLeft: durationpb.New(st.LeaseLeft), Hsm: s.hsm(), CertificateExpiry: timestamppb.New(s.node.Certificate()),
+	}
+	s.serving(out, st)
+	if st.State.Initialized() {
+		c := st.State.Cluster()
+		out.ClusterId, out.Created, out.Release = c.ID.String(), date(c.Created), uint32(c.Release) //nolint:gosec // a small number
+		out.RecoveryEpoch, out.RunningHash = c.RecoveryEpoch, st.State.Hash()
+		out.KeyCount, out.IndexToken = uint64(st.State.KeyCount()), kms.IndexToken(st.State) //nolint:gosec // not negative
+		if g, err := st.State.ActiveGeneration(); err == nil {
+			out.DomainGeneration = g.Number
+		}
+	}
+	out.Members = each(st.Members, func(m cluster.MemberStatus) *pb.Member {
+		return &pb.Member{
+			RaftId: m.ID, Name: m.Name, PeerAddress: m.PeerAddress, ClientAddress: m.ClientAddress, State: memberStates[m.State],
+			Voter: m.Votes, Leader: m.Leader, Reachable: m.ID == st.ID || s.node.Reachable(m.ID), AppliedIndex: m.Applied,
+			Since: date(m.Since), IdentityFingerprint: hsm.Fingerprint(m.Identity),
+		}
+	})
+	return out, nil
+}
+
+func (s *clusterServer) serving(out *pb.StatusResponse, st cluster.Status) {
+	err := s.member.Usable()
+	if err == nil {
+		err = s.member.Serves(st.State)
+	}
+	if err == nil {
+		err = s.node.Partition.Healthy()
+	}
+	out.Serving = err == nil
+	if err != nil {
+		out.NotServingReason = err.Error()
+	}
+}
+
+func (s *clusterServer) hsm() *pb.HsmStatus {
+	i, stats := s.node.Partition.Info(), s.node.Keyring()
+	out := &pb.HsmStatus{
+		Kind: i.Kind, Manufacturer: i.Manufacturer, Model: i.Model, Serial: i.Serial, Label: i.Label, Healthy: true,
+		LoadedKeys: uint64(stats.Loaded), Calls: stats.Calls, Messages: stats.Messages, //nolint:gosec // not negative
+		Probes: each(i.Probes, func(p hsm.Probe) *pb.HsmProbe {
+			return &pb.HsmProbe{Name: p.Name, Passed: p.Passed, Accepted: p.Accepted, Detail: p.Detail}
+		}),
+	}
+	if err := s.node.Partition.Healthy(); err != nil {
+		out.Healthy, out.Problem = false, err.Error()
+	}
+	return out
+}
+
+func (s *clusterServer) Init(ctx context.Context, r *pb.InitRequest) (*pb.InitResponse, error) {
+	c := call(ctx, r)
+	return kms.Operate(ctx, s.kms, "Init", r.GetAdministrator(), c, nil, func(ctx context.Context, _ kms.Propose) (*pb.InitResponse, error) {
+		admin, err := transport.ParseIdentity(r.GetAdministrator())
+		if err != nil || admin.Class != transport.ClassAdmin || admin.Tenant != fsm.DefaultTenant || admin.TrustDomain != s.node.TrustDomain {
+			return nil, fmt.Errorf("%w: administrator %q: want spiffe://%s/tenant/%s/admin/<name>", fsm.ErrInvalid, r.GetAdministrator(), s.node.TrustDomain, fsm.DefaultTenant)
+		}
+		if !r.GetNoRecovery() {
+			return nil, fmt.Errorf("%w: this release makes no recovery copy of the domain key: if every node's HSM token is lost, so is all data; say no_recovery (--no-recovery) to accept that", fsm.ErrInvalid)
+		}
+		id, err := s.member.Found(ctx, cluster.Founding{Operator: c.Caller.Principal, Administrator: admin.String()})
+		if err != nil {
+			return nil, err
+		}
+		return &pb.InitResponse{ClusterId: id.String(), RaftId: s.member.ID(), IndexToken: kms.IndexToken(s.member.State())}, nil
+	})
+}
+
+func (s *clusterServer) Invite(ctx context.Context, r *pb.InviteRequest) (*pb.InviteResponse, error) {
+	validFor := kms.DefaultInvitation
+	if r.GetValidFor() != nil {
+		validFor = r.GetValidFor().AsDuration()
+	}
+	params := []any{r.GetNodeName(), validFor, r.GetNonVoter()}
+	return kms.Operate(ctx, s.kms, "Invite", r.GetNodeName(), call(ctx, r), params, func(ctx context.Context, propose kms.Propose) (*pb.InviteResponse, error) {
+		if validFor < time.Second || validFor > kms.MaxInvitation {
+			return nil, fmt.Errorf("%w: an invitation valid for %s: must be 1s to %s", fsm.ErrInvalid, validFor, kms.MaxInvitation)
+		}
+		token, t, err := s.member.Invite(ctx, cluster.Invitation{Name: r.GetNodeName(), ValidFor: validFor, Voter: !r.GetNonVoter()}, propose)
+		if err != nil {
+			return nil, err
+		}
+		self, _ := s.member.State().Member(s.member.ID())
+		return &pb.InviteResponse{
+			JoinToken: token.String(), TicketId: t.ID, Expires: date(t.Expires),
+			PeerAddresses: append([]string{self.PeerAddress}, s.member.OtherPeers()...),
+			IndexToken:    kms.IndexToken(s.member.State()),
+		}, nil
+	})
+}
+
+func (s *clusterServer) Remove(ctx context.Context, r *pb.RemoveRequest) (*pb.RemoveResponse, error) {
+	return kms.Operate(ctx, s.kms, "Remove", r.GetNode(), call(ctx, r), r.GetNode(), func(ctx context.Context, propose kms.Propose) (*pb.RemoveResponse, error) {
+		m, err := s.member.Find(r.GetNode())
+		if err != nil {
+			return nil, err
+		}
+		if err := s.member.Remove(ctx, m.ID, propose); err != nil {
+			return nil, err
+		}
+		return &pb.RemoveResponse{RaftId: m.ID, IndexToken: kms.IndexToken(s.member.State())}, nil
+	})
+}
+
+func (s *clusterServer) TransferLeadership(ctx context.Context, r *pb.TransferLeadershipRequest) (*pb.TransferLeadershipResponse, error) {
+	return kms.Operate(ctx, s.kms, "TransferLeadership", r.GetNode(), call(ctx, r), r.GetNode(), func(ctx context.Context, _ kms.Propose) (*pb.TransferLeadershipResponse, error) {
+		to := ""
+		if r.GetNode() != "" {
+			m, err := s.member.Find(r.GetNode())
+			if err != nil {
+				return nil, err
+			}
+			to = m.ID
+		}
+		leader, err := s.member.TransferLeadership(ctx, to)
+		if err != nil {
+			return nil, err
+		}
+		return &pb.TransferLeadershipResponse{LeaderId: leader, IndexToken: kms.IndexToken(s.member.State())}, nil
+	})
+}

@@ -1,0 +1,109 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
+	"github.com/quorumkms/quorumkms/node/audit"
+	"github.com/quorumkms/quorumkms/node/cluster"
+	"github.com/quorumkms/quorumkms/node/kms"
+	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+)
+
+// errorDomain is ErrorInfo's domain.
+const errorDomain = "quorumkms"
+
+var errNoCertificate = errors.New("no client certificate: this service knows callers by their certificates only")
+
+// table is the one table from sentinels to codes and reasons. The first row that
+// fits is taken, so what is more specific stands higher.
+var table = []struct {
+	err    error
+	code   codes.Code
+	reason pb.Reason
+}{
+	{errNoCertificate, codes.Unauthenticated, pb.Reason_REASON_NO_CERTIFICATE},
+	{kms.ErrDryRun, codes.FailedPrecondition, pb.Reason_REASON_DRY_RUN},
+	{audit.ErrUnavailable, codes.Unavailable, pb.Reason_REASON_AUDIT_UNAVAILABLE},
+	{kms.ErrMalformed, codes.InvalidArgument, pb.Reason_REASON_MALFORMED_CIPHERTEXT},
+	{kms.ErrCiphertext, codes.InvalidArgument, pb.Reason_REASON_INVALID_CIPHERTEXT},
+	{kms.ErrDenied, codes.PermissionDenied, pb.Reason_REASON_DENIED},
+	{kms.ErrBehind, codes.Unavailable, pb.Reason_REASON_BEHIND},
+
+	{cluster.ErrOutcomeUnknown, codes.Unavailable, pb.Reason_REASON_OUTCOME_UNKNOWN},
+	{cluster.ErrNoLease, codes.Unavailable, pb.Reason_REASON_NO_LEASE},
+	{cluster.ErrRemoved, codes.Unavailable, pb.Reason_REASON_NO_LEASE},
+	{cluster.ErrNoLeader, codes.Unavailable, pb.Reason_REASON_NO_LEADER},
+	{cluster.ErrBusy, codes.ResourceExhausted, pb.Reason_REASON_BUSY},
+	{cluster.ErrShutdown, codes.Unavailable, pb.Reason_REASON_SHUTTING_DOWN},
+	{cluster.ErrJoin, codes.FailedPrecondition, pb.Reason_REASON_MEMBERSHIP_REFUSED},
+
+	{hsm.ErrCorrupt, codes.FailedPrecondition, pb.Reason_REASON_KEY_MATERIAL_CORRUPT},
+	{hsm.ErrBusy, codes.ResourceExhausted, pb.Reason_REASON_BUSY},
+	{hsm.ErrNotTrusted, codes.FailedPrecondition, pb.Reason_REASON_NOT_TRUSTED},
+	{hsm.ErrUnavailable, codes.Unavailable, pb.Reason_REASON_HSM_UNAVAILABLE},
+	{hsm.ErrStale, codes.Unavailable, pb.Reason_REASON_HSM_UNAVAILABLE},
+	{hsm.ErrNotFound, codes.Unavailable, pb.Reason_REASON_HSM_UNAVAILABLE},
+	{hsm.ErrPIN, codes.Unavailable, pb.Reason_REASON_HSM_UNAVAILABLE},
+
+	{fsm.ErrRequestReused, codes.InvalidArgument, pb.Reason_REASON_REQUEST_ID_REUSED},
+	{fsm.ErrInvalid, codes.InvalidArgument, pb.Reason_REASON_INVALID},
+	{fsm.ErrNotFound, codes.NotFound, pb.Reason_REASON_NOT_FOUND},
+	{fsm.ErrExists, codes.AlreadyExists, pb.Reason_REASON_EXISTS},
+	{fsm.ErrDisabled, codes.FailedPrecondition, pb.Reason_REASON_KEY_DISABLED},
+	{fsm.ErrPendingDeletion, codes.FailedPrecondition, pb.Reason_REASON_KEY_PENDING_DELETION},
+	{fsm.ErrNotPendingDeletion, codes.FailedPrecondition, pb.Reason_REASON_KEY_NOT_PENDING_DELETION},
+	{fsm.ErrUnsupported, codes.FailedPrecondition, pb.Reason_REASON_UNSUPPORTED},
+	{fsm.ErrConflict, codes.Aborted, pb.Reason_REASON_CONFLICT},
+	{fsm.ErrLimit, codes.ResourceExhausted, pb.Reason_REASON_LIMIT},
+	{fsm.ErrTicket, codes.FailedPrecondition, pb.Reason_REASON_TICKET_REFUSED},
+	{fsm.ErrMember, codes.FailedPrecondition, pb.Reason_REASON_MEMBERSHIP_REFUSED},
+	{fsm.ErrNotInitialized, codes.FailedPrecondition, pb.Reason_REASON_NOT_INITIALIZED},
+	{fsm.ErrHalted, codes.Unavailable, pb.Reason_REASON_SHUTTING_DOWN},
+}
+
+// toStatus translates an error. Unknown errors become Internal with their text
+// withheld; unavailable ones name the other nodes.
+func toStatus(err error, others func() []string) error {
+	if err == nil {
+		return nil
+	}
+	for _, row := range table {
+		if !errors.Is(err, row.err) {
+			continue
+		}
+		text := err.Error()
+		if row.err == kms.ErrCiphertext { //nolint:errorlint // the row, not the chain: one uniform text
+			text = kms.ErrCiphertext.Error()
+		}
+		return withReason(row.code, row.reason, text, others)
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.Error(codes.DeadlineExceeded, "deadline exceeded")
+	case errors.Is(err, context.Canceled):
+		return status.Error(codes.Canceled, "cancelled by the caller")
+	}
+	return status.Error(codes.Internal, "internal error; the node's log says more")
+}
+
+func withReason(code codes.Code, reason pb.Reason, text string, others func() []string) error {
+	info := &errdetails.ErrorInfo{Domain: errorDomain, Reason: strings.TrimPrefix(reason.String(), "REASON_")}
+	if code == codes.Unavailable && others != nil {
+		if nodes := others(); len(nodes) > 0 {
+			info.Metadata = map[string]string{"nodes": strings.Join(nodes, ",")}
+		}
+	}
+	s, err := status.New(code, text).WithDetails(info)
+	if err != nil {
+		return status.Error(code, text)
+	}
+	return s.Err()
+}

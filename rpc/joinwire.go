@@ -1,0 +1,181 @@
+package rpc
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/peer"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
+	"github.com/quorumkms/quorumkms/node/cluster"
+	peerpb "github.com/quorumkms/quorumkms/rpc/peerv1"
+	"github.com/quorumkms/quorumkms/transport"
+)
+
+// joinerWire is the joiner's end of the conversation.
+type joinerWire struct {
+	stream peerpb.PeerService_JoinClient
+	conn   *grpc.ClientConn
+	own    *transport.Credentials
+}
+
+func (w *joinerWire) Send(m cluster.JoinMessage) error {
+	r := &peerpb.JoinRequest{}
+	switch x := m.(type) {
+	case cluster.JoinHello:
+		r.Step = &peerpb.JoinRequest_Hello{Hello: &peerpb.JoinHello{ClusterId: x.Cluster[:], Release: uint32(x.Release)}} //nolint:gosec // a small number
+	case cluster.JoinProof:
+		r.Step = &peerpb.JoinRequest_Proof{Proof: &peerpb.JoinProof{
+			TicketId: x.TicketID, RaftId: x.RaftID, Name: x.Name, PeerAddress: x.PeerAddress, ClientAddress: x.ClientAddress,
+			Identity: x.Identity, TransferKey: x.Transfer.SPKI, TransferSignature: x.Transfer.Signature,
+			HoldsGeneration: x.HoldsGeneration, TicketSignature: x.TicketSignature, IdentitySignature: x.IdentitySignature,
+		}}
+	case cluster.JoinPossession:
+		r.Step = &peerpb.JoinRequest_Possession{Possession: &peerpb.JoinPossession{Proof: x.Proof}}
+	default:
+		return fmt.Errorf("rpc: a joiner does not send %T", m)
+	}
+	return w.stream.Send(r)
+}
+
+func (w *joinerWire) Receive() (cluster.JoinMessage, error) {
+	r, err := w.stream.Recv()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", cluster.ErrNoLeader, err)
+	}
+	switch x := r.GetStep().(type) {
+	case *peerpb.JoinResponse_Challenge:
+		return cluster.JoinChallenge{Nonce: x.Challenge.GetNonce(), Donor: x.Challenge.GetDonor(), Epoch: x.Challenge.GetRecoveryEpoch()}, nil
+	case *peerpb.JoinResponse_Waiting:
+		return cluster.JoinWaiting{Fingerprint: x.Waiting.GetFingerprint(), DonorName: x.Waiting.GetDonorName()}, nil
+	case *peerpb.JoinResponse_Transfer:
+		return transferFrom(x.Transfer)
+	case *peerpb.JoinResponse_Accepted:
+		return cluster.JoinAccepted{PeerAddresses: x.Accepted.GetPeerAddresses()}, nil
+	case *peerpb.JoinResponse_Failure:
+		return nil, failed(x.Failure)
+	}
+	return nil, fmt.Errorf("%w: an answer this release does not know", cluster.ErrJoin)
+}
+
+func transferFrom(t *peerpb.JoinTransfer) (cluster.JoinMessage, error) {
+	out := cluster.JoinTransfer{
+		Message: t.GetMessage(), DonorIdentity: t.GetDonorIdentity(), Nonce: t.GetNonce(),
+		Generation: hsm.Generation{Number: t.GetGeneration()},
+	}
+	for _, c := range t.GetChecks() {
+		k := hsm.KeyCheck{Kind: hsm.KeyKind(c.GetKind())} //nolint:gosec // an unknown kind is refused with the check values
+		if copy(k.Value[:], c.GetValue()) != len(k.Value) {
+			return nil, fmt.Errorf("%w: a check value of %d bytes", cluster.ErrJoin, len(c.GetValue()))
+		}
+		out.Generation.Checks = append(out.Generation.Checks, k)
+	}
+	return out, nil
+}
+
+func (w *joinerWire) Channel() (cluster.Channel, error) {
+	state, err := streamState(w.stream.Context())
+	if err != nil {
+		return cluster.Channel{}, err
+	}
+	return channel(state, keyHash(state.PeerCertificates[0]), w.own.KeyHash())
+}
+
+func (w *joinerWire) Close() error { return errors.Join(w.stream.CloseSend(), w.conn.Close()) }
+
+// donorWire is the donor's end.
+type donorWire struct {
+	stream peerpb.PeerService_JoinServer
+	own    *transport.Credentials
+}
+
+func (w *donorWire) Send(m cluster.JoinMessage) error {
+	r := &peerpb.JoinResponse{}
+	switch x := m.(type) {
+	case cluster.JoinChallenge:
+		r.Step = &peerpb.JoinResponse_Challenge{Challenge: &peerpb.JoinChallenge{Nonce: x.Nonce, Donor: x.Donor, RecoveryEpoch: x.Epoch}}
+	case cluster.JoinWaiting:
+		r.Step = &peerpb.JoinResponse_Waiting{Waiting: &peerpb.JoinWaiting{Fingerprint: x.Fingerprint, DonorName: x.DonorName}}
+	case cluster.JoinTransfer:
+		t := &peerpb.JoinTransfer{Message: x.Message, DonorIdentity: x.DonorIdentity, Generation: x.Generation.Number, Nonce: x.Nonce}
+		for _, c := range x.Generation.Checks {
+			t.Checks = append(t.Checks, &peerpb.DomainCheck{Kind: uint32(c.Kind), Value: c.Value[:]})
+		}
+		r.Step = &peerpb.JoinResponse_Transfer{Transfer: t}
+	case cluster.JoinAccepted:
+		r.Step = &peerpb.JoinResponse_Accepted{Accepted: &peerpb.JoinAccepted{PeerAddresses: x.PeerAddresses}}
+	default:
+		return fmt.Errorf("rpc: a donor does not send %T", m)
+	}
+	return w.stream.Send(r)
+}
+
+func (w *donorWire) Receive() (cluster.JoinMessage, error) {
+	r, err := w.stream.Recv()
+	if err != nil {
+		return nil, err
+	}
+	switch x := r.GetStep().(type) {
+	case *peerpb.JoinRequest_Hello:
+		h := cluster.JoinHello{Release: int(x.Hello.GetRelease())}
+		if copy(h.Cluster[:], x.Hello.GetClusterId()) != len(fsm.ID{}) {
+			return nil, fmt.Errorf("%w: a cluster id of %d bytes", cluster.ErrJoin, len(x.Hello.GetClusterId()))
+		}
+		return h, nil
+	case *peerpb.JoinRequest_Proof:
+		p := x.Proof
+		return cluster.JoinProof{
+			TicketID: p.GetTicketId(), RaftID: p.GetRaftId(), Name: p.GetName(),
+			PeerAddress: p.GetPeerAddress(), ClientAddress: p.GetClientAddress(), Identity: p.GetIdentity(),
+			Transfer:        hsm.Transfer{SPKI: p.GetTransferKey(), Signature: p.GetTransferSignature()},
+			HoldsGeneration: p.GetHoldsGeneration(), TicketSignature: p.GetTicketSignature(), IdentitySignature: p.GetIdentitySignature(),
+		}, nil
+	case *peerpb.JoinRequest_Possession:
+		return cluster.JoinPossession{Proof: x.Possession.GetProof()}, nil
+	}
+	return nil, fmt.Errorf("%w: a message this release does not know", cluster.ErrJoin)
+}
+
+func (w *donorWire) Channel() (cluster.Channel, error) {
+	state, err := streamState(w.stream.Context())
+	if err != nil {
+		return cluster.Channel{}, err
+	}
+	return channel(state, w.own.KeyHash(), keyHash(state.PeerCertificates[0]))
+}
+
+func (w *donorWire) Close() error { return nil }
+
+func streamState(ctx context.Context) (tls.ConnectionState, error) {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return tls.ConnectionState{}, fmt.Errorf("%w: the connection is not known", cluster.ErrJoin)
+	}
+	state, ok := tlsState(p)
+	if !ok || len(state.PeerCertificates) == 0 {
+		return tls.ConnectionState{}, fmt.Errorf("%w: the connection has no certificate", cluster.ErrJoin)
+	}
+	return state, nil
+}
+
+const exporterSize = 32
+
+// channel names the connection by its exporter value and both ends' keys.
+func channel(state tls.ConnectionState, donor, joiner []byte) (cluster.Channel, error) {
+	exporter, err := state.ExportKeyingMaterial(cluster.ExporterLabel, nil, exporterSize)
+	if err != nil {
+		return cluster.Channel{}, err
+	}
+	return cluster.Channel{Exporter: exporter, DonorKey: donor, JoinerKey: joiner}, nil
+}
+
+func keyHash(c *x509.Certificate) []byte {
+	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
+	return sum[:]
+}

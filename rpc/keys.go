@@ -1,0 +1,236 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/kms"
+	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+)
+
+type keyServer struct {
+	pb.UnimplementedKeyServiceServer
+	kms *kms.Service
+}
+
+func (s *keyServer) CreateKey(ctx context.Context, r *pb.CreateKeyRequest) (*pb.CreateKeyResponse, error) {
+	if err := onlySymmetric(r); err != nil {
+		return nil, s.kms.Refuse("CreateKey", call(ctx, r), err)
+	}
+	m, st, err := s.kms.CreateKey(ctx, call(ctx, r), kms.KeyParams{
+		Description: r.GetDescription(), Usage: fsm.UsageEncryptDecrypt, Spec: fsm.SpecSymmetric, Tags: tagsFrom(r.GetTags()),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &pb.CreateKeyResponse{Key: metadata(m), IndexToken: kms.IndexToken(st)}, nil
+}
+
+// onlySymmetric refuses what the protocol knows and this release does not make.
+func onlySymmetric(r *pb.CreateKeyRequest) error {
+	switch {
+	case r.GetUsage() != pb.KeyUsage_KEY_USAGE_UNSPECIFIED && r.GetUsage() != pb.KeyUsage_KEY_USAGE_ENCRYPT_DECRYPT:
+		return fmt.Errorf("%w: key usage %s: this release makes ENCRYPT_DECRYPT keys", fsm.ErrInvalid, r.GetUsage())
+	case r.GetSpec() != pb.KeySpec_KEY_SPEC_UNSPECIFIED && r.GetSpec() != pb.KeySpec_KEY_SPEC_SYMMETRIC:
+		return fmt.Errorf("%w: key spec %s: this release makes SYMMETRIC keys", fsm.ErrInvalid, r.GetSpec())
+	case r.GetOrigin() != pb.KeyOrigin_KEY_ORIGIN_UNSPECIFIED && r.GetOrigin() != pb.KeyOrigin_KEY_ORIGIN_KMS:
+		return fmt.Errorf("%w: key origin %s: this release makes keys of origin KMS", fsm.ErrInvalid, r.GetOrigin())
+	case r.GetProtectionLevel() != pb.ProtectionLevel_PROTECTION_LEVEL_UNSPECIFIED && r.GetProtectionLevel() != pb.ProtectionLevel_PROTECTION_LEVEL_HSM_ROOTED:
+		return fmt.Errorf("%w: protection level %s: this release makes HSM_ROOTED keys", fsm.ErrInvalid, r.GetProtectionLevel())
+	}
+	return nil
+}
+
+func (s *keyServer) DescribeKey(ctx context.Context, r *pb.DescribeKeyRequest) (*pb.DescribeKeyResponse, error) {
+	m, st, err := s.kms.DescribeKey(ctx, call(ctx, r), r.GetKeyId())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.DescribeKeyResponse{Key: metadata(m), IndexToken: kms.IndexToken(st)}, nil
+}
+
+func (s *keyServer) ListKeys(ctx context.Context, r *pb.ListKeysRequest) (*pb.ListKeysResponse, error) {
+	p, st, err := s.kms.ListKeys(ctx, call(ctx, r), r.GetLimit(), r.GetMarker())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ListKeysResponse{Keys: each(p.Items, metadata), NextMarker: p.Next, IndexToken: kms.IndexToken(st)}, nil
+}
+
+func (s *keyServer) UpdateKeyDescription(ctx context.Context, r *pb.UpdateKeyDescriptionRequest) (*pb.UpdateKeyDescriptionResponse, error) {
+	_, st, err := s.kms.UpdateKeyDescription(ctx, call(ctx, r), r.GetKeyId(), r.GetDescription(), r.GetExpectedRevision())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.UpdateKeyDescriptionResponse{IndexToken: kms.IndexToken(st)}, nil
+}
+
+func (s *keyServer) EnableKey(ctx context.Context, r *pb.EnableKeyRequest) (*pb.EnableKeyResponse, error) {
+	_, st, err := s.kms.EnableKey(ctx, call(ctx, r), r.GetKeyId(), r.GetExpectedRevision())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.EnableKeyResponse{IndexToken: kms.IndexToken(st)}, nil
+}
+
+func (s *keyServer) DisableKey(ctx context.Context, r *pb.DisableKeyRequest) (*pb.DisableKeyResponse, error) {
+	_, st, err := s.kms.DisableKey(ctx, call(ctx, r), r.GetKeyId(), r.GetExpectedRevision())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.DisableKeyResponse{IndexToken: kms.IndexToken(st)}, nil
+}
+
+func (s *keyServer) ScheduleKeyDeletion(ctx context.Context, r *pb.ScheduleKeyDeletionRequest) (*pb.ScheduleKeyDeletionResponse, error) {
+	k, st, err := s.kms.ScheduleKeyDeletion(ctx, call(ctx, r), r.GetKeyId(), r.GetPendingWindowDays(), r.GetExpectedRevision())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ScheduleKeyDeletionResponse{KeyId: k.ID.String(), DeletionDate: date(k.Deletion), IndexToken: kms.IndexToken(st)}, nil
+}
+
+func (s *keyServer) CancelKeyDeletion(ctx context.Context, r *pb.CancelKeyDeletionRequest) (*pb.CancelKeyDeletionResponse, error) {
+	result, st, err := s.kms.CancelKeyDeletion(ctx, call(ctx, r), r.GetKeyId(), r.GetExpectedRevision())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.CancelKeyDeletionResponse{KeyId: result.ID, IndexToken: kms.IndexToken(st)}, nil
+}
+
+func (s *keyServer) CreateAlias(ctx context.Context, r *pb.CreateAliasRequest) (*pb.CreateAliasResponse, error) {
+	_, st, err := s.kms.CreateAlias(ctx, call(ctx, r), r.GetAliasName(), r.GetKeyId(), r.GetExpectedRevision())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.CreateAliasResponse{IndexToken: kms.IndexToken(st)}, nil
+}
+
+func (s *keyServer) UpdateAlias(ctx context.Context, r *pb.UpdateAliasRequest) (*pb.UpdateAliasResponse, error) {
+	_, st, err := s.kms.UpdateAlias(ctx, call(ctx, r), r.GetAliasName(), r.GetKeyId(), r.GetExpectedRevision())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.UpdateAliasResponse{IndexToken: kms.IndexToken(st)}, nil
+}
+
+func (s *keyServer) DeleteAlias(ctx context.Context, r *pb.DeleteAliasRequest) (*pb.DeleteAliasResponse, error) {
+	_, st, err := s.kms.DeleteAlias(ctx, call(ctx, r), r.GetAliasName())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.DeleteAliasResponse{IndexToken: kms.IndexToken(st)}, nil
+}
+
+func (s *keyServer) ListAliases(ctx context.Context, r *pb.ListAliasesRequest) (*pb.ListAliasesResponse, error) {
+	p, st, err := s.kms.ListAliases(ctx, call(ctx, r), r.GetKeyId(), r.GetLimit(), r.GetMarker())
+	if err != nil {
+		return nil, err
+	}
+	cluster := st.Cluster().ID
+	return &pb.ListAliasesResponse{
+		Aliases: each(p.Items, func(a *fsm.Alias) *pb.Alias {
+			return &pb.Alias{
+				Name: a.Name, Arn: kms.AliasARN(cluster, a.Tenant, a.Name), KeyId: a.Key.String(),
+				CreationDate: date(a.Created), LastUpdatedDate: date(a.Updated),
+			}
+		}),
+		NextMarker: p.Next, IndexToken: kms.IndexToken(st),
+	}, nil
+}
+
+func (s *keyServer) TagResource(ctx context.Context, r *pb.TagResourceRequest) (*pb.TagResourceResponse, error) {
+	_, st, err := s.kms.TagResource(ctx, call(ctx, r), r.GetKeyId(), tagsFrom(r.GetTags()), r.GetExpectedRevision())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.TagResourceResponse{IndexToken: kms.IndexToken(st)}, nil
+}
+
+func (s *keyServer) UntagResource(ctx context.Context, r *pb.UntagResourceRequest) (*pb.UntagResourceResponse, error) {
+	_, st, err := s.kms.UntagResource(ctx, call(ctx, r), r.GetKeyId(), r.GetTagKeys(), r.GetExpectedRevision())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.UntagResourceResponse{IndexToken: kms.IndexToken(st)}, nil
+}
+
+func (s *keyServer) ListResourceTags(ctx context.Context, r *pb.ListResourceTagsRequest) (*pb.ListResourceTagsResponse, error) {
+	p, st, err := s.kms.ListResourceTags(ctx, call(ctx, r), r.GetKeyId(), r.GetLimit(), r.GetMarker())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ListResourceTagsResponse{
+		Tags:       each(p.Items, func(t fsm.Tag) *pb.Tag { return &pb.Tag{Key: t.Key, Value: t.Value} }),
+		NextMarker: p.Next, IndexToken: kms.IndexToken(st),
+	}, nil
+}
+
+func (s *keyServer) RotateKeyOnDemand(ctx context.Context, r *pb.RotateKeyOnDemandRequest) (*pb.RotateKeyOnDemandResponse, error) {
+	result, st, err := s.kms.RotateKeyOnDemand(ctx, call(ctx, r), r.GetKeyId(), r.GetExpectedRevision())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.RotateKeyOnDemandResponse{KeyId: result.ID, CurrentVersion: result.Version, IndexToken: kms.IndexToken(st)}, nil
+}
+
+func (s *keyServer) ListKeyRotations(ctx context.Context, r *pb.ListKeyRotationsRequest) (*pb.ListKeyRotationsResponse, error) {
+	p, st, err := s.kms.ListKeyRotations(ctx, call(ctx, r), r.GetKeyId(), r.GetLimit(), r.GetMarker())
+	if err != nil {
+		return nil, err
+	}
+	return &pb.ListKeyRotationsResponse{
+		Rotations: each(p.Items, func(x kms.Rotation) *pb.KeyRotation {
+			return &pb.KeyRotation{
+				KeyId: x.Key.String(), Version: x.Version.Version, Cause: causes[x.Version.Cause], RotationDate: date(x.Version.Created),
+			}
+		}),
+		NextMarker: p.Next, IndexToken: kms.IndexToken(st),
+	}, nil
+}
+
+var causes = map[fsm.VersionCause]pb.RotationCause{
+	fsm.CauseCreated:  pb.RotationCause_ROTATION_CAUSE_CREATED,
+	fsm.CauseOnDemand: pb.RotationCause_ROTATION_CAUSE_ON_DEMAND,
+}
+
+var states = map[fsm.KeyState]pb.KeyState{
+	fsm.KeyEnabled:         pb.KeyState_KEY_STATE_ENABLED,
+	fsm.KeyDisabled:        pb.KeyState_KEY_STATE_DISABLED,
+	fsm.KeyPendingDeletion: pb.KeyState_KEY_STATE_PENDING_DELETION,
+}
+
+func metadata(m kms.Metadata) *pb.KeyMetadata {
+	k := m.Key
+	return &pb.KeyMetadata{
+		KeyId: k.ID.String(), Arn: m.ARN, Tenant: k.Tenant, Description: k.Description, State: states[k.State],
+		Usage: pb.KeyUsage_KEY_USAGE_ENCRYPT_DECRYPT, Spec: pb.KeySpec_KEY_SPEC_SYMMETRIC,
+		Origin: pb.KeyOrigin_KEY_ORIGIN_KMS, Manager: pb.KeyManager_KEY_MANAGER_CUSTOMER,
+		ProtectionLevel: pb.ProtectionLevel_PROTECTION_LEVEL_HSM_ROOTED,
+		CreationDate:    date(k.Created), DeletionDate: date(k.Deletion),
+		CurrentVersion: k.Current().Version, Revision: k.Revision, Aliases: m.Aliases,
+	}
+}
+
+func tagsFrom(list []*pb.Tag) []fsm.Tag {
+	return each(list, func(t *pb.Tag) fsm.Tag { return fsm.Tag{Key: t.GetKey(), Value: t.GetValue()} })
+}
+
+func each[A, B any](list []A, f func(A) B) []B {
+	var out []B
+	for _, a := range list {
+		out = append(out, f(a))
+	}
+	return out
+}
+
+// date is a time in unix seconds; 0 is none.
+func date(seconds int64) *timestamppb.Timestamp {
+	if seconds == 0 {
+		return nil
+	}
+	return timestamppb.New(time.Unix(seconds, 0))
+}

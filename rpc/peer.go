@@ -1,0 +1,144 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/cluster"
+	"github.com/quorumkms/quorumkms/node/kms"
+	peerpb "github.com/quorumkms/quorumkms/rpc/peerv1"
+	"github.com/quorumkms/quorumkms/transport"
+)
+
+// peerServer answers other nodes. The listener lets in certificates of class node
+// only; all but Join is for members, by their names, as themselves.
+type peerServer struct {
+	peerpb.UnimplementedPeerServiceServer
+	member   *cluster.Member
+	kms      *kms.Service
+	announce func(spki []byte) error
+	own      *transport.Credentials
+}
+
+// asMember tells whether the caller is the member that it says it is.
+func (s *peerServer) asMember(ctx context.Context, raftID string) error {
+	caller, err := callerOf(ctx)
+	if err != nil {
+		return err
+	}
+	m, ok := s.member.State().Member(raftID)
+	if !ok || m.Name != caller.Name {
+		return fmt.Errorf("%w: %s is not the member %s", kms.ErrDenied, caller.Principal, raftID)
+	}
+	return nil
+}
+
+// asLivingMember is asMember for what a removed node may not do any more.
+func (s *peerServer) asLivingMember(ctx context.Context, raftID string) error {
+	if err := s.asMember(ctx, raftID); err != nil {
+		return err
+	}
+	if m, _ := s.member.State().Member(raftID); !m.Alive() {
+		return fmt.Errorf("%w: %s", cluster.ErrRemoved, raftID)
+	}
+	return nil
+}
+
+func (s *peerServer) Propose(ctx context.Context, r *peerpb.ProposeRequest) (*peerpb.ProposeResponse, error) {
+	if err := s.asLivingMember(ctx, r.GetProposer()); err != nil {
+		return nil, err
+	}
+	command, err := fsm.DecodeCommand(r.GetCommand(), r.GetBody())
+	if err != nil {
+		return &peerpb.ProposeResponse{Failure: failure(err)}, nil
+	}
+	result, err := s.member.HandlePropose(ctx, fsm.Proposal{
+		Command: command, Request: r.GetRequestId(), Digest: r.GetDigest(), Principal: r.GetPrincipal(),
+	}, r.GetProposer())
+	return &peerpb.ProposeResponse{Index: result.Index, Id: result.ID, Version: result.Version, Failure: failure(err)}, nil
+}
+
+func (s *peerServer) Lease(ctx context.Context, r *peerpb.LeaseRequest) (*peerpb.LeaseResponse, error) {
+	if err := s.asMember(ctx, r.GetNode()); err != nil {
+		return nil, err
+	}
+	g, err := s.member.HandleLease(ctx, cluster.LeaseRequest{
+		Node: r.GetNode(), Incarnation: r.GetIncarnation(), Nonce: r.GetNonce(), Applied: r.GetAppliedIndex(),
+		Hash: r.GetRunningHash(), Wall: r.GetWallClock(), Epoch: r.GetRecoveryEpoch(),
+	})
+	return &peerpb.LeaseResponse{Incarnation: g.Incarnation, Nonce: g.Nonce, MinIndex: g.MinIndex, Failure: failure(err)}, nil
+}
+
+func (s *peerServer) Ack(ctx context.Context, r *peerpb.AckRequest) (*peerpb.AckResponse, error) {
+	if err := s.asLivingMember(ctx, r.GetNode()); err != nil {
+		return nil, err
+	}
+	return &peerpb.AckResponse{}, s.member.HandleAck(r.GetNode(), r.GetAppliedIndex())
+}
+
+func (s *peerServer) TransferLeadership(ctx context.Context, r *peerpb.TransferRequest) (*peerpb.TransferResponse, error) {
+	caller, err := callerOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !s.member.IsMember(caller.Name) {
+		return nil, fmt.Errorf("%w: %s is no member", kms.ErrDenied, caller.Principal)
+	}
+	leader, err := s.member.HandleTransfer(ctx, r.GetNode())
+	return &peerpb.TransferResponse{LeaderId: leader, Failure: failure(err)}, nil
+}
+
+func (s *peerServer) Join(stream peerpb.PeerService_JoinServer) error {
+	caller, err := callerOf(stream.Context())
+	if err != nil {
+		return toStatus(err, nil)
+	}
+	wire := &donorWire{stream: stream, own: s.own}
+	err = s.member.HandleJoin(stream.Context(), wire, caller.Name, s.announce)
+	if recorded := s.kms.Event("JoinNode", caller.Principal, caller.Name, err); recorded != nil {
+		err = recorded
+	}
+	if err == nil {
+		return nil
+	}
+	if cluster.Code(err) == "" && !errors.Is(err, context.Canceled) {
+		err = fmt.Errorf("%w: %w", cluster.ErrJoin, err)
+	}
+	return stream.Send(&peerpb.JoinResponse{Step: &peerpb.JoinResponse_Failure{Failure: failure(err)}})
+}
+
+// failure carries a refusal between nodes; nil for none.
+func failure(err error) *peerpb.Failure {
+	if err == nil {
+		return nil
+	}
+	return &peerpb.Failure{Code: cluster.Code(err), Text: err.Error()}
+}
+
+// failed restores it.
+func failed(f *peerpb.Failure) error {
+	if f == nil {
+		return nil
+	}
+	return cluster.FromCode(f.GetCode(), f.GetText())
+}
+
+func sourceOf(ctx context.Context) string {
+	if p, ok := peer.FromContext(ctx); ok {
+		return p.Addr.String()
+	}
+	return ""
+}
+
+// notSent tells whether a failed call cannot have reached the other node's
+// handler.
+func notSent(err error) bool {
+	code := status.Code(err)
+	return code == codes.PermissionDenied || code == codes.Unauthenticated || code == codes.Unimplemented
+}

@@ -1,0 +1,176 @@
+package rpc
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/cluster"
+	peerpb "github.com/quorumkms/quorumkms/rpc/peerv1"
+	"github.com/quorumkms/quorumkms/transport"
+)
+
+// Peers calls other nodes: one connection an address, kept.
+type Peers struct {
+	credentials *transport.Credentials
+	nameAt      func(address string) (name string, ok bool)
+
+	mu    sync.Mutex
+	conns map[string]*grpc.ClientConn
+}
+
+var _ cluster.Peers = (*Peers)(nil)
+
+const (
+	// maxPeers bounds the connections kept; beyond it all are dropped and made anew.
+	maxPeers     = 2 * fsm.MaxMembers
+	peerBackoff  = 100 * time.Millisecond // first pause between dials to a node that is down
+	peerBackoffs = time.Second            // longest
+	peerDial     = 2 * time.Second
+)
+
+// NewPeers makes the caller of other nodes. nameAt tells which member lives at an
+// address, so that nobody else can answer there.
+func NewPeers(c *transport.Credentials, nameAt func(address string) (string, bool)) *Peers {
+	return &Peers{credentials: c, nameAt: nameAt, conns: map[string]*grpc.ClientConn{}}
+}
+
+// Close closes the connections.
+func (p *Peers) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.drop()
+}
+
+func (p *Peers) drop() error {
+	var err error
+	for address, c := range p.conns {
+		err = errors.Join(err, c.Close())
+		delete(p.conns, address)
+	}
+	return err
+}
+
+func (p *Peers) to(address string) (peerpb.PeerServiceClient, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c, ok := p.conns[address]; ok {
+		return peerpb.NewPeerServiceClient(c), nil
+	}
+	if len(p.conns) >= maxPeers {
+		if err := p.drop(); err != nil {
+			return nil, err
+		}
+	}
+	c, err := dialPeer(address, p.credentials.Client([]string{transport.ALPNPeer}, func(id transport.Identity) error {
+		if name, known := p.nameAt(address); known && name != id.Name {
+			return fmt.Errorf("node %s answers at the address of %s", id.Name, name)
+		}
+		return nil
+	}))
+	if err != nil {
+		return nil, err
+	}
+	p.conns[address] = c
+	return peerpb.NewPeerServiceClient(c), nil
+}
+
+func dialPeer(address string, config *tls.Config) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///"+address,
+		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage)),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveAt / 3, Timeout: minPing, PermitWithoutStream: true}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: peerBackoff, Multiplier: 1.6, Jitter: 0.2, MaxDelay: peerBackoffs},
+			MinConnectTimeout: peerDial,
+		}))
+}
+
+// Propose implements cluster.Peers.
+func (p *Peers) Propose(ctx context.Context, address string, x fsm.Proposal, proposer string) (fsm.Result, error) {
+	body, err := json.Marshal(x.Command)
+	if err != nil {
+		return fsm.Result{}, err
+	}
+	c, err := p.to(address)
+	if err != nil {
+		return fsm.Result{}, err
+	}
+	r, err := c.Propose(ctx, &peerpb.ProposeRequest{
+		Command: fsm.NameOf(x.Command), Body: body, RequestId: x.Request, Digest: x.Digest, Principal: x.Principal, Proposer: proposer,
+	})
+	switch {
+	case err == nil:
+		return fsm.Result{Index: r.GetIndex(), ID: r.GetId(), Version: r.GetVersion()}, failed(r.GetFailure())
+	case notSent(err):
+		return fsm.Result{}, fmt.Errorf("%w: %w", cluster.ErrNoLeader, err)
+	case status.Code(err) == codes.Canceled && ctx.Err() == nil:
+		return fsm.Result{}, fmt.Errorf("%w: %w", cluster.ErrOutcomeUnknown, err)
+	}
+	return fsm.Result{}, fmt.Errorf("%w: the leader's answer was lost: %w", cluster.ErrOutcomeUnknown, err)
+}
+
+// Lease implements cluster.Peers.
+func (p *Peers) Lease(ctx context.Context, address string, r cluster.LeaseRequest) (cluster.LeaseGrant, error) {
+	c, err := p.to(address)
+	if err != nil {
+		return cluster.LeaseGrant{}, err
+	}
+	g, err := c.Lease(ctx, &peerpb.LeaseRequest{
+		Node: r.Node, Incarnation: r.Incarnation, Nonce: r.Nonce, AppliedIndex: r.Applied, RunningHash: r.Hash,
+		WallClock: r.Wall, RecoveryEpoch: r.Epoch,
+	})
+	if err != nil {
+		return cluster.LeaseGrant{}, err
+	}
+	return cluster.LeaseGrant{Incarnation: g.GetIncarnation(), Nonce: g.GetNonce(), MinIndex: g.GetMinIndex()}, failed(g.GetFailure())
+}
+
+// Ack implements cluster.Peers.
+func (p *Peers) Ack(ctx context.Context, address, node string, applied uint64) error {
+	c, err := p.to(address)
+	if err != nil {
+		return err
+	}
+	_, err = c.Ack(ctx, &peerpb.AckRequest{Node: node, AppliedIndex: applied})
+	return err
+}
+
+// TransferLeadership implements cluster.Peers.
+func (p *Peers) TransferLeadership(ctx context.Context, address, node string) (string, error) {
+	c, err := p.to(address)
+	if err != nil {
+		return "", err
+	}
+	r, err := c.TransferLeadership(ctx, &peerpb.TransferRequest{Node: node})
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", cluster.ErrNoLeader, err)
+	}
+	return r.GetLeaderId(), failed(r.GetFailure())
+}
+
+// Join implements cluster.Peers: a connection of its own, to a cluster whose CA's
+// keys hash to pin.
+func (p *Peers) Join(ctx context.Context, address string, pin []byte) (cluster.JoinStream, error) {
+	conn, err := dialPeer(address, p.credentials.ClientPinned([]string{transport.ALPNPeer}, pin, nil))
+	if err != nil {
+		return nil, err
+	}
+	stream, err := peerpb.NewPeerServiceClient(conn).Join(ctx)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", cluster.ErrNoLeader, err), conn.Close())
+	}
+	return &joinerWire{stream: stream, conn: conn, own: p.credentials}, nil
+}

@@ -1,0 +1,204 @@
+package rpc
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
+
+	"github.com/quorumkms/quorumkms/node/cluster"
+	"github.com/quorumkms/quorumkms/node/kms"
+	peerpb "github.com/quorumkms/quorumkms/rpc/peerv1"
+	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+	"github.com/quorumkms/quorumkms/transport"
+)
+
+// Limits of the servers.
+const (
+	// MaxMessage is the largest message, in bytes.
+	MaxMessage = 1 << 20
+	// MaxStreams is how many calls one connection may have under way.
+	MaxStreams = 1024
+	// maxHeader is the largest set of request headers, in bytes.
+	maxHeader = 16 << 10
+	// handshakeTimeout bounds the HTTP/2 preface; the TLS handshake is bounded
+	// where the connection is accepted.
+	handshakeTimeout = 5 * time.Second
+	// callTimeout is the deadline of a call that brings none.
+	callTimeout = 30 * time.Second
+	keepaliveAt = 30 * time.Second
+	minPing     = 5 * time.Second
+)
+
+// Config is what the servers need.
+type Config struct {
+	KMS    *kms.Service
+	Member *cluster.Member
+	Node   NodeView
+	Log    *slog.Logger
+	// Credentials are the node's own certificate and CA.
+	Credentials *transport.Credentials
+	// Announce is told the transfer key that waits for the Security Officer.
+	Announce func(spki []byte) error
+}
+
+// Server is the node's two gRPC servers: for clients and for peers.
+type Server struct {
+	clients *grpc.Server
+	peers   *grpc.Server
+	health  *health.Server
+	config  Config
+}
+
+// NewServer makes the servers; Serve starts them.
+func NewServer(c Config) *Server {
+	s := &Server{config: c, health: health.NewServer()}
+	s.clients = grpc.NewServer(append(options(), grpc.ChainUnaryInterceptor(s.errors, s.authenticate))...)
+	pb.RegisterKeyServiceServer(s.clients, &keyServer{kms: c.KMS})
+	pb.RegisterCryptoServiceServer(s.clients, &cryptoServer{kms: c.KMS})
+	pb.RegisterClusterServiceServer(s.clients, &clusterServer{kms: c.KMS, member: c.Member, node: c.Node})
+	healthpb.RegisterHealthServer(s.clients, s.health)
+	reflection.Register(s.clients)
+	s.peers = grpc.NewServer(append(options(), grpc.ChainUnaryInterceptor(s.errors))...)
+	peerpb.RegisterPeerServiceServer(s.peers, &peerServer{member: c.Member, kms: c.KMS, announce: c.Announce, own: c.Credentials})
+	return s
+}
+
+func options() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.Creds(acceptedTLS{}),
+		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
+		grpc.MaxConcurrentStreams(MaxStreams), grpc.MaxHeaderListSize(maxHeader), grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveAt, Timeout: keepaliveAt}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
+	}
+}
+
+// ServeClients answers clients until Stop.
+func (s *Server) ServeClients(l net.Listener) error { return ended(s.clients.Serve(l)) }
+
+// ServePeers answers other nodes until Stop.
+func (s *Server) ServePeers(l net.Listener) error { return ended(s.peers.Serve(l)) }
+
+func ended(err error) error {
+	if errors.Is(err, grpc.ErrServerStopped) {
+		return nil
+	}
+	return err
+}
+
+// The names of the health checks: "" is alive, the others may be not serving.
+const (
+	HealthCrypto = "crypto" // this node answers cryptographic calls
+	HealthWrite  = "write"  // this node can bring changes into the log
+)
+
+// SetHealth publishes a health check.
+func (s *Server) SetHealth(name string, ok bool) {
+	v := healthpb.HealthCheckResponse_NOT_SERVING
+	if ok {
+		v = healthpb.HealthCheckResponse_SERVING
+	}
+	s.health.SetServingStatus(name, v)
+}
+
+// Stop ends the servers: calls under way may finish until ctx ends.
+func (s *Server) Stop(ctx context.Context) {
+	s.health.Shutdown()
+	done := make(chan struct{})
+	go func() {
+		s.clients.GracefulStop()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		s.clients.Stop()
+		<-done
+	}
+	s.peers.Stop()
+}
+
+// errors translates every error by the one table and turns a panic into one.
+func (s *Server) errors(ctx context.Context, r any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (answer any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.config.Log.Error("a call panicked", "method", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
+			answer, err = nil, status.Error(codes.Internal, "internal error; the node's log says more")
+		}
+	}()
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+	}
+	answer, err = next(ctx, r)
+	if err == nil {
+		return answer, nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return nil, err
+	}
+	translated := toStatus(err, s.config.Member.OtherClients)
+	if status.Code(translated) == codes.Internal {
+		s.config.Log.Error("a call failed for a reason that callers are not told", "method", info.FullMethod, "error", err)
+	}
+	return nil, translated
+}
+
+// authenticate finds out who calls, once for every call; a call without an
+// identity goes no further, whatever it is.
+func (s *Server) authenticate(ctx context.Context, r any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	caller, err := callerOf(ctx)
+	if err != nil {
+		name := info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:]
+		return nil, s.config.KMS.Refuse(name, kms.Call{Caller: kms.Caller{Principal: "anonymous", Source: sourceOf(ctx)}}, err)
+	}
+	return next(withCaller(ctx, caller), r)
+}
+
+// acceptedTLS is the credentials of listeners whose connections have completed
+// their TLS handshake before gRPC sees them (package transport).
+type acceptedTLS struct{}
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (acceptedTLS) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	t, ok := c.(interface{ ConnectionState() tls.ConnectionState })
+	if !ok {
+		return nil, nil, fmt.Errorf("rpc: connection of type %T is not TLS", c)
+	}
+	return c, credentials.TLSInfo{
+		State:          t.ConnectionState(),
+		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
+	}, nil
+}
+
+// ClientHandshake implements credentials.TransportCredentials.
+func (acceptedTLS) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("rpc: these credentials are a server's")
+}
+
+// Info implements credentials.TransportCredentials.
+func (acceptedTLS) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
+}
+
+// Clone implements credentials.TransportCredentials.
+func (c acceptedTLS) Clone() credentials.TransportCredentials { return c }
+
+// OverrideServerName implements credentials.TransportCredentials.
+func (acceptedTLS) OverrideServerName(string) error { return nil }
