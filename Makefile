@@ -1,0 +1,75 @@
+# QuorumKMS. `make help` lists what can be made.
+SHELL := /bin/bash
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+LDFLAGS := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+FUZZTIME ?= 20s
+
+.PHONY: help
+help: ## show this help
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: deps
+deps:
+	@scripts/softhsm.sh install --gcc >/dev/null
+
+.PHONY: build
+build: deps ## build bin/kmsd and bin/kmsctl
+	@mkdir -p bin
+	CGO_ENABLED=1 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/kmsd ./cli/kmsd
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/kmsctl ./cli/kmsctl
+
+.PHONY: demo
+demo: build ## three nodes, a sealed file, a dead leader: the main job, in under a minute
+	@scripts/demo.sh
+
+.PHONY: test
+test: deps ## all tests
+	CGO_ENABLED=1 go test -timeout 20m ./...
+
+.PHONY: race
+race: deps ## all tests under the race detector
+	CGO_ENABLED=1 go test -race -timeout 40m ./...
+
+.PHONY: lint
+lint: ## format, vet and lint (builds the linter the first time)
+	scripts/lint.sh
+
+.PHONY: generate
+generate: ## generate code from the protocol buffers
+	scripts/proto.sh
+
+.PHONY: generated
+generated: ## fail if generated code is not what the protocol buffers give
+	scripts/proto.sh --check
+
+.PHONY: check
+check: lint generated race compose-test ## everything that must hold
+
+.PHONY: fuzz
+fuzz: deps ## fuzz every parser for FUZZTIME each (default 20s)
+	scripts/fuzz.sh $(FUZZTIME)
+
+.PHONY: bench
+bench: deps ## Go benchmarks
+	CGO_ENABLED=1 go test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: image
+image: build ## build the container image quorumkms:dev
+	scripts/image.sh
+
+.PHONY: up
+up: image ## start three nodes in containers and make them a cluster
+	scripts/compose.sh up
+
+.PHONY: down
+down: ## stop them and remove everything of theirs
+	scripts/compose.sh down
+
+.PHONY: compose-test
+compose-test: image ## the scenario in containers: seal, cut a node off, recover
+	scripts/compose.sh test
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin .tools

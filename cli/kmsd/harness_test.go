@@ -1,0 +1,407 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/quorumkms/quorumkms/rpc/client"
+	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+	"github.com/quorumkms/quorumkms/transport"
+)
+
+// The tests of this package run real nodes: processes of their own, each with a
+// SoftHSM2 token in a directory of its own, over TLS on loopback. The test binary
+// is kmsd when asMain is set in its environment.
+const asMain = "KMSD_TEST_RUN_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asMain) != "" {
+		main() // exits
+	}
+	os.Exit(m.Run())
+}
+
+const (
+	testDomain = "quorumkms.test"
+	operatorID = "/operator/olga"
+	adminID    = "/tenant/default/admin/alice"
+	userID     = "/tenant/default/user/storage-1"
+	auditorID  = "/auditor/axel"
+	serviceID  = "/service/obs"
+	testPIN    = "1234"
+	testSOPIN  = "987654"
+	patience   = 90 * time.Second // for conditions on a slow machine; a passing test waits far less
+)
+
+// kmsd runs the program to its end.
+func kmsd(t *testing.T, env []string, args ...string) (output string, code int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	c := exec.CommandContext(ctx, os.Args[0], args...)
+	c.Env = append(append(os.Environ(), asMain+"=1"), env...)
+	out, err := c.CombinedOutput()
+	if err != nil && c.ProcessState == nil {
+		t.Fatalf("kmsd %s: %v", strings.Join(args, " "), err)
+	}
+	return string(out), c.ProcessState.ExitCode()
+}
+
+// testCluster is a set of nodes on this machine.
+type testCluster struct {
+	t     *testing.T
+	dir   string
+	ca    *transport.DevCA
+	nodes []*process
+}
+
+// process is one node: its directory, and the process while it runs.
+type process struct {
+	c            *testCluster
+	name         string
+	dir          string
+	client, peer string
+	extra        string // further lines of its configuration
+	env          []string
+
+	mu     sync.Mutex
+	cmd    *exec.Cmd
+	log    bytes.Buffer
+	exited chan struct{}
+}
+
+// newCluster prepares nodes (certificates, tokens, configurations) and starts
+// nothing.
+func newCluster(t *testing.T, nodes int) *testCluster {
+	t.Helper()
+	c := &testCluster{t: t, dir: t.TempDir()}
+	certs := c.certs()
+	must(t, transport.NewDevCA(certs, testDomain))
+	var err error
+	c.ca, err = transport.LoadDevCA(certs)
+	must(t, err)
+	for _, id := range []string{operatorID, adminID, userID, auditorID, serviceID} {
+		c.issue(id, filepath.Base(id))
+	}
+	for i := range nodes {
+		c.addNode(fmt.Sprintf("kms-%d", i+1))
+	}
+	return c
+}
+
+func (c *testCluster) certs() string { return filepath.Join(c.dir, "certs") }
+
+func (c *testCluster) issue(path, file string) transport.Files {
+	c.t.Helper()
+	id, err := transport.ParseIdentity("spiffe://" + testDomain + path)
+	must(c.t, err)
+	files := transport.Files{
+		Cert: filepath.Join(c.certs(), file+".crt"), Key: filepath.Join(c.certs(), file+".key"),
+		CA: filepath.Join(c.certs(), transport.DevCACert),
+	}
+	must(c.t, c.ca.IssueFiles(transport.Files{Cert: files.Cert, Key: files.Key}, id, []string{"127.0.0.1"}, 24*time.Hour))
+	return files
+}
+
+func (c *testCluster) addNode(name string) *process {
+	c.t.Helper()
+	p := &process{c: c, name: name, dir: filepath.Join(c.dir, name), client: freeAddress(c.t), peer: freeAddress(c.t)}
+	must(c.t, os.MkdirAll(filepath.Join(p.dir, "tokens"), 0o700))
+	must(c.t, os.WriteFile(p.path("softhsm2.conf"), fmt.Appendf(nil, "directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\n", p.path("tokens")), 0o600))
+	must(c.t, os.WriteFile(p.path("pin"), []byte(testPIN+"\n"), 0o600))
+	must(c.t, os.WriteFile(p.path("so-pin"), []byte(testSOPIN+"\n"), 0o600))
+	p.env = []string{"SOFTHSM2_CONF=" + p.path("softhsm2.conf")}
+	c.issue("/node/"+name, name)
+	if out, code := kmsd(c.t, p.env, "hsm", "init-token", "--token", name, "--pin-file", p.path("pin"), "--so-pin-file", p.path("so-pin")); code != 0 {
+		c.t.Fatalf("making the token of %s (is SoftHSM2 installed? scripts/softhsm.sh): %s", name, out)
+	}
+	c.nodes = append(c.nodes, p)
+	c.t.Cleanup(p.kill)
+	return p
+}
+
+func (p *process) path(name string) string { return filepath.Join(p.dir, name) }
+
+// configure writes the node's configuration; join is a join token or empty.
+func (p *process) configure(join string) {
+	p.c.t.Helper()
+	var seeds []string
+	for _, o := range p.c.nodes {
+		seeds = append(seeds, o.peer)
+	}
+	certs := p.c.certs()
+	token := ""
+	if join != "" {
+		must(p.c.t, os.WriteFile(p.path("join-token"), []byte(join), 0o600))
+		token = p.path("join-token")
+	}
+	text := fmt.Sprintf(`name: %s
+trust_domain: %s
+data_dir: %s
+peer: {listen: %q}
+client: {listen: %q}
+tls: {cert: %s, key: %s, ca: %s}
+join: {addresses: [%s], token_file: %q}
+hsm: {token: %s, pin_file: %s}
+raft: {heartbeat: 500ms, election: 500ms}
+lease: {duration: 3s, renew: 500ms}
+%s
+`, p.name, testDomain, p.path("data"), p.peer, p.client,
+		filepath.Join(certs, p.name+".crt"), filepath.Join(certs, p.name+".key"), filepath.Join(certs, transport.DevCACert),
+		strings.Join(seeds, ", "), token, p.name, p.path("pin"), p.extra)
+	must(p.c.t, os.WriteFile(p.path("kmsd.yaml"), []byte(text), 0o600))
+}
+
+// start runs the node.
+func (p *process) start() {
+	p.c.t.Helper()
+	cmd := exec.Command(os.Args[0], "run", "--config", p.path("kmsd.yaml"))
+	cmd.Env = append(append(os.Environ(), asMain+"=1"), p.env...)
+	out, err := cmd.StderrPipe()
+	must(p.c.t, err)
+	must(p.c.t, cmd.Start())
+	exited := make(chan struct{})
+	p.mu.Lock()
+	p.cmd, p.exited = cmd, exited
+	p.mu.Unlock()
+	go func() {
+		lines := bufio.NewReader(out)
+		for {
+			line, err := lines.ReadString('\n')
+			p.mu.Lock()
+			p.log.WriteString(line)
+			p.mu.Unlock()
+			if err != nil {
+				break
+			}
+		}
+		_, _ = io.Copy(io.Discard, out)
+		_ = cmd.Wait()
+		close(exited)
+	}()
+}
+
+func (p *process) output() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.log.String()
+}
+
+// signal sends a signal and waits for the end of the process.
+func (p *process) signal(s os.Signal) {
+	p.mu.Lock()
+	cmd, exited := p.cmd, p.exited
+	p.mu.Unlock()
+	if cmd == nil {
+		return
+	}
+	_ = cmd.Process.Signal(s)
+	select {
+	case <-exited:
+	case <-time.After(patience):
+		p.c.t.Errorf("%s did not end after %s:\n%s", p.name, s, p.output())
+		_ = cmd.Process.Kill()
+		<-exited
+	}
+}
+
+func (p *process) kill()      { p.signal(syscall.SIGKILL) }
+func (p *process) terminate() { p.signal(syscall.SIGTERM) }
+
+// waitExit waits until the process has ended by itself.
+func (p *process) waitExit() (code int) {
+	p.c.t.Helper()
+	select {
+	case <-p.exited:
+	case <-time.After(patience):
+		p.c.t.Fatalf("%s goes on running:\n%s", p.name, p.output())
+	}
+	return p.cmd.ProcessState.ExitCode()
+}
+
+// startCluster prepares and starts a cluster of voters.
+func startCluster(t *testing.T, nodes int) *testCluster {
+	t.Helper()
+	c := newCluster(t, nodes)
+	first := c.nodes[0]
+	first.configure("")
+	first.start()
+	c.found(first)
+	for _, p := range c.nodes[1:] {
+		c.join(p)
+	}
+	c.waitVoters(nodes)
+	return c
+}
+
+func (c *testCluster) found(p *process) {
+	c.t.Helper()
+	op := c.dial(operatorID, p)
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
+	_, err := op.Cluster().Init(ctx, &pb.InitRequest{Administrator: "spiffe://" + testDomain + adminID, NoRecovery: true})
+	if err != nil {
+		c.t.Fatalf("init: %v\n%s", err, p.output())
+	}
+}
+
+// join invites a node, starts it and plays the donor's Security Officer.
+func (c *testCluster) join(p *process) {
+	c.t.Helper()
+	c.startJoining(p)
+	c.trustFirst(p)
+	c.until(p.name+" has joined", func(s *pb.StatusResponse) bool { return s.GetServing() }, p)
+}
+
+func (c *testCluster) startJoining(p *process) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
+	inv, err := c.dial(operatorID, c.nodes[0]).Cluster().Invite(ctx, &pb.InviteRequest{NodeName: p.name})
+	must(c.t, err)
+	p.configure(inv.GetJoinToken())
+	p.start()
+}
+
+var (
+	fingerprintLine = regexp.MustCompile(`--so-pin-file <file> (\S+)`)
+	donorLine       = regexp.MustCompile(`This node asks node (\S+) for the domain key`)
+)
+
+// trustFirst reads the fingerprint off the joiner's console and trusts it on the
+// donor it names.
+func (c *testCluster) trustFirst(p *process) {
+	c.t.Helper()
+	c.eventually(p.name+" shows its fingerprint", func() bool { return fingerprintLine.MatchString(p.output()) }, p)
+	fingerprint := fingerprintLine.FindStringSubmatch(p.output())[1]
+	donor := c.node(donorLine.FindStringSubmatch(p.output())[1])
+	if out, code := kmsd(c.t, donor.env, "hsm", "trust", "--config", donor.path("kmsd.yaml"), "--so-pin-file", donor.path("so-pin"), fingerprint); code != 0 {
+		c.t.Fatalf("trust on %s: %s", donor.name, out)
+	}
+}
+
+func (c *testCluster) node(name string) *process {
+	for _, p := range c.nodes {
+		if p.name == name {
+			return p
+		}
+	}
+	c.t.Fatalf("no node %s", name)
+	return nil
+}
+
+// dial makes a client with an identity that talks to the given nodes, or to all.
+func (c *testCluster) dial(id string, to ...*process) *client.Client {
+	c.t.Helper()
+	fixed := len(to) > 0
+	if !fixed {
+		to = c.nodes
+	}
+	var addresses []string
+	for _, p := range to {
+		addresses = append(addresses, p.client)
+	}
+	base := filepath.Join(c.certs(), filepath.Base(id))
+	x, err := client.New(client.Config{
+		Addresses: addresses, TrustDomain: testDomain, Fixed: fixed,
+		Files: client.Files{Cert: base + ".crt", Key: base + ".key", CA: filepath.Join(c.certs(), transport.DevCACert)},
+	})
+	must(c.t, err)
+	c.t.Cleanup(func() { _ = x.Close() })
+	return x
+}
+
+func (c *testCluster) status(p *process) (*pb.StatusResponse, error) {
+	ctx, cancel := context.WithTimeout(c.t.Context(), 5*time.Second)
+	defer cancel()
+	return c.dial(operatorID, p).Cluster().Status(ctx, &pb.StatusRequest{})
+}
+
+// until waits for a node's status to be as wanted.
+func (c *testCluster) until(what string, ok func(*pb.StatusResponse) bool, p *process) *pb.StatusResponse {
+	c.t.Helper()
+	var last *pb.StatusResponse
+	c.eventually(what, func() bool {
+		s, err := c.status(p)
+		if err != nil {
+			return false
+		}
+		last = s
+		return ok(s)
+	}, p)
+	return last
+}
+
+// waitVoters waits until every running node sees that many voters and serves.
+func (c *testCluster) waitVoters(n int) {
+	c.t.Helper()
+	for _, p := range c.nodes[:n] {
+		c.until(fmt.Sprintf("%s sees %d voters", p.name, n), func(s *pb.StatusResponse) bool {
+			voters := 0
+			for _, m := range s.GetMembers() {
+				if m.GetVoter() {
+					voters++
+				}
+			}
+			return voters == n && s.GetServing()
+		}, p)
+	}
+}
+
+// leader waits for a leader that a running node knows.
+func (c *testCluster) leader(ask *process) *process {
+	c.t.Helper()
+	var found *process
+	c.until("a leader is known", func(s *pb.StatusResponse) bool {
+		for _, m := range s.GetMembers() {
+			if m.GetLeader() {
+				found = c.node(m.GetName())
+			}
+		}
+		return found != nil
+	}, ask)
+	return found
+}
+
+// eventually waits for a condition and shows the nodes' logs if it does not come.
+func (c *testCluster) eventually(what string, ok func() bool, show ...*process) {
+	c.t.Helper()
+	deadline := time.Now().Add(patience)
+	for !ok() {
+		if time.Now().After(deadline) {
+			for _, p := range show {
+				c.t.Logf("%s:\n%s", p.name, p.output())
+			}
+			c.t.Fatalf("waited in vain until %s", what)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer func() { must(t, l.Close()) }()
+	return l.Addr().String()
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

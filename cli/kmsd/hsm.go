@@ -1,0 +1,116 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/quorumkms/quorumkms/hsm"
+	"github.com/quorumkms/quorumkms/node"
+)
+
+// envSOPIN is the Security Officer's PIN in the environment.
+const envSOPIN = "KMSD_HSM_SO_PIN"
+
+func hsmCommand() *cobra.Command {
+	c := &cobra.Command{Use: "hsm", Short: "Work on the node's HSM token"}
+	c.AddCommand(initTokenCommand(), trustCommand())
+	return c
+}
+
+func initTokenCommand() *cobra.Command {
+	var module, label, pinFile, soPINFile string
+	c := &cobra.Command{
+		Use: "init-token", Short: "Make a PKCS#11 token with its two PINs", Args: cobra.NoArgs,
+		Long: `Initializes a free slot of a PKCS#11 module as a token for one node. PINs come
+from files with mode 0600 or from KMSD_HSM_PIN and KMSD_HSM_SO_PIN, never from
+the command line. A token of that label is never overwritten.`,
+		Example: "  SOFTHSM2_CONF=/etc/quorumkms/softhsm2.conf kmsd hsm init-token --token kms-1 --pin-file pin --so-pin-file so-pin",
+		RunE: func(c *cobra.Command, _ []string) error {
+			pin, err := required("user PIN", pinFile, node.EnvPIN, "--pin-file")
+			if err != nil {
+				return err
+			}
+			soPIN, err := required("Security Officer's PIN", soPINFile, envSOPIN, "--so-pin-file")
+			if err != nil {
+				return err
+			}
+			if err := node.InitToken(c.Context(), node.HSM{Module: module, Token: label}, soPIN, pin); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(c.OutOrStdout(), "token", label, "is ready")
+			return err
+		},
+	}
+	c.Flags().StringVar(&module, "module", "", "PKCS#11 library (default: SoftHSM2 where distributions put it)")
+	c.Flags().StringVar(&label, "token", "", "label of the new token")
+	c.Flags().StringVar(&pinFile, "pin-file", "", "file with the user PIN")
+	c.Flags().StringVar(&soPINFile, "so-pin-file", "", "file with the Security Officer's PIN")
+	return c
+}
+
+func trustCommand() *cobra.Command {
+	var path, soPINFile string
+	c := &cobra.Command{
+		Use: "trust FINGERPRINT", Short: "Trust a joining node's transfer key, as Security Officer", Args: cobra.ExactArgs(1),
+		Long: `A node that joins asks this node for the domain key. This node's token wraps it
+only for a transfer key that its Security Officer has trusted. Compare the
+fingerprint with the one on the joining node's own console, on a channel other
+than this cluster; then give it here. PIN from a file with mode 0600 or from
+KMSD_HSM_SO_PIN.`,
+		Example: "  kmsd hsm trust --config /etc/quorumkms/kmsd.yaml --so-pin-file so-pin SHA256:9f2c…",
+		RunE: func(c *cobra.Command, args []string) error {
+			cfg, err := node.LoadConfig(path)
+			if err != nil {
+				return err
+			}
+			fingerprint, err := hsm.ParseFingerprint(args[0])
+			if err != nil {
+				return err
+			}
+			spki, err := waitingKey(cfg, fingerprint)
+			if err != nil {
+				return err
+			}
+			soPIN, err := required("Security Officer's PIN", soPINFile, envSOPIN, "--so-pin-file")
+			if err != nil {
+				return err
+			}
+			if err := node.TrustTransfer(c.Context(), cfg.HSM, soPIN, spki); err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(c.OutOrStdout(), "trusted", fingerprint)
+			return err
+		},
+	}
+	c.Flags().StringVar(&path, "config", "/etc/quorumkms/kmsd.yaml", "configuration file of this node")
+	c.Flags().StringVar(&soPINFile, "so-pin-file", "", "file with the Security Officer's PIN")
+	return c
+}
+
+// waitingKey reads the transfer key that waits under a fingerprint, and makes sure
+// that it is that key.
+func waitingKey(cfg node.Config, fingerprint string) ([]byte, error) {
+	spki, err := os.ReadFile(node.TransferFile(cfg.DataDir, fingerprint))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("no node waits here with the transfer key %s: compare it with the joining node's console, character by character", fingerprint)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if hsm.Fingerprint(spki) != fingerprint {
+		return nil, fmt.Errorf("the waiting key's fingerprint is %s, not %s", hsm.Fingerprint(spki), fingerprint)
+	}
+	return spki, nil
+}
+
+func required(what, path, env, flag string) ([]byte, error) {
+	secret, err := node.Secret(what, path, env)
+	if err == nil && len(secret) == 0 {
+		err = fmt.Errorf("%w: no %s: name a file with %s, or set %s", node.ErrConfig, what, flag, env)
+	}
+	return secret, err
+}

@@ -1,0 +1,109 @@
+// Kmsd is a node of a QuorumKMS cluster.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/quorumkms/quorumkms/hsm"
+	"github.com/quorumkms/quorumkms/node"
+	"github.com/quorumkms/quorumkms/node/cluster"
+)
+
+// Stamped by the linker.
+var (
+	version = ""
+	commit  = ""
+)
+
+// Exit codes. Supervisors should not restart after exitPIN and exitRemoved.
+const (
+	exitOK      = 0
+	exitFailed  = 1
+	exitConfig  = 2 // configuration, certificates or data directory
+	exitPIN     = 3 // the HSM refused the PIN: it was tried once
+	exitHSM     = 4 // the HSM cannot be used, or fails its self-test
+	exitRemoved = 5 // the node was removed from the cluster
+	exitStorage = 6 // the disk failed
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := root().ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "kmsd:", err)
+	}
+	os.Exit(exitCode(err))
+}
+
+func exitCode(err error) int {
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.Is(err, hsm.ErrPIN):
+		return exitPIN
+	case errors.Is(err, hsm.ErrUnavailable), errors.Is(err, hsm.ErrSelfTest):
+		return exitHSM
+	case errors.Is(err, cluster.ErrRemoved):
+		return exitRemoved
+	case errors.Is(err, cluster.ErrStorage):
+		return exitStorage
+	case errors.Is(err, node.ErrConfig), errors.Is(err, cluster.ErrDataDir):
+		return exitConfig
+	}
+	return exitFailed
+}
+
+func root() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "kmsd",
+		Short: "A node of a QuorumKMS cluster",
+		Long: `kmsd runs one node of a QuorumKMS cluster and does the work that needs the
+node's own files and HSM token. Everything else is kmsctl's.
+
+Exit codes: 0 stopped as asked, 1 failed, 2 configuration or data directory,
+3 wrong HSM PIN (tried once; do not restart), 4 HSM unusable, 5 removed from
+the cluster (do not restart), 6 disk failed.`,
+		SilenceUsage: true, SilenceErrors: true,
+	}
+	c.AddCommand(runCommand(), devCommand(), configCommand(), hsmCommand(), certsCommand(), versionCommand())
+	return c
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print version and commit", Args: cobra.NoArgs,
+		Example: "  kmsd version",
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(c.OutOrStdout(), "kmsd", stamp())
+			return err
+		},
+	}
+}
+
+// stamp is the version and commit of this binary.
+func stamp() string {
+	v, r := version, commit
+	if info, ok := debug.ReadBuildInfo(); ok {
+		if v == "" {
+			v = info.Main.Version
+		}
+		for _, s := range info.Settings {
+			if r == "" && s.Key == "vcs.revision" {
+				r = s.Value
+			}
+		}
+	}
+	if r == "" {
+		return v
+	}
+	return v + " (" + r + ")"
+}

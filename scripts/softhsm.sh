@@ -1,0 +1,113 @@
+#!/bin/sh
+# Installs SoftHSM2, and gives a node a token directory of its own.
+set -eu
+
+usage() {
+	cat >&2 <<'EOF'
+usage: scripts/softhsm.sh [install] [--gcc]
+           install SoftHSM2 if it is absent (Debian, Ubuntu; as root or with sudo);
+           --gcc: and the C compiler that a build with PKCS#11 needs
+       scripts/softhsm.sh token-dir DIR
+           make DIR with a SoftHSM2 configuration and an empty token store in it
+
+PINs are never given here: kmsd reads them from files when it makes the token.
+EOF
+	exit 2
+}
+
+fail() {
+	echo "softhsm.sh: $*" >&2
+	exit 1
+}
+
+# The places where hsm/p11 looks for the library.
+library() {
+	for path in /usr/lib/softhsm/libsofthsm2.so \
+		/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so \
+		/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so \
+		/usr/lib64/pkcs11/libsofthsm2.so \
+		/usr/lib64/softhsm/libsofthsm.so; do
+		if [ -e "$path" ]; then
+			echo "$path"
+			return 0
+		fi
+	done
+	return 1
+}
+
+apt_install() {
+	$sudo env DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+install() {
+	as_root env DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+install() {
+	packages=
+	library >/dev/null || packages=softhsm2
+	if [ "$with_gcc" = yes ] && ! command -v gcc >/dev/null 2>&1; then
+		packages="$packages gcc libc6-dev"
+	fi
+	if [ -n "$packages" ]; then
+		command -v apt-get >/dev/null 2>&1 ||
+			fail "no apt-get here; install with the system's package manager: $packages"
+		sudo=
+		if [ "$(id -u)" -ne 0 ]; then
+			command -v sudo >/dev/null 2>&1 || fail "not root and no sudo; as root: apt-get install $packages"
+			sudo=sudo
+		fi
+		# The package lists may be absent, or too old to name files that still exist.
+		# shellcheck disable=SC2086 # lists of words
+		apt_install $packages 2>/dev/null || {
+			$sudo apt-get update -qq
+			apt_install $packages
+		}
+	fi
+	library || fail "SoftHSM2 is installed, but its library is in none of the known places"
+}
+
+# token_dir prints what the environment of the node needs.
+token_dir() {
+	case $1 in
+	*'
+'*) fail "the directory's name has a line break" ;;
+	esac
+	umask 077
+	mkdir -p "$1"
+	dir=$(cd "$1" && pwd -P)
+	mkdir -p "$dir/tokens"
+	chmod 0700 "$dir" "$dir/tokens"
+	conf=$dir/softhsm2.conf
+	if [ ! -e "$conf" ]; then
+		cat >"$conf.new" <<EOF
+directories.tokendir = $dir/tokens
+objectstore.backend = file
+log.level = ERROR
+slots.removable = false
+EOF
+		mv "$conf.new" "$conf"
+	fi
+	echo "SOFTHSM2_CONF=$conf"
+}
+
+with_gcc=no
+case ${1-install} in
+token-dir)
+	[ $# -eq 2 ] && [ -n "$2" ] || usage
+	token_dir "$2"
+	;;
+install | --gcc)
+	for argument in "$@"; do
+		case $argument in
+		install) ;;
+		--gcc) with_gcc=yes ;;
+		*) usage ;;
+		esac
+	done
+	install
+	;;
+*) usage ;;
+esac
