@@ -62,8 +62,9 @@ func ParseJoinToken(text string) (JoinToken, error) {
 	refused := func(why string) (JoinToken, error) {
 		return JoinToken{}, fmt.Errorf("%w: join token: %s; paste the whole token that `kmsctl cluster invite` printed", ErrJoin, why)
 	}
-	b, err := joinTokenText.DecodeString(strings.ToUpper(strings.TrimSpace(text)))
-	if err != nil {
+	text = strings.ToUpper(strings.TrimSpace(text))
+	b, err := joinTokenText.DecodeString(text)
+	if err != nil || joinTokenText.EncodeToString(b) != text { // the decoder forgives bits and characters at the end
 		return refused("it is not base32")
 	}
 	if len(b) != joinTokenSize {

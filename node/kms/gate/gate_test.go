@@ -1,0 +1,130 @@
+package gate
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/audit"
+)
+
+var (
+	errLease   = errors.New("no lease")
+	errServes  = errors.New("not serving")
+	errState   = errors.New("key disabled")
+	errRecords = errors.New("disk full")
+)
+
+// world is everything the gate looks at, and the order in which it looked.
+type world struct {
+	steps                  []string
+	records                []audit.Result
+	lease, serves, writing error
+	clock                  time.Duration
+	slow                   int // how many checks take too long
+	wiped                  bool
+}
+
+func (w *world) Usable() error {
+	w.steps = append(w.steps, "lease")
+	return w.lease
+}
+
+func (w *world) State() *fsm.State {
+	w.steps = append(w.steps, "state")
+	return fsm.NewState()
+}
+
+func (w *world) Serves(*fsm.State) error { return w.serves }
+
+func (w *world) Record(e audit.Event) error {
+	w.steps = append(w.steps, "record")
+	w.records = append(w.records, e.Result)
+	return w.writing
+}
+
+func (w *world) authorise(answer error) func(*fsm.State) error {
+	return func(*fsm.State) error {
+		w.steps = append(w.steps, "authorise")
+		if w.slow > 0 {
+			w.slow--
+			w.clock += 2 * handOver
+		}
+		return answer
+	}
+}
+
+func (w *world) release(t *testing.T, allowed error) (string, error) {
+	t.Helper()
+	g := New(w, w, func() time.Duration { return w.clock })
+	p, err := Compute(t.Context(), func(context.Context) (string, error) { return "secret", nil }, func(string) { w.wiped = true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Release(g, p, audit.Event{Name: "Decrypt"}, w.authorise(allowed))
+}
+
+func TestReleaseOrder(t *testing.T) {
+	w := &world{}
+	got, err := w.release(t, nil)
+	if err != nil || got != "secret" || w.wiped {
+		t.Fatalf("%q, %v, wiped %v", got, err, w.wiped)
+	}
+	if want := []string{"record", "lease", "state", "authorise"}; !slices.Equal(w.steps, want) {
+		t.Fatalf("looked in the order %v, want %v", w.steps, want)
+	}
+}
+
+func TestWithheld(t *testing.T) {
+	for name, c := range map[string]struct {
+		world   world
+		allowed error
+		want    error
+		records []audit.Result
+	}{
+		"no lease":     {world{lease: errLease}, nil, errLease, []audit.Result{audit.Success, audit.Withheld}},
+		"removed":      {world{serves: errServes}, nil, errServes, []audit.Result{audit.Success, audit.Withheld}},
+		"restricted":   {world{}, errState, errState, []audit.Result{audit.Success, audit.Withheld}},
+		"unrecordable": {world{writing: errRecords}, nil, errRecords, []audit.Result{audit.Success}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := c.world
+			got, err := w.release(t, c.allowed)
+			if got != "" || !errors.Is(err, c.want) || !w.wiped {
+				t.Errorf("%q, %v, wiped %v", got, err, w.wiped)
+			}
+			if !slices.Equal(w.records, c.records) {
+				t.Errorf("recorded %v, want %v", w.records, c.records)
+			}
+		})
+	}
+}
+
+// TestSlowCheckIsRepeated: checks that took longer than the hand-over allows are
+// stale and done again.
+func TestSlowCheckIsRepeated(t *testing.T) {
+	w := &world{slow: 2}
+	if _, err := w.release(t, nil); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, s := range w.steps {
+		if s == "lease" {
+			n++
+		}
+	}
+	if n != 3 {
+		t.Fatalf("the lease was looked at %d times, want 3", n)
+	}
+}
+
+func TestComputeFailureWipes(t *testing.T) {
+	wiped := ""
+	_, err := Compute(t.Context(), func(context.Context) (string, error) { return "half", errState }, func(s string) { wiped = s })
+	if !errors.Is(err, errState) || wiped != "half" {
+		t.Fatalf("%v, wiped %q", err, wiped)
+	}
+}
