@@ -364,13 +364,16 @@ func TestNextRunnerLeaves(t *testing.T) {
 	for range 20 {
 		synctest.Test(t, func(t *testing.T) {
 			fake := &fakeHSM{}
-			open := make(chan struct{})
+			hold := make(chan struct{})
 			ctx, cancel := context.WithCancel(t.Context())
 			calls := 0
 			fake.onCall = func(context.Context, []byte) error {
-				if calls++; calls == 1 {
-					<-open
+				switch calls++; calls {
+				case 1:
+					<-hold
 					cancel()
+				case 3:
+					<-hold
 				}
 				return nil
 			}
@@ -381,13 +384,23 @@ func TestNextRunnerLeaves(t *testing.T) {
 			synctest.Wait()
 			staying := start(t.Context(), k, testRef(1), 2, hsm.Open)
 			synctest.Wait()
-			close(open)
+			hold <- struct{}{}
 			synctest.Wait()
 			if first.err != nil || staying.err != nil || !errors.Is(leaving.err, context.Canceled) {
 				t.Errorf("first %v, leaving %v, staying %v", first.err, leaving.err, staying.err)
 			}
-			derive(t, k, testRef(1), 3) // nothing is left of who has gone
-			derive(t, k, testRef(1), 4)
+			var later []*result // nothing is left of who has gone
+			for n := range 4 {
+				later = append(later, start(t.Context(), k, testRef(1), n, hsm.Open))
+				synctest.Wait()
+			}
+			close(hold)
+			synctest.Wait()
+			for n, r := range later {
+				if r.err != nil || r.keys != reference(t, testRef(1).Token, testInput(n)) {
+					t.Errorf("message %d: wrong keys, %v", n, r.err)
+				}
+			}
 		})
 	}
 }

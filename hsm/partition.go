@@ -3,10 +3,10 @@
 //
 // Reading order: partition.go (the contract), token.go (KWT1, the form in which
 // a customer master key leaves a partition), keyring.go (loaded keys, bounded),
-// derive.go (message keys; concurrent derivations under one key share one HSM
-// call), transfer.go (DKX1, how the domain key travels from one partition to
-// another). Providers live below: p11 (PKCS#11) and soft (pure Go). One
-// conformance suite, hsmtest, runs on both.
+// derive.go and message.go (message keys; concurrent derivations under one key
+// share one HSM call, whose answers are checked), transfer.go (DKX1, how the domain
+// key travels from one partition to another). Providers live below: p11 (PKCS#11)
+// and soft (pure Go). One conformance suite, hsmtest, runs on both.
 //
 // The package needs the standard library only and builds without cgo.
 package hsm

@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/asn1"
 	"errors"
 	"slices"
 	"strings"
@@ -256,6 +257,29 @@ func TestVerifyIdentitySignature(t *testing.T) {
 	}
 }
 
+// withByteInside puts a byte behind the key inside the bit string of an SPKI, which
+// crypto/x509 overlooks.
+func withByteInside(t *testing.T, spki []byte) []byte {
+	t.Helper()
+	var parsed struct {
+		Algorithm asn1.RawValue
+		Key       asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(spki, &parsed); err != nil {
+		t.Fatal(err)
+	}
+	parsed.Key.Bytes = append(parsed.Key.Bytes, 0)
+	parsed.Key.BitLength += 8
+	b, err := asn1.Marshal(parsed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x509.ParsePKIXPublicKey(b); err != nil {
+		t.Fatalf("crypto/x509 refuses it by itself: %v", err)
+	}
+	return b
+}
+
 func TestExportRequestCheck(t *testing.T) {
 	key, err := rsa.GenerateKey(rand.Reader, hsm.TransferKeyBits)
 	if err != nil {
@@ -284,6 +308,7 @@ func TestExportRequestCheck(t *testing.T) {
 		"p-256":         request(id.spki),
 		"no key":        request(nil),
 		"trailing byte": request(append(bytes.Clone(spki), 0)),
+		"byte inside":   request(withByteInside(t, spki)),
 	} {
 		if _, err := r.Check(); !errors.Is(err, hsm.ErrRefused) {
 			t.Errorf("%s: %v", name, err)

@@ -183,7 +183,7 @@ func lock(root *os.Root) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", hsm.ErrUnavailable, err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a file descriptor fits
 		err = fmt.Errorf("%w: %s is in use by another process: %w", hsm.ErrUnavailable, root.Name(), err)
 		return nil, errors.Join(err, f.Close())
 	}

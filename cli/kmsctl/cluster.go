@@ -1,0 +1,179 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/quorumkms/quorumkms/rpc/client"
+	"github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+)
+
+const (
+	defaultInvitation = 15 * time.Minute
+	maxInvitation     = time.Hour
+	adminForm         = "spiffe://TRUST-DOMAIN/tenant/default/admin/NAME"
+)
+
+func (a *app) clusterCommand() *cobra.Command {
+	return group("cluster", "Found a cluster, look at it, and govern its members",
+		a.clusterInit(), a.clusterStatus(), a.clusterInvite(), a.clusterRemove(), a.clusterTransfer())
+}
+
+func (a *app) clusterInit() *cobra.Command {
+	var administrator string
+	var noRecovery bool
+	c := &cobra.Command{
+		Use:   "init",
+		Short: "Make a node the first member of a new cluster",
+		Long: `Make a node the first member of a new cluster.
+
+It is the node that --addresses names, which must be one only: a second node that
+were initialized would be another cluster. Other nodes join: see kmsctl cluster
+invite.
+
+--administrator is the first key administrator of the tenant "default".
+--no-recovery accepts that the domain key has no recovery copy: with the last
+member's HSM partition, every key of the cluster is lost.`,
+		Example: "  kmsctl cluster init --addresses kms1.example.org:7443 --administrator spiffe://kms.example.org/tenant/default/admin/alice",
+		RunE: a.remote(func(ctx context.Context, kms *client.Client, _ []string) error {
+			if _, _, found := strings.Cut(a.value(setAddresses), ","); found {
+				return usagef("--addresses names several nodes: init makes one node the first member, so name that one only")
+			}
+			if rest, ok := strings.CutPrefix(administrator, "spiffe://"); !ok || !strings.Contains(rest, "/tenant/default/admin/") {
+				return usagef("--administrator %q: want %s", administrator, adminForm)
+			}
+			r, err := kms.Cluster().Init(ctx, &quorumkmsv1.InitRequest{
+				Administrator: administrator, NoRecovery: noRecovery, DryRun: a.dryRun, RequestId: a.requestID,
+			})
+			if err != nil {
+				return err
+			}
+			return a.print(r, func(w io.Writer) error {
+				return writeFields(w, [][2]string{
+					{"Cluster", r.GetClusterId()},
+					{"First member", r.GetRaftId()},
+					{"Administrator", administrator},
+				})
+			})
+		}),
+	}
+	c.Flags().StringVar(&administrator, "administrator", "", "SPIFFE URI of the first key administrator, "+adminForm)
+	c.Flags().BoolVar(&noRecovery, "no-recovery", false, "accept that the domain key has no recovery copy")
+	return a.mutates(c)
+}
+
+func (a *app) clusterInvite() *cobra.Command {
+	var validFor time.Duration
+	var nonVoter bool
+	var tokenFile string
+	c := &cobra.Command{
+		Use:   "invite NAME",
+		Short: "Make a join token for a new node",
+		Long: `Make a join token for a new node.
+
+The token is a secret: whoever has it, a node certificate and an HSM may join once.
+--token-file writes it to a file that only its owner can read.`,
+		Example: "  kmsctl cluster invite kms2 --token-file kms2.token",
+		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
+			if validFor <= 0 || validFor > maxInvitation {
+				return usagef("--valid-for %s: want more than 0, at most %s", validFor, maxInvitation)
+			}
+			r, err := kms.Cluster().Invite(ctx, &quorumkmsv1.InviteRequest{
+				NodeName: args[0], ValidFor: durationpb.New(validFor), NonVoter: nonVoter, DryRun: a.dryRun, RequestId: a.requestID,
+			})
+			if err != nil {
+				return err
+			}
+			token := r.GetJoinToken()
+			if tokenFile != "" {
+				if err := a.writeSecret(tokenFile, []byte(token+"\n")); err != nil {
+					return err
+				}
+				token, r.JoinToken = "written to "+tokenFile, ""
+			}
+			return a.print(r, func(w io.Writer) error {
+				return writeFields(w, [][2]string{
+					{"Node", args[0]},
+					{"Ticket", r.GetTicketId()},
+					{"Expires", expiryText(r.GetExpires(), time.Now())},
+					{"Members", strings.Join(r.GetPeerAddresses(), " ")},
+					{"Join token", token},
+				})
+			})
+		}),
+	}
+	c.Flags().DurationVar(&validFor, "valid-for", defaultInvitation, "how long the token is good, at most 1h")
+	c.Flags().BoolVar(&nonVoter, "non-voter", false, "the node serves, but has no vote")
+	c.Flags().StringVar(&tokenFile, "token-file", "", "write the token to this file instead of printing it")
+	return a.mutates(c)
+}
+
+func (a *app) clusterRemove() *cobra.Command {
+	return a.yesFlag(a.mutates(&cobra.Command{
+		Use:   "remove NODE",
+		Short: "Take a node out of the cluster for good",
+		Long: `Take a node out of the cluster for good. NODE is its name or raft id.
+
+When this returns, the node can serve nothing any more. To come back it has to join
+anew, with an empty data directory. The command asks to type the node's name;
+--yes does without.`,
+		Example: "  kmsctl cluster remove kms3",
+		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
+			if !a.yes && !a.dryRun {
+				if err := a.confirmRemoval(ctx, kms, args[0]); err != nil {
+					return err
+				}
+			}
+			r, err := kms.Cluster().Remove(ctx, &quorumkmsv1.RemoveRequest{Node: args[0], DryRun: a.dryRun, RequestId: a.requestID})
+			if err != nil {
+				return err
+			}
+			return a.printLine(r, "%s (%s) is no member any more.", args[0], r.GetRaftId())
+		}),
+	}))
+}
+
+func (a *app) confirmRemoval(ctx context.Context, kms *client.Client, node string) error {
+	if !isTerminal(a.stdin) {
+		return a.confirm(ctx, "")
+	}
+	status, err := kms.Cluster().Status(ctx, &quorumkmsv1.StatusRequest{})
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, m := range status.GetMembers() {
+		if m.GetName() == node || m.GetRaftId() == node {
+			question := fmt.Sprintf("Node %s at %s will leave cluster %s for good.\nType its name: ",
+				clean(m.GetName()), clean(m.GetClientAddress()), status.GetClusterId())
+			return a.confirm(ctx, question, m.GetName())
+		}
+		names = append(names, m.GetName())
+	}
+	return fmt.Errorf("no member is called %q: the members are %s", node, clean(strings.Join(names, ", ")))
+}
+
+func (a *app) clusterTransfer() *cobra.Command {
+	return a.mutates(&cobra.Command{
+		Use:   "transfer [NODE]",
+		Short: "Hand leadership to another node",
+		Long:  "Hand leadership to another node: NODE, a name or raft id, or the best follower.",
+		Example: `  kmsctl cluster transfer
+  kmsctl cluster transfer kms2`,
+		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
+			r, err := kms.Cluster().TransferLeadership(ctx, &quorumkmsv1.TransferLeadershipRequest{
+				Node: first(args), DryRun: a.dryRun, RequestId: a.requestID,
+			})
+			if err != nil {
+				return err
+			}
+			return a.printLine(r, "%s leads.", r.GetLeaderId())
+		}),
+	})
+}

@@ -1,0 +1,338 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quorumkms/quorumkms/rpc/client/clienttest"
+	"github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+)
+
+// failures are key names that the fake answers with an error, and how.
+const failures = "alias/fail/"
+
+var fakeEpoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// fake is a cluster in memory with the members n1, which leads, n2, and n3, which
+// cannot be reached. What is no concern of a client's it does not do.
+type fake struct {
+	quorumkmsv1.UnimplementedKeyServiceServer
+	quorumkmsv1.UnimplementedCryptoServiceServer
+	addresses []string // of n1, n2 and n3
+
+	mu       sync.Mutex
+	cluster  string
+	keys     []*fakeKey
+	aliases  map[string]string // to key ids
+	answered map[string]proto.Message
+}
+
+type fakeKey struct {
+	meta     *quorumkmsv1.KeyMetadata
+	tags     map[string]string
+	versions []cipher.AEAD
+}
+
+// fakeNode is one member's face.
+type fakeNode struct {
+	quorumkmsv1.UnimplementedClusterServiceServer
+	f    *fake
+	name string
+}
+
+// newFake starts the cluster.
+func newFake(t *testing.T, ca *clienttest.CA) *fake {
+	f := &fake{aliases: map[string]string{}, answered: map[string]proto.Message{}}
+	for _, name := range []string{"n1", "n2"} {
+		f.addresses = append(f.addresses, clienttest.Serve(t, ca.ServerTLS(ca.Node(t, name)), func(s *grpc.Server) {
+			quorumkmsv1.RegisterKeyServiceServer(s, f)
+			quorumkmsv1.RegisterCryptoServiceServer(s, f)
+			quorumkmsv1.RegisterClusterServiceServer(s, &fakeNode{f: f, name: name})
+		}, grpc.UnaryInterceptor(f.intercept)))
+	}
+	f.addresses = append(f.addresses, "127.0.0.1:1")
+	return f
+}
+
+// intercept does what all calls have in common.
+func (f *fake) intercept(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if r, ok := request.(interface{ GetKeyId() string }); ok {
+		if name, ok := strings.CutPrefix(r.GetKeyId(), failures); ok {
+			return nil, fakeFailure(name)
+		}
+	}
+	if tenantOf(ctx, request) == "" {
+		return nil, fakeError(codes.PermissionDenied, quorumkmsv1.Reason_REASON_DENIED, "name a tenant")
+	}
+	id := ""
+	if r, ok := request.(interface{ GetRequestId() string }); ok {
+		id = r.GetRequestId()
+	}
+	if known := f.answered[id]; id != "" && known != nil {
+		return known, nil
+	}
+	dry, ok := request.(interface{ GetDryRun() bool })
+	if ok && dry.GetDryRun() {
+		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_DRY_RUN, "dry run")
+	}
+	response, err := handler(ctx, request)
+	if m, ok := response.(proto.Message); ok && err == nil && id != "" {
+		f.answered[id] = m
+	}
+	return response, err
+}
+
+// tenantOf is the caller's tenant, or the one in the request.
+func tenantOf(ctx context.Context, request any) string {
+	if r, ok := request.(interface{ GetTenant() string }); ok && r.GetTenant() != "" {
+		return r.GetTenant()
+	}
+	p, _ := peer.FromContext(ctx)
+	path := strings.Split(p.AuthInfo.(credentials.TLSInfo).State.PeerCertificates[0].URIs[0].Path, "/")
+	switch {
+	case path[1] == "tenant":
+		return path[2]
+	case path[1] == "operator":
+		return "none needed"
+	default:
+		return ""
+	}
+}
+
+func fakeError(code codes.Code, reason quorumkmsv1.Reason, text string) error {
+	s, err := status.New(code, text).WithDetails(&errdetails.ErrorInfo{
+		Domain: "quorumkms", Reason: strings.TrimPrefix(reason.String(), "REASON_"),
+	})
+	if err != nil {
+		panic(err)
+	}
+	return s.Err()
+}
+
+// fakeFailure is the error of a reason named like "no-lease".
+func fakeFailure(name string) error {
+	reason := quorumkmsv1.Reason(quorumkmsv1.Reason_value["REASON_"+strings.ToUpper(strings.ReplaceAll(name, "-", "_"))])
+	code := codes.FailedPrecondition
+	switch {
+	case reason >= quorumkmsv1.Reason_REASON_NO_LEADER:
+		code = codes.Unavailable
+	case reason >= quorumkmsv1.Reason_REASON_LIMIT:
+		code = codes.ResourceExhausted
+	}
+	return fakeError(code, reason, "as the test asked")
+}
+
+func notFound(name string) error {
+	return fakeError(codes.NotFound, quorumkmsv1.Reason_REASON_NOT_FOUND, fmt.Sprintf("key %q not found", name))
+}
+
+func (f *fake) find(name string) (*fakeKey, error) {
+	if id, ok := f.aliases[name]; ok {
+		name = id
+	}
+	for _, k := range f.keys {
+		if k.meta.GetKeyId() == name || k.meta.GetArn() == name {
+			return k, nil
+		}
+	}
+	return nil, notFound(name)
+}
+
+// change finds a key and lets edit change it, if it has the expected revision.
+func (f *fake) change(name string, revision uint64, edit func(k *fakeKey) error) (*fakeKey, error) {
+	k, err := f.find(name)
+	if err != nil {
+		return nil, err
+	}
+	if revision != 0 && revision != k.meta.GetRevision() {
+		return nil, fakeError(codes.Aborted, quorumkmsv1.Reason_REASON_CONFLICT, "the key has another revision")
+	}
+	if err := edit(k); err != nil {
+		return nil, err
+	}
+	k.meta.Revision++
+	return k, nil
+}
+
+func (k *fakeKey) newVersion() error {
+	secret := make([]byte, 32)
+	if _, err := rand.Read(secret); err != nil {
+		return err
+	}
+	block, err := aes.NewCipher(secret)
+	if err != nil {
+		return err
+	}
+	aead, err := cipher.NewGCMWithNonceSize(block, 24)
+	if err != nil {
+		return err
+	}
+	k.versions = append(k.versions, aead)
+	k.meta.CurrentVersion++
+	return nil
+}
+
+// described is the key as clients see it.
+func (f *fake) described(k *fakeKey) *quorumkmsv1.KeyMetadata {
+	m := proto.CloneOf(k.meta)
+	for _, alias := range slices.Sorted(maps.Keys(f.aliases)) {
+		if f.aliases[alias] == m.GetKeyId() {
+			m.Aliases = append(m.Aliases, alias)
+		}
+	}
+	return m
+}
+
+func (f *fake) usable(name string) (*fakeKey, error) {
+	k, err := f.find(name)
+	switch {
+	case err != nil:
+		return nil, err
+	case k.meta.GetState() == quorumkmsv1.KeyState_KEY_STATE_DISABLED:
+		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_KEY_DISABLED, "key is disabled")
+	case k.meta.GetState() == quorumkmsv1.KeyState_KEY_STATE_PENDING_DELETION:
+		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_KEY_PENDING_DELETION, "key is pending deletion")
+	}
+	return k, nil
+}
+
+// seal makes a blob of the public format; its commitment is a constant.
+func (f *fake) seal(name string, plaintext []byte, ec []*quorumkmsv1.ContextPair) ([]byte, *fakeKey, error) {
+	k, err := f.usable(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	id := uuid.MustParse(k.meta.GetKeyId())
+	blob := append([]byte(blobMagic), 1, 0)
+	blob = append(blob, id[:]...)
+	blob = binary.BigEndian.AppendUint32(blob, k.meta.GetCurrentVersion())
+	nonce := make([]byte, 24)
+	if _, err := rand.Read(nonce); err != nil {
+		return nil, nil, err
+	}
+	blob = append(blob, nonce...)
+	blob = append(blob, bytes.Repeat([]byte{0xc0}, 32)...)
+	return k.versions[len(k.versions)-1].Seal(blob, nonce, plaintext, additional(blob, ec)), k, nil
+}
+
+func (f *fake) open(blob []byte, ec []*quorumkmsv1.ContextPair) (plaintext []byte, k *fakeKey, version uint32, err error) {
+	id, version, ok := parseBlob(blob)
+	if !ok {
+		return nil, nil, 0, fakeError(codes.InvalidArgument, quorumkmsv1.Reason_REASON_MALFORMED_CIPHERTEXT, "malformed ciphertext")
+	}
+	if k, err = f.usable(id.String()); err != nil {
+		return nil, nil, 0, err
+	}
+	if version >= 1 && int(version) <= len(k.versions) {
+		plaintext, err = k.versions[version-1].Open(nil, blob[26:50], blob[82:], additional(blob[:82], ec))
+	}
+	if err != nil || plaintext == nil {
+		return nil, nil, 0, fakeError(codes.InvalidArgument, quorumkmsv1.Reason_REASON_INVALID_CIPHERTEXT, "ciphertext does not verify")
+	}
+	return plaintext, k, version, nil
+}
+
+func additional(header []byte, ec []*quorumkmsv1.ContextPair) []byte {
+	sorted := slices.SortedFunc(slices.Values(ec), func(a, b *quorumkmsv1.ContextPair) int {
+		return strings.Compare(a.GetKey(), b.GetKey())
+	})
+	b := bytes.Clone(header)
+	for _, p := range sorted {
+		b = fmt.Appendf(b, "%q=%q,", p.GetKey(), p.GetValue())
+	}
+	return b
+}
+
+func (n *fakeNode) Status(context.Context, *quorumkmsv1.StatusRequest) (*quorumkmsv1.StatusResponse, error) {
+	hsm := &quorumkmsv1.HsmStatus{
+		Kind: "pkcs11", Manufacturer: "SoftHSM project", Label: "kms " + n.name, Healthy: n.name == "n1",
+		LoadedKeys: 2, Calls: 10, Messages: 70,
+		Probes: []*quorumkmsv1.HsmProbe{
+			{Name: "fine", Passed: true},
+			{Name: "oaep-sha256", Accepted: true, Detail: "the token has SHA-1 only"},
+			{Name: "wrap-with-trusted", Detail: "ignored"},
+		},
+	}
+	if n.name != "n1" {
+		hsm.Problem = "token\x1b[31m lost"
+	}
+	r := &quorumkmsv1.StatusResponse{
+		ClusterId: n.f.cluster, TrustDomain: clienttest.TrustDomain, RaftId: "raft-" + n.name, NodeName: n.name,
+		Version: "v1.2.3", Hsm: hsm,
+	}
+	if n.f.cluster == "" {
+		return r, nil
+	}
+	r.LeaderId, r.Term, r.Release, r.DomainGeneration, r.KeyCount = "raft-n1", 7, 1, 1, uint64(len(n.f.keys))
+	r.LastLogIndex, r.AppliedIndex, r.RunningHash = 120, 120, bytes.Repeat([]byte{0xab}, 32)
+	r.Created, r.CertificateExpiry = timestamppb.New(fakeEpoch), timestamppb.New(time.Now().Add(100*time.Hour))
+	r.Serving, r.LeaseLeft = n.name == "n1", durationpb.New(4200*time.Millisecond)
+	if !r.GetServing() {
+		r.NotServingReason, r.AppliedIndex, r.LastLogIndex = "HSM unavailable", 90, 90
+	}
+	for i, name := range []string{"n1", "n2", "n3"} {
+		r.Members = append(r.Members, &quorumkmsv1.Member{
+			RaftId: "raft-" + name, Name: name, ClientAddress: n.f.addresses[i], Voter: i < 2, Leader: i == 0,
+			State: quorumkmsv1.MemberState_MEMBER_STATE_ACTIVE, Reachable: i < 2, AppliedIndex: 100,
+		})
+	}
+	return r, nil
+}
+
+func (n *fakeNode) Init(_ context.Context, r *quorumkmsv1.InitRequest) (*quorumkmsv1.InitResponse, error) {
+	switch {
+	case n.f.cluster != "":
+		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_ALREADY_INITIALIZED, "already initialized")
+	case !r.GetNoRecovery():
+		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_UNSUPPORTED, "no recovery partition: say --no-recovery")
+	}
+	n.f.cluster = "c1"
+	return &quorumkmsv1.InitResponse{ClusterId: "c1", RaftId: "raft-" + n.name}, nil
+}
+
+func (n *fakeNode) Invite(_ context.Context, r *quorumkmsv1.InviteRequest) (*quorumkmsv1.InviteResponse, error) {
+	return &quorumkmsv1.InviteResponse{
+		JoinToken: fmt.Sprintf("TOKEN-%s-%s-%t", r.GetNodeName(), r.GetValidFor().AsDuration(), r.GetNonVoter()),
+		TicketId:  "ticket-1", Expires: timestamppb.New(time.Now().Add(r.GetValidFor().AsDuration())),
+		PeerAddresses: []string{"10.0.0.1:7444", "10.0.0.2:7444"},
+	}, nil
+}
+
+func (n *fakeNode) Remove(_ context.Context, r *quorumkmsv1.RemoveRequest) (*quorumkmsv1.RemoveResponse, error) {
+	if !slices.Contains([]string{"n2", "raft-n2", "n3"}, r.GetNode()) {
+		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_MEMBERSHIP_REFUSED, "no such member to remove")
+	}
+	return &quorumkmsv1.RemoveResponse{RaftId: "raft-" + strings.TrimPrefix(r.GetNode(), "raft-")}, nil
+}
+
+func (n *fakeNode) TransferLeadership(_ context.Context, r *quorumkmsv1.TransferLeadershipRequest) (*quorumkmsv1.TransferLeadershipResponse, error) {
+	to := r.GetNode()
+	if to == "" {
+		to = "n2"
+	}
+	return &quorumkmsv1.TransferLeadershipResponse{LeaderId: "raft-" + to}, nil
+}

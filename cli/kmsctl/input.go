@@ -1,0 +1,210 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"github.com/quorumkms/quorumkms/rpc/client/envelope"
+	"github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+)
+
+const (
+	stdio = "-" // the file name of standard input and output
+
+	maxPlaintext  = 4096        // bytes, of Encrypt
+	maxCiphertext = 64<<10 + 98 // bytes, of Decrypt
+	maxTyped      = 1024        // bytes of an answer on the terminal
+	copyBuffer    = 64 << 10    // bytes
+
+	contextHelp = "encryption context as key=value; may be repeated"
+	sealedMagic = "KEO1" // see package envelope
+)
+
+// pairs are repeated key=value arguments, in order.
+type pairs []*quorumkmsv1.ContextPair
+
+// String, Set and Type implement pflag.Value.
+func (p *pairs) String() string { return "" }
+func (p *pairs) Type() string   { return "key=value" }
+
+func (p *pairs) Set(s string) error {
+	key, value, err := parsePair(s)
+	if err != nil {
+		return err
+	}
+	for _, have := range *p {
+		if have.GetKey() == key {
+			return fmt.Errorf("%q is given twice", key)
+		}
+	}
+	*p = append(*p, &quorumkmsv1.ContextPair{Key: key, Value: value})
+	return nil
+}
+
+func (p *pairs) toMap() map[string]string {
+	m := map[string]string{}
+	for _, pair := range *p {
+		m[pair.GetKey()] = pair.GetValue()
+	}
+	return m
+}
+
+func (p *pairs) tags() []*quorumkmsv1.Tag {
+	var tags []*quorumkmsv1.Tag
+	for _, pair := range *p {
+		tags = append(tags, &quorumkmsv1.Tag{Key: pair.GetKey(), Value: pair.GetValue()})
+	}
+	return tags
+}
+
+// parsePair splits key=value at the first "=". The value may be empty.
+func parsePair(s string) (key, value string, err error) {
+	key, value, ok := strings.Cut(s, "=")
+	if !ok || key == "" {
+		return "", "", fmt.Errorf("%q: want key=value", s)
+	}
+	if !utf8.ValidString(s) {
+		return "", "", fmt.Errorf("%q: not valid UTF-8", s)
+	}
+	return key, value, nil
+}
+
+func contextFlag(c *cobra.Command) *pairs {
+	p := new(pairs)
+	c.Flags().Var(p, "context", contextHelp)
+	return p
+}
+
+// input is an open file or standard input. Reading ends with the context's error
+// once that is done.
+type input struct {
+	io.Reader
+	size  int64 // in bytes from here on, or envelope.UnknownSize
+	close func() error
+}
+
+func (i *input) Close() error { return i.close() }
+
+// open opens a file to read, or standard input for "" and "-".
+func (a *app) open(ctx context.Context, path string) (*input, error) {
+	if path == "" || path == stdio {
+		if f, ok := a.stdin.(*os.File); ok {
+			if left, ok := remaining(f); ok {
+				return &input{contextReader{ctx, f}, left, func() error { return nil }}, nil
+			}
+		}
+		return interruptible(ctx, a.stdin, func() error { return nil }), nil
+	}
+	f, err := os.Open(path) //nolint:gosec // the file the user names
+	if err != nil {
+		return nil, &usageError{err}
+	}
+	if info, err := f.Stat(); err == nil && info.IsDir() {
+		return nil, errors.Join(usagef("%s is a directory", path), f.Close())
+	}
+	if left, ok := remaining(f); ok {
+		return &input{contextReader{ctx, f}, left, f.Close}, nil
+	}
+	return interruptible(ctx, f, f.Close), nil
+}
+
+// remaining returns how much of a regular file is to be read.
+func remaining(f *os.File) (int64, bool) {
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return 0, false
+	}
+	at, err := f.Seek(0, io.SeekCurrent)
+	return info.Size() - at, err == nil && at <= info.Size()
+}
+
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c contextReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
+}
+
+// interruptible is the input for what may keep a reader waiting, a terminal or a
+// pipe: such a read does not end by itself. The goroutine that may be left in one
+// ends with the process.
+func interruptible(ctx context.Context, r io.Reader, closing func() error) *input {
+	out, in := io.Pipe()
+	stop := context.AfterFunc(ctx, func() { _ = in.CloseWithError(ctx.Err()) })
+	go func() {
+		_, err := io.CopyBuffer(in, struct{ io.Reader }{r}, make([]byte, copyBuffer))
+		_ = in.CloseWithError(err)
+	}()
+	return &input{out, envelope.UnknownSize, func() error {
+		stop()
+		return errors.Join(out.Close(), closing())
+	}}
+}
+
+// readSmall reads an input of at most limit bytes; tooLarge says what to do with
+// more.
+func (a *app) readSmall(ctx context.Context, path string, limit int64, tooLarge string) ([]byte, error) {
+	f, err := a.open(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit {
+		clear(data)
+		return nil, usagef("the input is larger than %d bytes%s", limit, tooLarge)
+	}
+	return data, nil
+}
+
+// confirm lets the user type one of the expected names before what cannot be
+// undone. Without a terminal, --yes is the only way.
+func (a *app) confirm(ctx context.Context, question string, expected ...string) error {
+	if a.yes {
+		return nil
+	}
+	if !isTerminal(a.stdin) {
+		return usagef("this asks for confirmation, and standard input is no terminal: add --yes if you are sure")
+	}
+	if _, err := fmt.Fprint(a.stderr, question); err != nil {
+		return err
+	}
+	in, err := a.open(ctx, stdio)
+	if err != nil {
+		return err
+	}
+	defer in.Close() //nolint:errcheck // only read
+	line, err := bufio.NewReader(io.LimitReader(in, maxTyped)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	typed := strings.TrimSpace(line)
+	for _, e := range expected {
+		if typed == e && e != "" {
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is not what was asked for; nothing was changed", typed)
+}
+
+// yesFlag adds --yes.
+func (a *app) yesFlag(c *cobra.Command) *cobra.Command {
+	c.Flags().BoolVar(&a.yes, "yes", false, "do not ask for confirmation")
+	return c
+}

@@ -1,0 +1,361 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/quorumkms/quorumkms/rpc/client"
+	"github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+)
+
+const maxPage = 1000 // items a call returns at most
+
+func (a *app) keyCommand() *cobra.Command {
+	g := group("key", "Create keys and govern their life",
+		a.keyCreate(), a.keyDescribe(), a.keyList(), a.keySetDescription(),
+		a.keyEnable(), a.keyDisable(), a.keyRotate(), a.keyRotations(),
+		a.keyScheduleDeletion(), a.keyCancelDeletion())
+	g.Long = `Create keys and govern their life.
+
+KEY is a key's id, its ARN, or an alias such as alias/volumes.`
+	return g
+}
+
+func (a *app) keyCreate() *cobra.Command {
+	var description, alias string
+	var tags pairs
+	c := &cobra.Command{
+		Use:   "create",
+		Short: "Create a key in the HSM",
+		Long: `Create a key in the HSM. It is stored by a majority of nodes when this returns.
+
+An alias is made by a second call: if that fails, the key is there without it.`,
+		Example: `  kmsctl key create --alias alias/volumes --description "block volumes" --tag team=storage`,
+		RunE: a.remote(func(ctx context.Context, kms *client.Client, _ []string) error {
+			if alias != "" && !strings.HasPrefix(alias, aliasPrefix) {
+				return usagef("--alias %q: want a name that begins with %s", alias, aliasPrefix)
+			}
+			r, err := kms.Keys().CreateKey(ctx, &quorumkmsv1.CreateKeyRequest{
+				Description: description, Tags: tags.tags(), DryRun: a.dryRun, RequestId: a.requestID,
+			})
+			if err != nil {
+				return err
+			}
+			id := r.GetKey().GetKeyId()
+			if alias != "" {
+				_, err := kms.Keys().CreateAlias(ctx, &quorumkmsv1.CreateAliasRequest{
+					AliasName: alias, KeyId: id, RequestId: a.requestID + "/alias",
+				})
+				if err != nil {
+					return fmt.Errorf("key %s was created, but not its alias; see kmsctl alias create: %w", id, err)
+				}
+				r.GetKey().Aliases = append(r.GetKey().GetAliases(), alias)
+			}
+			return a.print(r, func(w io.Writer) error { return writeKey(w, r.GetKey()) })
+		}),
+	}
+	c.Flags().StringVar(&description, "description", "", "what the key is for")
+	c.Flags().Var(&tags, "tag", "tag as key=value; may be repeated")
+	c.Flags().StringVar(&alias, "alias", "", "a second name, "+aliasPrefix+"NAME")
+	return a.mutates(c)
+}
+
+func (a *app) keyDescribe() *cobra.Command {
+	return &cobra.Command{
+		Use:     "describe KEY",
+		Short:   "Show a key",
+		Example: "  kmsctl key describe alias/volumes",
+		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
+			r, err := kms.Keys().DescribeKey(ctx, &quorumkmsv1.DescribeKeyRequest{KeyId: args[0]})
+			if err != nil {
+				return err
+			}
+			return a.print(r, func(w io.Writer) error { return writeKey(w, r.GetKey()) })
+		}),
+	}
+}
+
+func (a *app) keyList() *cobra.Command {
+	var p page
+	c := &cobra.Command{
+		Use:     "list",
+		Short:   "List the tenant's keys",
+		Example: "  kmsctl key list --limit 20",
+		RunE: a.remote(func(ctx context.Context, kms *client.Client, _ []string) error {
+			all := &quorumkmsv1.ListKeysResponse{}
+			var err error
+			all.Keys, all.NextMarker, err = collect(p, func(limit uint32, marker string) ([]*quorumkmsv1.KeyMetadata, string, error) {
+				r, err := kms.Keys().ListKeys(ctx, &quorumkmsv1.ListKeysRequest{Limit: limit, Marker: marker})
+				all.IndexToken = r.GetIndexToken()
+				return r.GetKeys(), r.GetNextMarker(), err
+			})
+			if err != nil {
+				return err
+			}
+			return a.print(all, func(w io.Writer) error {
+				rows := [][]string{{"KEY", "STATE", "VERSION", "CREATED", "ALIASES", "DESCRIPTION"}}
+				for _, k := range all.GetKeys() {
+					rows = append(rows, []string{
+						k.GetKeyId(), enumName(k.GetState(), "KEY_STATE_"), number(k.GetCurrentVersion()),
+						timeText(k.GetCreationDate()), strings.Join(k.GetAliases(), " "), k.GetDescription(),
+					})
+				}
+				return writePage(w, rows, all.GetNextMarker())
+			})
+		}),
+	}
+	p.flags(c)
+	return c
+}
+
+func (a *app) keySetDescription() *cobra.Command {
+	return a.mutatesKey(&cobra.Command{
+		Use:     "set-description KEY " + mayBeEmpty,
+		Short:   "Say what a key is for",
+		Example: `  kmsctl key set-description alias/volumes "block volumes of zone 2"`,
+		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
+			r, err := kms.Keys().UpdateKeyDescription(ctx, &quorumkmsv1.UpdateKeyDescriptionRequest{
+				KeyId: args[0], Description: args[1],
+				ExpectedRevision: a.revision, DryRun: a.dryRun, RequestId: a.requestID,
+			})
+			if err != nil {
+				return err
+			}
+			return a.printLine(r, "The description of %s is changed.", args[0])
+		}),
+	})
+}
+
+func (a *app) keyEnable() *cobra.Command {
+	return a.mutatesKey(&cobra.Command{
+		Use:     "enable KEY",
+		Short:   "Make a disabled key usable again",
+		Example: "  kmsctl key enable alias/volumes",
+		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
+			r, err := kms.Keys().EnableKey(ctx, &quorumkmsv1.EnableKeyRequest{
+				KeyId: args[0], ExpectedRevision: a.revision, DryRun: a.dryRun, RequestId: a.requestID,
+			})
+			if err != nil {
+				return err
+			}
+			return a.printLine(r, "%s is enabled.", args[0])
+		}),
+	})
+}
+
+func (a *app) keyDisable() *cobra.Command {
+	return a.mutatesKey(&cobra.Command{
+		Use:   "disable KEY",
+		Short: "Make a key unusable until it is enabled again",
+		Long: `Make a key unusable until it is enabled again.
+
+When this returns, no node uses the key any more. It may take some seconds while a
+node cannot be reached.`,
+		Example: "  kmsctl key disable alias/volumes",
+		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
+			r, err := kms.Keys().DisableKey(ctx, &quorumkmsv1.DisableKeyRequest{
+				KeyId: args[0], ExpectedRevision: a.revision, DryRun: a.dryRun, RequestId: a.requestID,
+			})
+			if err != nil {
+				return err
+			}
+			return a.printLine(r, "%s is disabled: no node uses it any more.", args[0])
+		}),
+	})
+}
+
+func (a *app) keyRotate() *cobra.Command {
+	return a.mutatesKey(&cobra.Command{
+		Use:   "rotate KEY",
+		Short: "Give a key a new version",
+		Long: `Give a key a new version.
+
+New ciphertexts are made with the new version. Old ones still open, each with the
+version it was made with; kmsctl reencrypt and kmsctl object rewrap move them.`,
+		Example: "  kmsctl key rotate alias/volumes",
+		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
+			r, err := kms.Keys().RotateKeyOnDemand(ctx, &quorumkmsv1.RotateKeyOnDemandRequest{
+				KeyId: args[0], ExpectedRevision: a.revision, DryRun: a.dryRun, RequestId: a.requestID,
+			})
+			if err != nil {
+				return err
+			}
+			return a.printLine(r, "%s is now at version %d.", args[0], r.GetCurrentVersion())
+		}),
+	})
+}
+
+func (a *app) keyRotations() *cobra.Command {
+	var p page
+	c := &cobra.Command{
+		Use:     "rotations KEY",
+		Short:   "List the versions of a key",
+		Example: "  kmsctl key rotations alias/volumes",
+		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
+			all := &quorumkmsv1.ListKeyRotationsResponse{}
+			var err error
+			all.Rotations, all.NextMarker, err = collect(p, func(limit uint32, marker string) ([]*quorumkmsv1.KeyRotation, string, error) {
+				r, err := kms.Keys().ListKeyRotations(ctx, &quorumkmsv1.ListKeyRotationsRequest{KeyId: args[0], Limit: limit, Marker: marker})
+				all.IndexToken = r.GetIndexToken()
+				return r.GetRotations(), r.GetNextMarker(), err
+			})
+			if err != nil {
+				return err
+			}
+			return a.print(all, func(w io.Writer) error {
+				rows := [][]string{{"VERSION", "SINCE", "CAUSE"}}
+				for _, r := range all.GetRotations() {
+					rows = append(rows, []string{number(r.GetVersion()), timeText(r.GetRotationDate()), enumName(r.GetCause(), "ROTATION_CAUSE_")})
+				}
+				return writePage(w, rows, all.GetNextMarker())
+			})
+		}),
+	}
+	p.flags(c)
+	return c
+}
+
+func (a *app) keyScheduleDeletion() *cobra.Command {
+	var days uint32
+	c := a.yesFlag(a.mutatesKey(&cobra.Command{
+		Use:   "schedule-deletion KEY",
+		Short: "Make a key unusable now and delete it after a waiting time",
+		Long: `Make a key unusable now and delete it after a waiting time.
+
+Until then kmsctl key cancel-deletion keeps the key. Afterwards everything that is
+encrypted under it is lost. The command asks to type an alias of the key, or its
+id; --yes does without.`,
+		Example: "  kmsctl key schedule-deletion alias/volumes --days 14",
+	}))
+	c.RunE = a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
+		if !a.yes && !a.dryRun {
+			if err := a.confirmDeletion(ctx, kms, args[0], days); err != nil {
+				return err
+			}
+		}
+		r, err := kms.Keys().ScheduleKeyDeletion(ctx, &quorumkmsv1.ScheduleKeyDeletionRequest{
+			KeyId: args[0], PendingWindowDays: days,
+			ExpectedRevision: a.revision, DryRun: a.dryRun, RequestId: a.requestID,
+		})
+		if err != nil {
+			return err
+		}
+		return a.printLine(r, "%s is unusable, and will be deleted at %s.", args[0], timeText(r.GetDeletionDate()))
+	})
+	c.Flags().Uint32Var(&days, "days", 30, "waiting time in days, 7 to 30")
+	return c
+}
+
+// confirmDeletion shows the key, and pins the deletion to what was shown.
+func (a *app) confirmDeletion(ctx context.Context, kms *client.Client, key string, days uint32) error {
+	if !isTerminal(a.stdin) {
+		return a.confirm(ctx, "")
+	}
+	r, err := kms.Keys().DescribeKey(ctx, &quorumkmsv1.DescribeKeyRequest{KeyId: key})
+	if err != nil {
+		return err
+	}
+	if err := writeKey(a.stderr, r.GetKey()); err != nil {
+		return err
+	}
+	question := fmt.Sprintf("This key will be deleted after %d days, and with it all that is encrypted under it.\nType one of its aliases, or its id: ", days)
+	if err := a.confirm(ctx, question, append(r.GetKey().GetAliases(), r.GetKey().GetKeyId())...); err != nil {
+		return err
+	}
+	if a.revision == 0 {
+		a.revision = r.GetKey().GetRevision()
+	}
+	return nil
+}
+
+func (a *app) keyCancelDeletion() *cobra.Command {
+	return a.mutatesKey(&cobra.Command{
+		Use:     "cancel-deletion KEY",
+		Short:   "Keep a key that is to be deleted; it stays disabled",
+		Example: "  kmsctl key cancel-deletion 5b1c6a52-6f0e-4a7b-9a55-0e6f0c9d2f11",
+		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
+			r, err := kms.Keys().CancelKeyDeletion(ctx, &quorumkmsv1.CancelKeyDeletionRequest{
+				KeyId: args[0], ExpectedRevision: a.revision, DryRun: a.dryRun, RequestId: a.requestID,
+			})
+			if err != nil {
+				return err
+			}
+			return a.printLine(r, "%s will not be deleted. It is disabled: kmsctl key enable makes it usable.", args[0])
+		}),
+	})
+}
+
+func writeKey(w io.Writer, k *quorumkmsv1.KeyMetadata) error {
+	fields := [][2]string{
+		{"Key", k.GetKeyId()},
+		{"ARN", k.GetArn()},
+		{"Aliases", strings.Join(k.GetAliases(), " ")},
+		{"Description", k.GetDescription()},
+		{"State", enumName(k.GetState(), "KEY_STATE_")},
+	}
+	if k.GetDeletionDate() != nil {
+		fields = append(fields, [2]string{"Deletion", timeText(k.GetDeletionDate())})
+	}
+	return writeFields(w, append(fields, [][2]string{
+		{"Version", number(k.GetCurrentVersion())},
+		{"Created", timeText(k.GetCreationDate())},
+		{"Usage", enumName(k.GetUsage(), "KEY_USAGE_")},
+		{"Spec", enumName(k.GetSpec(), "KEY_SPEC_")},
+		{"Origin", enumName(k.GetOrigin(), "KEY_ORIGIN_")},
+		{"Protection", enumName(k.GetProtectionLevel(), "PROTECTION_LEVEL_")},
+		{"Manager", enumName(k.GetManager(), "KEY_MANAGER_")},
+		{"Tenant", k.GetTenant()},
+		{"Revision", strconv.FormatUint(k.GetRevision(), 10)},
+	}...))
+}
+
+func number(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+
+// page is which part of a list to show.
+type page struct {
+	limit  uint32 // 0: all
+	marker string
+}
+
+func (p *page) flags(c *cobra.Command) {
+	c.Flags().Uint32Var(&p.limit, "limit", 0, "show at most so many (0: all)")
+	c.Flags().StringVar(&p.marker, "marker", "", "go on where a list that was limited ended")
+}
+
+// collect calls fetch for page after page.
+func collect[T any](p page, fetch func(limit uint32, marker string) ([]T, string, error)) (all []T, next string, err error) {
+	left := p.limit
+	if left == 0 {
+		left = math.MaxUint32
+	}
+	next = p.marker
+	for {
+		items, after, err := fetch(min(left, maxPage), next)
+		if err != nil {
+			return nil, "", err
+		}
+		all = append(all, items...)
+		if uint64(len(items)) >= uint64(left) || after == "" {
+			return all, after, nil
+		}
+		if len(items) == 0 || after == next {
+			return nil, "", fmt.Errorf("the list does not end: marker %q leads nowhere", after)
+		}
+		left, next = left-uint32(len(items)), after //nolint:gosec // fewer than left
+	}
+}
+
+// writePage is writeTable, with a note if there is more.
+func writePage(w io.Writer, rows [][]string, next string) error {
+	if err := writeTable(w, rows); err != nil || next == "" {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "There is more: --marker %s\n", clean(next))
+	return err
+}

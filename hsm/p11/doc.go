@@ -1,0 +1,17 @@
+// Package p11 is the partition behind a PKCS#11 library: SoftHSM2, or an HSM.
+//
+// Reading order: config.go, partition.go (open, lose, re-open, close), link.go (the
+// sessions of one connection), template.go (the attributes of every object, written
+// and read back), then what the contract of package hsm asks for: identity.go,
+// domain.go, transfer.go, key.go; selftest.go and attacks.go (what the token must
+// refuse); admin.go (the Security Officer's steps). library.go loads the library;
+// native.go has the three calls that the binding cannot make.
+//
+// Three rules of PKCS#11 shape the code. A session is used by one goroutine at a
+// time. A session object dies with the session that made it, and every handle dies
+// at logout, so one session holds the login and the loaded keys until the end. A
+// session whose call failed may have an operation pending: it is closed, never
+// reused.
+//
+// Without cgo the package only says that it is not available.
+package p11

@@ -1,0 +1,181 @@
+//go:build cgo
+
+package p11
+
+import (
+	"context"
+	"crypto/ecdh"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/asn1"
+	"errors"
+	"fmt"
+	"math/big"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/quorumkms/quorumkms/hsm"
+)
+
+const (
+	labelPrefix   = "quorumkms/" // of every object of ours
+	labelIdentity = labelPrefix + "nik"
+
+	p256Scalar = 32 // bytes of r and of s
+)
+
+var errNoIdentity = errors.New("no node identity key")
+
+// identityPrivate is the template of the node identity key.
+func identityPrivate(token bool) template {
+	return join(template{
+		number(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), number(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_EC),
+		flag(pkcs11.CKA_TOKEN, token), flag(pkcs11.CKA_PRIVATE, true),
+		flag(pkcs11.CKA_SENSITIVE, true), flag(pkcs11.CKA_EXTRACTABLE, false),
+		named(labelIdentity),
+	}, usages(privateUsages(), pkcs11.CKA_SIGN), template{mechanisms(pkcs11.CKM_ECDSA)}, frozen())
+}
+
+func identityPublic(token bool) template {
+	curve := []byte{0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07} // OID of P-256, DER
+	return join(template{
+		number(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), number(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_EC),
+		flag(pkcs11.CKA_TOKEN, token), flag(pkcs11.CKA_PRIVATE, false),
+		named(labelIdentity), octets(pkcs11.CKA_EC_PARAMS, curve),
+	}, usages(publicUsages(), pkcs11.CKA_VERIFY), frozen())
+}
+
+// identity finds the node identity key and proves that its halves belong together.
+// errNoIdentity if there is no private half.
+func (s *session) identity() (pkcs11.ObjectHandle, []byte, error) {
+	private, err := s.labelled(pkcs11.CKO_PRIVATE_KEY, labelIdentity)
+	if err != nil {
+		return 0, nil, err
+	}
+	if len(private) == 0 {
+		return 0, nil, errNoIdentity
+	}
+	public, err := s.labelled(pkcs11.CKO_PUBLIC_KEY, labelIdentity)
+	if err != nil {
+		return 0, nil, err
+	}
+	if len(private) != 1 || len(public) != 1 {
+		return 0, nil, fmt.Errorf("%w: %d private and %d public objects named %q, there must be one of each",
+			hsm.ErrCorrupt, len(private), len(public), labelIdentity)
+	}
+	spki, err := s.ecPublic(public[0])
+	if err != nil {
+		return 0, nil, err
+	}
+	_, err = s.signWith(private[0], spki, []byte(labelIdentity))
+	return private[0], spki, err
+}
+
+// ensureIdentity is identity; it makes the key if there is none.
+func (s *session) ensureIdentity() (pkcs11.ObjectHandle, []byte, error) {
+	private, spki, err := s.identity()
+	if !errors.Is(err, errNoIdentity) {
+		return private, spki, err
+	}
+	orphans, err := s.labelled(pkcs11.CKO_PUBLIC_KEY, labelIdentity)
+	if err != nil {
+		return 0, nil, err
+	}
+	if err := s.destroyAll(orphans); err != nil {
+		return 0, nil, err
+	}
+	if _, _, err := s.generatePair(pkcs11.CKM_EC_KEY_PAIR_GEN, identityPublic(true), identityPrivate(true)); err != nil {
+		return 0, nil, fmt.Errorf("node identity key: %w", err)
+	}
+	private, spki, err = s.identity()
+	if err == nil {
+		err = s.check(private, identityPrivate(true))
+	}
+	return private, spki, err
+}
+
+// labelled finds the token objects of a class with this label.
+func (s *session) labelled(class uint, label string) ([]pkcs11.ObjectHandle, error) {
+	return s.find(template{
+		number(pkcs11.CKA_CLASS, class), flag(pkcs11.CKA_TOKEN, true), named(label),
+	})
+}
+
+func (s *session) destroyAll(objects []pkcs11.ObjectHandle) error {
+	for _, o := range objects {
+		if err := s.destroy(o); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ecPublic is the SPKI of a public P-256 key. Its point is a DER octet string; some
+// tokens leave that wrapping out.
+func (s *session) ecPublic(o pkcs11.ObjectHandle) ([]byte, error) {
+	point, err := s.attribute(o, pkcs11.CKA_EC_POINT)
+	if err != nil {
+		return nil, err
+	}
+	var inner []byte
+	if rest, err := asn1.Unmarshal(point, &inner); err == nil && len(rest) == 0 {
+		point = inner
+	}
+	public, err := ecdh.P256().NewPublicKey(point)
+	if err != nil {
+		return nil, fmt.Errorf("%w: node identity key: %w", hsm.ErrCorrupt, err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return nil, fmt.Errorf("%w: node identity key: %w", hsm.ErrCorrupt, err)
+	}
+	return spki, nil
+}
+
+// signWith signs SHA-256(message) as ASN.1 DER, and verifies what the token made.
+func (s *session) signWith(key pkcs11.ObjectHandle, spki, message []byte) ([]byte, error) {
+	digest := sha256.Sum256(message)
+	raw, err := s.sign(pkcs11.CKM_ECDSA, key, digest[:])
+	if err != nil {
+		return nil, err
+	}
+	if len(raw) != 2*p256Scalar {
+		return nil, fmt.Errorf("%w: signature of %d bytes", hsm.ErrCorrupt, len(raw))
+	}
+	sig, err := asn1.Marshal(struct{ R, S *big.Int }{
+		new(big.Int).SetBytes(raw[:p256Scalar]), new(big.Int).SetBytes(raw[p256Scalar:]),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: signature: %w", hsm.ErrCorrupt, err)
+	}
+	if err := hsm.VerifyIdentitySignature(spki, message, sig); err != nil {
+		return nil, fmt.Errorf("%w: %v", hsm.ErrCorrupt, err) //nolint:errorlint // the token's fault, not a refusal
+	}
+	return sig, nil
+}
+
+// Identity implements hsm.Partition.
+func (p *Partition) Identity() []byte { return append([]byte(nil), p.identity...) }
+
+// SignIdentity implements hsm.Partition.
+func (p *Partition) SignIdentity(ctx context.Context, message []byte) (sig []byte, err error) {
+	err = p.do(ctx, func(s *session) error {
+		sig, err = s.signWith(s.link.nik, p.identity, message)
+		return err
+	})
+	return sig, err
+}
+
+// Random implements hsm.Partition.
+func (p *Partition) Random(ctx context.Context, b []byte) error {
+	if len(b) == 0 || len(b) > hsm.MaxRandom {
+		return fmt.Errorf("%w: random of %d bytes", hsm.ErrRefused, len(b))
+	}
+	return p.do(ctx, func(s *session) error {
+		random, err := s.random(len(b))
+		if err == nil && copy(b, random) != len(b) {
+			err = fmt.Errorf("%w: %d random bytes", hsm.ErrCorrupt, len(random))
+		}
+		return err
+	})
+}

@@ -1,0 +1,203 @@
+//go:build cgo
+
+package p11
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/quorumkms/quorumkms/hsm"
+)
+
+// keySize is the size of a customer master key of class AES, in bytes.
+const keySize = 32
+
+// GenerateKey implements hsm.Partition.
+func (p *Partition) GenerateKey(ctx context.Context, spec hsm.KeySpec) (token []byte, err error) {
+	h, err := spec.Header()
+	if err != nil {
+		return nil, err
+	}
+	err = p.do(ctx, func(s *session) error {
+		d, err := p.domain(s, domainID{h.Cluster, h.Generation})
+		if err != nil {
+			return err
+		}
+		check, wrapped, err := s.makeKey(p.traits, h, d[hsm.KeyKind(h.Class)])
+		if err != nil {
+			return fmt.Errorf("generate key: %w", err)
+		}
+		token, err = hsm.BuildToken(h, check, wrapped, func(message []byte) ([]byte, error) {
+			return s.mac(d[hsm.KindMAC], message)
+		})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	key, err := p.Open(ctx, token, h)
+	if err != nil {
+		return nil, fmt.Errorf("new key does not open: %w", err)
+	}
+	key.Close()
+	return token, nil
+}
+
+// makeKey makes a key, wraps it and destroys it. A key that cannot be destroyed dies
+// with the session, which its caller replaces after a failed call.
+func (s *session) makeKey(t traits, h hsm.TokenHeader, domainKey pkcs11.ObjectHandle) (check [16]byte, wrapped []byte, err error) {
+	key, err := s.generate(pkcs11.CKM_AES_KEY_GEN, masterKey(true).with(number(pkcs11.CKA_VALUE_LEN, keySize)))
+	if err != nil {
+		return check, nil, err
+	}
+	defer func() { err = errors.Join(err, s.destroy(key)) }()
+	check, err = hsm.CheckValueAES(func(dst, src []byte) error { return s.encryptBlocks(key, dst, src) }, h.Key, h.Version)
+	if err != nil {
+		return check, nil, err
+	}
+	wrapped, err = s.wrap(t.keyWrap(), domainKey, key)
+	return check, wrapped, err
+}
+
+// Open implements hsm.Partition.
+func (p *Partition) Open(ctx context.Context, token []byte, want hsm.TokenHeader) (hsm.BlockKey, error) {
+	t, err := hsm.ParseToken(token)
+	if err != nil {
+		return nil, err
+	}
+	l, err := p.current()
+	if err != nil {
+		return nil, err
+	}
+	var domainKey pkcs11.ObjectHandle
+	err = p.on(ctx, l, func(s *session) error {
+		domainKey, err = p.authenticate(s, t, want)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	k := &blockKey{partition: p, link: l}
+	err = p.held(ctx, l, func(s *session) error {
+		k.handle, err = s.unwrap(p.traits.keyWrap(), domainKey, t.Wrapped, masterKey(false))
+		return blame(err, hsm.ErrCorrupt, func() error { return s.opensKeys(p.traits, domainKey) })
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open key: %w", err)
+	}
+	encrypt := func(dst, src []byte) error { return k.EncryptBlocks(ctx, dst, src) }
+	check, err := hsm.CheckValueAES(encrypt, t.Header.Key, t.Header.Version)
+	if err == nil && subtle.ConstantTimeCompare(check[:], t.Check[:]) != 1 {
+		err = fmt.Errorf("%w: check value", hsm.ErrCorrupt)
+	}
+	if err != nil {
+		k.Close()
+		return nil, err
+	}
+	return k, nil
+}
+
+// authenticate checks everything of a token that comes before unwrapping it, and
+// returns the domain key that wraps it.
+func (p *Partition) authenticate(s *session, t hsm.Token, want hsm.TokenHeader) (pkcs11.ObjectHandle, error) {
+	d, missing := p.domain(s, domainID{t.Header.Cluster, t.Header.Generation})
+	if missing != nil && !errors.Is(missing, hsm.ErrNotFound) {
+		return 0, missing
+	}
+	if missing == nil {
+		mac, err := s.mac(d[hsm.KindMAC], t.MACMessage())
+		if err != nil {
+			return 0, err
+		}
+		if !hmac.Equal(mac, t.MAC()) {
+			return 0, fmt.Errorf("%w: token mac", hsm.ErrCorrupt)
+		}
+	}
+	if err := t.Matches(want); err != nil {
+		return 0, err
+	}
+	if missing != nil {
+		return 0, missing
+	}
+	if t.Header.Class != hsm.ClassAES || t.Header.Attributes&hsm.AttrResident != 0 {
+		return 0, fmt.Errorf("%w: not a key of suite 1", hsm.ErrRefused)
+	}
+	return d[hsm.KeyKind(t.Header.Class)], nil
+}
+
+// opensKeys wraps and opens a key, to tell whether a domain key works at all.
+func (s *session) opensKeys(t traits, domainKey pkcs11.ObjectHandle) error {
+	key, err := s.create(known(pkcs11.CKK_AES, make([]byte, keySize)))
+	if err != nil {
+		return err
+	}
+	w, err := s.wrap(t.keyWrap(), domainKey, key)
+	if err = errors.Join(err, s.destroy(key)); err != nil {
+		return err
+	}
+	opened, err := s.unwrap(t.keyWrap(), domainKey, w, masterKey(false))
+	if err != nil {
+		return err
+	}
+	return s.destroy(opened)
+}
+
+// blockKey is a loaded key. It implements hsm.BlockKey.
+type blockKey struct {
+	partition *Partition
+	link      *link
+
+	mu     sync.RWMutex // held for reading while the handle is in use
+	handle pkcs11.ObjectHandle
+	closed bool
+}
+
+// EncryptBlocks implements hsm.BlockKey.
+func (k *blockKey) EncryptBlocks(ctx context.Context, dst, src []byte) error {
+	n := len(src)
+	if n == 0 || n%hsm.BlockSize != 0 || n > hsm.MaxBlocks*hsm.BlockSize || len(dst) != n {
+		return fmt.Errorf("%w: blocks of %d bytes into %d", hsm.ErrRefused, n, len(dst))
+	}
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	if l, err := k.partition.current(); err != nil {
+		return err
+	} else if l != k.link {
+		return fmt.Errorf("%w: the token was opened again since", hsm.ErrStale)
+	}
+	if k.closed {
+		return fmt.Errorf("%w: key closed", hsm.ErrStale)
+	}
+	return k.partition.on(ctx, k.link, func(s *session) error { return s.encryptBlocks(k.handle, dst, src) })
+}
+
+// Close implements hsm.BlockKey.
+func (k *blockKey) Close() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed {
+		return
+	}
+	k.closed = true
+	k.partition.discard(k.link, k.handle)
+}
+
+// discard destroys a loaded key. Unlike held it waits as long as the link lives: the
+// key must not stay.
+func (p *Partition) discard(l *link, key pkcs11.ObjectHandle) {
+	select {
+	case <-l.gone: // and the key with it
+	case h := <-l.hold:
+		s := &session{l, h}
+		if err := s.destroy(key); err != nil && !p.lostBy(s, err) {
+			p.cfg.Logger.Warn("hsm key not destroyed", "error", err)
+		}
+		l.hold <- h
+	}
+}

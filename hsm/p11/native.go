@@ -1,0 +1,159 @@
+//go:build cgo
+
+package p11
+
+/*
+#cgo linux LDFLAGS: -ldl
+#include <dlfcn.h>
+#include <stdlib.h>
+
+typedef unsigned long ck_ulong;
+typedef struct { ck_ulong type; void *value; ck_ulong len; } ck_attribute;
+typedef struct { ck_ulong mechanism; void *parameter; ck_ulong len; } ck_mechanism;
+typedef struct { unsigned char major, minor; void *fn[68]; } ck_function_list;
+
+// Places in CK_FUNCTION_LIST, PKCS #11 v2.40.
+enum { GET_ATTRIBUTE_VALUE = 24, ENCRYPT_INIT = 29, ENCRYPT = 30 };
+
+typedef ck_ulong (*get_function_list_t)(ck_function_list **);
+typedef ck_ulong (*get_attribute_value_t)(ck_ulong, ck_ulong, ck_attribute *, ck_ulong);
+typedef ck_ulong (*encrypt_init_t)(ck_ulong, ck_mechanism *, ck_ulong);
+typedef ck_ulong (*encrypt_t)(ck_ulong, unsigned char *, ck_ulong, unsigned char *, ck_ulong *);
+
+static ck_function_list *load(const char *path) {
+	void *handle = dlopen(path, RTLD_LAZY);
+	if (handle == NULL) return NULL;
+	get_function_list_t get = (get_function_list_t)dlsym(handle, "C_GetFunctionList");
+	ck_function_list *list = NULL;
+	if (get == NULL || get(&list) != 0) return NULL;
+	return list;
+}
+
+static const char *load_error(void) { return dlerror(); }
+
+static ck_ulong get_attribute_value(ck_function_list *l, ck_ulong session, ck_ulong object, ck_attribute *a, ck_ulong n) {
+	return ((get_attribute_value_t)l->fn[GET_ATTRIBUTE_VALUE])(session, object, a, n);
+}
+
+static ck_ulong encrypt(ck_function_list *l, ck_ulong session, ck_ulong mechanism, ck_ulong key,
+		unsigned char *in, unsigned char *out, ck_ulong *n) {
+	ck_mechanism m = { mechanism, NULL, 0 };
+	ck_ulong rv = ((encrypt_init_t)l->fn[ENCRYPT_INIT])(session, &m, key);
+	if (rv != 0) return rv;
+	return ((encrypt_t)l->fn[ENCRYPT])(session, in, *n, out, n);
+}
+*/
+import "C"
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"unsafe"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/quorumkms/quorumkms/hsm"
+)
+
+// native makes the calls that the binding cannot: it carries no nested template in
+// either direction, and its Encrypt asks for the size in a call of its own and
+// leaves a copy of the answer, from which message keys are cut, in freed memory.
+type native struct {
+	list *C.ck_function_list
+}
+
+// loadNative loads the library at path. It stays loaded: libraries leave threads
+// and exit handlers behind.
+func loadNative(path string) (native, error) {
+	name := C.CString(path)
+	defer C.free(unsafe.Pointer(name))
+	list := C.load(name)
+	if list == nil {
+		if reason := C.load_error(); reason != nil {
+			return native{}, errors.New(C.GoString(reason))
+		}
+		return native{}, errors.New("C_GetFunctionList fails")
+	}
+	return native{list}, nil
+}
+
+// encryptECB encrypts src into dst (same length) on a session.
+func (n native) encryptECB(h pkcs11.SessionHandle, key pkcs11.ObjectHandle, dst, src []byte) error {
+	size := C.ck_ulong(len(dst))
+	rv := C.encrypt(n.list, C.ck_ulong(h), pkcs11.CKM_AES_ECB, C.ck_ulong(key),
+		(*C.uchar)(&src[0]), (*C.uchar)(&dst[0]), &size)
+	if rv != pkcs11.CKR_OK {
+		return fmt.Errorf("encrypt blocks: %w", pkcs11.Error(rv))
+	}
+	if int(size) != len(dst) {
+		return fmt.Errorf("%w: %d bytes encrypt to %d", hsm.ErrCorrupt, len(src), int(size))
+	}
+	return nil
+}
+
+// rawTemplate is t as an array of CK_ATTRIBUTE whose pointers stay valid until pin
+// is released.
+func rawTemplate(pin *runtime.Pinner, t template) []byte {
+	if len(t) == 0 {
+		return nil
+	}
+	raw := make([]C.ck_attribute, len(t))
+	for i, a := range t {
+		raw[i]._type = C.ck_ulong(a.kind)
+		if len(a.value) == 0 {
+			continue
+		}
+		pin.Pin(&a.value[0])
+		raw[i].value = unsafe.Pointer(&a.value[0])
+		raw[i].len = C.ck_ulong(len(a.value))
+	}
+	pin.Pin(&raw[0])
+	return unsafe.Slice((*byte)(unsafe.Pointer(&raw[0])), len(raw)*C.sizeof_ck_attribute)
+}
+
+const (
+	maxNested      = 64   // attributes of a template inside a template
+	maxNestedValue = 1024 // bytes of one of their values
+)
+
+// readNested reads a template that is the value of the attribute kind: first its
+// size, then the types and lengths of its entries, then their values.
+func (n native) readNested(h pkcs11.SessionHandle, object pkcs11.ObjectHandle, kind uint) (template, error) {
+	outer := []C.ck_attribute{{_type: C.ck_ulong(kind)}}
+	read := func() error {
+		rv := C.get_attribute_value(n.list, C.ck_ulong(h), C.ck_ulong(object), &outer[0], 1)
+		if rv != pkcs11.CKR_OK {
+			return fmt.Errorf("read nested template: %w", pkcs11.Error(rv))
+		}
+		return nil
+	}
+	if err := read(); err != nil {
+		return nil, err
+	}
+	if outer[0].len == 0 {
+		return nil, nil
+	}
+	if outer[0].len > maxNested*C.sizeof_ck_attribute || outer[0].len%C.sizeof_ck_attribute != 0 {
+		return nil, fmt.Errorf("%w: nested template of %d bytes", hsm.ErrCorrupt, uint64(outer[0].len))
+	}
+	entries := make([]C.ck_attribute, outer[0].len/C.sizeof_ck_attribute)
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	pin.Pin(&entries[0])
+	outer[0].value = unsafe.Pointer(&entries[0])
+	if err := read(); err != nil {
+		return nil, err
+	}
+	t := make(template, len(entries))
+	for i := range entries {
+		size := entries[i].len
+		if size == 0 || size > maxNestedValue {
+			return nil, fmt.Errorf("%w: nested attribute of %d bytes", hsm.ErrCorrupt, uint64(size))
+		}
+		t[i] = attribute{kind: uint(entries[i]._type), value: make([]byte, size)}
+		pin.Pin(&t[i].value[0])
+		entries[i].value = unsafe.Pointer(&t[i].value[0])
+	}
+	return t, read()
+}

@@ -1,0 +1,339 @@
+//go:build cgo
+
+package p11
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/quorumkms/quorumkms/hsm"
+)
+
+// Partition is a partition of a PKCS#11 token. When the token is lost, calls fail at
+// once with ErrUnavailable while the partition tries to open it again; loaded keys
+// of before are then ErrStale.
+type Partition struct {
+	cfg      Config
+	lib      *library
+	serial   string
+	info     hsm.Info
+	traits   traits
+	identity []byte
+
+	cancel context.CancelFunc
+	done   chan struct{} // closed when monitor has returned
+
+	// ceremony is held while token objects are made or destroyed.
+	ceremony chan struct{}
+
+	mu   sync.Mutex
+	link *link // nil while the token is lost, and after Close
+	why  error // why link is nil
+	end  error // of the library, at Close
+}
+
+var _ hsm.Partition = (*Partition)(nil)
+
+var errClosed = errors.New("partition closed")
+
+// Open opens a token, runs the self-test and makes the node identity key if there is
+// none yet. ErrPIN: the one attempt to log in failed. ErrSelfTest names the probes
+// that failed. ErrUnavailable says what is missing and what would be right.
+func Open(ctx context.Context, cfg Config) (*Partition, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	lib, err := acquire(cfg.Module)
+	if err != nil {
+		return nil, err
+	}
+	p := &Partition{
+		cfg: cfg, lib: lib,
+		done:     make(chan struct{}),
+		ceremony: make(chan struct{}, 1),
+	}
+	l, err := p.first(ctx)
+	if err != nil {
+		clear(cfg.PIN)
+		return nil, errors.Join(err, lib.release())
+	}
+	p.link = l
+	monitored, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	p.cancel = cancel
+	go p.monitor(monitored, l)
+	return p, nil
+}
+
+// check refuses what makes no sense, fills in defaults and takes copies.
+func (c *Config) check() error {
+	switch {
+	case c.Token == "":
+		return fmt.Errorf("%w: no token label configured", hsm.ErrRefused)
+	case len(c.PIN) == 0:
+		return fmt.Errorf("%w: no PIN configured", hsm.ErrRefused)
+	case c.Sessions < 0 || c.Sessions > MaxSessions:
+		return fmt.Errorf("%w: %d sessions configured, the ceiling is %d", hsm.ErrRefused, c.Sessions, MaxSessions)
+	case c.ReopenEvery < 0:
+		return fmt.Errorf("%w: negative pause configured", hsm.ErrRefused)
+	}
+	for _, name := range c.AcceptWeakness {
+		if !slices.Contains(acceptableNames(), name) {
+			return fmt.Errorf("%w: no weakness %q to accept, there are: %s",
+				hsm.ErrRefused, name, strings.Join(acceptableNames(), ", "))
+		}
+	}
+	if c.Sessions == 0 {
+		c.Sessions = defaultSessions
+	}
+	if c.ReopenEvery == 0 {
+		c.ReopenEvery = defaultReopenEvery
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	c.PIN = bytes.Clone(c.PIN)
+	return nil
+}
+
+// first makes the first link and fills in what stays the same for all later ones.
+func (p *Partition) first(ctx context.Context) (*link, error) {
+	s, err := p.lib.await(ctx, p.cfg.Token, p.cfg.Serial)
+	if err != nil {
+		return nil, err
+	}
+	l, err := connect(p.lib, s, p.cfg.PIN, p.cfg.Sessions, false)
+	if err != nil {
+		return nil, err
+	}
+	p.serial = s.token.SerialNumber
+	p.info = hsm.Info{
+		Kind: "pkcs11", Manufacturer: s.token.ManufacturerID, Model: s.token.Model,
+		Serial: p.serial, Label: s.token.Label,
+	}
+	if err := p.prepare(ctx, l); err != nil {
+		l.drain()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (p *Partition) prepare(ctx context.Context, l *link) error {
+	var err error
+	if p.traits, p.info.Probes, err = selfTest(ctx, l, p.cfg.AcceptWeakness); err != nil {
+		return err
+	}
+	for _, probe := range p.info.Probes {
+		if probe.Accepted {
+			p.cfg.Logger.Warn("hsm weakness accepted", "probe", probe.Name, "detail", probe.Detail)
+		}
+	}
+	return p.on(ctx, l, func(s *session) error {
+		l.nik, p.identity, err = s.ensureIdentity()
+		return err
+	})
+}
+
+// Info describes the token.
+func (p *Partition) Info() hsm.Info {
+	info := p.info
+	info.Probes = append([]hsm.Probe(nil), info.Probes...)
+	return info
+}
+
+// Healthy is nil while there is a link to the token.
+func (p *Partition) Healthy() error {
+	_, err := p.current()
+	return err
+}
+
+// Close waits for the calls under way and gives the token back.
+func (p *Partition) Close() error {
+	p.cancel()
+	<-p.done
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.end
+}
+
+func (p *Partition) current() (*link, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.link == nil {
+		return nil, fmt.Errorf("%w: %w", hsm.ErrUnavailable, p.why)
+	}
+	return p.link, nil
+}
+
+// set makes l the current link, or says why there is none.
+func (p *Partition) set(l *link, why error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.link, p.why = l, why
+}
+
+// do runs fn with a session of the current link.
+func (p *Partition) do(ctx context.Context, fn func(*session) error) error {
+	l, err := p.current()
+	if err != nil {
+		return err
+	}
+	return p.on(ctx, l, fn)
+}
+
+// on runs fn with a session of l's pool. It judges the error: the token may be
+// lost; otherwise a session whose call failed is replaced.
+func (p *Partition) on(ctx context.Context, l *link, fn func(*session) error) error {
+	s, err := l.take(ctx, l.work)
+	if err != nil {
+		return err
+	}
+	defer func() { l.work <- s.h }()
+	if err = fn(s); err == nil {
+		return nil
+	}
+	if code(err) != pkcs11.CKR_OK && !p.lostBy(s, err) {
+		if broken := l.replace(s); broken != nil {
+			p.lose(l, broken)
+		}
+	}
+	return wrapped(err)
+}
+
+// held runs fn with the session that owns the loaded keys. fn makes only calls that
+// leave no operation pending.
+func (p *Partition) held(ctx context.Context, l *link, fn func(*session) error) error {
+	s, err := l.take(ctx, l.hold)
+	if err != nil {
+		return err
+	}
+	defer func() { l.hold <- s.h }()
+	if err = fn(s); err == nil {
+		return nil
+	}
+	p.lostBy(s, err)
+	return wrapped(err)
+}
+
+// lostBy judges the error of a call and reports whether the link is lost by it.
+func (p *Partition) lostBy(s *session, err error) bool {
+	rv := code(err)
+	if !isLoss(rv) && (!isVague(rv) || s.link.alive(s) == nil) {
+		return false
+	}
+	p.lose(s.link, err)
+	return true
+}
+
+// lose takes the link out of use; monitor does the rest.
+func (p *Partition) lose(l *link, why error) {
+	if !l.lose() {
+		return
+	}
+	p.mu.Lock()
+	if p.link == l {
+		p.link, p.why = nil, fmt.Errorf("token %q lost: %w", p.cfg.Token, why)
+	}
+	p.mu.Unlock()
+	p.cfg.Logger.Warn("hsm token lost", "token", p.cfg.Token, "error", why)
+}
+
+// monitor owns the link: it watches it, and when it is lost makes another, until the
+// partition is closed or the token refuses the PIN.
+func (p *Partition) monitor(ctx context.Context, l *link) {
+	defer close(p.done)
+	for l != nil {
+		p.watch(ctx, l)
+		if ctx.Err() != nil {
+			p.set(nil, errClosed)
+		}
+		l.drain()
+		l = p.reopen(ctx)
+	}
+	clear(p.cfg.PIN)
+	<-ctx.Done()
+	p.set(nil, errClosed)
+	p.end = p.lib.release()
+}
+
+// watch returns when the link is lost or the context ends. It looks at the token
+// from time to time in case nobody uses it.
+func (p *Partition) watch(ctx context.Context, l *link) {
+	tick := time.NewTicker(p.cfg.ReopenEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.gone:
+			return
+		case <-tick.C:
+			_ = p.on(ctx, l, l.alive) // which judges the error
+		}
+	}
+}
+
+// reopen makes a new link, one attempt every Config.ReopenEvery. It returns nil if
+// the context ends or the token refuses the PIN.
+func (p *Partition) reopen(ctx context.Context) *link {
+	for ctx.Err() == nil {
+		l, err := p.again(ctx)
+		if err == nil {
+			p.cfg.Logger.Info("hsm token open again", "token", p.cfg.Token)
+			p.set(l, nil)
+			return l
+		}
+		p.set(nil, fmt.Errorf("token %q lost, not back yet: %w", p.cfg.Token, err))
+		if errors.Is(err, hsm.ErrPIN) {
+			p.cfg.Logger.Error("hsm token refuses the pin, giving up", "token", p.cfg.Token, "error", err)
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(p.cfg.ReopenEvery):
+		}
+	}
+	return nil
+}
+
+// again makes one attempt to open the token that was lost: the same serial number
+// and the same node identity key. After a failure the library starts anew.
+func (p *Partition) again(ctx context.Context) (*link, error) {
+	l, err := p.reconnect(ctx)
+	if err != nil && !errors.Is(err, hsm.ErrPIN) {
+		err = errors.Join(err, p.lib.restart())
+	}
+	return l, err
+}
+
+func (p *Partition) reconnect(ctx context.Context) (*link, error) {
+	s, err := p.lib.find(p.cfg.Token, p.serial)
+	if err != nil {
+		return nil, err
+	}
+	l, err := connect(p.lib, s, p.cfg.PIN, p.cfg.Sessions, true)
+	if err != nil {
+		return nil, err
+	}
+	err = p.on(ctx, l, func(s *session) error {
+		var spki []byte
+		l.nik, spki, err = s.identity()
+		if err == nil && !bytes.Equal(spki, p.identity) {
+			err = fmt.Errorf("%w: the token has another node identity key than before", hsm.ErrUnavailable)
+		}
+		return err
+	})
+	if err != nil {
+		l.drain()
+		return nil, err
+	}
+	return l, nil
+}

@@ -1,0 +1,300 @@
+//go:build cgo
+
+package p11
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/quorumkms/quorumkms/hsm"
+)
+
+// without is t but for some kinds.
+func (t template) without(kinds ...uint) template {
+	return slices.DeleteFunc(slices.Clone(t), func(a attribute) bool { return slices.Contains(kinds, a.kind) })
+}
+
+// TestProbesCanFail gives each probe objects that lack a protection: it must find
+// the attacks which that protection prevents, and name them.
+func TestProbesCanFail(t *testing.T) {
+	p := mustOpen(t, config(newToken(t)))
+	modifiable := flag(pkcs11.CKA_MODIFIABLE, true)
+	aesKey := func(b *bench, drop []uint, entries ...attribute) error {
+		want := b.traits.domainKey(aesKind, scratch(aesKind), false).with(entries...)
+		var err error
+		b.domain[aesKind], err = b.generateDomainKey(aesKind, want.without(drop...))
+		return err
+	}
+	master := func(b *bench, drop []uint, entries ...attribute) error {
+		want := masterKey(false).with(entries...).with(number(pkcs11.CKA_VALUE_LEN, keySize))
+		var err error
+		b.master, err = b.generate(pkcs11.CKM_AES_KEY_GEN, want.without(drop...))
+		return err
+	}
+	transfer := func(b *bench, drop []uint, entries ...attribute) error {
+		var err error
+		b.public, b.private, err = b.generatePair(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN,
+			rsaPublic(nil, false).with(newRSA(scratchBits)...).without(drop...),
+			transferPrivate(nil, false).with(entries...).without(drop...))
+		return err
+	}
+	all := func(kinds []uint) (on []attribute) {
+		for _, kind := range kinds {
+			on = append(on, flag(kind, true))
+		}
+		return on
+	}
+	unwrapTemplate := func(nested ...attribute) attribute {
+		return attribute{kind: pkcs11.CKA_UNWRAP_TEMPLATE, nested: nested}
+	}
+	for _, c := range []struct {
+		probe, lacks string
+		weaken       func(*bench) error
+		finds        []string
+	}{
+		{
+			"domain-key-unwraps-readable", "an unwrap template",
+			func(b *bench) error { return aesKey(b, []uint{pkcs11.CKA_UNWRAP_TEMPLATE}) },
+			[]string{"unwraps a key readable", "unwraps a key extractable", "as it likes", "with usage 0x105"},
+		},
+		{
+			"domain-key-unwraps-readable", "SENSITIVE in the unwrap template",
+			func(b *bench) error { return aesKey(b, nil, unwrapTemplate(flag(pkcs11.CKA_EXTRACTABLE, false))) },
+			[]string{"unwraps a key readable"},
+		},
+		{
+			"domain-key-mechanisms-not-imposed", "mechanisms in the unwrap template",
+			func(b *bench) error {
+				err := aesKey(b, nil, attribute{
+					kind:   pkcs11.CKA_UNWRAP_TEMPLATE,
+					nested: b.traits.unwrapTemplate(hsm.ClassAES).without(pkcs11.CKA_ALLOWED_MECHANISMS),
+				})
+				if err == nil {
+					b.wrapped, err = b.wrap(b.traits.keyWrap(), b.domain[aesKind], b.payload)
+				}
+				return err
+			},
+			[]string{"for CBC", "for any mechanism"},
+		},
+		{
+			"domain-key-leaves", "WRAP_WITH_TRUSTED",
+			func(b *bench) error { return aesKey(b, nil, flag(pkcs11.CKA_WRAP_WITH_TRUSTED, false)) },
+			[]string{"kind 1 wrapped with a known key, RFC 5649", "kind 1 wrapped with an untrusted public key, OAEP", "kind 1 wrapped with a domain key"},
+		},
+		{
+			"domain-key-leaves", "SENSITIVE",
+			func(b *bench) error { return aesKey(b, nil, flag(pkcs11.CKA_SENSITIVE, false)) },
+			[]string{"kind 1 read"},
+		},
+		{
+			"domain-key-other-mechanism", "a list of mechanisms",
+			func(b *bench) error { return aesKey(b, []uint{pkcs11.CKA_ALLOWED_MECHANISMS}) },
+			[]string{"domain key wraps, RFC 3394", "domain key unwraps, RFC 3394"},
+		},
+		{
+			"domain-key-other-mechanism", "limits of usage",
+			func(b *bench) error {
+				return aesKey(b, []uint{pkcs11.CKA_ALLOWED_MECHANISMS}, all(secretUsages())...)
+			},
+			[]string{"domain key decrypts ECB", "domain key encrypts CBC", "domain key signs CMAC"},
+		},
+		{
+			"domain-key-altered", "MODIFIABLE and COPYABLE",
+			func(b *bench) error { return aesKey(b, nil, modifiable, flag(ckaCopyable, true)) },
+			[]string{"kind 1 changed in 0x105", "kind 1 copied with another 0x105"},
+		},
+		{
+			"oaep-key-other-mechanism", "a list of mechanisms",
+			func(b *bench) error { return transfer(b, []uint{pkcs11.CKA_ALLOWED_MECHANISMS}) },
+			[]string{"untrusted key wraps, PKCS #1 v1.5", "transfer key unwraps, PKCS #1 v1.5"},
+		},
+		{
+			"oaep-key-other-mechanism", "limits of usage",
+			func(b *bench) error {
+				return transfer(b, []uint{pkcs11.CKA_ALLOWED_MECHANISMS}, all(privateUsages())...)
+			},
+			[]string{"transfer key decrypts, OAEP", "transfer key signs, PKCS #1 v1.5"},
+		},
+		{
+			"transfer-key-unwraps-readable", "an unwrap template",
+			func(b *bench) error { return transfer(b, []uint{pkcs11.CKA_UNWRAP_TEMPLATE}) },
+			[]string{"as it likes", "with another 0x103", "with another 0x210", "with another 0x105"},
+		},
+		{
+			"transfer-key-unwraps-readable", "WRAP_WITH_TRUSTED in the unwrap template",
+			func(b *bench) error {
+				return transfer(b, nil, attribute{
+					kind: pkcs11.CKA_UNWRAP_TEMPLATE, nested: arriving().without(pkcs11.CKA_WRAP_WITH_TRUSTED),
+				})
+			},
+			[]string{"with another 0x210"},
+		},
+		{
+			"master-key-leaves", "EXTRACTABLE=F",
+			func(b *bench) error { return master(b, nil, flag(pkcs11.CKA_EXTRACTABLE, true)) },
+			[]string{"wrapped with a known key, RFC 5649", "wrapped with a domain key"},
+		},
+		{
+			"master-key-leaves", "SENSITIVE",
+			func(b *bench) error {
+				return master(b, nil, flag(pkcs11.CKA_SENSITIVE, false), flag(pkcs11.CKA_EXTRACTABLE, true))
+			},
+			[]string{"master key read"},
+		},
+		{
+			"master-key-other-mechanism", "a list of mechanisms",
+			func(b *bench) error { return master(b, []uint{pkcs11.CKA_ALLOWED_MECHANISMS}) },
+			[]string{"master key encrypts CBC", "master key encrypts CTR"},
+		},
+		{
+			"master-key-altered", "MODIFIABLE and COPYABLE",
+			func(b *bench) error { return master(b, nil, modifiable, flag(ckaCopyable, true)) },
+			[]string{"master key changed in 0x105", "master key copied with another 0x105"},
+		},
+	} {
+		t.Run(c.probe+" without "+c.lacks, func(t *testing.T) {
+			var f findings
+			onSession(t, p, func(s *session) error {
+				b := &bench{session: s, domain: domain{}, traits: traits{kwp: p.traits.kwp}}
+				b.setUp(&f)
+				if f.faults != nil {
+					t.Fatalf("set up: %v", f.faults)
+				}
+				if err := c.weaken(b); err != nil {
+					return err
+				}
+				f = findings{}
+				i := slices.IndexFunc(probes(), func(p probe) bool { return p.name == c.probe })
+				probes()[i].run(b, &f)
+				return s.link.replace(s) // and with it the scratch objects
+			})
+			if f.lost != nil {
+				t.Fatalf("token lost: %v", f.lost)
+			}
+			for _, text := range c.finds {
+				if !slices.ContainsFunc(f.faults, func(fault string) bool { return strings.Contains(fault, text) }) {
+					t.Errorf("does not find %q, only: %s", text, f.detail())
+				}
+			}
+		})
+	}
+}
+
+// TestPlantedObjects: whoever has the PIN can put objects into the token while the
+// node is down. The next start refuses to serve.
+func TestPlantedObjects(t *testing.T) {
+	id := domainID{testCluster, 1}
+	for name, c := range map[string]struct {
+		plant func(*Partition, *session) error
+		finds []string
+	}{
+		"domain key without unwrap template": {
+			func(p *Partition, s *session) error {
+				_, err := s.generateDomainKey(aesKind, p.traits.domainKey(aesKind, id.name(aesKind), true).without(pkcs11.CKA_UNWRAP_TEMPLATE))
+				return err
+			},
+			[]string{probeTemplates, "domain-key-unwraps-readable"},
+		},
+		"domain key with another unwrap template": {
+			func(p *Partition, s *session) error {
+				_, err := s.generateDomainKey(aesKind, p.traits.domainKey(aesKind, id.name(aesKind), true).with(attribute{
+					kind: pkcs11.CKA_UNWRAP_TEMPLATE, nested: p.traits.unwrapTemplate(hsm.ClassAES).with(flag(pkcs11.CKA_SENSITIVE, false)),
+				}))
+				return err
+			},
+			[]string{probeTemplates, "domain-key-unwraps-readable"},
+		},
+		"domain mac key that leaves": {
+			func(p *Partition, s *session) error {
+				_, err := s.generateDomainKey(hsm.KindMAC, p.traits.domainKey(hsm.KindMAC, id.name(hsm.KindMAC), true).with(
+					flag(pkcs11.CKA_WRAP_WITH_TRUSTED, false)))
+				return err
+			},
+			[]string{probeTemplates, "domain-key-leaves"},
+		},
+		"domain key of known value": {
+			func(p *Partition, s *session) error {
+				_, err := s.create(p.traits.domainKey(aesKind, id.name(aesKind), true).with(
+					flag(pkcs11.CKA_SENSITIVE, false), octets(pkcs11.CKA_VALUE, ordinaryValue())))
+				return err
+			},
+			[]string{probeTemplates, "domain-key-leaves"},
+		},
+		"transfer key without unwrap template": {
+			func(_ *Partition, s *session) error {
+				name := template{named(labelTransfer)}
+				_, _, err := s.generatePair(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, rsaPublic(name, false).with(newRSA(scratchBits)...),
+					transferPrivate(name, true).without(pkcs11.CKA_UNWRAP_TEMPLATE))
+				return err
+			},
+			[]string{probeTemplates},
+		},
+		"unknown object of ours": {
+			func(_ *Partition, s *session) error {
+				_, err := s.create(plainToken(labelPrefix + "surprise"))
+				return err
+			},
+			[]string{probeTemplates, "domain-key-leaves"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := config(newToken(t))
+			p, err := Open(t.Context(), cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			onSession(t, p, func(s *session) error { return c.plant(p, s) })
+			if err := p.Close(); err != nil {
+				t.Fatal(err)
+			}
+			_, err = Open(t.Context(), cfg)
+			if !errors.Is(err, hsm.ErrSelfTest) {
+				t.Fatalf("error %v, want %v", err, hsm.ErrSelfTest)
+			}
+			for i, probe := range c.finds {
+				if !strings.Contains(err.Error(), probe) {
+					t.Errorf("error %q does not name %s", err, probe)
+				}
+				cfg.AcceptWeakness = c.finds[:i]
+				if _, err := Open(t.Context(), cfg); !errors.Is(err, hsm.ErrSelfTest) {
+					t.Errorf("with %v accepted: %v, want %v", cfg.AcceptWeakness, err, hsm.ErrSelfTest)
+				}
+			}
+			cfg.AcceptWeakness = c.finds
+			for _, probe := range mustOpen(t, cfg).Info().Probes {
+				if weak := slices.Contains(c.finds, probe.Name); probe.Passed == weak || probe.Accepted != weak {
+					t.Errorf("probe %+v", probe)
+				}
+			}
+		})
+	}
+}
+
+func plainToken(label string) template {
+	return known(pkcs11.CKK_GENERIC_SECRET, ordinaryValue()).with(
+		flag(pkcs11.CKA_TOKEN, true), named(label))
+}
+
+// TestForeignObjects: a token may serve others too.
+func TestForeignObjects(t *testing.T) {
+	cfg := config(newToken(t))
+	p, err := Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	onSession(t, p, func(s *session) error {
+		_, err := s.create(plainToken("somebody else's").with(octets(pkcs11.CKA_ID, testCluster[:])))
+		return err
+	})
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again := mustOpen(t, cfg)
+	if _, err := again.CreateDomain(t.Context(), testCluster, 1); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,294 @@
+// Package client is the SDK of QuorumKMS: what a storage node or a tool needs to
+// use a cluster. It is pure Go and imports nothing of the servers.
+//
+//	kms, err := client.New(client.Config{
+//		Addresses:   []string{"kms1.example.org:7443", "kms2.example.org:7443", "kms3.example.org:7443"},
+//		Files:       client.Files{Cert: "node.pem", Key: "node.key", CA: "ca.pem"},
+//		TrustDomain: "kms.example.org",
+//	})
+//	…
+//	defer kms.Close()
+//	key, blob, err := kms.GenerateDataKey(ctx, "alias/volumes", map[string]string{"volume": "v-17"})
+//
+// A Client is also what package envelope needs to seal objects.
+//
+// # Failover
+//
+// Every node answers every call. A call goes to the node that answered last and,
+// where a repetition cannot do harm, to the next one after a failure, again and
+// again until the deadline of the call's context: with a jittered, growing pause
+// after each round over all nodes, and with a limit for each attempt, so that a
+// node that accepts a call and never answers does not use up the whole time.
+//
+// A call without effect (cryptography, reading) may always be repeated. A mutation
+// carries a request id, by which the cluster knows it again; every attempt carries
+// the same one. Set it in the request to be able to repeat the call by yourself;
+// otherwise the client makes one for each call. What is repeated: Unavailable,
+// broken connections, an attempt that got no answer in time, and, a few times,
+// BUSY. Every other answer is final. Init is never taken to another node: it would
+// make a second cluster there.
+//
+// # Order of reads and writes
+//
+// An answer carries an index token, the client remembers the last one it received
+// and sends it with the next call, so that a node that has not seen an earlier
+// change yet does not answer from before it. Of concurrent calls, either token may
+// be the one that stays.
+//
+// # Secrets
+//
+// Plaintexts belong to the caller, who overwrites them after use. Copies in the
+// buffers of gRPC and TLS stay until the memory is used again.
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+)
+
+// The defaults of Config.
+const (
+	DefaultTimeout = 3 * time.Second
+	// DefaultMutationTimeout covers the longest wait of a restriction, such as
+	// DisableKey, for the lease of a node that cannot be reached.
+	DefaultMutationTimeout = 10 * time.Second
+)
+
+const (
+	// MaxAddresses is the number of nodes one client knows at most, those
+	// included that it learns from answers.
+	MaxAddresses = 16
+	// maxAddress is the longest address in bytes: a DNS name and a port.
+	maxAddress = 253 + 1 + 5
+	// deadlineFactor times the timeout of an attempt is the default of Deadline.
+	deadlineFactor = 3
+)
+
+// Config says how to reach a cluster. Addresses, TrustDomain, and either Files or
+// TLS are required.
+type Config struct {
+	// Addresses of nodes, "host:port", in order of preference; at most
+	// MaxAddresses. To spread the load, give each client an order of its own.
+	Addresses []string
+
+	// TrustDomain is the cluster's SPIFFE trust domain, such as kms.example.org.
+	TrustDomain string
+
+	// Files are the client's PEM files. They are read again when they change.
+	Files Files
+
+	// TLS is used if Files is empty. It must have RootCAs, and Certificates or
+	// GetClientCertificate. What else decides who the server is gets replaced:
+	// TLS 1.3, and the check that New describes.
+	TLS *tls.Config
+
+	// Timeout limits one attempt of a call without effect, MutationTimeout one of
+	// a mutation. Zero means the default.
+	Timeout         time.Duration
+	MutationTimeout time.Duration
+
+	// Deadline limits a call in all whose context has no deadline. Zero means
+	// three times the limit of its attempts.
+	Deadline time.Duration
+
+	// Tenant is the acting tenant of requests that name none. Only callers that
+	// belong to no tenant themselves need it.
+	Tenant string
+
+	// Fixed restricts the client to Addresses. Without it, addresses of other
+	// nodes that a node's answer names are tried too, after the others.
+	Fixed bool
+
+	// Retrying, if set, is told of each failed attempt after which the call goes
+	// on. It must not block and is called from the goroutines of the calls.
+	Retrying func(address string, err error)
+}
+
+func (c Config) check() error {
+	switch {
+	case len(c.Addresses) == 0:
+		return errors.New("client: no address of a node")
+	case len(c.Addresses) > MaxAddresses:
+		return fmt.Errorf("client: %d addresses, at most %d", len(c.Addresses), MaxAddresses)
+	case c.Timeout < 0 || c.MutationTimeout < 0 || c.Deadline < 0:
+		return errors.New("client: negative timeout")
+	}
+	for i, a := range c.Addresses {
+		if err := checkAddress(a); err != nil {
+			return err
+		}
+		if slices.Contains(c.Addresses[:i], a) {
+			return fmt.Errorf("client: address %s twice", a)
+		}
+	}
+	return nil
+}
+
+func checkAddress(address string) error {
+	if len(address) > maxAddress {
+		return fmt.Errorf("client: address of %d bytes, at most %d", len(address), maxAddress)
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("client: address %q: want host:port", address)
+	}
+	number, err := strconv.ParseUint(port, 10, 16)
+	if host == "" || err != nil || number == 0 {
+		return fmt.Errorf("client: address %q: want host:port with a port of 1 to 65535", address)
+	}
+	return nil
+}
+
+// Client is a connection to a cluster. It is safe for concurrent use, and one is
+// enough for a process. Close it after use.
+type Client struct {
+	config Config
+	tls    *tls.Config
+
+	mu        sync.Mutex
+	endpoints []*endpoint // the configured ones first; grows to MaxAddresses
+	preferred int         // index of the endpoint that answered last
+	token     []byte      // the newest index token received
+	closed    bool
+}
+
+// New checks the configuration and reads the files. It connects to nothing: each
+// connection is made when it is first needed, and shared by all calls.
+//
+// A server is accepted only if its certificate chains to the CA for server
+// authentication and its only URI SAN is the SPIFFE ID of a node of the trust
+// domain, spiffe://<trust domain>/node/<id>. DNS names and addresses say nothing
+// about identity here and are not looked at: crypto/tls can verify only those, so
+// its verification is switched off (InsecureSkipVerify) and VerifyConnection does
+// all of it. A certificate of another class, such as another client's, cannot
+// pose as a server.
+func New(config Config) (*Client, error) {
+	if err := config.check(); err != nil {
+		return nil, err
+	}
+	if config.Timeout == 0 {
+		config.Timeout = DefaultTimeout
+	}
+	if config.MutationTimeout == 0 {
+		config.MutationTimeout = DefaultMutationTimeout
+	}
+	tlsConfig, err := config.clientTLS()
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{config: config, tls: tlsConfig}
+	for _, a := range config.Addresses {
+		if err := c.add(a); err != nil {
+			return nil, errors.Join(err, c.Close())
+		}
+	}
+	return c, nil
+}
+
+// Keys returns the calls on the life of keys. Their errors, as those of Crypto and
+// Cluster, are what this package describes.
+func (c *Client) Keys() quorumkmsv1.KeyServiceClient { return quorumkmsv1.NewKeyServiceClient(c) }
+
+// Crypto returns the calls that use keys.
+func (c *Client) Crypto() quorumkmsv1.CryptoServiceClient {
+	return quorumkmsv1.NewCryptoServiceClient(c)
+}
+
+// Cluster returns the calls on the cluster itself.
+func (c *Client) Cluster() quorumkmsv1.ClusterServiceClient {
+	return quorumkmsv1.NewClusterServiceClient(c)
+}
+
+// Close ends all connections. Calls under way fail, as later ones do, with
+// ErrClosed. Closing again does nothing.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil
+	}
+	c.closed = true
+	var errs []error
+	for _, e := range c.endpoints {
+		errs = append(errs, e.conn.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// add makes an endpoint of a checked address.
+func (c *Client) add(address string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	full := c.closed || len(c.endpoints) >= MaxAddresses
+	if full || slices.ContainsFunc(c.endpoints, func(e *endpoint) bool { return e.address == address }) {
+		return nil
+	}
+	e, err := newEndpoint(address, c.tls)
+	if err != nil {
+		return err
+	}
+	c.endpoints = append(c.endpoints, e)
+	return nil
+}
+
+// learn takes addresses from a node's answer. They are hints: a server there is
+// accepted on the same terms as any other.
+func (c *Client) learn(addresses []string) {
+	if c.config.Fixed {
+		return
+	}
+	for _, a := range addresses {
+		if checkAddress(a) == nil {
+			_ = c.add(a) //nolint:errcheck // a hint that cannot be used is none
+		}
+	}
+}
+
+// order returns the endpoints in the order in which a call tries them, or nil
+// after Close.
+func (c *Client) order() []*endpoint {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil
+	}
+	return slices.Concat(c.endpoints[c.preferred:], c.endpoints[:c.preferred])
+}
+
+// answered notes that e is alive, and what it had seen.
+func (c *Client) answered(e *endpoint, token []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.preferred = max(slices.Index(c.endpoints, e), 0)
+	if len(token) > 0 {
+		c.token = token
+	}
+}
+
+func (c *Client) indexToken() []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.token
+}
+
+func (c *Client) isClosed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed
+}
+
+// NewStream implements grpc.ClientConnInterface; the protocol has no streams.
+func (c *Client) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
+	return nil, errors.New("client: no streaming calls")
+}

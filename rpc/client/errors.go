@@ -1,0 +1,199 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+)
+
+const (
+	errorDomain   = "quorumkms" // of google.rpc.ErrorInfo
+	reasonPrefix  = "REASON_"
+	nodesMetadata = "nodes"
+)
+
+// reason is the sentinel of a Reason.
+type reason quorumkmsv1.Reason
+
+func (r reason) Error() string {
+	return "kms: " + strings.ToLower(strings.ReplaceAll(r.name(), "_", " "))
+}
+
+func (r reason) name() string {
+	return strings.TrimPrefix(quorumkmsv1.Reason(r).String(), reasonPrefix)
+}
+
+// The sentinels, one for each Reason of the protocol: errors.Is tells whether a
+// call failed for it.
+var (
+	ErrInvalid               error = reason(quorumkmsv1.Reason_REASON_INVALID)
+	ErrMalformedCiphertext   error = reason(quorumkmsv1.Reason_REASON_MALFORMED_CIPHERTEXT)
+	ErrInvalidCiphertext     error = reason(quorumkmsv1.Reason_REASON_INVALID_CIPHERTEXT)
+	ErrRequestIDReused       error = reason(quorumkmsv1.Reason_REASON_REQUEST_ID_REUSED)
+	ErrNoCertificate         error = reason(quorumkmsv1.Reason_REASON_NO_CERTIFICATE)
+	ErrDenied                error = reason(quorumkmsv1.Reason_REASON_DENIED)
+	ErrNotFound              error = reason(quorumkmsv1.Reason_REASON_NOT_FOUND)
+	ErrExists                error = reason(quorumkmsv1.Reason_REASON_EXISTS)
+	ErrKeyDisabled           error = reason(quorumkmsv1.Reason_REASON_KEY_DISABLED)
+	ErrKeyPendingDeletion    error = reason(quorumkmsv1.Reason_REASON_KEY_PENDING_DELETION)
+	ErrKeyNotPendingDeletion error = reason(quorumkmsv1.Reason_REASON_KEY_NOT_PENDING_DELETION)
+	ErrUnsupported           error = reason(quorumkmsv1.Reason_REASON_UNSUPPORTED)
+	ErrNotInitialized        error = reason(quorumkmsv1.Reason_REASON_NOT_INITIALIZED)
+	ErrAlreadyInitialized    error = reason(quorumkmsv1.Reason_REASON_ALREADY_INITIALIZED)
+	ErrTicketRefused         error = reason(quorumkmsv1.Reason_REASON_TICKET_REFUSED)
+	ErrMembershipRefused     error = reason(quorumkmsv1.Reason_REASON_MEMBERSHIP_REFUSED)
+	ErrNotTrusted            error = reason(quorumkmsv1.Reason_REASON_NOT_TRUSTED)
+	ErrKeyMaterialCorrupt    error = reason(quorumkmsv1.Reason_REASON_KEY_MATERIAL_CORRUPT)
+	ErrDryRun                error = reason(quorumkmsv1.Reason_REASON_DRY_RUN)
+	ErrConflict              error = reason(quorumkmsv1.Reason_REASON_CONFLICT)
+	ErrLimit                 error = reason(quorumkmsv1.Reason_REASON_LIMIT)
+	ErrBusy                  error = reason(quorumkmsv1.Reason_REASON_BUSY)
+	ErrNoLeader              error = reason(quorumkmsv1.Reason_REASON_NO_LEADER)
+	ErrNoLease               error = reason(quorumkmsv1.Reason_REASON_NO_LEASE)
+	ErrHSMUnavailable        error = reason(quorumkmsv1.Reason_REASON_HSM_UNAVAILABLE)
+	// ErrOutcomeUnknown: the mutation may have taken effect or not. It is also what
+	// a mutation ends with that no node answered conclusively after a request had
+	// been sent. Repeat it with the same request id.
+	ErrOutcomeUnknown   error = reason(quorumkmsv1.Reason_REASON_OUTCOME_UNKNOWN)
+	ErrBehind           error = reason(quorumkmsv1.Reason_REASON_BEHIND)
+	ErrShuttingDown     error = reason(quorumkmsv1.Reason_REASON_SHUTTING_DOWN)
+	ErrAuditUnavailable error = reason(quorumkmsv1.Reason_REASON_AUDIT_UNAVAILABLE)
+)
+
+var (
+	// ErrServerRefused: what answers at an address did not prove to be a node of
+	// the trust domain.
+	ErrServerRefused = errors.New("client: server refused")
+	// ErrClientRefused: a node refused the handshake, as a rule for the client's
+	// certificate.
+	ErrClientRefused = errors.New("client: refused by the server")
+	// ErrClosed: the client has been closed.
+	ErrClosed = errors.New("client: closed")
+)
+
+// Error is a call's failure as a node answered it, or, with the code Unavailable
+// or DeadlineExceeded and no reason, that of reaching the node. errors.Is finds
+// the sentinel of its reason.
+//
+// A call that ran out of time wraps context.DeadlineExceeded beside the last
+// Error there was, one that was cancelled context.Canceled.
+type Error struct {
+	Address string // of the node
+	Code    codes.Code
+	Reason  quorumkmsv1.Reason // REASON_UNSPECIFIED if the node gave none that this release knows
+	Message string
+	Nodes   []string // addresses of other nodes, where the answer named some
+
+	cause error // ErrServerRefused, ErrClientRefused or nil
+}
+
+// Error implements error.
+func (e *Error) Error() string {
+	name := e.Code.String()
+	if e.Reason != quorumkmsv1.Reason_REASON_UNSPECIFIED {
+		name = reason(e.Reason).name()
+	}
+	return fmt.Sprintf("%s: %s: %s", e.Address, name, e.Message)
+}
+
+// Is reports whether target is the sentinel of the reason.
+func (e *Error) Is(target error) bool {
+	r, ok := target.(reason) //nolint:errorlint // Is looks at target itself
+	return ok && quorumkmsv1.Reason(r) == e.Reason
+}
+
+// Unwrap returns what the connection failed of, if it was a refusal.
+func (e *Error) Unwrap() error { return e.cause }
+
+// GRPCStatus makes status.Code work on the error.
+func (e *Error) GRPCStatus() *status.Status { return status.New(e.Code, e.Message) }
+
+// newError reads what gRPC returned for a call to address.
+func newError(address string, err error) *Error {
+	s, ok := status.FromError(err)
+	if !ok {
+		s = status.FromContextError(err)
+	}
+	e := &Error{Address: address, Code: s.Code(), Message: plain(s.Message())}
+	for _, d := range s.Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetDomain() == errorDomain {
+			e.Reason = quorumkmsv1.Reason(quorumkmsv1.Reason_value[reasonPrefix+info.GetReason()])
+			e.Nodes = splitNodes(info.GetMetadata()[nodesMetadata])
+		}
+	}
+	return e
+}
+
+// plain takes the wrapping off what gRPC says of a connection that failed.
+func plain(message string) string {
+	quoted, ok := strings.CutPrefix(message, "connection error: desc = ")
+	if !ok {
+		return message
+	}
+	text, err := strconv.Unquote(quoted)
+	if err != nil {
+		return message
+	}
+	return strings.TrimPrefix(text, "transport: ")
+}
+
+func splitNodes(list string) []string {
+	var nodes []string
+	for a := range strings.SplitSeq(list, ",") {
+		if a = strings.TrimSpace(a); a != "" && len(nodes) < MaxAddresses {
+			nodes = append(nodes, a)
+		}
+	}
+	return nodes
+}
+
+// transient reports whether another node, or the same one later, may answer
+// otherwise.
+func (e *Error) transient() bool {
+	switch e.Code { //nolint:exhaustive // the others are final
+	case codes.Unavailable, codes.DeadlineExceeded:
+		return true
+	case codes.ResourceExhausted:
+		return e.busy()
+	default:
+		return false
+	}
+}
+
+func (e *Error) busy() bool { return e.Reason == quorumkmsv1.Reason_REASON_BUSY }
+
+// refused reports whether the nodes and the client do not accept each other, which
+// no repetition changes.
+func (e *Error) refused() bool { return e.cause != nil }
+
+// withoutEffect reports whether the node said that the call did nothing. What fails
+// for the audit may have been done.
+func (e *Error) withoutEffect() bool {
+	switch e.Reason { //nolint:exhaustive // the others are no answer, or do not say
+	case quorumkmsv1.Reason_REASON_NO_LEADER,
+		quorumkmsv1.Reason_REASON_NO_LEASE,
+		quorumkmsv1.Reason_REASON_HSM_UNAVAILABLE,
+		quorumkmsv1.Reason_REASON_BEHIND,
+		quorumkmsv1.Reason_REASON_SHUTTING_DOWN,
+		quorumkmsv1.Reason_REASON_BUSY:
+		return true
+	default:
+		return false
+	}
+}
+
+// outOfTime is the failure of a call that ended with ctx; last may be nil.
+func outOfTime(ctx context.Context, last *Error) error {
+	if last == nil {
+		return fmt.Errorf("client: %w", ctx.Err())
+	}
+	return fmt.Errorf("client: %w; last: %w", ctx.Err(), last)
+}

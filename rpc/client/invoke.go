@@ -1,0 +1,203 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+)
+
+const (
+	// The pause after a round over all nodes, and after BUSY, doubles from
+	// pauseMin to pauseMax; each is shortened at random by up to half.
+	pauseMin = 50 * time.Millisecond
+	pauseMax = 2 * time.Second
+	// maxBusy is how many BUSY answers one call takes before it returns ErrBusy.
+	maxBusy = 4
+)
+
+// Invoke implements grpc.ClientConnInterface: the one path of every call, which
+// the generated clients use. args is not changed.
+func (c *Client) Invoke(ctx context.Context, method string, args, reply any, options ...grpc.CallOption) error {
+	request, ok := args.(proto.Message)
+	if !ok {
+		return fmt.Errorf("client: %s: %T is no protocol message", method, args)
+	}
+	a := &call{client: c, method: method, reply: reply, options: options, timeout: c.config.Timeout}
+	a.request, a.mutation = c.complete(request)
+	if a.mutation {
+		a.timeout = c.config.MutationTimeout
+	}
+	if _, ok := ctx.Deadline(); !ok {
+		limit := c.config.Deadline
+		if limit == 0 {
+			limit = deadlineFactor * a.timeout
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	return a.run(ctx)
+}
+
+// complete returns a shallow copy of the request with what is the client's to
+// fill in, and whether it is a mutation: those are the messages that have a
+// request id.
+func (c *Client) complete(request proto.Message) (completed proto.Message, mutation bool) {
+	from := request.ProtoReflect()
+	to := from.New()
+	from.Range(func(field protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		to.Set(field, v)
+		return true
+	})
+	to.SetUnknown(from.GetUnknown())
+	fill := func(name protoreflect.Name, v protoreflect.Value) bool {
+		field := from.Descriptor().Fields().ByName(name)
+		if field != nil && !from.Has(field) {
+			to.Set(field, v)
+		}
+		return field != nil
+	}
+	fill("tenant", protoreflect.ValueOfString(c.config.Tenant))
+	fill("index_token", protoreflect.ValueOfBytes(c.indexToken()))
+	return to.Interface(), fill("request_id", protoreflect.ValueOfString(uuid.NewString()))
+}
+
+// call is one call on its way through the nodes.
+type call struct {
+	client   *Client
+	method   string
+	request  proto.Message // the same in every attempt
+	reply    any
+	options  []grpc.CallOption
+	mutation bool
+	timeout  time.Duration // of an attempt
+
+	busy   int    // BUSY answers so far
+	unsure bool   // an attempt of a mutation may have taken effect
+	last   *Error // of the last attempt, that excepted which ctx ended
+}
+
+func (a *call) run(ctx context.Context) error {
+	for round := 0; ; round++ {
+		nodes := a.nodes()
+		hope := false
+		for _, e := range nodes {
+			if a.last != nil && a.client.config.Retrying != nil {
+				a.client.config.Retrying(a.last.Address, a.last)
+			}
+			err := a.attempt(ctx, e, len(nodes))
+			if err == nil {
+				return nil
+			}
+			if ctx.Err() != nil || a.client.isClosed() {
+				return a.fail(ctx)
+			}
+			if !err.transient() {
+				a.client.answered(e, nil)
+				return err
+			}
+			a.client.learn(err.Nodes)
+			hope = hope || !err.refused()
+			if err.busy() {
+				if a.busy++; a.busy > maxBusy || !pause(ctx, a.busy-1) {
+					return a.fail(ctx)
+				}
+			}
+		}
+		if !hope || !pause(ctx, round) {
+			return a.fail(ctx)
+		}
+	}
+}
+
+// nodes returns where to try, in order. Init has one place only.
+func (a *call) nodes() []*endpoint {
+	nodes := a.client.order()
+	if a.method == quorumkmsv1.ClusterService_Init_FullMethodName {
+		first := a.client.config.Addresses[0]
+		nodes = slices.DeleteFunc(nodes, func(e *endpoint) bool { return e.address != first })
+	}
+	return nodes
+}
+
+// attempt sends the call to e, one of n nodes. While there are others, no attempt
+// uses up more than half of the time left.
+func (a *call) attempt(ctx context.Context, e *endpoint, n int) *Error {
+	limit := a.timeout
+	if deadline, ok := ctx.Deadline(); ok && n > 1 {
+		limit = min(limit, time.Until(deadline)/2)
+	}
+	attempt, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var taker peer.Peer // stays empty if no connection took the request
+	err := e.conn.Invoke(attempt, a.method, a.request, a.reply, append(slices.Clip(a.options), grpc.Peer(&taker))...)
+	if err == nil {
+		a.client.answered(e, tokenOf(a.reply))
+		return nil
+	}
+	failure := newError(e.address, err)
+	if failure.Code == codes.DeadlineExceeded && attempt.Err() != nil {
+		failure.Message = "no answer within " + limit.Round(time.Millisecond).String()
+	}
+	open := failure.transient() || ctx.Err() != nil
+	switch sent := taker.Addr != nil; {
+	case !sent:
+		failure.cause = e.refusal()
+	case a.mutation && open && !failure.withoutEffect():
+		a.unsure = true
+	}
+	if a.last == nil || ctx.Err() == nil {
+		a.last = failure
+	}
+	return failure
+}
+
+func tokenOf(reply any) []byte {
+	if r, ok := reply.(interface{ GetIndexToken() []byte }); ok {
+		return bytes.Clone(r.GetIndexToken())
+	}
+	return nil
+}
+
+// fail is how a call ends to which no node gave a final answer.
+func (a *call) fail(ctx context.Context) error {
+	var err error
+	switch {
+	case a.client.isClosed():
+		err = ErrClosed
+	case ctx.Err() != nil:
+		err = outOfTime(ctx, a.last)
+	default:
+		err = a.last
+	}
+	if a.unsure {
+		return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
+	}
+	return err
+}
+
+// pause waits out the nth pause, from 0 on. It reports whether time is left.
+func pause(ctx context.Context, n int) bool {
+	d := min(pauseMin<<min(n, 16), pauseMax)
+	d -= rand.N(d / 2) //nolint:gosec // jitter is no secret
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
