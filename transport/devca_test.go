@@ -119,6 +119,7 @@ func TestIssueRefuses(t *testing.T) {
 		"a node of a tenant":   {TrustDomain: testDomain, Class: ClassNode, Tenant: "t", Name: "n"},
 		"a user of no tenant":  {TrustDomain: testDomain, Class: ClassUser, Name: "u"},
 		"a path as a name":     {TrustDomain: testDomain, Class: ClassUser, Tenant: "t/user/u", Name: "v"},
+		"a path as a class":    {TrustDomain: testDomain, Class: "tenant/t/user", Name: "u"},
 		"two names in one":     {TrustDomain: testDomain + "/tenant/t", Class: ClassUser, Name: "u"},
 	} {
 		if _, _, err := home.ca.Issue(id, nil, time.Hour); !errors.Is(err, ErrIdentity) {

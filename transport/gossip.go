@@ -204,30 +204,37 @@ func (g *Gossip) Close() error {
 	return errors.Join(err, g.list.Shutdown())
 }
 
-// joinLoop contacts, with growing pauses, the addresses that should hold members.
+// joinLoop contacts the addresses that should hold members: at once when they
+// change, and then with growing pauses.
 func (g *Gossip) joinLoop(ctx context.Context) {
 	if g.config.Join == nil {
 		return
 	}
-	longest := joinDelayMax * g.config.ProbeInterval
-	delay := g.config.ProbeInterval
+	var (
+		tried []string
+		pause time.Duration
+		next  time.Time
+	)
 	for {
 		missing := g.missing(ctx)
-		if len(missing) == 0 {
-			delay = longest
+		if !slices.Equal(missing, tried) {
+			tried, pause, next = missing, g.config.ProbeInterval, time.Time{}
 		}
-		for _, addr := range missing {
-			if ctx.Err() != nil {
-				return
+		if len(missing) > 0 && !time.Now().Before(next) {
+			for _, addr := range missing {
+				if ctx.Err() != nil {
+					return
+				}
+				if _, err := g.list.Join([]string{addr}); err != nil {
+					g.config.Logger.DebugContext(ctx, "gossip join", "address", addr, "error", err)
+				}
 			}
-			if _, err := g.list.Join([]string{addr}); err == nil {
-				delay = g.config.ProbeInterval
-			}
+			next = time.Now().Add(pause)
+			pause = min(2*pause, joinDelayMax*g.config.ProbeInterval)
 		}
-		if !sleep(ctx, delay) {
+		if !sleep(ctx, g.config.ProbeInterval) {
 			return
 		}
-		delay = min(2*delay, longest)
 	}
 }
 

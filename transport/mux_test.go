@@ -17,11 +17,12 @@ import (
 // greet says hello on every connection a listener accepts and echoes until its
 // end; it stops with the listener.
 func greet(t *testing.T, ln net.Listener) {
+	var conns connSet
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
 			c, err := ln.Accept()
-			if err != nil {
+			if err != nil || conns.add(c, 0) != nil {
 				return
 			}
 			wg.Go(func() {
@@ -34,6 +35,7 @@ func greet(t *testing.T, ln net.Listener) {
 	})
 	t.Cleanup(func() {
 		_ = ln.Close()
+		conns.closeAll()
 		wg.Wait()
 	})
 }
@@ -434,6 +436,11 @@ func TestMuxClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer waiting.Close()
+	eventually(t, "its handshake is over", func() bool {
+		m.conns.mu.Lock()
+		defer m.conns.mu.Unlock()
+		return len(m.conns.open) == 3 && len(m.slots) == 1
+	})
 	cancel()
 	if err := <-served; err != nil {
 		t.Errorf("serve: %v", err)

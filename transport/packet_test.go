@@ -105,6 +105,24 @@ func TestPacketsAreBounded(t *testing.T) {
 	if peers != maxPacketPeers {
 		t.Errorf("%d peers, want %d", peers, maxPacketPeers)
 	}
+	full := make(chan []byte, 1) // a peer whose packets nobody takes
+	full <- nil
+	a.mu.Lock()
+	a.peers["full"] = full
+	a.mu.Unlock()
+	written := make(chan error, 1)
+	go func() {
+		_, err := a.WriteTo([]byte("x"), "full")
+		written <- err
+	}()
+	select {
+	case err := <-written:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(patience):
+		t.Fatal("a full queue makes the sender wait")
+	}
 	if err := a.Shutdown(); err != nil {
 		t.Error(err)
 	}

@@ -142,7 +142,8 @@ func TestRaftTransportRefuses(t *testing.T) {
 func TestRaftTransportClose(t *testing.T) {
 	noLeaks(t)
 	home := newAuthority(t, testDomain)
-	a, b := startRaft(t, home, "a", nil), startRaft(t, home, "b", nil)
+	var m *Mux // stays open
+	a, b := startRaft(t, home, "a", nil), startRaft(t, home, "b", func(c *RaftConfig) { m = c.Mux })
 	answer(t, b)
 	if err := heartbeat(a, b); err != nil {
 		t.Fatal(err)
@@ -150,6 +151,11 @@ func TestRaftTransportClose(t *testing.T) {
 	if err := b.Close(); err != nil {
 		t.Error(err)
 	}
+	eventually(t, "the idle connections it accepted are closed", func() bool {
+		m.conns.mu.Lock()
+		defer m.conns.mu.Unlock()
+		return len(m.conns.open) == 0
+	})
 	if err := heartbeat(a, b); err == nil {
 		t.Error("heard after close")
 	}
