@@ -59,8 +59,9 @@ type AliasTarget struct {
 
 func (c AliasTarget) validate() error { return validCustomerAlias(c.Name) }
 
-// point checks the target key and makes the alias name it. The key's revision is
-// raised: what an alias names is part of what a decision about the key may see.
+// point checks the target key and makes the alias name it. The revision of a key
+// that gets or loses an alias is raised: its names are part of what a decision
+// about it may see.
 func (c AliasTarget) point(t *tx, created int64) (Result, error) {
 	n := t.s.countAliases(c.Key)
 	ref := KeyRef{ID: c.Key, Tenant: c.Tenant, Expect: c.Expect}
@@ -94,7 +95,11 @@ func (c *UpdateAlias) apply(t *tx) (Result, error) {
 	if old.Key == c.Key {
 		return KeyRef{ID: c.Key, Tenant: c.Tenant, Expect: c.Expect}.change(t, OpEdit, func(*Key) error { return nil })
 	}
-	return c.point(t, old.Created)
+	result, err := c.point(t, old.Created)
+	if err == nil {
+		t.touchKey(old.Key)
+	}
+	return result, err
 }
 
 // DeleteAlias removes an alias; the key stays.
@@ -111,5 +116,6 @@ func (c *DeleteAlias) apply(t *tx) (Result, error) {
 		return Result{}, fmt.Errorf("%w: %s", ErrNotFound, c.Name)
 	}
 	t.dropAlias(old)
+	t.touchKey(old.Key)
 	return Result{ID: old.Key.String()}, nil
 }

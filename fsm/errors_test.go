@@ -27,8 +27,8 @@ func TestCodes(t *testing.T) {
 		if received.Error() != sent.Error() {
 			t.Errorf("%s: text %q became %q", code, sent, received)
 		}
-		for _, other := range want {
-			if errors.Is(received, other) != (other == sentinel) { //nolint:errorlint // sentinels themselves are compared
+		for otherCode, other := range want {
+			if errors.Is(received, other) != (otherCode == code) {
 				t.Errorf("%s: received error is %q: %v", code, other, errors.Is(received, other))
 			}
 		}

@@ -342,7 +342,10 @@ func TestLastVoter(t *testing.T) {
 			w.do(&RemoveNode{firstNode})
 		})
 	}
-	initialized(t).refuse(&RemoveNode{firstNode}, ErrMember, "is the last voter")
+	w := initialized(t)
+	w.join("n2", false, MemberActive)
+	w.do(&RemoveNode{nodeID("n2")})
+	w.refuse(&RemoveNode{firstNode}, ErrMember, "is the last voter")
 }
 
 func TestMemberPredicates(t *testing.T) {

@@ -216,5 +216,10 @@ func TestRequestLimit(t *testing.T) {
 		if err := w.s.Check(); err != nil {
 			t.Error(err)
 		}
+		kept := remembering(t, 20, func(int) int64 { return startTime })
+		kept.edit(func(*tx) {})
+		if bytes.Equal(w.s.Hash(), kept.s.Hash()) != (row.left == 20) {
+			t.Errorf("between %d and %d: what was forgotten is not in the hash", row.least, row.most)
+		}
 	}
 }

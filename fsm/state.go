@@ -320,6 +320,14 @@ func (t *tx) putKey(k *Key) {
 	t.wrote(kindKey, false, k)
 }
 
+// touchKey raises a key's revision because of something that belongs to it.
+func (t *tx) touchKey(id ID) {
+	if old, ok := t.s.Key(id); ok {
+		k := *old
+		t.putKey(&k)
+	}
+}
+
 func (t *tx) putAlias(a *Alias) {
 	if old, ok := t.s.Alias(a.Tenant, a.Name); ok {
 		t.s.aliasesByKey.edit(t).Delete(old)

@@ -96,3 +96,50 @@ func TestOneStateManySuccessors(t *testing.T) {
 		}
 	}
 }
+
+// TestOldStatesStay: no entry reaches into a record of a state before it.
+func TestOldStatesStay(t *testing.T) {
+	w := newWorld(t)
+	var states []*State
+	var before [][]byte
+	for _, l := range goldenScript(t).log {
+		if _, err := w.append(l.Index, l.Term, l.Data); err != nil && Code(err) == "" {
+			t.Fatal(err)
+		}
+		states, before = append(states, w.s), append(before, snapshotOf(t, w.s))
+	}
+	for i, s := range states {
+		wantSame(t, "snapshot of an old state", snapshotOf(t, s), before[i])
+	}
+}
+
+// TestSuccessorsShareNothing: two entries that follow the same state, and a try,
+// do not reach into each other's records.
+func TestSuccessorsShareNothing(t *testing.T) {
+	base := oneKey(t)
+	base.do(&TagKey{ref(1), tags(0, 5)})
+	for version := uint32(2); version <= 12; version++ {
+		base.do(rotateKey(1, version))
+		base.do(&UntagKey{ref(1), []string{tags(0, 5)[version%5].Key}})
+		base.do(&TagKey{ref(1), tags(int(version%5), 1)})
+		var before [][]byte
+		var branches []*State
+		for n := range 3 {
+			for _, c := range []Command{
+				edited(rotateKey(1, version+1), func(c *RotateKey) { c.Token = []byte{byte(n)} }),
+				&TagKey{ref(1), []Tag{{"k02", "branch"}, {"new", string(rune('a' + n))}}},
+				&UntagKey{ref(1), []string{tags(n, 1)[0].Key}},
+			} {
+				if _, err := base.s.Try(c); err != nil {
+					t.Fatal(err)
+				}
+				w := &world{t: t, s: base.s, clock: base.clock}
+				w.do(c)
+				branches, before = append(branches, w.s), append(before, snapshotOf(t, w.s))
+			}
+		}
+		for i, s := range branches {
+			wantSame(t, "snapshot of a branch", snapshotOf(t, s), before[i])
+		}
+	}
+}
