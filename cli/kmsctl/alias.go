@@ -24,7 +24,7 @@ func (a *app) aliasCreate() *cobra.Command {
 	return a.mutatesKey(&cobra.Command{
 		Use:     "create NAME KEY",
 		Short:   "Give a key an alias",
-		Example: "  kmsctl alias create alias/volumes 5b1c6a52-6f0e-4a7b-9a55-0e6f0c9d2f11",
+		Example: "  kmsctl key alias create alias/volumes 5b1c6a52-6f0e-4a7b-9a55-0e6f0c9d2f11",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 			r, err := kms.Keys().CreateAlias(ctx, &quorumkmsv1.CreateAliasRequest{
 				AliasName: args[0], KeyId: args[1],
@@ -42,7 +42,7 @@ func (a *app) aliasUpdate() *cobra.Command {
 	return a.mutatesKey(&cobra.Command{
 		Use:     "update NAME KEY",
 		Short:   "Let an alias name another key",
-		Example: "  kmsctl alias update alias/volumes 0d0c7d65-3f0b-4c43-b0a8-4d4d3f7d9e52",
+		Example: "  kmsctl key alias update alias/volumes 0d0c7d65-3f0b-4c43-b0a8-4d4d3f7d9e52",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 			r, err := kms.Keys().UpdateAlias(ctx, &quorumkmsv1.UpdateAliasRequest{
 				AliasName: args[0], KeyId: args[1],
@@ -60,7 +60,7 @@ func (a *app) aliasDelete() *cobra.Command {
 	return a.mutates(&cobra.Command{
 		Use:     "delete NAME",
 		Short:   "Delete an alias; the key stays",
-		Example: "  kmsctl alias delete alias/volumes",
+		Example: "  kmsctl key alias delete alias/volumes",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 			r, err := kms.Keys().DeleteAlias(ctx, &quorumkmsv1.DeleteAliasRequest{
 				AliasName: args[0], DryRun: a.dryRun, RequestId: a.requestID,
@@ -78,7 +78,7 @@ func (a *app) aliasList() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "list [KEY]",
 		Short:   "List the aliases of a key, or of all keys of the tenant",
-		Example: "  kmsctl alias list",
+		Example: "  kmsctl key alias list",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 			all := &quorumkmsv1.ListAliasesResponse{}
 			var err error

@@ -22,7 +22,7 @@ const fakePage = 2
 
 // paged is the page of items that a marker, the number of items before it, names.
 func paged[T any](items []T, limit uint32, marker string) ([]T, string) {
-	from, _ := strconv.Atoi(marker) //nolint:errcheck // "" is 0
+	from, _ := strconv.Atoi(marker) // "" is 0
 	to := min(from+int(min(limit, fakePage)), len(items))
 	if to == len(items) {
 		return items[from:], ""

@@ -20,7 +20,7 @@ func (a *app) keyCommand() *cobra.Command {
 	g := group("key", "Create keys and govern their life",
 		a.keyCreate(), a.keyDescribe(), a.keyList(), a.keySetDescription(),
 		a.keyEnable(), a.keyDisable(), a.keyRotate(), a.keyRotations(),
-		a.keyScheduleDeletion(), a.keyCancelDeletion())
+		a.keyScheduleDeletion(), a.keyCancelDeletion(), a.aliasCommand(), a.tagCommand())
 	g.Long = `Create keys and govern their life.
 
 KEY is a key's id, its ARN, or an alias such as alias/volumes.`
@@ -53,7 +53,7 @@ An alias is made by a second call: if that fails, the key is there without it.`,
 					AliasName: alias, KeyId: id, RequestId: a.requestID + "/alias",
 				})
 				if err != nil {
-					return fmt.Errorf("key %s was created, but not its alias; see kmsctl alias create: %w", id, err)
+					return fmt.Errorf("key %s was created, but not its alias; see kmsctl key alias create: %w", id, err)
 				}
 				r.GetKey().Aliases = append(r.GetKey().GetAliases(), alias)
 			}

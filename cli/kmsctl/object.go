@@ -100,7 +100,7 @@ func (a *app) openRange(ctx context.Context, kms *client.Client, f inOut, ec map
 	if err := a.checkTerminal(f.out); err != nil {
 		return err
 	}
-	src, err := os.Open(f.in)
+	src, err := os.Open(f.in) //nolint:gosec // the file the user names
 	if err != nil {
 		return &usageError{err}
 	}

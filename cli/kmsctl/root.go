@@ -76,7 +76,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 
 func (a *app) root() *cobra.Command {
 	root := group("kmsctl", "Administer and use a QuorumKMS cluster",
-		a.clusterCommand(), a.keyCommand(), a.aliasCommand(), a.tagCommand(),
+		a.clusterCommand(), a.keyCommand(),
 		a.encryptCommand(), a.decryptCommand(), a.reencryptCommand(), a.dataKeyCommand(), a.randomCommand(),
 		a.objectCommand(), a.configCommand(), a.whoamiCommand(), a.versionCommand())
 	root.Long = longHelp

@@ -18,7 +18,7 @@ func (a *app) tagSet() *cobra.Command {
 	return a.mutatesKey(&cobra.Command{
 		Use:     "set KEY TAG=VALUE...",
 		Short:   "Set tags of a key",
-		Example: "  kmsctl tag set alias/volumes team=storage zone=2",
+		Example: "  kmsctl key tag set alias/volumes team=storage zone=2",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 			var tags pairs
 			for _, arg := range args[1:] {
@@ -42,7 +42,7 @@ func (a *app) tagRemove() *cobra.Command {
 	return a.mutatesKey(&cobra.Command{
 		Use:     "remove KEY TAG...",
 		Short:   "Remove tags of a key",
-		Example: "  kmsctl tag remove alias/volumes zone",
+		Example: "  kmsctl key tag remove alias/volumes zone",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 			r, err := kms.Keys().UntagResource(ctx, &quorumkmsv1.UntagResourceRequest{
 				KeyId: args[0], TagKeys: args[1:],
@@ -61,7 +61,7 @@ func (a *app) tagList() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "list KEY",
 		Short:   "List the tags of a key",
-		Example: "  kmsctl tag list alias/volumes",
+		Example: "  kmsctl key tag list alias/volumes",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 			all := &quorumkmsv1.ListResourceTagsResponse{}
 			var err error

@@ -183,6 +183,7 @@ func New(config Config) (*Client, error) {
 	if config.MutationTimeout == 0 {
 		config.MutationTimeout = DefaultMutationTimeout
 	}
+	config.Addresses = slices.Clone(config.Addresses)
 	tlsConfig, err := config.clientTLS()
 	if err != nil {
 		return nil, err
@@ -250,12 +251,13 @@ func (c *Client) learn(addresses []string) {
 	}
 	for _, a := range addresses {
 		if checkAddress(a) == nil {
-			_ = c.add(a) //nolint:errcheck // a hint that cannot be used is none
+			_ = c.add(a) // a hint that cannot be used is none
 		}
 	}
 }
 
-// order returns the endpoints in the order in which a call tries them, or nil
+// order returns the endpoints in the order in which a call tries them, the
+// preferred one and then the others as they were configured and learned, or nil
 // after Close.
 func (c *Client) order() []*endpoint {
 	c.mu.Lock()
@@ -263,7 +265,8 @@ func (c *Client) order() []*endpoint {
 	if c.closed {
 		return nil
 	}
-	return slices.Concat(c.endpoints[c.preferred:], c.endpoints[:c.preferred])
+	at := c.preferred
+	return slices.Concat(c.endpoints[at:at+1], c.endpoints[:at], c.endpoints[at+1:])
 }
 
 // answered notes that e is alive, and what it had seen.

@@ -348,6 +348,34 @@ func TestLearnedAddresses(t *testing.T) {
 			}
 		})
 	}
+	t.Run("after the configured ones", func(t *testing.T) {
+		noLease := func(nodes ...string) error {
+			return reasonError(codes.Unavailable, quorumkmsv1.Reason_REASON_NO_LEASE, nodes...)
+		}
+		learned := w.node(t, "n4", nil)
+		first := w.node(t, "n1", func(ctx context.Context, n int, m proto.Message) (proto.Message, error) {
+			if n == 1 {
+				return nil, noLease(learned.address)
+			}
+			return well(ctx, n, m)
+		})
+		second := w.node(t, "n2", func(ctx context.Context, n int, m proto.Message) (proto.Message, error) {
+			if n > 1 {
+				return nil, noLease()
+			}
+			return well(ctx, n, m)
+		})
+		third := w.node(t, "n3", refuseWith(noLease()))
+		c := w.client(t, nil, first.address, second.address, third.address)
+		for range 2 {
+			if err := encrypt(patient(t), c); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(first.asked()) != 2 || len(second.asked()) != 2 || len(learned.asked()) != 0 {
+			t.Errorf("asked: first %d, second %d, learned %d", len(first.asked()), len(second.asked()), len(learned.asked()))
+		}
+	})
 	t.Run("not a node", func(t *testing.T) {
 		impostor := startNode(t, w.ca.ServerTLS(w.cert), nil)
 		first := w.node(t, "n1", func(ctx context.Context, n int, m proto.Message) (proto.Message, error) {

@@ -89,7 +89,11 @@ func TestChunks(t *testing.T) {
 
 func TestSealRefusesWrongSize(t *testing.T) {
 	for _, tt := range []struct{ declared, actual int64 }{
-		{0, 1}, {1, 0}, {1, 2}, {100, 99}, {100, 101},
+		{0, 1},
+		{1, 0},
+		{1, 2},
+		{100, 99},
+		{100, 101},
 		{refPayload, refPayload - 1},
 		{refPayload, refPayload + 1},
 		{2 * refPayload, refPayload},
