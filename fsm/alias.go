@@ -106,6 +106,7 @@ func (c *UpdateAlias) apply(t *tx) (Result, error) {
 type DeleteAlias struct {
 	Tenant string `json:"tenant"`
 	Name   string `json:"name"`
+	Expect uint64 `json:"expect,omitempty"` // revision of the key; 0 expects none
 }
 
 func (c *DeleteAlias) validate() error { return validCustomerAlias(c.Name) }
@@ -114,6 +115,9 @@ func (c *DeleteAlias) apply(t *tx) (Result, error) {
 	old, ok := t.s.Alias(c.Tenant, c.Name)
 	if !ok {
 		return Result{}, fmt.Errorf("%w: %s", ErrNotFound, c.Name)
+	}
+	if k, ok := t.s.Key(old.Key); ok && c.Expect != 0 && c.Expect != k.Revision {
+		return Result{}, fmt.Errorf("%w: key %s is at revision %d, expected %d", ErrConflict, k.ID, k.Revision, c.Expect)
 	}
 	t.dropAlias(old)
 	t.touchKey(old.Key)

@@ -41,6 +41,9 @@ func TestAliasLife(t *testing.T) {
 	w.do(&UpdateAlias{alias("alias/db", 2)})
 	want.Key, want.Updated, want.Revision = keyID(2), startTime/second+60, 5
 	wantAlias(t, w, want)
+	if lost, got := w.key(1).Revision, w.key(2).Revision; lost != 5 || got != 5 {
+		t.Errorf("an alias moved at 5: the key that lost it is at revision %d, the other at %d", lost, got)
+	}
 	if n := len(w.s.AliasesOf(keyID(1))); n != 0 {
 		t.Errorf("the key it named before still has %d aliases", n)
 	}
@@ -48,12 +51,18 @@ func TestAliasLife(t *testing.T) {
 	w.clock += 60 * second
 	w.do(&UpdateAlias{alias("alias/db", 2)})
 	wantAlias(t, w, want)
+	if other, got := w.key(1).Revision, w.key(2).Revision; other != 5 || got != 6 {
+		t.Errorf("an alias stayed at 6: its key is at revision %d, the one before at %d", got, other)
+	}
 
-	if got := w.do(&DeleteAlias{Tenant: DefaultTenant, Name: "alias/db"}); got != (Result{Index: 7, ID: keyID(2).String()}) {
+	if got := w.do(deleteAlias("alias/db")); got != (Result{Index: 7, ID: keyID(2).String()}) {
 		t.Errorf("result %+v", got)
 	}
 	if _, ok := w.s.Alias(DefaultTenant, "alias/db"); ok || len(w.s.AliasesOf(keyID(2))) != 0 {
 		t.Error("the alias is still there")
+	}
+	if other, got := w.key(1).Revision, w.key(2).Revision; other != 5 || got != 7 {
+		t.Errorf("an alias went at 7: its key is at revision %d, the other at %d", got, other)
 	}
 	w.do(&CreateAlias{alias("alias/db", 1)})
 }
@@ -73,19 +82,43 @@ func TestAliasRefused(t *testing.T) {
 		{"moved, not there", &UpdateAlias{alias("alias/none", 1)}, ErrNotFound, "alias/none"},
 		{"moved, in another tenant", &UpdateAlias{acme}, ErrNotFound, "alias/db"},
 		{"moved to no key", &UpdateAlias{alias("alias/db", 7)}, ErrNotFound, keyID(7).String()},
-		{"deleted, not there", &DeleteAlias{DefaultTenant, "alias/none"}, ErrNotFound, "alias/none"},
-		{"deleted in another tenant", &DeleteAlias{"acme", "alias/db"}, ErrNotFound, "alias/db"},
-		{"deleted, other case", &DeleteAlias{DefaultTenant, "alias/DB"}, ErrNotFound, "alias/DB"},
+		{"deleted, not there", deleteAlias("alias/none"), ErrNotFound, "alias/none"},
+		{"deleted in another tenant", &DeleteAlias{Tenant: "acme", Name: "alias/db"}, ErrNotFound, "alias/db"},
+		{"deleted, other case", deleteAlias("alias/DB"), ErrNotFound, "alias/DB"},
 	})
 }
 
-// TestDeleteAliasInEveryState: an alias may go whatever state its key is in.
+// TestDeleteAliasInEveryState: an alias may go whatever state its key is in, and
+// nothing of the key but its revision changes.
 func TestDeleteAliasInEveryState(t *testing.T) {
 	for _, state := range []KeyState{KeyEnabled, KeyDisabled, KeyPendingDeletion} {
 		w := inState(t, state)
 		w.edit(func(t *tx) { t.putAlias(&Alias{Tenant: DefaultTenant, Name: "alias/mine", Key: keyID(1)}) })
-		w.do(&DeleteAlias{DefaultTenant, "alias/mine"})
+		want := *w.key(1)
+		w.do(deleteAlias("alias/mine"))
+		want.Revision = w.s.Index()
+		wantKey(t, w, &want)
 	}
+}
+
+// TestDeleteAliasExpects: what is expected is the revision of the key, not of the alias.
+func TestDeleteAliasExpects(t *testing.T) {
+	w := twoKeys(t)
+	w.do(&CreateAlias{alias("alias/db", 1)})
+	w.do(&DisableKey{ref(1)})
+	const revision = 5
+	remove := func(expect uint64) Command {
+		return edited(deleteAlias("alias/db"), func(c *DeleteAlias) { c.Expect = expect })
+	}
+	for _, wrong := range []uint64{1, 3, revision - 1, revision + 1, 1<<64 - 1} {
+		w.refuse(remove(wrong), ErrConflict, fmt.Sprintf("key %s is at revision %d, expected %d", keyID(1), revision, wrong))
+	}
+	w.refuse(&DeleteAlias{Tenant: DefaultTenant, Name: "alias/none", Expect: revision}, ErrNotFound, "alias/none")
+	w.do(remove(revision))
+	w.refuse(remove(revision), ErrNotFound, "alias/db")
+	w.do(&CreateAlias{alias("alias/db", 1)})
+	w.refuse(remove(revision), ErrConflict, "expected 5")
+	w.do(remove(0))
 }
 
 // TestUpdateAliasAwayFromAPendingKey: only the key it is to name counts.
@@ -94,7 +127,10 @@ func TestUpdateAliasAwayFromAPendingKey(t *testing.T) {
 	w.do(&CreateAlias{alias("alias/db", 1)})
 	w.do(&ScheduleKeyDeletion{KeyRef: ref(1), Days: 7})
 	w.refuse(&UpdateAlias{alias("alias/db", 1)}, ErrPendingDeletion, keyID(1).String())
+	want := *w.key(1)
 	w.do(&UpdateAlias{alias("alias/db", 2)})
+	want.Revision = w.s.Index()
+	wantKey(t, w, &want)
 }
 
 func TestAliasNames(t *testing.T) {
@@ -112,13 +148,13 @@ func TestAliasNames(t *testing.T) {
 		w := twoKeys(t)
 		w.do(&CreateAlias{alias(name, 1)})
 		w.do(&UpdateAlias{alias(name, 2)})
-		w.do(&DeleteAlias{DefaultTenant, name})
+		w.do(deleteAlias(name))
 	}
 	for name, text := range wrong {
 		w := twoKeys(t)
 		w.refuse(&CreateAlias{alias(name, 1)}, ErrInvalid, text)
 		w.refuse(&UpdateAlias{alias(name, 1)}, ErrInvalid, text)
-		w.refuse(&DeleteAlias{DefaultTenant, name}, ErrInvalid, text)
+		w.refuse(deleteAlias(name), ErrInvalid, text)
 	}
 	if err := ValidAlias("alias/service/obs"); err != nil {
 		t.Errorf("a service's alias is no valid name: %v", err)

@@ -11,6 +11,12 @@ import (
 // gate in the state says which release's commands may be proposed.
 const FirstRelease = 1
 
+// Limits of a lease, in milliseconds.
+const (
+	MinLeaseMillis = 1_000
+	MaxLeaseMillis = 60_000
+)
+
 // DefaultTenant exists from the first entry on.
 const DefaultTenant = "default"
 
@@ -28,6 +34,7 @@ type Cluster struct {
 	RecoveryEpoch uint32       `json:"recovery_epoch"`
 	Created       int64        `json:"created"`  // unix seconds
 	Operator      string       `json:"operator"` // SPIFFE URI of the first operator
+	LeaseMillis   int64        `json:"lease_ms"` // how long a lease lasts: the same for all nodes
 	Generations   []Generation `json:"generations"`
 	Revision      uint64       `json:"revision"`
 }
@@ -66,6 +73,7 @@ type InitCluster struct {
 	TrustDomain   string        `json:"trust_domain"`
 	Operator      string        `json:"operator"`
 	Administrator string        `json:"administrator"`
+	LeaseMillis   int64         `json:"lease_ms"`
 	Generation    uint32        `json:"generation"`
 	Checks        []DomainCheck `json:"checks"`
 	Node          string        `json:"node"` // raft id of the first member
@@ -85,6 +93,8 @@ func (c *InitCluster) validate() error {
 		return invalid("the first operator and the first administrator must be named")
 	case len(c.Operator) > MaxPrincipal || len(c.Administrator) > MaxPrincipal:
 		return invalid("the first operator or administrator has more than %d bytes", MaxPrincipal)
+	case c.LeaseMillis < MinLeaseMillis || c.LeaseMillis > MaxLeaseMillis:
+		return invalid("lease of %d ms: must be %d to %d", c.LeaseMillis, MinLeaseMillis, MaxLeaseMillis)
 	case c.Generation == 0 || len(c.Checks) == 0:
 		return invalid("domain key generation is missing")
 	case len(c.Checks) > MaxChecks:
@@ -104,7 +114,7 @@ func (c *InitCluster) apply(t *tx) (Result, error) {
 	}
 	now := t.seconds()
 	t.putCluster(Cluster{
-		ID: c.Cluster, TrustDomain: c.TrustDomain, Release: FirstRelease, Created: now, Operator: c.Operator,
+		ID: c.Cluster, TrustDomain: c.TrustDomain, Release: FirstRelease, Created: now, Operator: c.Operator, LeaseMillis: c.LeaseMillis,
 		Generations: []Generation{{Number: c.Generation, State: GenerationActive, Created: now, Checks: c.Checks}},
 	})
 	t.putTenant(&Tenant{Name: DefaultTenant, Created: now, Administrator: c.Administrator})
@@ -131,6 +141,17 @@ func (c *Tick) validate() error {
 }
 
 func (c *Tick) apply(*tx) (Result, error) { return Result{}, nil }
+
+// Repeat asks again for the answer to a request id, where the command itself could
+// not be made again. It restricts, as the command that it repeats may: its call
+// waits like the first.
+type Repeat struct{}
+
+func (c *Repeat) validate() error { return nil }
+
+func (c *Repeat) apply(*tx) (Result, error) {
+	return Result{}, fmt.Errorf("%w: the request is not remembered", ErrNotFound)
+}
 
 // ActiveGeneration is the generation that wraps new keys.
 func (s *State) ActiveGeneration() (Generation, error) {

@@ -19,7 +19,7 @@ func TestInitCluster(t *testing.T) {
 	generation := Generation{Number: 1, State: "ACTIVE", Created: created, Checks: initCluster().Checks}
 	cluster := Cluster{
 		ID: keyID(1 << 32), TrustDomain: "kms.example", Release: 1, Created: created,
-		Operator: "spiffe://kms.example/operator/olga", Generations: []Generation{generation}, Revision: 1,
+		Operator: "spiffe://kms.example/operator/olga", LeaseMillis: 9_000, Generations: []Generation{generation}, Revision: 1,
 	}
 	if got := w.s.Cluster(); !reflect.DeepEqual(got, cluster) || !w.s.Initialized() {
 		t.Errorf("cluster is\n%+v\nwant\n%+v", got, cluster)
@@ -49,6 +49,8 @@ func TestInitClusterLimits(t *testing.T) {
 		{"longest names", first(func(c *InitCluster) {
 			c.TrustDomain, c.Operator, c.Administrator = strings.Repeat("d", 255), strings.Repeat("o", 512), strings.Repeat("a", 512)
 		})},
+		{"shortest lease", first(func(c *InitCluster) { c.LeaseMillis = 1_000 })},
+		{"longest lease", first(func(c *InitCluster) { c.LeaseMillis = 60_000 })},
 		{"16 check values", first(func(c *InitCluster) { c.Checks = make16(check) })},
 		{"a later generation", first(func(c *InitCluster) { c.Generation = 1<<32 - 1 })},
 	})
@@ -60,6 +62,10 @@ func TestInitClusterLimits(t *testing.T) {
 		{"no administrator", first(func(c *InitCluster) { c.Administrator = "" }), ErrInvalid, "must be named"},
 		{"long operator", first(func(c *InitCluster) { c.Operator = strings.Repeat("o", 513) }), ErrInvalid, "more than 512 bytes"},
 		{"long administrator", first(func(c *InitCluster) { c.Administrator = strings.Repeat("a", 513) }), ErrInvalid, "more than 512 bytes"},
+		{"no lease", first(func(c *InitCluster) { c.LeaseMillis = 0 }), ErrInvalid, "lease of 0 ms: must be 1000 to 60000"},
+		{"lease of -9000 ms", first(func(c *InitCluster) { c.LeaseMillis = -9_000 }), ErrInvalid, "lease of -9000 ms"},
+		{"lease of 999 ms", first(func(c *InitCluster) { c.LeaseMillis = 999 }), ErrInvalid, "lease of 999 ms: must be 1000 to 60000"},
+		{"lease of 60001 ms", first(func(c *InitCluster) { c.LeaseMillis = 60_001 }), ErrInvalid, "lease of 60001 ms: must be 1000 to 60000"},
 		{"no generation", first(func(c *InitCluster) { c.Generation = 0 }), ErrInvalid, "generation is missing"},
 		{"no check value", first(func(c *InitCluster) { c.Checks = nil }), ErrInvalid, "generation is missing"},
 		{"17 check values", first(func(c *InitCluster) { c.Checks = append(make16(check), check) }), ErrInvalid, "17 check values given, at most 16"},

@@ -37,6 +37,7 @@ type spec struct {
 var commands = []spec{
 	{"InitCluster", Loosens, func() Command { return new(InitCluster) }},
 	{"Tick", Loosens, func() Command { return new(Tick) }},
+	{"Repeat", Restricts, func() Command { return new(Repeat) }},
 
 	{"CreateKey", Loosens, func() Command { return new(CreateKey) }},
 	{"UpdateKeyDescription", Loosens, func() Command { return new(UpdateKeyDescription) }},

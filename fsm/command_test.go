@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"reflect"
 	"slices"
 	"testing"
 )
@@ -14,6 +15,7 @@ func TestCommandTable(t *testing.T) {
 	want := []row{
 		{"InitCluster", Loosens},
 		{"Tick", Loosens},
+		{"Repeat", Restricts},
 		{"CreateKey", Loosens},
 		{"UpdateKeyDescription", Loosens},
 		{"EnableKey", Loosens},
@@ -40,7 +42,7 @@ func TestCommandTable(t *testing.T) {
 		if NameOf(c) != s.name || EffectOf(c) != s.effect {
 			t.Errorf("row %s makes a command named %s with effect %v", s.name, NameOf(c), EffectOf(c))
 		}
-		if c == s.make() {
+		if reflect.TypeOf(c).Elem().Size() > 0 && c == s.make() { // what has no field may have one address
 			t.Errorf("row %s makes the same command twice", s.name)
 		}
 	}

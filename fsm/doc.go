@@ -15,10 +15,13 @@
 //   - Every record that an entry writes goes into the running hash, so two nodes
 //     whose states differ cannot have equal hashes at the same index.
 //
+// New fields of records and commands are always omitempty, so that what was written
+// before stays canonical.
+//
 // A wrapped key is an opaque string here: this package never looks into a token.
 //
-// Reading order: errors.go, key.go, alias.go, tag.go, member.go, domain.go (what
-// there is), state.go (how it is held and applied), command.go (the table) and
-// entry.go (the bytes), request.go (idempotence), snapshot.go, check.go
+// Reading order: errors.go, key.go, alias.go, tag.go, member.go, cluster.go (what
+// there is), state.go (how it is held and applied), command.go (the table),
+// entry.go (the bytes) and proposal.go, request.go (idempotence), snapshot.go, check.go
 // (invariants), raft.go (the only file that knows Raft).
 package fsm

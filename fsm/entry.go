@@ -45,6 +45,10 @@ func (k LogKey) mac(label string, parts ...[]byte) []byte {
 	return h.Sum(nil)
 }
 
+// Prove is HMAC-SHA256 under the log key over a label and a value: 32 bytes. The
+// labels of entries and snapshots are taken.
+func (k LogKey) Prove(label string, value []byte) []byte { return k.mac(label, value) }
+
 const (
 	entryLabel = "quorumkms/entry/v1"
 	macPrefix  = `,"mac":"`

@@ -125,7 +125,7 @@ func TestTextMustBeUTF8(t *testing.T) {
 		_, err := EncodeEntry(w.entry(), c, logKey())
 		wantError(t, err, ErrInvalid, "UTF-8")
 	}
-	for _, text := range []string{"\ufffd", "\u2028", "<&>", "\x00\x1f\x7f", "\\\"/", "😀"} {
+	for _, text := range []string{"\ufffd", "\u2028", "<&>", "\x00\x1f\x7f", "\b\f\n\r\t\v", "\\\"/", "😀"} {
 		w.do(&UpdateKeyDescription{ref(1), text})
 		if got := w.key(1).Description; got != text {
 			t.Errorf("%q became %q", text, got)
@@ -365,19 +365,19 @@ func FuzzDecodeEntry(f *testing.F) {
 	})
 }
 
-// FuzzApply: whatever body a command has, applying it never panics, keeps the
-// invariants, and leaves the state before it as it was.
+// FuzzApply: whatever body a command has and whoever proposes it, applying it never
+// panics, keeps the invariants, and leaves the state before it as it was.
 func FuzzApply(f *testing.F) {
 	for _, seed := range entrySeeds(f) {
 		if e, _, err := decodeEntry(seed); err == nil {
-			f.Add(e.Command, []byte(e.Body))
+			f.Add(e.Command, []byte(e.Body), e.Proposer)
 		}
 	}
 	w := goldenScript(f)
 	before := snapshotOf(f, w.s)
-	f.Fuzz(func(t *testing.T, command string, body []byte) {
+	f.Fuzz(func(t *testing.T, command string, body []byte, proposer string) {
 		e := w.entry()
-		e.Format, e.Command, e.Body = FirstRelease, command, body
+		e.Format, e.Command, e.Body, e.Proposer = FirstRelease, command, body, proposer
 		plain, err := json.Marshal(&e)
 		if err != nil {
 			return
@@ -413,6 +413,8 @@ func TestDecodeCommand(t *testing.T) {
 		{"ActivateNode", `{"id":"n1","force":true}`, "ActivateNode: json: unknown field"},
 		{"ActivateNode", `{"id":"n1"} `, "ActivateNode: not in canonical form"},
 		{"ActivateNode", `{"ID":"n1"}`, "ActivateNode: not in canonical form"},
+		{"Repeat", `{"request":"r1"}`, "Repeat: json: unknown field"},
+		{"Repeat", `null`, "Repeat: not in canonical form"},
 		{"ActivateNode", `null`, "ActivateNode: not in canonical form"},
 		{"ActivateNode", ``, "ActivateNode: EOF"},
 	} {

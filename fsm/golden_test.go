@@ -44,11 +44,13 @@ func goldenScript(t failer) *world {
 func goldenKeys(w *world) {
 	w.clock += 1_234_567_890
 	w.ask("create-1", "a", edited(createKey(1), func(c *CreateKey) {
-		c.Description = "volumes <of> & \"the\" \\ archive\u2028 \u00e4\u65e5\U0001F600\x00\x1f\ufffd"
+		c.Description = "volumes <of> & \"the\" \\ archive\u2028 \u00e4\u65e5\U0001F600\x00\b\t\n\v\f\r\x1f\x7f\ufffd"
 		c.Tags = []Tag{{"zone", "b"}, {"app", ""}, {"Zone", "<a&b>"}}
 		c.Token = bytes.Repeat([]byte{0xfb, 0xff}, 100)
 	}))
 	w.ask("create-1", "a", createKey(2))
+	w.ask("create-1", "a", &Repeat{})
+	w.refuse(&Repeat{}, ErrNotFound, "")
 	w.do(edited(createKey(2), func(c *CreateKey) { c.ID = ID(bytes.Repeat([]byte{0xab}, 16)) }))
 	for n := uint64(2); n <= 5; n++ {
 		w.clock += second / 2
@@ -89,8 +91,10 @@ func goldenNames(w *world) {
 	w.clock += second
 	w.do(&UpdateAlias{alias("alias/db", 5)})
 	w.do(&UpdateAlias{alias("alias/db", 5)})
-	w.ask("delete-alias", "", &DeleteAlias{DefaultTenant, "alias/gone"})
-	w.refuse(&DeleteAlias{DefaultTenant, "alias/gone"}, ErrNotFound, "")
+	w.refuse(&DeleteAlias{DefaultTenant, "alias/gone", w.key(1).Revision - 1}, ErrConflict, "")
+	w.ask("delete-alias", "", &DeleteAlias{DefaultTenant, "alias/gone", w.key(1).Revision})
+	w.refuse(deleteAlias("alias/gone"), ErrNotFound, "")
+	w.do(deleteAlias("alias/a-z_A-Z/0:9"))
 	w.refuse(&DisableKey{KeyRef{ID: keyID(1), Tenant: "acme"}}, ErrNotFound, "")
 }
 
@@ -104,11 +108,16 @@ func goldenMembers(w *world) {
 	w.join("n4", true, MemberLeaving)
 	w.join("n5", true, MemberAdmitted)
 	w.do(admit("n5"))
+	w.do(edited(admit("n2"), func(c *AdmitNode) { c.ClientAddress = "n2b:7001" }))
+	w.refuse(edited(admit("n2"), func(c *AdmitNode) { c.Identity = []byte("identity of n3") }), ErrMember, "")
 	w.do(ticketFor("n6"))
 	w.refuse(edited(admit("n3"), func(c *AdmitNode) { c.Ticket = "ticket-n6" }), ErrMember, "")
 	w.refuse(&RetireNode{nodeID("n2")}, ErrMember, "")
+	w.refuse(&UpdateMember{ID: nodeID("n2"), PeerAddress: "n2b:7000", ClientAddress: "x"}, ErrMember, "")
+	w.proposer = nodeID("n2")
 	w.ask("update", "n2", &UpdateMember{ID: nodeID("n2"), PeerAddress: "[2001:db8::2]:7000", ClientAddress: "n2.example:7001"})
 	w.refuse(&UpdateMember{ID: nodeID("n2"), PeerAddress: "n1:7000", ClientAddress: "x"}, ErrMember, "")
+	w.proposer = firstNode
 	w.refuse(&ActivateNode{"n9"}, ErrNotFound, "")
 	w.do(&RemoveNode{firstNode})
 }

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
@@ -38,10 +39,11 @@ func keyID(n uint64) ID {
 
 // world is a log and the state behind it.
 type world struct {
-	t     failer
-	s     *State
-	clock int64 // unix nanoseconds, of the next entry
-	log   []*raft.Log
+	t        failer
+	s        *State
+	clock    int64  // unix nanoseconds, of the next entry
+	proposer string // raft id of the node that is asked next; firstNode if empty
+	log      []*raft.Log
 }
 
 func newWorld(t failer) *world { return &world{t: t, s: NewState(), clock: startTime} }
@@ -58,6 +60,7 @@ func initCluster() *InitCluster {
 		Cluster: keyID(1 << 32), TrustDomain: "kms.example",
 		Operator:      "spiffe://kms.example/operator/olga",
 		Administrator: admin,
+		LeaseMillis:   9_000,
 		Generation:    1,
 		Checks:        []DomainCheck{{Kind: 1, Value: bytes.Repeat([]byte{0xc1}, 16)}, {Kind: 2, Value: bytes.Repeat([]byte{0xc2}, 16)}},
 		Node:          firstNode, Name: "n1", PeerAddress: "n1:7000", ClientAddress: "n1:7001",
@@ -82,7 +85,11 @@ func alias(name string, n uint64) AliasTarget {
 	return AliasTarget{Tenant: DefaultTenant, Name: name, Key: keyID(n)}
 }
 
-func (w *world) entry() Entry { return Entry{Principal: admin, Proposer: firstNode, Time: w.clock} }
+func deleteAlias(name string) *DeleteAlias { return &DeleteAlias{Tenant: DefaultTenant, Name: name} }
+
+func (w *world) entry() Entry {
+	return Entry{Principal: admin, Proposer: cmp.Or(w.proposer, firstNode), Time: w.clock}
+}
 
 // seal is EncodeEntry without its checks: what a faulty proposer would write.
 func seal(t failer, e Entry, c Command) []byte {
@@ -240,7 +247,7 @@ func joinFrames(t failer, all []frame) []byte {
 }
 
 func appendFrame(b []byte, kind byte, json []byte) []byte {
-	b = binary.BigEndian.AppendUint32(append(b, kind), uint32(len(json))) //nolint:gosec // a test's frames are small
+	b = binary.BigEndian.AppendUint32(append(b, kind), uint32(len(json)))
 	return append(b, json...)
 }
 

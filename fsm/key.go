@@ -14,13 +14,14 @@ type ID = uuid.UUID
 
 // Limits of a key.
 const (
-	MaxDescription  = 8192  // characters
-	MaxKeyVersions  = 1000  // versions of one key
-	MaxToken        = 8192  // bytes of one wrapped key token
-	MinDeletionDays = 7     // shortest waiting period, days
-	MaxDeletionDays = 30    // longest waiting period, days
-	DefaultDeletion = 30    // days, where the caller names none
-	secondsPerDay   = 86400 // of civil time; leap seconds do not matter here
+	MaxDescription  = 8192      // characters
+	MaxKeyVersions  = 1000      // versions of one key
+	MaxToken        = 8192      // bytes of one wrapped key token
+	MaxKeys         = 1_100_000 // keys of one cluster
+	MinDeletionDays = 7         // shortest waiting period, days
+	MaxDeletionDays = 30        // longest waiting period, days
+	DefaultDeletion = 30        // days, where the caller names none
+	secondsPerDay   = 86400     // of civil time; leap seconds do not matter here
 )
 
 // KeyState is the state of a customer master key.
@@ -185,6 +186,9 @@ func (c *CreateKey) apply(t *tx) (Result, error) {
 	}
 	if _, ok := t.s.Key(c.ID); ok {
 		return Result{}, fmt.Errorf("%w: key %s", ErrExists, c.ID)
+	}
+	if t.s.KeyCount() >= MaxKeys {
+		return Result{}, fmt.Errorf("%w: the cluster has %d keys", ErrLimit, MaxKeys)
 	}
 	if err := t.s.generationActive(c.Generation); err != nil {
 		return Result{}, err

@@ -91,12 +91,39 @@ func TestCreateKeyRefused(t *testing.T) {
 	})
 }
 
+// TestKeyCount: the cluster's limit counts the keys of all tenants.
+func TestKeyCount(t *testing.T) {
+	const most = 1_100_000
+	w := oneKey(t)
+	one := w.key(1)
+	w.edit(func(t *tx) {
+		keys := t.s.keys.edit(t)
+		for n := uint64(2); n < most; n++ {
+			keys.Load(keyItem{keyID(n), one}) // one record for all of them
+		}
+	})
+	s, _, err := w.s.Apply(w.s.Index()+1, 1, seal(t, w.entry(), createKey(most)))
+	if err != nil || s.KeyCount() != most {
+		t.Fatalf("the last key that fits: %v; %d keys", err, s.KeyCount())
+	}
+	full, result, err := s.Apply(s.Index()+1, 1, seal(t, w.entry(), createKey(most+1)))
+	wantError(t, err, ErrLimit, "the cluster has 1100000 keys")
+	if _, made := full.Key(keyID(most + 1)); made || full.KeyCount() != most || result != (Result{Index: full.Index()}) {
+		t.Errorf("refused, yet there are %d keys, and the answer is %+v", full.KeyCount(), result)
+	}
+	_, err = full.Try(createKey(most))
+	wantError(t, err, ErrExists, keyID(most).String())
+	if _, err := full.Try(rotateKey(most, 2)); err != nil {
+		t.Errorf("rotating a key of a full cluster: %v", err)
+	}
+}
+
 func TestUpdateKeyDescription(t *testing.T) {
 	w := oneKey(t)
 	want := *w.key(1)
 	for i, text := range []string{"first", strings.Repeat("日", 8192), ""} {
 		got := w.do(&UpdateKeyDescription{KeyRef: ref(1), Description: text})
-		want.Description, want.Revision = text, uint64(3+i) //nolint:gosec // three rows
+		want.Description, want.Revision = text, uint64(3+i)
 		if got != (Result{Index: want.Revision, ID: keyID(1).String(), Version: 1}) {
 			t.Errorf("result %+v", got)
 		}

@@ -96,7 +96,7 @@ func TestBatchIsOneStep(t *testing.T) {
 		wg.Go(func() {
 			for i := uint64(n); i <= batch*batches; i += waiters {
 				s, err := m.Wait(t.Context(), i)
-				if err != nil || s.Index() < i || s.Index()%batch != 0 || s.KeyCount() != max(1, int(s.Index()))-1 { //nolint:gosec // at most 300
+				if err != nil || s.Index() < i || s.Index()%batch != 0 || s.KeyCount() != max(1, int(s.Index()))-1 {
 					t.Errorf("waiting for %d: state at %d with %d keys, %v", i, s.Index(), s.KeyCount(), err)
 					return
 				}
@@ -231,16 +231,20 @@ func TestRestoreRefused(t *testing.T) {
 	flipped := bytes.Clone(good)
 	flipped[len(flipped)-20] ^= 1
 	broken := errors.New("disk on fire")
+	faulty := goldenScript(t)
+	faulty.edit(func(t *tx) { t.putAlias(&Alias{Tenant: DefaultTenant, Name: "alias/faulty", Key: keyID(9)}) })
 	for _, row := range []struct {
 		name string
 		r    *reader
 		also error // what else the error wraps
+		text string
 	}{
-		{"cut", &reader{Reader: bytes.NewReader(good[:len(good)-1])}, io.ErrUnexpectedEOF},
-		{"flipped", &reader{Reader: bytes.NewReader(flipped)}, nil},
-		{"empty", &reader{Reader: bytes.NewReader(nil)}, nil},
-		{"reading fails", &reader{Reader: io.MultiReader(bytes.NewReader(good[:len(good)/2]), iotest.ErrReader(broken))}, broken},
-		{"closing fails", &reader{Reader: bytes.NewReader(good), closing: broken}, broken},
+		{"cut", &reader{Reader: bytes.NewReader(good[:len(good)-1])}, io.ErrUnexpectedEOF, "cut off"},
+		{"flipped", &reader{Reader: bytes.NewReader(flipped)}, nil, ""},
+		{"empty", &reader{Reader: bytes.NewReader(nil)}, nil, "does not begin with QKS1"},
+		{"reading fails", &reader{Reader: io.MultiReader(bytes.NewReader(good[:len(good)/2]), iotest.ErrReader(broken))}, broken, "cut off"},
+		{"closing fails", &reader{Reader: bytes.NewReader(good), closing: broken}, broken, "closing it"},
+		{"invariant broken", &reader{Reader: bytes.NewReader(snapshotOf(t, faulty.s))}, nil, "alias/faulty of tenant default names key"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			m, halts := machine()
@@ -248,6 +252,7 @@ func TestRestoreRefused(t *testing.T) {
 			before, changed := m.State(), m.Changed()
 			err := m.Restore(row.r)
 			wantError(t, err, ErrSnapshot, "snapshot refused")
+			wantError(t, err, ErrSnapshot, row.text)
 			if row.also != nil && !errors.Is(err, row.also) {
 				t.Errorf("%v does not wrap %v", err, row.also)
 			}
@@ -271,6 +276,42 @@ func TestRestoreRefused(t *testing.T) {
 				t.Errorf("halted again: %v", *halts)
 			}
 		})
+	}
+}
+
+// TestRestoreNeverGoesBack: a snapshot older than the state is refused, and the
+// machine goes on from where it is.
+func TestRestoreNeverGoesBack(t *testing.T) {
+	w := oneKey(t)
+	older := snapshotOf(t, w.s)
+	w.do(&DisableKey{ref(1)})
+	m := fed(t, w)
+	m.halt = func(err error) { t.Errorf("halted: %v", err) }
+	before, changed := m.State(), m.Changed()
+	for _, row := range []struct {
+		snapshot []byte
+		text     string
+	}{
+		{older, "it is of index 2, the state is at 3"},
+		{snapshotOf(t, NewState()), "it is of index 0, the state is at 3"},
+	} {
+		r := &reader{Reader: bytes.NewReader(row.snapshot)}
+		err := m.Restore(r)
+		wantError(t, err, ErrSnapshot, row.text)
+		if m.State() != before || m.Changed() != changed || r.closed != 1 {
+			t.Errorf("the state moved, or the reader was closed %d times", r.closed)
+		}
+	}
+	if err := m.Restore(&reader{Reader: bytes.NewReader(snapshotOf(t, w.s))}); err != nil {
+		t.Errorf("a snapshot as old as the state: %v", err)
+	}
+	w.do(&EnableKey{ref(1)})
+	if out := m.Apply(w.log[3]).(Outcome); out.Err != nil || !bytes.Equal(m.State().Hash(), w.s.Hash()) {
+		t.Errorf("the entry behind it: %+v", out)
+	}
+	w.do(rotateKey(1, 2))
+	if err := m.Restore(&reader{Reader: bytes.NewReader(snapshotOf(t, w.s))}); err != nil || !bytes.Equal(m.State().Hash(), w.s.Hash()) {
+		t.Errorf("a newer snapshot: %v", err)
 	}
 }
 

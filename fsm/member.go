@@ -14,6 +14,8 @@ const (
 	MaxAddress       = 256     // bytes of one address
 	MaxRaftID        = 128     // bytes
 	MaxIdentity      = 1024    // bytes of a public key
+
+	ticketKeySize = 32 // bytes of an Ed25519 public key
 )
 
 // MemberState is how far a node is in its life as a member.
@@ -76,8 +78,8 @@ func (c *CreateTicket) validate() error {
 	switch {
 	case c.ID == "" || len(c.ID) > 64:
 		return invalid("ticket id is missing or too long")
-	case len(c.PublicKey) != 32:
-		return invalid("ticket key has %d bytes, must be 32", len(c.PublicKey))
+	case len(c.PublicKey) != ticketKeySize:
+		return invalid("ticket key has %d bytes, must be %d", len(c.PublicKey), ticketKeySize)
 	case !ValidName(c.Name):
 		return invalid("node name %q: %s", c.Name, nameRule)
 	case c.Seconds < 1 || c.Seconds > MaxTicketSeconds:
@@ -119,12 +121,15 @@ type AdmitNode struct {
 }
 
 func (c *AdmitNode) validate() error {
+	if c.Ticket == "" || len(c.TicketKey) != ticketKeySize {
+		return invalid("ticket is missing, or its key has %d bytes instead of %d", len(c.TicketKey), ticketKeySize)
+	}
 	return validMember(c.ID, c.Name, c.PeerAddress, c.ClientAddress, c.Identity)
 }
 
 func (c *AdmitNode) apply(t *tx) (Result, error) {
 	if old, ok := t.s.Member(c.ID); ok {
-		if old.State == MemberAdmitted && c.bears(old) {
+		if (old.State == MemberAdmitted || old.Serves()) && c.bears(old) {
 			if err := t.s.peerAddressFree(c.ID, c.PeerAddress); err != nil {
 				return Result{}, err
 			}
@@ -227,6 +232,9 @@ func (c *UpdateMember) apply(t *tx) (Result, error) {
 	old, ok := t.s.Member(c.ID)
 	if !ok || !old.Alive() {
 		return Result{}, fmt.Errorf("%w: node %s", ErrNotFound, c.ID)
+	}
+	if t.entry.Proposer != c.ID {
+		return Result{}, fmt.Errorf("%w: node %s cannot change the addresses of %s", ErrMember, t.entry.Proposer, c.ID)
 	}
 	if err := t.s.peerAddressFree(c.ID, c.PeerAddress); err != nil {
 		return Result{}, err

@@ -169,11 +169,14 @@ func TestAdmitLimits(t *testing.T) {
 		{"no client address", node(func(c *AdmitNode) { c.ClientAddress = "" }), ErrInvalid, "must have 1 to 256 bytes"},
 		{"client address of 257 bytes", node(func(c *AdmitNode) { c.ClientAddress = strings.Repeat("p", 257) }), ErrInvalid, "must have 1 to 256 bytes"},
 		{"unknown ticket", node(func(c *AdmitNode) { c.Ticket = "ticket-n3" }), ErrTicket, "unknown or used"},
-		{"no ticket", node(func(c *AdmitNode) { c.Ticket = "" }), ErrTicket, "unknown or used"},
+		{"no ticket", node(func(c *AdmitNode) { c.Ticket = "" }), ErrInvalid, "ticket is missing"},
 		{"another ticket's key", node(func(c *AdmitNode) { c.TicketKey = make([]byte, 32) }), ErrTicket, "its key is another"},
-		{"no ticket key", node(func(c *AdmitNode) { c.TicketKey = nil }), ErrTicket, "its key is another"},
+		{"no ticket key", node(func(c *AdmitNode) { c.TicketKey = nil }), ErrInvalid, "its key has 0 bytes instead of 32"},
+		{"ticket key of 31 bytes", node(func(c *AdmitNode) { c.TicketKey = c.TicketKey[:31] }), ErrInvalid, "its key has 31 bytes instead of 32"},
+		{"ticket key of 33 bytes", node(func(c *AdmitNode) { c.TicketKey = append(c.TicketKey, 0) }), ErrInvalid, "its key has 33 bytes instead of 32"},
 		{"ticket of another name", node(func(c *AdmitNode) { c.Name = "n3" }), ErrTicket, "made out to node n2, not n3"},
 		{"peer address taken", node(func(c *AdmitNode) { c.PeerAddress = "n1:7000" }), ErrMember, "n1:7000 belongs to node " + firstNode},
+		{"the first member", edited(admit("n1"), func(c *AdmitNode) { c.ID = firstNode }), ErrMember, "is a member already (ACTIVE)"},
 		{"raft id of a member", node(func(c *AdmitNode) { c.ID = firstNode }), ErrMember, "is a member already (ACTIVE)"},
 	})
 }
@@ -198,22 +201,47 @@ func TestNameTaken(t *testing.T) {
 	w.do(again)
 }
 
-// TestAdmitAgain: the joining node may repeat it as itself only.
+// TestAdmitAgain: while it joins and while it serves, the node may repeat it, as
+// itself only; nothing but its addresses changes.
 func TestAdmitAgain(t *testing.T) {
-	w := invited(t)
-	w.do(admit("n2"))
-	w.clock += 7200 * second
-	w.do(edited(admit("n2"), func(c *AdmitNode) { c.PeerAddress, c.ClientAddress = "n2b:7000", "n2b:7001" }))
-	m, _ := w.s.Member(nodeID("n2"))
-	if m.PeerAddress != "n2b:7000" || m.ClientAddress != "n2b:7001" || m.State != MemberAdmitted || m.Since != startTime/second {
-		t.Errorf("member is %+v", m)
+	for _, state := range []MemberState{MemberAdmitted, MemberActive} {
+		t.Run(string(state), func(t *testing.T) {
+			w := initialized(t)
+			w.join("n2", true, state)
+			old, _ := w.s.Member(nodeID("n2"))
+			want := *old
+			wantMember := func() {
+				t.Helper()
+				want.Revision = w.s.Index()
+				if got, _ := w.s.Member(nodeID("n2")); !reflect.DeepEqual(*got, want) {
+					t.Errorf("member is\n%+v\nwant\n%+v", *got, want)
+				}
+			}
+			w.clock += 7200 * second // its ticket would have expired
+			if got := w.do(admit("n2")); got != (Result{Index: w.s.Index(), ID: nodeID("n2")}) {
+				t.Errorf("result %+v", got)
+			}
+			wantMember()
+			w.do(edited(admit("n2"), func(c *AdmitNode) { c.PeerAddress, c.ClientAddress = "n2b:7000", "n2b:7001" }))
+			want.PeerAddress, want.ClientAddress = "n2b:7000", "n2b:7001"
+			wantMember()
+			w.do(ticketFor("n3"))
+			again := fmt.Sprintf("is a member already (%s)", state)
+			for _, row := range []struct {
+				f    func(*AdmitNode)
+				text string
+			}{
+				{func(c *AdmitNode) { c.Identity = []byte("identity of n3") }, again},
+				{func(c *AdmitNode) { c.Ticket = "ticket-n3" }, again},
+				{func(c *AdmitNode) { c.TicketKey = make([]byte, 32) }, again},
+				{func(c *AdmitNode) { c.Name = "n3" }, again},
+				{func(c *AdmitNode) { c.Name, c.Ticket = "n3", "ticket-n3" }, again},
+				{func(c *AdmitNode) { c.PeerAddress = "n1:7000" }, "belongs to node " + firstNode},
+			} {
+				w.refuse(edited(admit("n2"), row.f), ErrMember, row.text)
+			}
+		})
 	}
-	const again = "is a member already (ADMITTED)"
-	w.refuse(edited(admit("n2"), func(c *AdmitNode) { c.Identity = []byte("identity of n3") }), ErrMember, again)
-	w.refuse(edited(admit("n2"), func(c *AdmitNode) { c.Ticket = "ticket-n3" }), ErrMember, again)
-	w.refuse(edited(admit("n2"), func(c *AdmitNode) { c.TicketKey = make([]byte, 32) }), ErrMember, again)
-	w.refuse(edited(admit("n2"), func(c *AdmitNode) { c.Name = "n3" }), ErrMember, again)
-	w.refuse(edited(admit("n2"), func(c *AdmitNode) { c.PeerAddress = "n1:7000" }), ErrMember, "belongs to node "+firstNode)
 }
 
 func TestMemberCount(t *testing.T) {
@@ -244,7 +272,7 @@ func TestMemberStates(t *testing.T) {
 		command Command
 		want    map[MemberState]answer
 	}{
-		{admit("n2"), map[MemberState]answer{admitted: {nil, admitted}, active: {ErrMember, active}, leaving: {ErrMember, leaving}, gone: {ErrMember, gone}}},
+		{admit("n2"), map[MemberState]answer{admitted: {nil, admitted}, active: {nil, active}, leaving: {ErrMember, leaving}, gone: {ErrMember, gone}}},
 		{&ActivateNode{nodeID("n2")}, map[MemberState]answer{admitted: {nil, active}, active: {nil, active}, leaving: {ErrMember, leaving}, gone: {ErrMember, gone}}},
 		{&RemoveNode{nodeID("n2")}, map[MemberState]answer{admitted: {nil, leaving}, active: {nil, leaving}, leaving: {nil, leaving}, gone: {ErrMember, gone}}},
 		{&RetireNode{nodeID("n2")}, map[MemberState]answer{admitted: {ErrMember, admitted}, active: {ErrMember, active}, leaving: {nil, gone}, gone: {nil, gone}}},
@@ -256,7 +284,7 @@ func TestMemberStates(t *testing.T) {
 				w := initialized(t)
 				w.join("n2", true, state)
 				since := startTime / second
-				w.clock += second
+				w.clock, w.proposer = w.clock+second, nodeID("n2")
 				if want.err != nil {
 					w.refuse(row.command, want.err, nodeID("n2"))
 				} else {
@@ -292,6 +320,7 @@ func TestUnknownMember(t *testing.T) {
 func TestUpdateMember(t *testing.T) {
 	w := initialized(t)
 	w.join("n2", true, MemberActive)
+	w.proposer = nodeID("n2")
 	update := func(peer, client string) Command {
 		return &UpdateMember{ID: nodeID("n2"), PeerAddress: peer, ClientAddress: client}
 	}
@@ -308,6 +337,18 @@ func TestUpdateMember(t *testing.T) {
 	w.refuse(update("", "x"), ErrInvalid, "must have 1 to 256 bytes")
 	w.refuse(update("x", strings.Repeat("c", 257)), ErrInvalid, "must have 1 to 256 bytes")
 	w.do(update("n1:7001", "n1:7000"))
+}
+
+// TestUpdateMemberOfAnother: only the node itself says where it is.
+func TestUpdateMemberOfAnother(t *testing.T) {
+	w := initialized(t)
+	w.join("n2", true, MemberActive)
+	w.join("n3", true, MemberLeaving)
+	for _, proposer := range []string{firstNode, nodeID("n3"), "n9", "n2", nodeID("n2") + "1"} {
+		w.proposer = proposer
+		w.refuse(&UpdateMember{ID: nodeID("n2"), PeerAddress: "new:7000", ClientAddress: "new:7001"}, ErrMember,
+			fmt.Sprintf("node %s cannot change the addresses of %s", proposer, nodeID("n2")))
+	}
 }
 
 // TestAddressOfATombstone is free again.

@@ -39,7 +39,11 @@ func drawHistory(t *rapid.T) history {
 		if d.oneIn(3) {
 			e = w.request(fmt.Sprintf("r%d", d.upTo(5)), fmt.Sprintf("words %d", d.upTo(1)))
 		}
-		add(w.s.Index()+1+uint64(d.oneOf(0, 0, 0, 1, 5)), w.s.Term()+uint64(d.oneOf(0, 0, 0, 1)), e, d.command()) //nolint:gosec // small and positive
+		c := d.command()
+		if u, ok := c.(*UpdateMember); ok {
+			e.Proposer = d.or(u.ID, firstNode, "n9")
+		}
+		add(w.s.Index()+1+uint64(d.oneOf(0, 0, 0, 1, 5)), w.s.Term()+uint64(d.oneOf(0, 0, 0, 1)), e, c)
 	}
 	h.log = w.log
 	return h
@@ -106,10 +110,12 @@ func (d drawer) command() Command {
 		return initCluster()
 	case "Tick":
 		return &Tick{HashIndex: d.w.s.Index(), Hash: d.w.s.Hash()[d.oneOf(0, 0, 0, 0, 0, 0, 1):]}
+	case "Repeat":
+		return &Repeat{}
 	case "CreateKey":
 		return edited(createKey(d.key()), func(c *CreateKey) {
 			c.Tenant, c.Description, c.Tags = d.tenant(), d.text(), d.tags()
-			c.Generation = uint32(d.oneOf(1, 1, 1, 1, 1, 2)) //nolint:gosec // small and positive
+			c.Generation = uint32(d.oneOf(1, 1, 1, 1, 1, 2))
 		})
 	case "CreateTicket", "AdmitNode", "ActivateNode", "UpdateMember", "RemoveNode", "RetireNode":
 		return d.membership(name)
@@ -118,7 +124,7 @@ func (d drawer) command() Command {
 	case "UpdateAlias":
 		return &UpdateAlias{d.target()}
 	case "DeleteAlias":
-		return &DeleteAlias{d.tenant(), d.alias()}
+		return &DeleteAlias{d.tenant(), d.alias(), d.expect()}
 	}
 	return d.keyCommand(name)
 }
@@ -133,11 +139,11 @@ func (d drawer) keyCommand(name string) Command {
 	case "DisableKey":
 		return &DisableKey{r}
 	case "ScheduleKeyDeletion":
-		return &ScheduleKeyDeletion{r, uint32(d.oneOf(7, 7, 30, 30, 6, 31))} //nolint:gosec // small and positive
+		return &ScheduleKeyDeletion{r, uint32(d.oneOf(7, 7, 30, 30, 6, 31))}
 	case "CancelKeyDeletion":
 		return &CancelKeyDeletion{r}
 	case "RotateKey":
-		c := &RotateKey{KeyRef: r, Version: uint32(2 + d.upTo(2)), Generation: 1, Cause: CauseOnDemand, Token: []byte("token")} //nolint:gosec // small and positive
+		c := &RotateKey{KeyRef: r, Version: uint32(2 + d.upTo(2)), Generation: 1, Cause: CauseOnDemand, Token: []byte("token")}
 		if k, ok := d.w.s.Key(r.ID); ok && !d.oneIn(4) {
 			c.Version = k.Current().Version + 1
 		}
@@ -160,6 +166,8 @@ func (d drawer) membership(name string) Command {
 		return edited(admit(node), func(c *AdmitNode) {
 			c.ID = node + d.word("-00000001", "-00000001", "-00000002")
 			c.PeerAddress = d.or(node+":7000", "n2:7000", "")
+			c.Identity = []byte(d.or(string(c.Identity), "another"))
+			c.Ticket = d.or(c.Ticket, "ticket-n2", "")
 		})
 	case "ActivateNode":
 		return &ActivateNode{nodeID(node)}

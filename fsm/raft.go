@@ -142,9 +142,17 @@ func (m *Machine) Restore(r io.ReadCloser) error {
 	if closing := r.Close(); closing != nil {
 		err = errors.Join(err, fmt.Errorf("%w: closing it: %w", ErrSnapshot, closing))
 	}
+	if err == nil {
+		if broken := s.Check(); broken != nil {
+			err = fmt.Errorf("%w: %w", ErrSnapshot, broken)
+		}
+	}
 	if err != nil {
 		m.stop(err)
 		return err
+	}
+	if present := m.State().Index(); s.Index() < present {
+		return fmt.Errorf("%w: it is of index %d, the state is at %d", ErrSnapshot, s.Index(), present)
 	}
 	m.publish(s)
 	return nil

@@ -87,6 +87,43 @@ func TestRequestRepeated(t *testing.T) {
 	repeat("r2", "disable", &DisableKey{ref(1)}, disabled)
 }
 
+// TestRepeat: what is remembered is answered whatever the command was, to whom it
+// was answered and for the words it was asked with; all else is not found.
+func TestRepeat(t *testing.T) {
+	w := initialized(t)
+	token := edited(createKey(1), func(c *CreateKey) { c.Description = "first" })
+	answers := map[string]Result{
+		"create":  w.ask("create", "words of create", token),
+		"rotate":  w.ask("rotate", "words of rotate", rotateKey(1, 2)),
+		"alias":   w.ask("alias", "words of alias", &CreateAlias{alias("alias/db", 1)}),
+		"delete":  w.ask("delete", "words of delete", deleteAlias("alias/db")),
+		"disable": w.ask("disable", "words of disable", &DisableKey{ref(1)}),
+	}
+	before := records(t, w.s)
+	for id, want := range answers {
+		want.Index = w.s.Index() + 1
+		if got := w.ask(id, "words of "+id, &Repeat{}); got != want {
+			t.Errorf("%s is answered %+v again, want %+v", id, got, want)
+		}
+	}
+	if records(t, w.s) != before {
+		t.Error("a repeat changed records")
+	}
+	w.refuse(&Repeat{}, ErrNotFound, "the request is not remembered")
+	_, err := w.apply(w.request("never", "words"), &Repeat{})
+	wantError(t, err, ErrNotFound, "the request is not remembered")
+	if _, ok := w.s.Request(admin, "never"); ok {
+		t.Error("a repeat of nothing is remembered")
+	}
+	w.ask("never", "words", createKey(2))
+	_, err = w.apply(w.request("create", "other words"), &Repeat{})
+	wantError(t, err, ErrRequestReused, "create")
+	other := w.request("create", "words of create")
+	other.Principal = "spiffe://kms.example/tenant/default/admin/bob"
+	_, err = w.apply(other, &Repeat{})
+	wantError(t, err, ErrNotFound, "the request is not remembered")
+}
+
 func TestRequestReused(t *testing.T) {
 	w := initialized(t)
 	w.ask("r1", "create", createKey(1))
@@ -123,10 +160,10 @@ func remembering(t failer, n int, time func(i int) int64) *world {
 	w := initialized(t)
 	digest := digestOf("old")
 	w.edit(func(t *tx) {
-		t.s.index += uint64(n) //nolint:gosec // a count
+		t.s.index += uint64(n)
 		requests, order := t.s.requests.edit(t), t.s.requestOrder.edit(t)
 		for i := 1; i <= n; i++ {
-			r := &Request{Principal: admin, ID: fmt.Sprintf("old%d", i), Digest: digest, Index: 1 + uint64(i), Time: time(i)} //nolint:gosec // a count
+			r := &Request{Principal: admin, ID: fmt.Sprintf("old%d", i), Digest: digest, Index: 1 + uint64(i), Time: time(i)}
 			requests.Set(r)
 			order.Set(r)
 		}

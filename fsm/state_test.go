@@ -16,7 +16,7 @@ func TestTry(t *testing.T) {
 		initCluster(), createKey(1), createKey(3), create(func(c *CreateKey) { c.Version = 2 }),
 		&DisableKey{ref(1)}, &DisableKey{ref(9)}, &CancelKeyDeletion{ref(1)}, rotateKey(1, 2), rotateKey(1, 3),
 		&ScheduleKeyDeletion{ref(1), 6}, &TagKey{ref(1), tags(0, 50)}, &UpdateAlias{alias("alias/db", 2)},
-		&DeleteAlias{DefaultTenant, "alias/db"}, ticketFor("n2"), admit("n2"), &RemoveNode{firstNode}, &Tick{},
+		deleteAlias("alias/db"), &DeleteAlias{DefaultTenant, "alias/db", 3}, &Repeat{}, ticketFor("n2"), admit("n2"), &RemoveNode{firstNode}, &Tick{},
 	} {
 		got, tried := base.s.Try(c)
 		if !bytes.Equal(snapshotOf(t, base.s), before) {
@@ -51,8 +51,10 @@ func TestRestricted(t *testing.T) {
 		{func() { w.refuse(&CancelKeyDeletion{ref(1)}, ErrNotPendingDeletion, "") }, 6},
 		{func() { w.ask("r1", "", &DisableKey{ref(1)}) }, 8},
 		{func() { w.ask("r1", "", &DisableKey{ref(1)}) }, 9},
-		{func() { w.do(&EnableKey{ref(1)}); w.s = reread(t, w.s) }, 10},
-		{func() { w.do(&EnableKey{ref(1)}) }, 10},
+		{func() { w.ask("r1", "", &Repeat{}) }, 10},
+		{func() { w.refuse(&Repeat{}, ErrNotFound, "") }, 11},
+		{func() { w.do(&EnableKey{ref(1)}); w.s = reread(t, w.s) }, 12},
+		{func() { w.do(&EnableKey{ref(1)}) }, 12},
 	} {
 		step.act()
 		if got := w.s.Restricted(); got != step.want {

@@ -102,10 +102,10 @@ type Raft struct {
 	TrailingLogs      uint64   `yaml:"trailing_logs"`      // entries kept behind a snapshot; default 10240
 }
 
-// Lease is how long a node may answer by itself.
+// Lease says how often the node asks for its lease. How long one lasts is the same
+// for all nodes: it stands in the state, from the founding on.
 type Lease struct {
-	Duration Duration `yaml:"duration"` // default 6s
-	Renew    Duration `yaml:"renew"`    // default 1s
+	Renew Duration `yaml:"renew"` // default 1s; at most a third of the lease
 }
 
 // Limits bound what clients may take.
@@ -180,7 +180,6 @@ func (c *Config) complete() {
 	fill(&c.Raft.SnapshotInterval, Duration(2*time.Minute))
 	fill(&c.Raft.SnapshotThreshold, 8192)
 	fill(&c.Raft.TrailingLogs, 10240)
-	fill(&c.Lease.Duration, Duration(6*time.Second))
 	fill(&c.Lease.Renew, Duration(time.Second))
 	fill(&c.Limits.Connections, 4096)
 	fill(&c.Limits.Handshakes, 256)
@@ -214,7 +213,6 @@ func (c *Config) Check() error {
 	bad(c.HSM.Kind != KindPKCS11 && c.HSM.Kind != KindEmbedded, "hsm.kind %q: want %s or %s", c.HSM.Kind, KindPKCS11, KindEmbedded)
 	bad(c.HSM.Kind == KindPKCS11 && c.HSM.Token == "", "hsm.token is missing: the label of the PKCS#11 token")
 	bad(c.HSM.Kind == KindPKCS11 && (c.HSM.TrustAll || c.HSM.InMemory), "hsm.trust_all and hsm.in_memory are for the embedded partition only")
-	bad(c.Lease.Duration < 2*c.Lease.Renew, "lease.duration must be at least twice lease.renew")
 	bad(c.Log.Format != "text" && c.Log.Format != "json", "log.format %q: want text or json", c.Log.Format)
 	if len(problems) > 0 {
 		return fmt.Errorf("%w: %s", ErrConfig, strings.Join(problems, "; "))
@@ -246,7 +244,7 @@ func (r Raft) timing() cluster.RaftTiming {
 const leaseBatch = 20 * time.Millisecond
 
 func (l Lease) timing() cluster.LeaseTiming {
-	return cluster.LeaseTiming{Duration: time.Duration(l.Duration), Renew: time.Duration(l.Renew), Batch: leaseBatch}
+	return cluster.LeaseTiming{Renew: time.Duration(l.Renew), Batch: leaseBatch}
 }
 
 // maxSecret is the longest secret in a file or variable, in bytes.

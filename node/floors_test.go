@@ -1,6 +1,7 @@
 package node
 
 import (
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -95,7 +96,7 @@ func TestFloors(t *testing.T) {
 // builds without cgo.
 func TestStatic(t *testing.T) {
 	for _, name := range []string{"rpc/client", "rpc/client/envelope", "cli/kmsctl", "cli/kmsd"} {
-		c := exec.Command("go", "build", "-o", t.TempDir(), module+"/"+name)
+		c := exec.Command("go", "build", "-o", os.DevNull, module+"/"+name)
 		c.Env = append(c.Environ(), "CGO_ENABLED=0")
 		if out, err := c.CombinedOutput(); err != nil {
 			t.Errorf("%s without cgo: %v\n%s", name, err, out)

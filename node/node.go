@@ -15,7 +15,6 @@ import (
 
 	"github.com/hashicorp/raft"
 
-	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/hsm/p11"
 	"github.com/quorumkms/quorumkms/hsm/soft"
@@ -76,6 +75,7 @@ type Node struct {
 	log       *slog.Logger
 	partition hsm.Partition
 	keyring   *hsm.Keyring
+	releases  *gate.Releases
 	audit     *audit.Log
 	creds     *transport.Credentials
 	peers     *rpc.Peers
@@ -92,7 +92,7 @@ type Node struct {
 
 // Run runs a node until ctx ends; then it hands over, finishes calls and stops.
 func Run(ctx context.Context, c Config, o Options) error {
-	n := &Node{config: c, options: o, log: o.Log.With("node", c.Name), failed: make(chan error, 8)}
+	n := &Node{config: c, options: o, log: o.Log.With("node", c.Name), failed: make(chan error, 8), releases: gate.NewReleases()}
 	harden(n.log)
 	err := n.open(ctx)
 	if err == nil {
@@ -166,7 +166,7 @@ func (n *Node) openMember(ctx context.Context) error {
 	n.member, err = cluster.Open(ctx, cluster.Config{
 		Name: c.Name, TrustDomain: c.TrustDomain, DataDir: c.DataDir,
 		PeerAddress: c.Peer.Advertise, ClientAddress: c.Client.Advertise, Pin: n.creds.CAKeysHash,
-		Domain: n.partition, Peers: n.peers, Transport: n.raftTransport, Clock: cluster.SystemClock{}, Now: time.Now,
+		Domain: n.partition, Peers: n.peers, Transport: n.raftTransport, HandedOver: n.releases.HandedOver, Clock: cluster.SystemClock{}, Now: time.Now,
 		Raft: c.Raft.timing(), Lease: c.Lease.timing(), Log: n.log, Halt: n.options.Halt,
 	})
 	if err != nil {
@@ -178,11 +178,28 @@ func (n *Node) openMember(ctx context.Context) error {
 	return nil
 }
 
-func (n *Node) raftTransport() (raft.Transport, error) {
+func (n *Node) raftTransport(proof func(role string, channel []byte) []byte) (raft.Transport, error) {
 	return transport.NewRaftTransport(transport.RaftConfig{
-		Mux: n.peerMux, Credentials: n.creds, Advertise: n.config.Peer.Advertise, Logger: n.log,
+		Mux: n.peerMux, Credentials: n.creds, Advertise: n.config.Peer.Advertise, Logger: n.log, Proof: proof, Allow: n.notRemoved,
 		ServerIdentity: func(address raft.ServerAddress) (string, bool) { return n.peerName(string(address)) },
 	})
+}
+
+// notRemoved refuses nodes that this one knows to be removed.
+func (n *Node) notRemoved(id transport.Identity) error {
+	if m := n.opened.Load(); m != nil && m.Removed(id.Name) {
+		return fmt.Errorf("%w: %s", cluster.ErrRemoved, id)
+	}
+	return nil
+}
+
+// isMember refuses nodes that this one does not know to be members.
+func (n *Node) isMember(id transport.Identity) error {
+	m := n.opened.Load()
+	if m == nil || !m.State().Initialized() || m.State().MemberByName(id.Name) != nil {
+		return nil
+	}
+	return fmt.Errorf("%s is no member", id)
 }
 
 // peerName tells which member lives at an address; nobody is known while the
@@ -197,7 +214,7 @@ func (n *Node) peerName(address string) (string, bool) {
 
 func (n *Node) wire() {
 	service := kms.New(kms.Config{
-		Log: n.member, Fresh: n.member, Keys: n.partition, Deriver: n.keyring, Audit: n.audit,
+		Log: n.member, Fresh: n.member, Keys: n.partition, Deriver: n.keyring, Audit: n.audit, Out: n.releases,
 		Now: time.Now, Clock: cluster.SystemClock{}.Now,
 	})
 	n.server = rpc.NewServer(rpc.Config{
@@ -245,7 +262,7 @@ func (n *Node) serve(ctx context.Context) error {
 	var err error
 	n.gossip, err = transport.StartGossip(ctx, transport.GossipConfig{
 		Name: n.member.ID(), Credentials: n.creds, Mux: n.peerMux, Advertise: n.config.Peer.Advertise,
-		Join: n.member.OtherPeers, Logger: n.log,
+		Join: n.member.OtherPeers, Logger: n.log, Allow: n.isMember,
 	})
 	if err != nil {
 		return fmt.Errorf("gossip: %w", err)
@@ -353,7 +370,7 @@ func (n *Node) join(ctx context.Context) error {
 			n.log.Info("joined the cluster", "cluster", token.Cluster)
 			return nil
 		}
-		if permanent(err) {
+		if cluster.Permanent(err) {
 			return err
 		}
 		n.log.Warn("not joined yet, trying again", "error", err)
@@ -363,11 +380,6 @@ func (n *Node) join(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
-}
-
-// permanent tells whether trying to join again with the same token is pointless.
-func permanent(err error) bool {
-	return errors.Is(err, fsm.ErrTicket) || errors.Is(err, fsm.ErrMember) || errors.Is(err, cluster.ErrJoin) || errors.Is(err, hsm.ErrRefused)
 }
 
 func (n *Node) tellFingerprint(w cluster.JoinWaiting) {

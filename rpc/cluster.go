@@ -67,7 +67,7 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 	out.Members = each(st.Members, func(m cluster.MemberStatus) *pb.Member {
 		return &pb.Member{
 			RaftId: m.ID, Name: m.Name, PeerAddress: m.PeerAddress, ClientAddress: m.ClientAddress, State: memberStates[m.State],
-			Voter: m.Votes, Leader: m.Leader, Reachable: m.ID == st.ID || s.node.Reachable(m.ID), AppliedIndex: m.Applied,
+			Voter: m.Votes, Leader: m.Leader, Reachable: m.ID == st.ID || m.Heard || s.node.Reachable(m.ID), AppliedIndex: m.Applied,
 			Since: date(m.Since), IdentityFingerprint: hsm.Fingerprint(m.Identity),
 		}
 	})
@@ -105,20 +105,41 @@ func (s *clusterServer) hsm() *pb.HsmStatus {
 
 func (s *clusterServer) Init(ctx context.Context, r *pb.InitRequest) (*pb.InitResponse, error) {
 	c := call(ctx, r)
-	return kms.Operate(ctx, s.kms, "Init", r.GetAdministrator(), c, nil, func(ctx context.Context, _ kms.Propose) (*pb.InitResponse, error) {
-		admin, err := transport.ParseIdentity(r.GetAdministrator())
-		if err != nil || admin.Class != transport.ClassAdmin || admin.Tenant != fsm.DefaultTenant || admin.TrustDomain != s.node.TrustDomain {
-			return nil, fmt.Errorf("%w: administrator %q: want spiffe://%s/tenant/%s/admin/<name>", fsm.ErrInvalid, r.GetAdministrator(), s.node.TrustDomain, fsm.DefaultTenant)
-		}
-		if !r.GetNoRecovery() {
-			return nil, fmt.Errorf("%w: this release makes no recovery copy of the domain key: if every node's HSM token is lost, so is all data; say no_recovery (--no-recovery) to accept that", fsm.ErrInvalid)
-		}
-		id, err := s.member.Found(ctx, cluster.Founding{Operator: c.Caller.Principal, Administrator: admin.String()})
-		if err != nil {
-			return nil, err
-		}
-		return &pb.InitResponse{ClusterId: id.String(), RaftId: s.member.ID(), IndexToken: kms.IndexToken(s.member.State())}, nil
+	answer := func(id string) (*pb.InitResponse, error) {
+		return &pb.InitResponse{ClusterId: id, RaftId: s.member.ID(), IndexToken: kms.IndexToken(s.member.State())}, nil
+	}
+	lease := cluster.DefaultLease
+	if r.GetLeaseDuration() != nil {
+		lease = r.GetLeaseDuration().AsDuration()
+	}
+	return kms.Operate(ctx, s.kms, kms.Operation[*pb.InitResponse]{
+		Name: "Init", Target: r.GetAdministrator(), Call: c, Params: []any{r.GetAdministrator(), lease},
+		Check:  func() error { return s.checkInit(r, lease) },
+		Repeat: func(first fsm.Result) (*pb.InitResponse, error) { return answer(first.ID) },
+		Run: func(ctx context.Context, p fsm.Proposal, _ kms.Propose) (*pb.InitResponse, error) {
+			id, err := s.member.Found(ctx, cluster.Founding{
+				Operator: p.Principal, Administrator: r.GetAdministrator(), Lease: lease, Request: p.Request, Digest: p.Digest,
+			})
+			if err != nil {
+				return nil, err
+			}
+			return answer(id.String())
+		},
 	})
+}
+
+func (s *clusterServer) checkInit(r *pb.InitRequest, lease time.Duration) error {
+	admin, err := transport.ParseIdentity(r.GetAdministrator())
+	if err != nil || admin.Class != transport.ClassAdmin || admin.Tenant != fsm.DefaultTenant || admin.TrustDomain != s.node.TrustDomain {
+		return fmt.Errorf("%w: administrator %.200q: want spiffe://%s/tenant/%s/admin/<name>", fsm.ErrInvalid, r.GetAdministrator(), s.node.TrustDomain, fsm.DefaultTenant)
+	}
+	if ms := lease.Milliseconds(); ms < fsm.MinLeaseMillis || ms > fsm.MaxLeaseMillis {
+		return fmt.Errorf("%w: lease of %s: must be %d ms to %d ms", fsm.ErrInvalid, lease, fsm.MinLeaseMillis, fsm.MaxLeaseMillis)
+	}
+	if !r.GetNoRecovery() {
+		return fmt.Errorf("%w: this release makes no recovery copy of the domain key: if every node's HSM token is lost, so is all data; say no_recovery (--no-recovery) to accept that", fsm.ErrInvalid)
+	}
+	return nil
 }
 
 func (s *clusterServer) Invite(ctx context.Context, r *pb.InviteRequest) (*pb.InviteResponse, error) {
@@ -126,51 +147,82 @@ func (s *clusterServer) Invite(ctx context.Context, r *pb.InviteRequest) (*pb.In
 	if r.GetValidFor() != nil {
 		validFor = r.GetValidFor().AsDuration()
 	}
-	params := []any{r.GetNodeName(), validFor, r.GetNonVoter()}
-	return kms.Operate(ctx, s.kms, "Invite", r.GetNodeName(), call(ctx, r), params, func(ctx context.Context, propose kms.Propose) (*pb.InviteResponse, error) {
-		if validFor < time.Second || validFor > kms.MaxInvitation {
-			return nil, fmt.Errorf("%w: an invitation valid for %s: must be 1s to %s", fsm.ErrInvalid, validFor, kms.MaxInvitation)
-		}
-		token, t, err := s.member.Invite(ctx, cluster.Invitation{Name: r.GetNodeName(), ValidFor: validFor, Voter: !r.GetNonVoter()}, propose)
-		if err != nil {
-			return nil, err
-		}
-		self, _ := s.member.State().Member(s.member.ID())
-		return &pb.InviteResponse{
-			JoinToken: token.String(), TicketId: t.ID, Expires: date(t.Expires),
-			PeerAddresses: append([]string{self.PeerAddress}, s.member.OtherPeers()...),
-			IndexToken:    kms.IndexToken(s.member.State()),
-		}, nil
+	return kms.Operate(ctx, s.kms, kms.Operation[*pb.InviteResponse]{
+		Name: "Invite", Target: r.GetNodeName(), Call: call(ctx, r), Params: []any{r.GetNodeName(), validFor, r.GetNonVoter()},
+		Check: func() error {
+			if validFor < time.Second || validFor > kms.MaxInvitation {
+				return fmt.Errorf("%w: an invitation valid for %s: must be 1s to %s", fsm.ErrInvalid, validFor, kms.MaxInvitation)
+			}
+			return s.member.MayInvite(r.GetNodeName())
+		},
+		Repeat: func(first fsm.Result) (*pb.InviteResponse, error) {
+			return nil, fmt.Errorf("%w: this request made ticket %s before; its token was shown once and is stored nowhere: invite again with a new request id", fsm.ErrExists, first.ID)
+		},
+		Run: func(ctx context.Context, _ fsm.Proposal, propose kms.Propose) (*pb.InviteResponse, error) {
+			token, t, err := s.member.Invite(ctx, cluster.Invitation{Name: r.GetNodeName(), ValidFor: validFor, Voter: !r.GetNonVoter()}, propose)
+			if err != nil {
+				return nil, err
+			}
+			self, _ := s.member.State().Member(s.member.ID())
+			return &pb.InviteResponse{
+				JoinToken: token.String(), TicketId: t.ID, Expires: date(t.Expires),
+				PeerAddresses: append([]string{self.PeerAddress}, s.member.OtherPeers()...),
+				IndexToken:    kms.IndexToken(s.member.State()),
+			}, nil
+		},
 	})
 }
 
 func (s *clusterServer) Remove(ctx context.Context, r *pb.RemoveRequest) (*pb.RemoveResponse, error) {
-	return kms.Operate(ctx, s.kms, "Remove", r.GetNode(), call(ctx, r), r.GetNode(), func(ctx context.Context, propose kms.Propose) (*pb.RemoveResponse, error) {
-		m, err := s.member.Find(r.GetNode())
-		if err != nil {
-			return nil, err
-		}
-		if err := s.member.Remove(ctx, m.ID, propose); err != nil {
-			return nil, err
-		}
-		return &pb.RemoveResponse{RaftId: m.ID, IndexToken: kms.IndexToken(s.member.State())}, nil
-	})
-}
-
-func (s *clusterServer) TransferLeadership(ctx context.Context, r *pb.TransferLeadershipRequest) (*pb.TransferLeadershipResponse, error) {
-	return kms.Operate(ctx, s.kms, "TransferLeadership", r.GetNode(), call(ctx, r), r.GetNode(), func(ctx context.Context, _ kms.Propose) (*pb.TransferLeadershipResponse, error) {
-		to := ""
-		if r.GetNode() != "" {
+	answer := func(id string) (*pb.RemoveResponse, error) {
+		return &pb.RemoveResponse{RaftId: id, IndexToken: kms.IndexToken(s.member.State())}, nil
+	}
+	return kms.Operate(ctx, s.kms, kms.Operation[*pb.RemoveResponse]{
+		Name: "Remove", Target: r.GetNode(), Call: call(ctx, r), Params: r.GetNode(),
+		Check: func() error {
+			_, err := s.member.Find(r.GetNode())
+			return err
+		},
+		Repeat: func(first fsm.Result) (*pb.RemoveResponse, error) {
+			if err := s.member.WaitGone(ctx, first.ID); err != nil {
+				return nil, err
+			}
+			return answer(first.ID)
+		},
+		Run: func(ctx context.Context, _ fsm.Proposal, propose kms.Propose) (*pb.RemoveResponse, error) {
 			m, err := s.member.Find(r.GetNode())
 			if err != nil {
 				return nil, err
 			}
-			to = m.ID
-		}
-		leader, err := s.member.TransferLeadership(ctx, to)
-		if err != nil {
-			return nil, err
-		}
-		return &pb.TransferLeadershipResponse{LeaderId: leader, IndexToken: kms.IndexToken(s.member.State())}, nil
+			if err := s.member.Remove(ctx, m.ID, propose); err != nil {
+				return nil, err
+			}
+			return answer(m.ID)
+		},
+	})
+}
+
+func (s *clusterServer) TransferLeadership(ctx context.Context, r *pb.TransferLeadershipRequest) (*pb.TransferLeadershipResponse, error) {
+	to := ""
+	return kms.Operate(ctx, s.kms, kms.Operation[*pb.TransferLeadershipResponse]{
+		Name: "TransferLeadership", Target: r.GetNode(), Call: call(ctx, r), Params: r.GetNode(),
+		Check: func() error {
+			if r.GetNode() == "" {
+				return nil
+			}
+			m, err := s.member.Find(r.GetNode())
+			if err == nil {
+				to = m.ID
+			}
+			return err
+		},
+		Repeat: func(fsm.Result) (*pb.TransferLeadershipResponse, error) { return nil, fsm.ErrRequestReused },
+		Run: func(ctx context.Context, _ fsm.Proposal, _ kms.Propose) (*pb.TransferLeadershipResponse, error) {
+			leader, err := s.member.TransferLeadership(ctx, to)
+			if err != nil {
+				return nil, err
+			}
+			return &pb.TransferLeadershipResponse{LeaderId: leader, IndexToken: kms.IndexToken(s.member.State())}, nil
+		},
 	})
 }

@@ -43,6 +43,7 @@ var table = []struct {
 	{cluster.ErrNoLeader, codes.Unavailable, pb.Reason_REASON_NO_LEADER},
 	{cluster.ErrBusy, codes.ResourceExhausted, pb.Reason_REASON_BUSY},
 	{cluster.ErrShutdown, codes.Unavailable, pb.Reason_REASON_SHUTTING_DOWN},
+	{cluster.ErrInitialized, codes.FailedPrecondition, pb.Reason_REASON_ALREADY_INITIALIZED},
 	{cluster.ErrJoin, codes.FailedPrecondition, pb.Reason_REASON_MEMBERSHIP_REFUSED},
 
 	{hsm.ErrCorrupt, codes.FailedPrecondition, pb.Reason_REASON_KEY_MATERIAL_CORRUPT},

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/peer"
@@ -33,7 +34,7 @@ func (w *joinerWire) Send(m cluster.JoinMessage) error {
 	case cluster.JoinProof:
 		r.Step = &peerpb.JoinRequest_Proof{Proof: &peerpb.JoinProof{
 			TicketId: x.TicketID, RaftId: x.RaftID, Name: x.Name, PeerAddress: x.PeerAddress, ClientAddress: x.ClientAddress,
-			Identity: x.Identity, TransferKey: x.Transfer.SPKI, TransferSignature: x.Transfer.Signature,
+			Identity: x.Identity, TransferKey: x.Transfer.SPKI, TransferSignature: x.Transfer.Signature, OaepHash: uint32(x.Transfer.OAEPHash),
 			HoldsGeneration: x.HoldsGeneration, TicketSignature: x.TicketSignature, IdentitySignature: x.IdentitySignature,
 		}}
 	case cluster.JoinPossession:
@@ -129,17 +130,25 @@ func (w *donorWire) Receive() (cluster.JoinMessage, error) {
 		}
 		return h, nil
 	case *peerpb.JoinRequest_Proof:
-		p := x.Proof
-		return cluster.JoinProof{
-			TicketID: p.GetTicketId(), RaftID: p.GetRaftId(), Name: p.GetName(),
-			PeerAddress: p.GetPeerAddress(), ClientAddress: p.GetClientAddress(), Identity: p.GetIdentity(),
-			Transfer:        hsm.Transfer{SPKI: p.GetTransferKey(), Signature: p.GetTransferSignature()},
-			HoldsGeneration: p.GetHoldsGeneration(), TicketSignature: p.GetTicketSignature(), IdentitySignature: p.GetIdentitySignature(),
-		}, nil
+		return proofFrom(x.Proof)
 	case *peerpb.JoinRequest_Possession:
 		return cluster.JoinPossession{Proof: x.Possession.GetProof()}, nil
 	}
 	return nil, fmt.Errorf("%w: a message this release does not know", cluster.ErrJoin)
+}
+
+func proofFrom(p *peerpb.JoinProof) (cluster.JoinMessage, error) {
+	if p.GetOaepHash() > math.MaxUint8 {
+		return nil, fmt.Errorf("%w: an oaep hash numbered %d", cluster.ErrJoin, p.GetOaepHash())
+	}
+	return cluster.JoinProof{
+		TicketID: p.GetTicketId(), RaftID: p.GetRaftId(), Name: p.GetName(),
+		PeerAddress: p.GetPeerAddress(), ClientAddress: p.GetClientAddress(), Identity: p.GetIdentity(),
+		Transfer: hsm.Transfer{
+			SPKI: p.GetTransferKey(), OAEPHash: uint8(p.GetOaepHash()), Signature: p.GetTransferSignature(), //nolint:gosec // checked above
+		},
+		HoldsGeneration: p.GetHoldsGeneration(), TicketSignature: p.GetTicketSignature(), IdentitySignature: p.GetIdentitySignature(),
+	}, nil
 }
 
 func (w *donorWire) Channel() (cluster.Channel, error) {
@@ -164,11 +173,9 @@ func streamState(ctx context.Context) (tls.ConnectionState, error) {
 	return state, nil
 }
 
-const exporterSize = 32
-
 // channel names the connection by its exporter value and both ends' keys.
 func channel(state tls.ConnectionState, donor, joiner []byte) (cluster.Channel, error) {
-	exporter, err := state.ExportKeyingMaterial(cluster.ExporterLabel, nil, exporterSize)
+	exporter, err := state.ExportKeyingMaterial(cluster.ExporterLabel, nil, cluster.ExporterSize)
 	if err != nil {
 		return cluster.Channel{}, err
 	}

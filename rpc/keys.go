@@ -118,7 +118,7 @@ func (s *keyServer) UpdateAlias(ctx context.Context, r *pb.UpdateAliasRequest) (
 }
 
 func (s *keyServer) DeleteAlias(ctx context.Context, r *pb.DeleteAliasRequest) (*pb.DeleteAliasResponse, error) {
-	_, st, err := s.kms.DeleteAlias(ctx, call(ctx, r), r.GetAliasName())
+	_, st, err := s.kms.DeleteAlias(ctx, call(ctx, r), r.GetAliasName(), r.GetExpectedRevision())
 	if err != nil {
 		return nil, err
 	}

@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"google.golang.org/grpc/codes"
@@ -39,19 +38,19 @@ func (s *peerServer) asMember(ctx context.Context, raftID string) error {
 	return nil
 }
 
-// asLivingMember is asMember for what a removed node may not do any more.
-func (s *peerServer) asLivingMember(ctx context.Context, raftID string) error {
+// asActiveMember is asMember for what neither a joining nor a removed node may do.
+func (s *peerServer) asActiveMember(ctx context.Context, raftID string) error {
 	if err := s.asMember(ctx, raftID); err != nil {
 		return err
 	}
-	if m, _ := s.member.State().Member(raftID); !m.Alive() {
-		return fmt.Errorf("%w: %s", cluster.ErrRemoved, raftID)
+	if m, _ := s.member.State().Member(raftID); !m.Serves() {
+		return fmt.Errorf("%w: %s is %s", kms.ErrDenied, raftID, m.State)
 	}
 	return nil
 }
 
 func (s *peerServer) Propose(ctx context.Context, r *peerpb.ProposeRequest) (*peerpb.ProposeResponse, error) {
-	if err := s.asLivingMember(ctx, r.GetProposer()); err != nil {
+	if err := s.asActiveMember(ctx, r.GetProposer()); err != nil {
 		return nil, err
 	}
 	command, err := fsm.DecodeCommand(r.GetCommand(), r.GetBody())
@@ -76,7 +75,7 @@ func (s *peerServer) Lease(ctx context.Context, r *peerpb.LeaseRequest) (*peerpb
 }
 
 func (s *peerServer) Ack(ctx context.Context, r *peerpb.AckRequest) (*peerpb.AckResponse, error) {
-	if err := s.asLivingMember(ctx, r.GetNode()); err != nil {
+	if err := s.asActiveMember(ctx, r.GetNode()); err != nil {
 		return nil, err
 	}
 	return &peerpb.AckResponse{}, s.member.HandleAck(r.GetNode(), r.GetAppliedIndex())
@@ -87,8 +86,8 @@ func (s *peerServer) TransferLeadership(ctx context.Context, r *peerpb.TransferR
 	if err != nil {
 		return nil, err
 	}
-	if !s.member.IsMember(caller.Name) {
-		return nil, fmt.Errorf("%w: %s is no member", kms.ErrDenied, caller.Principal)
+	if m := s.member.State().MemberByName(caller.Name); m == nil || !m.Serves() {
+		return nil, fmt.Errorf("%w: %s is no active member", kms.ErrDenied, caller.Principal)
 	}
 	leader, err := s.member.HandleTransfer(ctx, r.GetNode())
 	return &peerpb.TransferResponse{LeaderId: leader, Failure: failure(err)}, nil
@@ -106,9 +105,6 @@ func (s *peerServer) Join(stream peerpb.PeerService_JoinServer) error {
 	}
 	if err == nil {
 		return nil
-	}
-	if cluster.Code(err) == "" && !errors.Is(err, context.Canceled) {
-		err = fmt.Errorf("%w: %w", cluster.ErrJoin, err)
 	}
 	return stream.Send(&peerpb.JoinResponse{Step: &peerpb.JoinResponse_Failure{Failure: failure(err)}})
 }

@@ -11,10 +11,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/status"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/cluster"
@@ -115,11 +113,9 @@ func (p *Peers) Propose(ctx context.Context, address string, x fsm.Proposal, pro
 	case err == nil:
 		return fsm.Result{Index: r.GetIndex(), ID: r.GetId(), Version: r.GetVersion()}, failed(r.GetFailure())
 	case notSent(err):
-		return fsm.Result{}, fmt.Errorf("%w: %w", cluster.ErrNoLeader, err)
-	case status.Code(err) == codes.Canceled && ctx.Err() == nil:
-		return fsm.Result{}, fmt.Errorf("%w: %w", cluster.ErrOutcomeUnknown, err)
+		return fsm.Result{}, fmt.Errorf("%w: the leader does not take it: %v", cluster.ErrNoLeader, err) //nolint:errorlint // its code is not ours
 	}
-	return fsm.Result{}, fmt.Errorf("%w: the leader's answer was lost: %w", cluster.ErrOutcomeUnknown, err)
+	return fsm.Result{}, fmt.Errorf("%w: the leader's answer was lost: %v", cluster.ErrOutcomeUnknown, err) //nolint:errorlint // its code is not ours
 }
 
 // Lease implements cluster.Peers.
@@ -156,7 +152,7 @@ func (p *Peers) TransferLeadership(ctx context.Context, address, node string) (s
 	}
 	r, err := c.TransferLeadership(ctx, &peerpb.TransferRequest{Node: node})
 	if err != nil {
-		return "", fmt.Errorf("%w: %w", cluster.ErrNoLeader, err)
+		return "", fmt.Errorf("%w: %v", cluster.ErrNoLeader, err) //nolint:errorlint // its code is not ours
 	}
 	return r.GetLeaderId(), failed(r.GetFailure())
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -40,8 +41,11 @@ const (
 	handshakeTimeout = 5 * time.Second
 	// callTimeout is the deadline of a call that brings none.
 	callTimeout = 30 * time.Second
-	keepaliveAt = 30 * time.Second
-	minPing     = 5 * time.Second
+	// maxCallTimeout is the longest a call may take, whatever its deadline.
+	maxCallTimeout = 2 * time.Minute
+	keepaliveAt    = 30 * time.Second
+	idleAtMost     = 10 * time.Minute
+	minPing        = 5 * time.Second
 )
 
 // Config is what the servers need.
@@ -62,18 +66,23 @@ type Server struct {
 	peers   *grpc.Server
 	health  *health.Server
 	config  Config
+
+	anonymous pacer
 }
 
 // NewServer makes the servers; Serve starts them.
 func NewServer(c Config) *Server {
 	s := &Server{config: c, health: health.NewServer()}
-	s.clients = grpc.NewServer(append(options(), grpc.ChainUnaryInterceptor(s.errors, s.authenticate))...)
+	s.clients = grpc.NewServer(append(options(),
+		grpc.StatsHandler(handOver{}),
+		grpc.ChainUnaryInterceptor(s.errors, s.authenticate),
+		grpc.ChainStreamInterceptor(s.streamErrors, s.authenticateStream))...)
 	pb.RegisterKeyServiceServer(s.clients, &keyServer{kms: c.KMS})
 	pb.RegisterCryptoServiceServer(s.clients, &cryptoServer{kms: c.KMS})
 	pb.RegisterClusterServiceServer(s.clients, &clusterServer{kms: c.KMS, member: c.Member, node: c.Node})
 	healthpb.RegisterHealthServer(s.clients, s.health)
 	reflection.Register(s.clients)
-	s.peers = grpc.NewServer(append(options(), grpc.ChainUnaryInterceptor(s.errors))...)
+	s.peers = grpc.NewServer(append(options(), grpc.UnaryInterceptor(s.errors), grpc.StreamInterceptor(s.streamErrors))...)
 	peerpb.RegisterPeerServiceServer(s.peers, &peerServer{member: c.Member, kms: c.KMS, announce: c.Announce, own: c.Credentials})
 	return s
 }
@@ -83,7 +92,8 @@ func options() []grpc.ServerOption {
 		grpc.Creds(acceptedTLS{}),
 		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
 		grpc.MaxConcurrentStreams(MaxStreams), grpc.MaxHeaderListSize(maxHeader), grpc.ConnectionTimeout(handshakeTimeout),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveAt, Timeout: keepaliveAt}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveAt, Timeout: keepaliveAt, MaxConnectionIdle: idleAtMost}),
+		grpc.WaitForHandlers(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 	}
 }
@@ -141,16 +151,17 @@ func (s *Server) errors(ctx context.Context, r any, info *grpc.UnaryServerInfo, 
 			answer, err = nil, status.Error(codes.Internal, "internal error; the node's log says more")
 		}
 	}()
+	limit := maxCallTimeout
 	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, callTimeout)
-		defer cancel()
+		limit = callTimeout
 	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	answer, err = next(ctx, r)
 	if err == nil {
 		return answer, nil
 	}
-	if _, ok := status.FromError(err); ok {
+	if _, direct := err.(interface{ GRPCStatus() *status.Status }); direct { //nolint:errorlint // what is wrapped has another meaning here
 		return nil, err
 	}
 	translated := toStatus(err, s.config.Member.OtherClients)
@@ -163,12 +174,74 @@ func (s *Server) errors(ctx context.Context, r any, info *grpc.UnaryServerInfo, 
 // authenticate finds out who calls, once for every call; a call without an
 // identity goes no further, whatever it is.
 func (s *Server) authenticate(ctx context.Context, r any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	caller, err := callerOf(ctx)
+	caller, err := s.identify(ctx, info.FullMethod)
 	if err != nil {
-		name := info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:]
-		return nil, s.config.KMS.Refuse(name, kms.Call{Caller: kms.Caller{Principal: "anonymous", Source: sourceOf(ctx)}}, err)
+		return nil, err
 	}
 	return next(withCaller(ctx, caller), r)
+}
+
+// authenticateStream is authenticate for health watches and reflection.
+func (s *Server) authenticateStream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	if _, err := s.identify(stream.Context(), info.FullMethod); err != nil {
+		return err
+	}
+	return next(server, stream)
+}
+
+// streamErrors is errors for streams.
+func (s *Server) streamErrors(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.config.Log.Error("a stream panicked", "method", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
+			err = status.Error(codes.Internal, "internal error; the node's log says more")
+		}
+	}()
+	err = next(server, stream)
+	if _, direct := err.(interface{ GRPCStatus() *status.Status }); direct { //nolint:errorlint // what is wrapped has another meaning here
+		return err
+	}
+	return toStatus(err, nil)
+}
+
+// identify returns the caller; calls of nobody are recorded as refused, a second's
+// worth of them together.
+func (s *Server) identify(ctx context.Context, method string) (kms.Caller, error) {
+	caller, err := callerOf(ctx)
+	if err == nil {
+		return caller, nil
+	}
+	unrecorded, due := s.anonymous.due(time.Now())
+	if !due {
+		return caller, err
+	}
+	if unrecorded > 0 {
+		err = fmt.Errorf("%w (and %d calls like it before)", err, unrecorded)
+	}
+	name := method[strings.LastIndexByte(method, '/')+1:]
+	return caller, s.config.KMS.Refuse(name, kms.Call{Caller: kms.Caller{Principal: "anonymous", Source: sourceOf(ctx)}}, err)
+}
+
+// anonymousEvery bounds what callers without a certificate can put into the audit
+// trail.
+const anonymousEvery = time.Second
+
+// pacer lets one event through each anonymousEvery and counts the others.
+type pacer struct {
+	mu     sync.Mutex
+	last   time.Time
+	missed int
+}
+
+func (p *pacer) due(now time.Time) (missed int, due bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now.Sub(p.last) < anonymousEvery {
+		p.missed++
+		return 0, false
+	}
+	missed, p.last, p.missed = p.missed, now, 0
+	return missed, true
 }
 
 // acceptedTLS is the credentials of listeners whose connections have completed

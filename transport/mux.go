@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -60,12 +61,13 @@ type Mux struct {
 	// a protocol, and why. It must not block.
 	Refused func(remote net.Addr, err error)
 
-	creds  *Credentials
-	limits Limits
-	ln     net.Listener
-	conns  connSet // accepted TCP connections, until closed
-	slots  chan struct{}
-	done   chan struct{}
+	creds     *Credentials
+	limits    Limits
+	ln        net.Listener
+	conns     connSet      // accepted TCP connections, until closed
+	anonymous atomic.Int64 // connections without a certificate
+	slots     chan struct{}
+	done      chan struct{}
 
 	mu        sync.Mutex
 	closed    bool
@@ -232,7 +234,33 @@ func (m *Mux) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	return m.creds.accepting([]string{protocols[0].alpn}, nil, tls.RequireAnyClientCert), nil
 }
 
+// Limits of connections without a certificate: they may ask to be told so, no more.
+const (
+	maxAnonymous      = 64
+	anonymousLifetime = 10 * time.Second
+)
+
+// limitAnonymous keeps connections without a certificate few and short.
+func (m *Mux) limitAnonymous(conn *Conn) error {
+	if len(conn.ConnectionState().PeerCertificates) > 0 {
+		return nil
+	}
+	if m.anonymous.Add(1) > maxAnonymous {
+		m.anonymous.Add(-1)
+		return fmt.Errorf("%w: %d have no certificate", ErrLimit, maxAnonymous)
+	}
+	timer := time.AfterFunc(anonymousLifetime, func() { _ = conn.Close() })
+	conn.onClose(func() {
+		timer.Stop()
+		m.anonymous.Add(-1)
+	})
+	return nil
+}
+
 func (m *Mux) deliver(conn *Conn) error {
+	if err := m.limitAnonymous(conn); err != nil {
+		return err
+	}
 	alpn := conn.ConnectionState().NegotiatedProtocol
 	m.mu.Lock()
 	i := slices.IndexFunc(m.protocols, func(p *protocol) bool { return p.alpn == alpn })

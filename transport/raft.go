@@ -2,11 +2,15 @@ package transport
 
 import (
 	"context"
+	"crypto/hmac"
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"io"
 	"log"
 	"log/slog"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -17,7 +21,7 @@ const (
 	DefaultRaftPool = 3
 	// DefaultRaftTimeout bounds one message of Raft and its answer; snapshots get
 	// it once for every 256 KiB.
-	DefaultRaftTimeout = 10 * time.Second
+	DefaultRaftTimeout = 3 * time.Second
 )
 
 // RaftConfig is what NewRaftTransport needs. Zero fields marked optional take
@@ -35,6 +39,11 @@ type RaftConfig struct {
 	// Allow, optional, refuses nodes that may no longer speak Raft, such as removed
 	// ones. It is asked at each incoming connection.
 	Allow func(Identity) error
+	// Proof, optional, gives what an end of a connection in that role ("dialer",
+	// "acceptor") must show to belong to the cluster: proofSize bytes that depend on
+	// channel, the connection's exporter value. Both ends compute both proofs. A node
+	// certificate alone then speaks no Raft.
+	Proof func(role string, channel []byte) []byte
 	// Pool, optional, is the number of idle connections kept to a peer.
 	Pool int
 	// Timeout, optional, bounds one message and its answer.
@@ -97,7 +106,10 @@ func (l *raftLayer) Accept() (net.Conn, error) {
 	if err := l.conns.track(c); err != nil {
 		return nil, err
 	}
-	return c, nil
+	if l.config.Proof == nil {
+		return c, nil
+	}
+	return &provenConn{Conn: c, proof: l.config.Proof}, nil
 }
 
 // Dial implements raft.StreamLayer.
@@ -111,7 +123,75 @@ func (l *raftLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net
 	if err := l.conns.track(c); err != nil {
 		return nil, err
 	}
+	if l.config.Proof != nil {
+		if err := exchange(c, l.config.Proof, true, timeout); err != nil {
+			return nil, errors.Join(fmt.Errorf("%s: %w", address, err), c.Close())
+		}
+	}
 	return c, nil
+}
+
+// provenConn is an accepted connection whose other end proves itself before the
+// first byte is read: in the goroutine that reads, so that a slow stranger keeps
+// nobody waiting.
+type provenConn struct {
+	*Conn
+	proof func(role string, channel []byte) []byte
+	once  sync.Once
+	err   error
+}
+
+// Read implements net.Conn.
+func (c *provenConn) Read(b []byte) (int, error) {
+	c.once.Do(func() {
+		if c.err = exchange(c.Conn, c.proof, false, proofTimeout); c.err != nil {
+			c.err = errors.Join(c.err, c.Conn.Close())
+		}
+	})
+	if c.err != nil {
+		return 0, c.err
+	}
+	return c.Conn.Read(b)
+}
+
+const (
+	proofSize    = 32 // bytes
+	proofTimeout = 5 * time.Second
+	proofLabel   = "EXPORTER-quorumkms-raft-v1"
+	roleDialer   = "dialer"
+	roleAcceptor = "acceptor"
+)
+
+// exchange shows this end's proof and checks the other's. The dialer begins.
+func exchange(c *Conn, proof func(role string, channel []byte) []byte, dialer bool, timeout time.Duration) error {
+	state := c.ConnectionState()
+	channel, err := state.ExportKeyingMaterial(proofLabel, nil, proofSize)
+	if err != nil {
+		return err
+	}
+	if err := c.SetDeadline(time.Now().Add(timeout)); err != nil {
+		return err
+	}
+	show := func(role string) error {
+		_, err := c.Write(proof(role, channel))
+		return err
+	}
+	check := func(role string) error {
+		got := make([]byte, proofSize)
+		if _, err := io.ReadFull(c, got); err != nil {
+			return err
+		}
+		if !hmac.Equal(got, proof(role, channel)) {
+			return fmt.Errorf("%w: it does not know the cluster's log key", ErrPeer)
+		}
+		return nil
+	}
+	if dialer {
+		err = errors.Join(show(roleDialer), check(roleAcceptor))
+	} else if err = check(roleDialer); err == nil {
+		err = show(roleAcceptor)
+	}
+	return errors.Join(err, c.SetDeadline(time.Time{}))
 }
 
 // expect accepts the member that lives at address.

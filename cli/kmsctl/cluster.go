@@ -28,6 +28,7 @@ func (a *app) clusterCommand() *cobra.Command {
 func (a *app) clusterInit() *cobra.Command {
 	var administrator string
 	var noRecovery bool
+	var lease time.Duration
 	c := &cobra.Command{
 		Use:   "init",
 		Short: "Make a node the first member of a new cluster",
@@ -39,7 +40,10 @@ invite.
 
 --administrator is the first key administrator of the tenant "default".
 --no-recovery accepts that the domain key has no recovery copy: with the last
-member's HSM partition, every key of the cluster is lost.`,
+member's HSM partition, every key of the cluster is lost.
+--lease is how long a node may go on answering after it lost touch with the leader,
+the same for all nodes: longer rides out longer elections, shorter makes the first
+restriction after a node's death return sooner.`,
 		Example: "  kmsctl cluster init --addresses kms1.example.org:7443 --administrator spiffe://kms.example.org/tenant/default/admin/alice",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, _ []string) error {
 			if _, _, found := strings.Cut(a.value(setAddresses), ","); found {
@@ -49,7 +53,8 @@ member's HSM partition, every key of the cluster is lost.`,
 				return usagef("--administrator %q: want %s", administrator, adminForm)
 			}
 			r, err := kms.Cluster().Init(ctx, &quorumkmsv1.InitRequest{
-				Administrator: administrator, NoRecovery: noRecovery, DryRun: a.dryRun, RequestId: a.requestID,
+				Administrator: administrator, NoRecovery: noRecovery, LeaseDuration: durationpb.New(lease),
+				DryRun: a.dryRun, RequestId: a.requestID,
 			})
 			if err != nil {
 				return err
@@ -65,6 +70,7 @@ member's HSM partition, every key of the cluster is lost.`,
 	}
 	c.Flags().StringVar(&administrator, "administrator", "", "SPIFFE URI of the first key administrator, "+adminForm)
 	c.Flags().BoolVar(&noRecovery, "no-recovery", false, "accept that the domain key has no recovery copy")
+	c.Flags().DurationVar(&lease, "lease", 6*time.Second, "how long a node may answer by itself, 1s to 60s")
 	return a.mutates(c)
 }
 

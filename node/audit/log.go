@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 )
@@ -20,7 +21,10 @@ const (
 	// syncEvery bounds what a loss of power can take: records are handed to the
 	// kernel before the answer leaves and to the disk within this time.
 	syncEvery = 50 * time.Millisecond
-	// maxLine is the longest record, in bytes; a torn one is looked for within it.
+	// maxField and maxContext bound, in bytes, what callers can put into a record.
+	maxField   = 2 << 10
+	maxContext = 8 << 10
+	// maxLine is longer than any record, in bytes: a character may take six.
 	maxLine = 256 << 10
 	// FileName is the trail's file in the audit directory.
 	FileName = "audit.log"
@@ -118,8 +122,7 @@ func (l *Log) Record(e Event) error {
 		return l.broken
 	}
 	e.Time, e.Node, e.Sequence = l.now().UTC(), l.node, l.sequence+1
-	l.buf.Reset()
-	if err := json.NewEncoder(&l.buf).Encode(&e); err != nil {
+	if err := l.encode(&e); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	if _, err := l.file.Write(l.buf.Bytes()); err != nil {
@@ -128,6 +131,26 @@ func (l *Log) Record(e Event) error {
 	}
 	l.sequence, l.dirty = e.Sequence, true
 	return nil
+}
+
+// encode puts a record into the buffer; what callers made too long is clipped.
+func (l *Log) encode(e *Event) error {
+	for _, field := range []*string{
+		&e.Name, &e.RequestID, &e.Principal, &e.Tenant, &e.Source, &e.KeyID, &e.Alias, &e.Target, &e.DecidedBy, &e.Reason,
+	} {
+		if len(*field) > maxField {
+			*field = strings.ToValidUTF8((*field)[:maxField], "") + "… (clipped)"
+		}
+	}
+	size := 0
+	for k, v := range e.Context {
+		size += len(k) + len(v)
+	}
+	if size > maxContext {
+		e.Context = map[string]string{"(clipped)": fmt.Sprintf("%d pairs, %d bytes", len(e.Context), size)}
+	}
+	l.buf.Reset()
+	return json.NewEncoder(&l.buf).Encode(e)
 }
 
 // Healthy is nil while records can be written.

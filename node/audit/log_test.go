@@ -143,3 +143,21 @@ func TestUnwritable(t *testing.T) {
 	close(l.stop)
 	<-l.done
 }
+
+// TestOversizedRecord: what a caller makes too long is clipped, and the trail opens
+// again behind it.
+func TestOversizedRecord(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, dir)
+	long := strings.Repeat("\x01", 1<<20)
+	if err := l.Record(Event{Name: "Status", Tenant: long, Reason: long, Context: map[string]string{long: long}}); err != nil {
+		t.Fatal(err)
+	}
+	shut(t, l)
+	l = open(t, dir)
+	shut(t, l)
+	events := read(t, dir)
+	if len(events) != 1 || !strings.HasSuffix(events[0].Tenant, "(clipped)") || len(events[0].Context) != 1 {
+		t.Fatalf("%d records", len(events))
+	}
+}

@@ -20,7 +20,8 @@ type stage string
 
 const (
 	stageNew          stage = "new"
-	stageInitializing stage = "initializing" // nothing was acknowledged yet
+	stageInitializing stage = "initializing" // founding: nothing was acknowledged yet
+	stageEntering     stage = "entering"     // joined; Raft may or may not have run under this id
 	stageMember       stage = "member"
 )
 
@@ -37,6 +38,7 @@ type identity struct {
 const (
 	identityFile     = "node.json"
 	raftDir          = "raft"
+	raftFile         = "raft.db"
 	incarnationBytes = 8
 )
 
@@ -66,6 +68,9 @@ func openIdentity(dir, name string) (identity, error) {
 	}
 	if id.Name != name {
 		return identity{}, fmt.Errorf("%w %s belongs to node %s, not %s", ErrDataDir, dir, id.Name, name)
+	}
+	if _, err := os.Stat(filepath.Join(dir, raftDir, raftFile)); id.Stage == stageMember && err != nil {
+		return identity{}, fmt.Errorf("%w %s: its log is missing, and with it this node's votes (%w): start with an empty directory and join anew", ErrDataDir, dir, err)
 	}
 	if id.Stage == stageInitializing {
 		id.Stage, id.Cluster = stageNew, uuid.Nil

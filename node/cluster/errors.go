@@ -22,6 +22,8 @@ var (
 	ErrRemoved = errors.New("this node was removed from the cluster")
 	// ErrJoin means: the other side refused, or failed a proof, while joining.
 	ErrJoin = errors.New("joining refused")
+	// ErrInitialized means: this node belongs to a cluster already.
+	ErrInitialized = errors.New("already initialized")
 	// ErrDataDir means: the data directory cannot be used.
 	ErrDataDir = errors.New("data directory")
 	// ErrStorage means: Raft's disk failed; the process must end.
@@ -40,6 +42,7 @@ var coded = []struct {
 	{"BUSY", ErrBusy},
 	{"REMOVED", ErrRemoved},
 	{"JOIN", ErrJoin},
+	{"NO_LEADER", ErrShutdown}, // another node takes over
 }
 
 // Code names the sentinel that err wraps, for the wire; "" if there is none.

@@ -18,11 +18,12 @@ func testToken() JoinToken {
 		Cluster: uuid.MustParse("11111111-2222-4333-8444-555555555555"),
 		Ticket:  ed25519.NewKeyFromSeed(bytes.Repeat([]byte{7}, ed25519.SeedSize)),
 		Pin:     bytes.Repeat([]byte{9}, 32),
+		LogKey:  [16]byte{1, 2, 3},
 	}
 }
 
 // goldenToken pins the format: a token printed by one release is read by the next.
-const goldenToken = "AEIRCEIREIREGM4EIRKVKVKVKVKQOBYHA4DQOBYHA4DQOBYHA4DQOBYHA4DQOBYHA4DQOBYHA4DQOBYJBEEQSCIJBEEQSCIJBEEQSCIJBEEQSCIJBEEQSCIJBEEQSCIJBEBX5T4E"
+const goldenToken = "AEIRCEIREIREGM4EIRKVKVKVKVKQOBYHA4DQOBYHA4DQOBYHA4DQOBYHA4DQOBYHA4DQOBYHA4DQOBYJBEEQSCIJBEEQSCIJBEEQSCIJBEEQSCIJBEEQSCIJBEEQSCIJBEAQEAYAAAAAAAAAAAAAAAAAAAAIBTLM34"
 
 func TestJoinToken(t *testing.T) {
 	text := testToken().String()
@@ -34,7 +35,7 @@ func TestJoinToken(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := testToken(); got.Cluster != want.Cluster || !got.Ticket.Equal(want.Ticket) || !bytes.Equal(got.Pin, want.Pin) {
+		if want := testToken(); got.Cluster != want.Cluster || !got.Ticket.Equal(want.Ticket) || !bytes.Equal(got.Pin, want.Pin) || got.LogKey != want.LogKey {
 			t.Fatalf("read %+v", got)
 		}
 	}
@@ -106,6 +107,15 @@ func TestIdentity(t *testing.T) {
 	}
 	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("its log is still there: %v", err)
+	}
+
+	// A member without its log has forgotten its votes.
+	id.Stage = stageMember
+	if err := id.save(dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openIdentity(dir, "kms-1"); !errors.Is(err, ErrDataDir) || !strings.Contains(err.Error(), "log is missing") {
+		t.Fatalf("log lost: %v", err)
 	}
 
 	// A lost identity beside a log is damage, never a new node on an old log.

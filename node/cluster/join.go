@@ -95,13 +95,17 @@ type JoinStream interface {
 
 // Channel is what is unique to one TLS connection.
 type Channel struct {
-	Exporter  []byte // RFC 8446 exporter under ExporterLabel, no context, 32 bytes
+	Exporter  []byte // RFC 8446 exporter under ExporterLabel, no context, ExporterSize bytes
 	DonorKey  []byte // SHA-256 of the donor's TLS key (SPKI)
 	JoinerKey []byte // SHA-256 of the joiner's
 }
 
-// ExporterLabel is the label of Channel's exporter value.
-const ExporterLabel = "EXPORTER-quorumkms-join-v1"
+// ExporterLabel is the label of Channel's exporter value, ExporterSize its length in
+// bytes.
+const (
+	ExporterLabel = "EXPORTER-quorumkms-join-v1"
+	ExporterSize  = 32
+)
 
 const (
 	joinLabel   = "quorumkms/join/v1"
@@ -112,8 +116,8 @@ const (
 
 // JoinTranscript is what the joiner signs: label, cluster 16, ticket's public key
 // 32, SHA-256 of both TLS keys, nonce 32, exporter 32, then, each with its length
-// u16, raft id, name, both addresses, identity key, transfer key; and the
-// generation it holds, u32.
+// u16, raft id, name, both addresses, identity key, transfer key; the OAEP hash the
+// transfer key asks for, u8; and the generation it holds, u32.
 func JoinTranscript(cluster fsm.ID, ticket ed25519.PublicKey, ch Channel, nonce []byte, p JoinProof) []byte {
 	b := []byte(joinLabel)
 	for _, fixed := range [][]byte{cluster[:], ticket, ch.DonorKey, ch.JoinerKey, nonce, ch.Exporter} {
@@ -122,9 +126,10 @@ func JoinTranscript(cluster fsm.ID, ticket ed25519.PublicKey, ch Channel, nonce 
 	for _, v := range [][]byte{
 		[]byte(p.RaftID), []byte(p.Name), []byte(p.PeerAddress), []byte(p.ClientAddress), p.Identity, p.Transfer.SPKI,
 	} {
-		b = binary.BigEndian.AppendUint16(b, uint16(len(v))) //nolint:gosec // messages are bounded to 64 KiB
+		b = binary.BigEndian.AppendUint16(b, uint16(len(v))) //nolint:gosec // check bounds them
 		b = append(b, v...)
 	}
+	b = append(b, p.Transfer.OAEPHash)
 	return binary.BigEndian.AppendUint32(b, p.HoldsGeneration)
 }
 
@@ -158,13 +163,36 @@ func (m *Member) Join(ctx context.Context, j Joining) error {
 		}
 		failures = append(failures, fmt.Errorf("through %s: %w", address, err))
 	}
+	if len(failures) == 0 {
+		return fmt.Errorf("%w: join.addresses names this node only", ErrJoin)
+	}
+	for _, err := range failures {
+		if !Permanent(err) {
+			return &retryable{errors.Join(failures...)}
+		}
+	}
 	return errors.Join(failures...)
 }
 
+// Permanent tells whether trying to join again with the same token is pointless.
+func Permanent(err error) bool {
+	var again *retryable
+	return !errors.As(err, &again) &&
+		(errors.Is(err, fsm.ErrTicket) || errors.Is(err, fsm.ErrMember) || errors.Is(err, ErrJoin) || errors.Is(err, hsm.ErrRefused))
+}
+
+// retryable wraps failures of which at least one may pass.
+type retryable struct{ error }
+
+func (r *retryable) Unwrap() error { return r.error }
+
 func (m *Member) enter(ctx context.Context, cluster fsm.ID) error {
 	id := m.identity
-	id.Cluster = cluster
-	if err := id.clear(m.config.DataDir); err != nil {
+	if err := id.clear(m.config.DataDir); err != nil { // Raft has never run under this id
+		return err
+	}
+	id.Cluster, id.Stage = cluster, stageEntering
+	if err := id.save(m.config.DataDir); err != nil {
 		return err
 	}
 	e, err := m.start(ctx, cluster, false)
@@ -189,6 +217,9 @@ func (m *Member) joinThrough(ctx context.Context, j Joining, address string) (er
 	if err != nil {
 		return err
 	}
+	if len(challenge.Nonce) != joinNonce {
+		return fmt.Errorf("%w: a nonce of %d bytes", ErrJoin, len(challenge.Nonce))
+	}
 	channel, err := stream.Channel()
 	if err != nil {
 		return err
@@ -203,6 +234,9 @@ func (m *Member) joinThrough(ctx context.Context, j Joining, address string) (er
 	transfer, err := awaitTransfer(stream, j.Waiting)
 	if err != nil {
 		return err
+	}
+	if !j.Token.names(transfer.Generation) {
+		return fmt.Errorf("%w: the donor's domain key is not that of the cluster that sent the invitation", ErrJoin)
 	}
 	if proof.HoldsGeneration != transfer.Generation.Number {
 		if _, err := m.config.Domain.Import(ctx, transfer.Message, hsm.ImportExpectation{
@@ -238,9 +272,12 @@ func (m *Member) prove(ctx context.Context, token JoinToken, challenge JoinChall
 	if len(held) > 0 {
 		p.HoldsGeneration = held[len(held)-1].Number
 	}
-	if p.Transfer, err = m.config.Domain.NewTransfer(ctx); err != nil {
-		return JoinProof{}, fmt.Errorf("making the transfer key: %w", err)
+	if m.transfer.SPKI == nil { // kept over attempts, so that the Security Officer's trust is not lost
+		if m.transfer, err = m.config.Domain.NewTransfer(ctx); err != nil {
+			return JoinProof{}, fmt.Errorf("making the transfer key: %w", err)
+		}
 	}
+	p.Transfer = m.transfer
 	transcript := JoinTranscript(token.Cluster, token.public(), channel, challenge.Nonce, p)
 	p.TicketSignature = ed25519.Sign(token.Ticket, transcript)
 	p.IdentitySignature, err = m.config.Domain.SignIdentity(ctx, transcript)
@@ -318,6 +355,9 @@ func (m *Member) HandleJoin(ctx context.Context, stream JoinStream, peer string,
 
 // admit checks the joiner's proofs and commits AdmitNode.
 func (e *engine) admit(ctx context.Context, cluster fsm.ID, p JoinProof, peer string, channel Channel, nonce []byte) error {
+	if err := p.check(channel, nonce); err != nil {
+		return err
+	}
 	if p.Name != peer {
 		return fmt.Errorf("%w: the certificate is of node %s, the request of %s", ErrJoin, peer, p.Name)
 	}
@@ -332,14 +372,46 @@ func (e *engine) admit(ctx context.Context, cluster fsm.ID, p JoinProof, peer st
 	if err := hsm.VerifyIdentitySignature(p.Identity, transcript, p.IdentitySignature); err != nil {
 		return fmt.Errorf("%w: the HSM key is not the one announced: %w", ErrJoin, err)
 	}
-	if err := hsm.VerifyIdentitySignature(p.Identity, hsm.TransferKeyMessage(p.Transfer.SPKI), p.Transfer.Signature); err != nil {
-		return fmt.Errorf("%w: the transfer key is not signed by the HSM key: %w", ErrJoin, err)
+	if _, err := p.Transfer.Verify(p.Identity); err != nil {
+		return fmt.Errorf("%w: %w", ErrJoin, err)
 	}
 	_, err = e.member.Propose(ctx, fsm.Proposal{Principal: e.principal(), Command: &fsm.AdmitNode{
 		ID: p.RaftID, Name: p.Name, PeerAddress: p.PeerAddress, ClientAddress: p.ClientAddress,
 		Identity: p.Identity, Ticket: p.TicketID, TicketKey: public,
 	}})
 	return err
+}
+
+// Limits of a proof's fields, in bytes; the addresses' and the names' are fsm's.
+const (
+	maxSPKI      = 1024
+	maxSignature = 256
+)
+
+// check bounds what a stranger may send before anything is done with it.
+func (p JoinProof) check(channel Channel, nonce []byte) error {
+	for _, f := range []struct {
+		name          string
+		n, least, top int
+	}{
+		{"ticket id", len(p.TicketID), 1, 64},
+		{"raft id", len(p.RaftID), 1, fsm.MaxRaftID},
+		{"name", len(p.Name), 1, 64},
+		{"peer address", len(p.PeerAddress), 1, fsm.MaxAddress},
+		{"client address", len(p.ClientAddress), 1, fsm.MaxAddress},
+		{"identity key", len(p.Identity), 1, maxSPKI},
+		{"transfer key", len(p.Transfer.SPKI), 1, maxSPKI},
+		{"transfer key's signature", len(p.Transfer.Signature), 1, maxSignature},
+		{"ticket's signature", len(p.TicketSignature), ed25519.SignatureSize, ed25519.SignatureSize},
+		{"identity's signature", len(p.IdentitySignature), 1, maxSignature},
+		{"nonce", len(nonce), joinNonce, joinNonce},
+		{"exporter", len(channel.Exporter), ExporterSize, ExporterSize},
+	} {
+		if f.n < f.least || f.n > f.top {
+			return fmt.Errorf("%w: %s of %d bytes: must be %d to %d", ErrJoin, f.name, f.n, f.least, f.top)
+		}
+	}
+	return nil
 }
 
 // ticketKey finds the public key of the ticket: open, or used by this very node.
@@ -351,7 +423,8 @@ func (e *engine) ticketKey(p JoinProof) (ed25519.PublicKey, error) {
 		}
 		return t.PublicKey, nil
 	}
-	if m, ok := s.Member(p.RaftID); ok && m.Ticket == p.TicketID && m.Alive() && bytes.Equal(m.Identity, p.Identity) {
+	m, ok := s.Member(p.RaftID)
+	if ok && m.Alive() && m.Ticket == p.TicketID && len(m.TicketKey) == ed25519.PublicKeySize && bytes.Equal(m.Identity, p.Identity) {
 		return m.TicketKey, nil
 	}
 	return nil, fmt.Errorf("%w: unknown or used", fsm.ErrTicket)
@@ -405,9 +478,7 @@ func (e *engine) handOver(ctx context.Context, stream JoinStream, cluster fsm.Cl
 func (e *engine) export(ctx context.Context, stream JoinStream, cluster fsm.Cluster, generation uint32, p JoinProof, announce func([]byte) error) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, trustAtMost)
 	defer cancel()
-	if err := announce(p.Transfer.SPKI); err != nil {
-		return nil, err
-	}
+	told := false
 	poll := time.NewTicker(trustPoll)
 	defer poll.Stop()
 	for {
@@ -417,6 +488,12 @@ func (e *engine) export(ctx context.Context, stream JoinStream, cluster fsm.Clus
 		})
 		if !errors.Is(err, hsm.ErrNotTrusted) {
 			return message, err
+		}
+		if !told { // the key is a sound one, only not trusted yet
+			if err := announce(p.Transfer.SPKI); err != nil {
+				return nil, err
+			}
+			told = true
 		}
 		if err := stream.Send(JoinWaiting{Fingerprint: hsm.Fingerprint(p.Transfer.SPKI), DonorName: e.config.Name}); err != nil {
 			return nil, err

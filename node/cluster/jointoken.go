@@ -7,29 +7,40 @@ import (
 	"encoding/base32"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
 )
 
 // A join token is base32 (RFC 4648, no padding) of
 //
-//	version u8 = 1 | cluster id 16 | ticket seed 32 | pin 32 | checksum 4
+//	version u8 = 1 | cluster id 16 | ticket seed 32 | pin 32 | log key check 16 | checksum 4
 //
 // The seed is that of the ticket's Ed25519 key; the state holds the public key
 // only. The pin is SHA-256 of the node CA's keys: the joiner talks to no cluster
-// with another CA. The checksum is the first 4 bytes of SHA-256 of all before it
+// with another CA. The log key check is the check value of the cluster's log root
+// key, the same in every generation of the domain key: a donor that makes up a domain
+// key of its own is found out before it is taken in. The checksum is the first 4 bytes of SHA-256 of all before it
 // and finds typing errors; it protects nothing.
 const (
 	joinTokenVersion = 1
-	joinTokenSize    = 1 + 16 + ed25519.SeedSize + sha256.Size + 4
+	checkSize        = 16
+	joinTokenSize    = 1 + 16 + ed25519.SeedSize + sha256.Size + checkSize + 4
 )
 
 // JoinToken is what a join token says.
 type JoinToken struct {
 	Cluster fsm.ID
 	Ticket  ed25519.PrivateKey
-	Pin     []byte // SHA-256 over the node CA's keys, 32 bytes
+	Pin     []byte          // SHA-256 over the node CA's keys, 32 bytes
+	LogKey  [checkSize]byte // check value of the log root key
+}
+
+// names tells whether a generation is one of the cluster's that sent the token.
+func (t JoinToken) names(g hsm.Generation) bool {
+	return slices.Contains(g.Checks, hsm.KeyCheck{Kind: hsm.KindLog, Value: t.LogKey})
 }
 
 // TicketID is the name of a ticket in the state.
@@ -50,6 +61,7 @@ func (t JoinToken) String() string {
 	b = append(b, t.Cluster[:]...)
 	b = append(b, t.Ticket.Seed()...)
 	b = append(b, t.Pin...)
+	b = append(b, t.LogKey[:]...)
 	sum := sha256.Sum256(b)
 	return joinTokenText.EncodeToString(append(b, sum[:4]...))
 }
@@ -81,5 +93,6 @@ func ParseJoinToken(text string) (JoinToken, error) {
 		Cluster: fsm.ID(b[1:17]),
 		Ticket:  ed25519.NewKeyFromSeed(b[17:49]),
 		Pin:     b[49:81],
+		LogKey:  [checkSize]byte(b[81:97]),
 	}, nil
 }

@@ -20,18 +20,26 @@ import (
 // led when it was asked. A restriction is acknowledged when every lease holder has
 // applied it, or can hold no lease granted before it.
 
-// LeaseTiming is the timing of leases.
+// LeaseTiming is the timing of lease requests. How long a lease lasts stands in the
+// state, so that it is the same for all nodes.
 type LeaseTiming struct {
-	Duration time.Duration // how long a grant is good for, on the lessee's clock
-	Renew    time.Duration // how often it is renewed
-	Batch    time.Duration // how long the leader gathers requests for one tick
+	Renew time.Duration // how often a lease is renewed
+	Batch time.Duration // how long the leader gathers requests for one tick
 }
 
 // driftMargin is how much longer the leader waits than a lease lasts: monotonic
 // clocks' rates within 20 % of each other are covered.
 const driftMargin = 1.25
 
-func (t LeaseTiming) bound() time.Duration { return time.Duration(float64(t.Duration) * driftMargin) }
+// leaseDuration is how long a grant is good for, on the lessee's clock; 0 before
+// the first entry is applied.
+func leaseDuration(s *fsm.State) time.Duration {
+	return time.Duration(s.Cluster().LeaseMillis) * time.Millisecond
+}
+
+func withMargin(lease time.Duration) time.Duration {
+	return time.Duration(float64(lease) * driftMargin)
+}
 
 // LeaseRequest asks the leader for a lease.
 type LeaseRequest struct {
@@ -53,7 +61,7 @@ type LeaseGrant struct {
 
 // lessee keeps this process's leases, in memory only.
 type lessee struct {
-	timing      LeaseTiming
+	duration    func() time.Duration
 	clock       Clock
 	incarnation uint64
 
@@ -68,8 +76,8 @@ type lease struct {
 	min     uint64
 }
 
-func newLessee(t LeaseTiming, c Clock, incarnation uint64) *lessee {
-	l := &lessee{timing: t, clock: c, incarnation: incarnation, sent: map[uint64]time.Duration{}}
+func newLessee(duration func() time.Duration, c Clock, incarnation uint64) *lessee {
+	l := &lessee{duration: duration, clock: c, incarnation: incarnation, sent: map[uint64]time.Duration{}}
 	l.leases.Store(&[]lease{})
 	return l
 }
@@ -78,9 +86,9 @@ func newLessee(t LeaseTiming, c Clock, incarnation uint64) *lessee {
 func (l *lessee) ask() (nonce uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := l.clock.Now()
+	now, duration := l.clock.Now(), l.duration()
 	for n, t := range l.sent {
-		if now-t >= l.timing.Duration {
+		if now-t >= duration {
 			delete(l.sent, n) // its grant would be born expired
 		}
 	}
@@ -100,7 +108,7 @@ func (l *lessee) granted(g LeaseGrant) {
 	}
 	delete(l.sent, g.Nonce)
 	now := l.clock.Now()
-	next := []lease{{expires: sent + l.timing.Duration, min: g.MinIndex}}
+	next := []lease{{expires: sent + l.duration(), min: g.MinIndex}}
 	for _, old := range *l.leases.Load() {
 		if old.expires > now {
 			next = append(next, old)
@@ -124,8 +132,8 @@ func (l *lessee) left(applied uint64) time.Duration {
 // grantor is the leader's side. What it knows lives with the process and only
 // grows; floor belongs to the term of its last own committed entry.
 type grantor struct {
-	timing LeaseTiming
-	clock  Clock
+	duration func() time.Duration
+	clock    Clock
 
 	mu      sync.Mutex
 	bound   map[string]time.Duration // raft id -> when the last lease it may have been granted is over
@@ -136,9 +144,9 @@ type grantor struct {
 	changed chan struct{} // closed and replaced when acked grows
 }
 
-func newGrantor(t LeaseTiming, c Clock) *grantor {
+func newGrantor(duration func() time.Duration, c Clock) *grantor {
 	return &grantor{
-		timing: t, clock: c, changed: make(chan struct{}),
+		duration: duration, clock: c, changed: make(chan struct{}),
 		bound: map[string]time.Duration{}, acked: map[string]uint64{}, heard: map[string]time.Duration{},
 	}
 }
@@ -148,7 +156,7 @@ func (g *grantor) ownTerm(term uint64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if term > g.term {
-		g.term, g.floor = term, g.clock.Now()+g.timing.bound()
+		g.term, g.floor = term, g.clock.Now()+withMargin(g.duration())
 	}
 }
 
@@ -157,7 +165,7 @@ func (g *grantor) ownTerm(term uint64) {
 func (g *grantor) requested(node string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.bound[node] = max(g.bound[node], g.clock.Now()+g.timing.bound())
+	g.bound[node] = max(g.bound[node], g.clock.Now()+withMargin(g.duration()))
 }
 
 // ack notes what a node has applied.
@@ -173,16 +181,26 @@ func (g *grantor) ack(node string, applied uint64) {
 	g.changed = make(chan struct{})
 }
 
-// applied is what a node is known to have applied, and how long ago it was heard
+// progress is what a node is known to have applied, and how long ago it was heard
 // of; ok is false if never.
-func (g *grantor) applied(node string) (index uint64, ago time.Duration, ok bool) {
+func (g *grantor) progress(node string) (index uint64, ago time.Duration, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	at, ok := g.heard[node]
 	return g.acked[node], g.clock.Now() - at, ok
 }
 
-// over is when no lease that a holder may have can be alive any more.
+// overSince tells whether no lease that a holder may have been granted before the
+// given term, or by this node, can be alive any more. It knows nothing before this
+// node has committed an entry of its own in that term.
+func (g *grantor) overSince(node string, term uint64) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.term >= term && g.clock.Now() >= max(g.floor, g.bound[node])
+}
+
+// over is when no lease that a holder may have can be alive any more. It holds
+// right after this node has committed an entry of its own.
 func (g *grantor) over(node string) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -235,8 +253,8 @@ func leaseHolders(s *fsm.State) []string {
 	return out
 }
 
-// ticket is a lease request that waits for the next tick.
-type ticket struct {
+// waiter is a lease request that waits for the next tick.
+type waiter struct {
 	request LeaseRequest
 	answer  chan leaseAnswer // buffered
 }
@@ -255,23 +273,23 @@ func (m *Member) HandleLease(ctx context.Context, r LeaseRequest) (LeaseGrant, e
 	}
 	s := e.machine.State()
 	member, ok := s.Member(r.Node)
-	if ok && !member.Serves() && member.State != fsm.MemberAdmitted {
-		return LeaseGrant{}, fmt.Errorf("%w: %s is %s", ErrRemoved, r.Node, member.State)
+	if ok && !member.Alive() && !e.inRaft(r.Node) {
+		return LeaseGrant{}, fmt.Errorf("%w: %s", ErrRemoved, r.Node)
 	}
 	if !e.leads() {
 		return LeaseGrant{}, e.noLeader()
 	}
 	if !ok || !member.Serves() {
-		return LeaseGrant{}, fmt.Errorf("%w: %s is no active member yet", fsm.ErrMember, r.Node)
+		return LeaseGrant{}, fmt.Errorf("%w: %s is no active member", fsm.ErrMember, r.Node)
 	}
 	if r.Epoch != s.Cluster().RecoveryEpoch {
 		return LeaseGrant{}, fmt.Errorf("%w: %s is of recovery epoch %d, the cluster of %d", fsm.ErrMember, r.Node, r.Epoch, s.Cluster().RecoveryEpoch)
 	}
 	e.grantor.ack(r.Node, r.Applied)
 	e.grantor.requested(r.Node)
-	t := ticket{request: r, answer: make(chan leaseAnswer, 1)}
+	t := waiter{request: r, answer: make(chan leaseAnswer, 1)}
 	select {
-	case e.tickets <- t:
+	case e.waiters <- t:
 	case <-ctx.Done():
 		return LeaseGrant{}, ctx.Err()
 	case <-e.ctx.Done():
@@ -300,9 +318,9 @@ func (m *Member) HandleAck(node string, applied uint64) error {
 // grantLoop gathers lease requests and commits one tick for each batch.
 func (e *engine) grantLoop() {
 	for {
-		var batch []ticket
+		var batch []waiter
 		select {
-		case t := <-e.tickets:
+		case t := <-e.waiters:
 			batch = append(batch, t)
 		case <-e.ctx.Done():
 			return
@@ -310,7 +328,7 @@ func (e *engine) grantLoop() {
 		gather := time.NewTimer(e.config.Lease.Batch)
 		for open := true; open; {
 			select {
-			case t := <-e.tickets:
+			case t := <-e.waiters:
 				batch = append(batch, t)
 			case <-gather.C:
 				open = false
@@ -323,7 +341,7 @@ func (e *engine) grantLoop() {
 	}
 }
 
-func (e *engine) tick(batch []ticket) {
+func (e *engine) tick(batch []waiter) {
 	s := e.machine.State()
 	result, err := e.commit(e.ctx, fsm.Proposal{
 		Command:   &fsm.Tick{HashIndex: s.Index(), Hash: s.Hash()},
@@ -366,13 +384,13 @@ func (e *engine) renewLoop() {
 
 func (e *engine) renew() {
 	defer func() { <-e.renewals }()
-	ctx, cancel := context.WithTimeout(e.ctx, e.config.Lease.Duration)
+	ctx, cancel := context.WithTimeout(e.ctx, max(e.config.Lease.Renew, e.lessee.duration()))
 	defer cancel()
 	nonce := e.lessee.ask()
 	s := e.machine.State()
 	grant, err := e.askLease(ctx, LeaseRequest{
 		Node: e.id, Incarnation: e.lessee.incarnation, Nonce: nonce,
-		Applied: s.Index(), Hash: s.Hash(), Wall: e.config.Now().UnixNano(), Epoch: s.Cluster().RecoveryEpoch,
+		Applied: min(e.settled.Load(), s.Index()), Hash: s.Hash(), Wall: e.config.Now().UnixNano(), Epoch: s.Cluster().RecoveryEpoch,
 	})
 	if err != nil {
 		e.log.Debug("no lease granted", "error", err)
@@ -386,19 +404,36 @@ func (e *engine) askLease(ctx context.Context, r LeaseRequest) (LeaseGrant, erro
 	address, id := e.leader()
 	switch id {
 	case "":
-		return LeaseGrant{}, e.noLeader()
+		return e.askAnyone(ctx, r)
 	case e.id:
 		return e.member.HandleLease(ctx, r)
 	}
 	return e.config.Peers.Lease(ctx, address, r)
 }
 
-// ackLoop tells the leader of every restriction that this node has applied.
+// askAnyone asks the other nodes in turn while no leader is known: none grants, but
+// a node that was removed while it was cut off learns it so.
+func (e *engine) askAnyone(ctx context.Context, r LeaseRequest) (LeaseGrant, error) {
+	others := e.member.OtherPeers()
+	if len(others) == 0 {
+		return LeaseGrant{}, e.noLeader()
+	}
+	return e.config.Peers.Lease(ctx, others[r.Nonce%uint64(len(others))], r)
+}
+
+// ackLoop follows the state: for each one it waits until no result that was checked
+// on an earlier one is on its way out (R0), and tells the leader if it restricts.
 func (e *engine) ackLoop() {
 	var told uint64
 	for {
 		changed := e.machine.Changed()
 		s := e.machine.State()
+		if s.Index() > e.settled.Load() {
+			if e.config.HandedOver(e.ctx) != nil {
+				return
+			}
+			e.settled.Store(s.Index())
+		}
 		if restricted := s.Restricted(); restricted > told {
 			if e.tellApplied(s.Index()) {
 				told = restricted

@@ -26,13 +26,15 @@ func (c *handClock) advance(d time.Duration) {
 	c.now += d
 }
 
-var testTiming = LeaseTiming{Duration: 4 * time.Second, Renew: time.Second, Batch: time.Millisecond}
+const testLease = 4 * time.Second
+
+func lasting(d time.Duration) func() time.Duration { return func() time.Duration { return d } }
 
 // TestLeaseCountsFromTheRequest: a grant that was long on its way is as old as its
 // request.
 func TestLeaseCountsFromTheRequest(t *testing.T) {
 	clock := &handClock{now: time.Hour}
-	l := newLessee(testTiming, clock, 7)
+	l := newLessee(lasting(testLease), clock, 7)
 	nonce := l.ask()
 	clock.advance(3 * time.Second)
 	l.granted(LeaseGrant{Incarnation: 7, Nonce: nonce, MinIndex: 10})
@@ -54,19 +56,19 @@ func TestGrantsThatDoNotCount(t *testing.T) {
 		"never asked":         func(*lessee, *handClock) LeaseGrant { return LeaseGrant{Incarnation: 7, Nonce: 99} },
 		"asked too long ago": func(l *lessee, clock *handClock) LeaseGrant {
 			n := l.ask()
-			clock.advance(testTiming.Duration)
+			clock.advance(testLease)
 			l.ask()
 			return LeaseGrant{Incarnation: 7, Nonce: n}
 		},
 		"answered before": func(l *lessee, clock *handClock) LeaseGrant {
 			g := LeaseGrant{Incarnation: 7, Nonce: l.ask()}
 			l.granted(g)
-			clock.advance(testTiming.Duration)
+			clock.advance(testLease)
 			return g
 		},
 	} {
 		clock := &handClock{now: time.Hour}
-		l := newLessee(testTiming, clock, 7)
+		l := newLessee(lasting(testLease), clock, 7)
 		l.granted(f(l, clock))
 		if got := l.left(1 << 60); got > 0 {
 			t.Errorf("%s: %s are left", name, got)
@@ -78,7 +80,7 @@ func TestGrantsThatDoNotCount(t *testing.T) {
 // that is not applied yet.
 func TestLeasesAreASet(t *testing.T) {
 	clock := &handClock{now: time.Hour}
-	l := newLessee(testTiming, clock, 1)
+	l := newLessee(lasting(testLease), clock, 1)
 	l.granted(LeaseGrant{Incarnation: 1, Nonce: l.ask(), MinIndex: 5})
 	clock.advance(time.Second)
 	l.granted(LeaseGrant{Incarnation: 1, Nonce: l.ask(), MinIndex: 9})
@@ -100,7 +102,7 @@ func settle(t *testing.T, g *grantor, holders []string, index uint64) <-chan err
 
 func TestSettleWaitsForAcks(t *testing.T) {
 	clock := &handClock{now: time.Hour}
-	g := newGrantor(testTiming, clock)
+	g := newGrantor(lasting(testLease), clock)
 	g.requested("a")
 	g.requested("b")
 	done := settle(t, g, []string{"a", "b"}, 10)
@@ -119,7 +121,7 @@ func TestSettleWaitsForAcks(t *testing.T) {
 
 func TestSettleWaitsForExpiry(t *testing.T) {
 	clock := &handClock{now: time.Hour}
-	g := newGrantor(LeaseTiming{Duration: 40 * time.Millisecond}, clock)
+	g := newGrantor(lasting(40*time.Millisecond), clock)
 	g.requested("a")
 	deadline := g.over("a")
 	clock.advance(deadline - time.Hour - time.Nanosecond)
@@ -140,7 +142,7 @@ func TestSettleWaitsForExpiry(t *testing.T) {
 // entry itself and is not waited for.
 func TestSettleDeadlinesAreTakenOnce(t *testing.T) {
 	clock := &handClock{now: time.Hour}
-	g := newGrantor(LeaseTiming{Duration: 40 * time.Millisecond}, clock)
+	g := newGrantor(lasting(40*time.Millisecond), clock)
 	g.requested("a")
 	first := g.over("a")
 	done := settle(t, g, []string{"a"}, 10)
@@ -162,12 +164,12 @@ func TestSettleDeadlinesAreTakenOnce(t *testing.T) {
 // a bound once recorded is never lowered or cleared.
 func TestFloor(t *testing.T) {
 	clock := &handClock{now: time.Hour}
-	g := newGrantor(testTiming, clock)
+	g := newGrantor(lasting(testLease), clock)
 	if g.over("a") != 0 {
 		t.Fatal("something to wait for before any term")
 	}
 	g.ownTerm(3)
-	w := testTiming.bound()
+	w := withMargin(testLease)
 	if got := g.over("a"); got != time.Hour+w {
 		t.Fatalf("floor at %s, want %s", got, time.Hour+w)
 	}
@@ -187,8 +189,30 @@ func TestFloor(t *testing.T) {
 	}
 }
 
+// TestOverSince: a leader that has committed nothing in its term does not know which
+// leases its predecessors granted (and a removed node would be let go too early).
+func TestOverSince(t *testing.T) {
+	clock := &handClock{now: time.Hour}
+	g := newGrantor(lasting(testLease), clock)
+	if g.overSince("a", 3) {
+		t.Fatal("over before anything was committed")
+	}
+	g.ownTerm(3)
+	clock.advance(withMargin(testLease) - 1)
+	if g.overSince("a", 3) {
+		t.Fatal("over before the floor")
+	}
+	clock.advance(1)
+	if !g.overSince("a", 3) {
+		t.Fatal("not over at the floor")
+	}
+	if g.overSince("a", 5) {
+		t.Fatal("over by the floor of an earlier term")
+	}
+}
+
 func TestSettleCancelled(t *testing.T) {
-	g := newGrantor(testTiming, &handClock{now: time.Hour})
+	g := newGrantor(lasting(testLease), &handClock{now: time.Hour})
 	g.requested("a")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

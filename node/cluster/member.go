@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -9,6 +10,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -59,14 +61,19 @@ type Config struct {
 	ClientAddress string // where clients reach it
 	Pin           func() []byte
 
-	Domain    Domain
-	Peers     Peers
-	Transport func() (raft.Transport, error) // made once, when the node is a member
-	Clock     Clock
-	Now       func() time.Time
-	Raft      RaftTiming
-	Lease     LeaseTiming
-	Log       *slog.Logger
+	Domain Domain
+	Peers  Peers
+	// Transport is called once, when the node is a member. proof is what an end of a
+	// connection in a role must show to belong to the cluster (transport.RaftConfig).
+	Transport func(proof func(role string, channel []byte) []byte) (raft.Transport, error)
+	// HandedOver returns when every result whose checks began before the call has been
+	// handed over or wiped (gate.Releases).
+	HandedOver func(context.Context) error
+	Clock      Clock
+	Now        func() time.Time
+	Raft       RaftTiming
+	Lease      LeaseTiming
+	Log        *slog.Logger
 	// Halt is called when this node must not go on: its storage failed, its log
 	// cannot be applied, or it was removed. It should end the process.
 	Halt func(error)
@@ -76,11 +83,13 @@ type Config struct {
 // most calls answer fsm.ErrNotInitialized.
 type Member struct {
 	config Config
+	id     string // raft id
 
 	mu       sync.Mutex
 	identity identity
 	running  *engine
-	busy     bool // founding or joining
+	transfer hsm.Transfer // of the one who has reserved joining
+	busy     bool         // founding or joining
 	closed   bool
 	empty    *fsm.State
 }
@@ -98,11 +107,17 @@ type engine struct {
 	transport raft.Transport
 	lessee    *lessee
 	grantor   *grantor
+	settled   atomic.Uint64 // index that this node has applied and of whose predecessors no result is on its way out
 
-	tickets       chan ticket
+	waiters       chan waiter
 	renewals      chan struct{} // bounds lease requests under way
 	proposals     chan struct{} // bounds commands that wait
 	leaderChanged chan struct{}
+
+	leaderMu    sync.Mutex
+	leaderMoved chan struct{} // closed and replaced when the leader changes
+
+	nextAddress time.Duration // when noteAddress may try again; of dutyLoop alone
 
 	transferMu sync.Mutex
 	timedOut   map[string]uint64 // raft id -> term in which a transfer to it timed out
@@ -121,9 +136,13 @@ func Open(ctx context.Context, c Config) (*Member, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Member{config: c, identity: id, empty: fsm.NewState()}
-	if id.Stage == stageMember {
-		if m.running, err = m.start(ctx, id.Cluster, false); err != nil {
+	m := &Member{config: c, id: id.RaftID, identity: id, empty: fsm.NewState()}
+	if id.Stage == stageMember || id.Stage == stageEntering {
+		e, err := m.start(ctx, id.Cluster, false)
+		if err != nil {
+			return nil, err
+		}
+		if err := m.become(e, id); err != nil {
 			return nil, err
 		}
 	}
@@ -131,7 +150,7 @@ func Open(ctx context.Context, c Config) (*Member, error) {
 }
 
 // ID is the node's raft id.
-func (m *Member) ID() string { return m.identity.RaftID }
+func (m *Member) ID() string { return m.id }
 
 // Joined tells whether the node belongs to a cluster.
 func (m *Member) Joined() bool {
@@ -182,16 +201,18 @@ func (m *Member) start(ctx context.Context, cluster fsm.ID, bootstrap bool) (*en
 		return nil, err
 	}
 	e := &engine{
-		member: m, config: c, id: m.identity.RaftID, logKey: key, log: c.Log,
+		member: m, config: c, id: m.id, logKey: key, log: c.Log,
 		machine:       fsm.NewMachine(key, c.Halt),
-		lessee:        newLessee(c.Lease, c.Clock, binary.BigEndian.Uint64(random[:])),
-		grantor:       newGrantor(c.Lease, c.Clock),
-		tickets:       make(chan ticket, fsm.MaxMembers),
+		waiters:       make(chan waiter, fsm.MaxMembers),
 		renewals:      make(chan struct{}, maxRenewals),
 		proposals:     make(chan struct{}, maxProposals),
 		leaderChanged: make(chan struct{}, 1),
+		leaderMoved:   make(chan struct{}),
 		timedOut:      map[string]uint64{},
 	}
+	duration := func() time.Duration { return leaseDuration(e.machine.State()) }
+	e.lessee = newLessee(duration, c.Clock, binary.BigEndian.Uint64(random[:]))
+	e.grantor = newGrantor(duration, c.Clock)
 	if err := e.startRaft(bootstrap); err != nil {
 		return nil, err
 	}
@@ -209,14 +230,14 @@ func (e *engine) startRaft(bootstrap bool) error {
 	dir := filepath.Join(c.DataDir, raftDir)
 	logger := raftLogger(c.Log)
 	var err error
-	if e.store, err = openStore(filepath.Join(dir, "raft.db"), c.Halt); err != nil {
+	if e.store, err = openStore(filepath.Join(dir, raftFile), c.Halt); err != nil {
 		return err
 	}
 	snapshots, err := raft.NewFileSnapshotStoreWithLogger(dir, retainSnapshots, logger)
 	if err != nil {
 		return errors.Join(fmt.Errorf("%w: snapshots: %w", ErrDataDir, err), e.store.Close())
 	}
-	if e.transport, err = c.Transport(); err != nil {
+	if e.transport, err = c.Transport(e.proof); err != nil {
 		return errors.Join(err, e.store.Close())
 	}
 	rc := raft.DefaultConfig()
@@ -254,7 +275,12 @@ func (e *engine) closeStores() error {
 	return errors.Join(err, e.store.Close())
 }
 
-// watchLeader wakes the lease when the leader changes.
+// proof shows that this node knows the cluster's log key, on one connection.
+func (e *engine) proof(role string, channel []byte) []byte {
+	return e.logKey.Prove("quorumkms/raft/v1/"+role, channel)
+}
+
+// watchLeader wakes the lease and who waits for the leader when it changes.
 func (e *engine) watchLeader() {
 	seen := make(chan raft.Observation, 16)
 	observer := raft.NewObserver(seen, false, func(o *raft.Observation) bool {
@@ -267,6 +293,10 @@ func (e *engine) watchLeader() {
 		for {
 			select {
 			case <-seen:
+				e.leaderMu.Lock()
+				close(e.leaderMoved)
+				e.leaderMoved = make(chan struct{})
+				e.leaderMu.Unlock()
 				select {
 				case e.leaderChanged <- struct{}{}:
 				default:
@@ -310,7 +340,7 @@ func (m *Member) reserve() (release func(), err error) {
 	case m.closed:
 		return nil, ErrShutdown
 	case m.running != nil:
-		return nil, fmt.Errorf("%w: this node belongs to cluster %s", fsm.ErrExists, m.identity.Cluster)
+		return nil, fmt.Errorf("%w: this node belongs to cluster %s", ErrInitialized, m.identity.Cluster)
 	case m.busy:
 		return nil, fmt.Errorf("%w: this node is founding or joining a cluster just now", fsm.ErrExists)
 	}
@@ -326,7 +356,16 @@ func (m *Member) reserve() (release func(), err error) {
 type Founding struct {
 	Operator      string // SPIFFE URI of who founds it
 	Administrator string // SPIFFE URI of the first key administrator of the default tenant
+	// Lease is how long a node may answer by itself. Zero means DefaultLease.
+	Lease time.Duration
+	// Request and Digest make the founding idempotent, as a Proposal's do.
+	Request string
+	Digest  []byte
 }
+
+// DefaultLease covers a leader's crash with one split vote: 2 renewals, 2
+// heartbeats and 2 elections of a second each.
+const DefaultLease = 6 * time.Second
 
 // firstGeneration is the number of a new cluster's domain key.
 const firstGeneration = 1
@@ -353,13 +392,13 @@ func (m *Member) Found(ctx context.Context, f Founding) (fsm.ID, error) {
 	}
 	command := &fsm.InitCluster{
 		Cluster: id.Cluster, TrustDomain: m.config.TrustDomain, Operator: f.Operator, Administrator: f.Administrator,
-		Generation: generation.Number, Node: e.id, Name: m.config.Name,
+		LeaseMillis: cmp.Or(f.Lease, DefaultLease).Milliseconds(), Generation: generation.Number, Node: e.id, Name: m.config.Name,
 		PeerAddress: m.config.PeerAddress, ClientAddress: m.config.ClientAddress, Identity: m.config.Domain.Identity(),
 	}
 	for _, k := range generation.Checks {
 		command.Checks = append(command.Checks, fsm.DomainCheck{Kind: uint8(k.Kind), Value: k.Value[:]})
 	}
-	if err := e.foundingEntry(ctx, fsm.Proposal{Command: command, Principal: f.Operator}); err != nil {
+	if err := e.foundingEntry(ctx, fsm.Proposal{Command: command, Principal: f.Operator, Request: f.Request, Digest: f.Digest}); err != nil {
 		return uuid.Nil, errors.Join(err, e.stop())
 	}
 	return id.Cluster, m.become(e, id)
@@ -380,14 +419,20 @@ func (e *engine) foundingEntry(ctx context.Context, p fsm.Proposal) error {
 	}
 }
 
-// become records that the node is a member, for good.
+// become records that the node is a member, for good: Raft has run under its id.
 func (m *Member) become(e *engine, id identity) error {
-	id.Stage = stageMember
-	if err := id.save(m.config.DataDir); err != nil {
-		return errors.Join(err, e.stop())
+	if id.Stage != stageMember {
+		id.Stage = stageMember
+		if err := id.save(m.config.DataDir); err != nil {
+			return errors.Join(err, e.stop())
+		}
 	}
 	m.mu.Lock()
-	defer m.mu.Unlock()
+	if m.closed {
+		m.mu.Unlock()
+		return errors.Join(ErrShutdown, e.stop())
+	}
 	m.identity, m.running = id, e
+	m.mu.Unlock()
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
 )
 
 const (
@@ -22,6 +23,8 @@ const (
 	dutyTimeout = 5 * time.Second
 	// voterLag is how many entries a node may be behind when it gets a vote.
 	voterLag = 64
+	// addressPause is between two attempts to record this node's new addresses.
+	addressPause = 2 * time.Second
 	// transferRecent is how lately a follower must have been heard of to be handed
 	// the leadership.
 	transferRecent = 2 * time.Second
@@ -66,14 +69,27 @@ func (e *engine) duty(s *fsm.State) error {
 	for _, srv := range configuration.Configuration().Servers {
 		servers[string(srv.ID)] = srv
 	}
-	for _, m := range s.Members() {
+	members := s.Members()
+	slices.SortStableFunc(members, func(a, b *fsm.Member) int { return rank(a) - rank(b) })
+	var failed []error
+	for _, m := range members {
 		srv, there := servers[m.ID]
 		done, err := e.step(m, srv, there)
-		if done || err != nil {
-			return err
+		if done && err == nil {
+			return nil
 		}
+		failed = append(failed, err) // one member's trouble must not hold up the others
 	}
-	return nil
+	return errors.Join(failed...)
+}
+
+// rank puts the gone first: they may still occupy an address in Raft's
+// configuration that a new member has.
+func rank(m *fsm.Member) int {
+	if m.Alive() {
+		return 1
+	}
+	return 0
 }
 
 // step brings one member nearer to what the state says of it; done tells that a
@@ -93,9 +109,9 @@ func (e *engine) step(m *fsm.Member, srv raft.Server, there bool) (done bool, er
 		if m.ID == e.id {
 			return true, e.transfer("")
 		}
-		applied, _, _ := e.grantor.applied(m.ID)
-		if applied < m.Revision && e.config.Clock.Now() < e.grantor.over(m.ID) {
-			return false, nil // its lease may still be alive
+		applied, _, _ := e.grantor.progress(m.ID)
+		if applied < m.Revision && !e.grantor.overSince(m.ID, e.raft.CurrentTerm()) {
+			return false, nil // its lease may still be alive, or this leader cannot tell yet
 		}
 		ctx, cancel := context.WithTimeout(e.ctx, dutyTimeout)
 		defer cancel()
@@ -112,7 +128,7 @@ func (e *engine) step(m *fsm.Member, srv raft.Server, there bool) (done bool, er
 
 // caughtUp tells whether a non-voter has applied nearly everything, and lately.
 func (e *engine) caughtUp(m *fsm.Member) bool {
-	applied, ago, ok := e.grantor.applied(m.ID)
+	applied, ago, ok := e.grantor.progress(m.ID)
 	return ok && ago < transferRecent && applied >= m.Revision && applied+voterLag >= e.machine.State().Index()
 }
 
@@ -123,15 +139,37 @@ func (e *engine) noteAddress(s *fsm.State) {
 	if !ok || !self.Serves() || self.PeerAddress == c.PeerAddress && self.ClientAddress == c.ClientAddress {
 		return
 	}
+	now := c.Clock.Now()
+	if now < e.nextAddress {
+		return
+	}
+	e.nextAddress = now + addressPause
 	ctx, cancel := context.WithTimeout(e.ctx, dutyTimeout)
 	defer cancel()
-	_, err := e.member.Propose(ctx, fsm.Proposal{
+	p := fsm.Proposal{
 		Command:   &fsm.UpdateMember{ID: e.id, PeerAddress: c.PeerAddress, ClientAddress: c.ClientAddress},
 		Principal: e.principal(),
-	})
+	}
+	_, err := e.proposeOnce(ctx, p)
+	if errors.Is(err, ErrNoLeader) { // the leader may be calling the old address: ask everyone
+		for _, address := range e.member.OtherPeers() {
+			if _, err = e.config.Peers.Propose(ctx, address, p, e.id); err == nil {
+				break
+			}
+		}
+	}
 	if err != nil && e.ctx.Err() == nil {
 		e.log.Warn("this node's new addresses are not recorded yet", "error", err)
 	}
+}
+
+// inRaft tells whether a node is in Raft's configuration as this node knows it.
+func (e *engine) inRaft(id string) bool {
+	configuration := e.raft.GetConfiguration()
+	if configuration.Error() != nil {
+		return true // not known to be out
+	}
+	return slices.ContainsFunc(configuration.Configuration().Servers, func(s raft.Server) bool { return string(s.ID) == id })
 }
 
 // noteRemoval ends a node that is told it is no member any more.
@@ -156,7 +194,16 @@ func (m *Member) Invite(ctx context.Context, i Invitation, propose func(context.
 	if err != nil {
 		return JoinToken{}, nil, err
 	}
+	g, err := s.ActiveGeneration()
+	if err != nil {
+		return JoinToken{}, nil, err
+	}
 	token := JoinToken{Cluster: s.Cluster().ID, Ticket: secret, Pin: m.config.Pin()}
+	for _, c := range hsmGeneration(g).Checks {
+		if c.Kind == hsm.KindLog {
+			token.LogKey = c.Value
+		}
+	}
 	result, err := propose(ctx, &fsm.CreateTicket{
 		ID: token.ID(), PublicKey: public, Name: i.Name, Seconds: int64(i.ValidFor / time.Second), Voter: i.Voter,
 	})
@@ -165,9 +212,15 @@ func (m *Member) Invite(ctx context.Context, i Invitation, propose func(context.
 	}
 	t, ok := m.State().Ticket(result.ID)
 	if !ok || result.ID != token.ID() {
-		return JoinToken{}, nil, fmt.Errorf("%w: this request made ticket %s before; its token was shown once and is stored nowhere: invite again with a new request id", fsm.ErrExists, result.ID)
+		return JoinToken{}, nil, fmt.Errorf("%w: ticket %s is another or used already", fsm.ErrExists, result.ID)
 	}
 	return token, t, nil
+}
+
+// MayInvite says why a node of that name cannot be invited now, if so.
+func (m *Member) MayInvite(name string) error {
+	_, err := m.State().Try(&fsm.CreateTicket{ID: "trial", PublicKey: make([]byte, ed25519.PublicKeySize), Name: name, Seconds: 1})
+	return err
 }
 
 // Find returns the living member of that name or raft id.
@@ -195,6 +248,15 @@ func (m *Member) Remove(ctx context.Context, id string, propose func(context.Con
 		}
 	}
 	if _, err := propose(ctx, &fsm.RemoveNode{ID: id}); err != nil {
+		return err
+	}
+	return m.WaitGone(ctx, id)
+}
+
+// WaitGone returns when a removed node is gone from the state.
+func (m *Member) WaitGone(ctx context.Context, id string) error {
+	e, err := m.engine()
+	if err != nil {
 		return err
 	}
 	for {
@@ -281,7 +343,7 @@ func (e *engine) successor(node string, term uint64) (*fsm.Member, error) {
 	s := e.machine.State()
 	var candidates []*fsm.Member
 	for _, m := range s.Members() {
-		_, ago, ok := e.grantor.applied(m.ID)
+		_, ago, ok := e.grantor.progress(m.ID)
 		if m.Serves() && m.Voter && m.ID != e.id && ok && ago < transferRecent && e.timedOut[m.ID] != term && (node == "" || node == m.ID) {
 			candidates = append(candidates, m)
 		}
@@ -290,8 +352,8 @@ func (e *engine) successor(node string, term uint64) (*fsm.Member, error) {
 		return nil, fmt.Errorf("%w: no voter that was heard of in the last %s can take the leadership", fsm.ErrMember, transferRecent)
 	}
 	return slices.MaxFunc(candidates, func(a, b *fsm.Member) int {
-		x, _, _ := e.grantor.applied(a.ID)
-		y, _, _ := e.grantor.applied(b.ID)
+		x, _, _ := e.grantor.progress(a.ID)
+		y, _, _ := e.grantor.progress(b.ID)
 		return int(x) - int(y) //nolint:gosec // the difference is small
 	}), nil
 }

@@ -40,27 +40,32 @@ func (m *Member) Propose(ctx context.Context, p fsm.Proposal) (fsm.Result, error
 	for {
 		result, err := e.proposeOnce(ctx, p)
 		switch {
-		case err == nil || fsm.Code(err) != "":
+		case err == nil || fsm.Code(err) != "" && !errors.Is(err, fsm.ErrHalted):
 			return e.applied(ctx, result, err)
-		case errors.Is(err, ErrOutcomeUnknown):
+		case errors.Is(err, ErrOutcomeUnknown), errors.Is(err, fsm.ErrHalted):
 			doubt = true
-			if p.Request == "" {
-				return fsm.Result{}, err
-			}
 		case !errors.Is(err, ErrNoLeader):
-			return fsm.Result{}, err
+			return fsm.Result{}, inDoubt(doubt, err)
+		}
+		if doubt && p.Request == "" {
+			return fsm.Result{}, inDoubt(doubt, err)
 		}
 		select {
 		case <-time.After(retryPause):
 		case <-e.ctx.Done():
-			return fsm.Result{}, ErrShutdown
+			return fsm.Result{}, inDoubt(doubt, ErrShutdown)
 		case <-ctx.Done():
-			if doubt && !errors.Is(err, ErrOutcomeUnknown) {
-				err = fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
-			}
-			return fsm.Result{}, err
+			return fsm.Result{}, inDoubt(doubt, err)
 		}
 	}
+}
+
+// inDoubt makes an error say that the command may be committed all the same.
+func inDoubt(doubt bool, err error) error {
+	if !doubt || errors.Is(err, ErrOutcomeUnknown) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrOutcomeUnknown, err)
 }
 
 // applied waits until this node has applied what the leader has, so that the
@@ -73,6 +78,9 @@ func (e *engine) applied(ctx context.Context, r fsm.Result, err error) (fsm.Resu
 }
 
 func (e *engine) proposeOnce(ctx context.Context, p fsm.Proposal) (fsm.Result, error) {
+	e.leaderMu.Lock()
+	moved := e.leaderMoved
+	e.leaderMu.Unlock()
 	address, id := e.leader()
 	switch id {
 	case "":
@@ -80,7 +88,28 @@ func (e *engine) proposeOnce(ctx context.Context, p fsm.Proposal) (fsm.Result, e
 	case e.id:
 		return e.lead(ctx, p, e.id)
 	}
-	return e.config.Peers.Propose(ctx, address, p, e.id)
+	return e.forward(ctx, address, p, moved)
+}
+
+// forward hands a command to the leader and waits for its answer while it leads: a
+// leader that is frozen or cut off must not keep the command from its successor.
+func (e *engine) forward(ctx context.Context, address string, p fsm.Proposal, moved <-chan struct{}) (fsm.Result, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var result fsm.Result
+	var err error
+	answered := make(chan struct{})
+	go func() { // ends with the call, which ends with ctx
+		defer close(answered)
+		result, err = e.config.Peers.Propose(ctx, address, p, e.id)
+	}()
+	select {
+	case <-answered:
+	case <-moved:
+		cancel()
+		<-answered
+	}
+	return result, err
 }
 
 // HandlePropose is the leader's side of a forwarded command. It is never forwarded

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -26,6 +27,7 @@ type MemberStatus struct {
 	*fsm.Member
 	Votes   bool   // its present role in Raft
 	Leader  bool   // as this node knows
+	Heard   bool   // this node has heard of it lately, other than by gossip
 	Applied uint64 // as the leader last heard; 0 where this node does not lead
 }
 
@@ -53,8 +55,10 @@ func (m *Member) Status() Status {
 			continue
 		}
 		s := MemberStatus{Member: x, Votes: votes[x.ID], Leader: x.ID == out.LeaderID}
+		s.Heard = s.Leader
 		if leads {
-			s.Applied, _, _ = e.grantor.applied(x.ID)
+			applied, ago, ok := e.grantor.progress(x.ID)
+			s.Applied, s.Heard = applied, ok && ago < transferRecent
 		}
 		out.Members = append(out.Members, s)
 	}
@@ -93,5 +97,9 @@ func (m *Member) PeerName(address string) (string, bool) {
 	return "", false
 }
 
-// IsMember tells whether a living member has that name.
-func (m *Member) IsMember(name string) bool { return m.State().MemberByName(name) != nil }
+// Removed tells whether a node of that name was removed and none has its name now.
+func (m *Member) Removed(name string) bool {
+	s := m.State()
+	return s.MemberByName(name) == nil &&
+		slices.ContainsFunc(s.Members(), func(x *fsm.Member) bool { return x.Name == name })
+}

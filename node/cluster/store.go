@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -41,6 +42,9 @@ func openStore(path string, fatal func(error)) (*store, error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%w: raft store %s: %w", ErrDataDir, path, err)
+	}
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return nil, errors.Join(err, db.Close())
 	}
 	return &store{BoltStore: db, fatal: fatal}, nil
 }

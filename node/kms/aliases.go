@@ -23,22 +23,24 @@ func (s *Service) UpdateAlias(ctx context.Context, c Call, name, key string, exp
 }
 
 func (s *Service) pointAlias(ctx context.Context, op string, c Call, name, key string, expect uint64, command func(fsm.AliasTarget) fsm.Command) (fsm.Result, *fsm.State, error) {
-	return s.onKey(ctx, op, c, key, expect, name,
+	x := changeOf(op, c, key, expect, name,
 		func(_ context.Context, _ *fsm.State, k *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
 			if strings.Contains(key, fsm.AliasPrefix) {
 				return nil, invalid("%q is an alias: an alias names a key by its id or ARN", key)
 			}
 			return command(fsm.AliasTarget{Tenant: ref.Tenant, Name: name, Key: k.ID, Expect: ref.Expect}), nil
 		})
+	x.event.Target = name
+	return s.apply(ctx, x)
 }
 
 // DeleteAlias removes an alias; the key stays.
-func (s *Service) DeleteAlias(ctx context.Context, c Call, name string) (fsm.Result, *fsm.State, error) {
+func (s *Service) DeleteAlias(ctx context.Context, c Call, name string, expect uint64) (fsm.Result, *fsm.State, error) {
 	return s.apply(ctx, change{
-		name: "DeleteAlias", call: c, params: name, event: audit.Event{Target: name},
+		name: "DeleteAlias", call: c, params: []any{name, expect}, expect: expect, event: audit.Event{Target: name},
 		build: func(_ context.Context, _ *fsm.State, tenant string, e *audit.Event) (fsm.Command, error) {
 			e.Alias = name
-			return &fsm.DeleteAlias{Tenant: tenant, Name: name}, nil
+			return &fsm.DeleteAlias{Tenant: tenant, Name: name, Expect: expect}, nil
 		},
 	})
 }

@@ -50,6 +50,12 @@ const (
 // allow is the one table of which class may do what to a tenant's keys. It
 // returns the acting tenant and the rule that allowed.
 func (c Call) allow(p permission) (tenant, rule string, err error) {
+	if c.Tenant != "" && !fsm.ValidName(c.Tenant) {
+		return "", "syntax", invalid("tenant %.80q is no tenant's name", c.Tenant)
+	}
+	if len(c.RequestID) > fsm.MaxRequestID {
+		return "", "syntax", invalid("request id has %d bytes, at most %d", len(c.RequestID), fsm.MaxRequestID)
+	}
 	tenant = c.Caller.Tenant
 	switch {
 	case tenant == "" && c.Tenant == "":

@@ -60,7 +60,7 @@ func find(st *fsm.State, tenant string, ref reference) (target, error) {
 		return t, err
 	}
 	t.key = k
-	return t, t.authorise(st)
+	return t, k.Allows(fsm.OpUse)
 }
 
 // authorise asks a state whether the key may be used. It is asked before the work
@@ -127,7 +127,7 @@ func through[T any](ctx context.Context, s *Service, c Call, e audit.Event, auth
 	if err != nil {
 		return none, s.refuse(e, err)
 	}
-	return gate.Release(s.gate, pending, e, authorise)
+	return gate.Release(ctx, s.gate, pending, e, authorise)
 }
 
 // seal makes a blob under the key's current version.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
-	"sync"
 
 	"github.com/quorumkms/quorumkms/hsm"
 )
@@ -13,21 +12,27 @@ import (
 // long as one of the two generators is. The HSM's are fetched hsm.MaxRandom at a
 // time, used once and wiped.
 type entropy struct {
-	source interface {
-		Random(ctx context.Context, b []byte) error
-	}
+	source KeyMaker
 
-	mu   sync.Mutex
+	turn chan struct{} // holds one token: whose turn it is
 	pool [hsm.MaxRandom]byte
 	left int // unused bytes, at the end of the pool
+}
+
+func newEntropy(source KeyMaker) *entropy {
+	return &entropy{source: source, turn: make(chan struct{}, 1)}
 }
 
 func (e *entropy) read(ctx context.Context, b []byte) error {
 	if _, err := rand.Read(b); err != nil {
 		return err
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
+	select {
+	case e.turn <- struct{}{}:
+		defer func() { <-e.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	for len(b) > 0 {
 		if e.left == 0 {
 			if err := e.source.Random(ctx, e.pool[:]); err != nil {

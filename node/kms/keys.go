@@ -85,6 +85,9 @@ func (s *Service) propose(ctx context.Context, c change, tenant string, e *audit
 	if p.Digest, err = requestDigest(c.name, tenant, c.params); err != nil {
 		return fsm.Result{}, nil, err
 	}
+	if first, done, err := s.repeated(ctx, st, p); done || err != nil {
+		return first, s.log.State(), err
+	}
 	for try := 1; ; try++ {
 		e.StateIndex = st.Index()
 		if p.Command, err = c.build(ctx, st, tenant, e); err != nil {
@@ -104,7 +107,21 @@ func (s *Service) propose(ctx context.Context, c change, tenant string, e *audit
 	}
 }
 
-// requestDigest identifies what a request id stands for.
+// repeated answers a request id that the state remembers as it was answered first,
+// whatever has changed since: the command need not be possible any more. It goes
+// through the log all the same, so that a restriction's repetition waits like a
+// restriction.
+func (s *Service) repeated(ctx context.Context, st *fsm.State, p fsm.Proposal) (fsm.Result, bool, error) {
+	if _, known, err := st.Replay(p.Principal, p.Request, p.Digest); !known || err != nil {
+		return fsm.Result{}, false, err
+	}
+	p.Command = &fsm.Repeat{}
+	first, err := s.log.Propose(ctx, p)
+	return first, true, err
+}
+
+// requestDigest identifies what a request id stands for. It is compared between
+// releases during an upgrade: new parameters are omitempty.
 func requestDigest(name, tenant string, params any) ([]byte, error) {
 	b, err := json.Marshal(struct {
 		Name   string
@@ -118,12 +135,18 @@ func requestDigest(name, tenant string, params any) ([]byte, error) {
 	return sum[:], nil
 }
 
-// onKey builds changes of one existing key. Without a revision from the caller
-// the command expects the one it was decided on.
-func (s *Service) onKey(ctx context.Context, name string, c Call, key string, expect uint64, params any,
-	command func(ctx context.Context, st *fsm.State, k *fsm.Key, ref fsm.KeyRef) (fsm.Command, error),
-) (fsm.Result, *fsm.State, error) {
-	return s.apply(ctx, change{
+// keyCommand makes the command of a change of one key.
+type keyCommand func(ctx context.Context, st *fsm.State, k *fsm.Key, ref fsm.KeyRef) (fsm.Command, error)
+
+// onKey changes one existing key.
+func (s *Service) onKey(ctx context.Context, name string, c Call, key string, expect uint64, params any, command keyCommand) (fsm.Result, *fsm.State, error) {
+	return s.apply(ctx, changeOf(name, c, key, expect, params, command))
+}
+
+// changeOf is a change of one existing key. Without a revision from the caller the
+// command expects the one it was decided on.
+func changeOf(name string, c Call, key string, expect uint64, params any, command keyCommand) change {
+	return change{
 		name: name, call: c, expect: expect,
 		params: struct {
 			Key    string
@@ -146,15 +169,15 @@ func (s *Service) onKey(ctx context.Context, name string, c Call, key string, ex
 			}
 			return command(ctx, st, k, fsm.KeyRef{ID: k.ID, Tenant: tenant, Expect: revision})
 		},
-	})
+	}
 }
 
 // KeyParams says which key to make.
 type KeyParams struct {
-	Description string
-	Usage       fsm.KeyUsage
-	Spec        fsm.KeySpec
-	Tags        []fsm.Tag
+	Description string       `json:"description,omitempty"`
+	Usage       fsm.KeyUsage `json:"usage,omitempty"`
+	Spec        fsm.KeySpec  `json:"spec,omitempty"`
+	Tags        []fsm.Tag    `json:"tags,omitempty"`
 }
 
 // CreateKey makes a key in the HSM and returns when it is committed.

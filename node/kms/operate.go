@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -13,36 +14,60 @@ import (
 // Propose commits a command in a caller's name.
 type Propose func(ctx context.Context, c fsm.Command) (fsm.Result, error)
 
-// Operate runs one call of a cluster operator: it checks the class, hands f the
-// way to the log, and records how it ended. name and target go into the record;
-// params identify the request for its id. A dry run stops before f.
-func Operate[T any](ctx context.Context, s *Service, name, target string, c Call, params any, f func(ctx context.Context, propose Propose) (T, error)) (T, error) {
-	var none T
-	e := begin(name, c)
-	e.Target = target
-	tenant, rule, err := c.allow(mayOperate)
-	e.Tenant, e.DecidedBy = tenant, rule
-	if err == nil && c.DryRun {
-		err = ErrDryRun
-	}
+// Operation is one call of a cluster operator.
+type Operation[T any] struct {
+	Name   string
+	Target string // what it is about, for the record
+	Call   Call
+	Params any // identify the request for its id; new ones are omitempty
+	// Check says what is wrong with the request; a dry run ends behind it.
+	Check func() error
+	// Repeat answers a request id that is remembered.
+	Repeat func(first fsm.Result) (T, error)
+	// Run does it; p carries the caller's name and request id.
+	Run func(ctx context.Context, p fsm.Proposal, propose Propose) (T, error)
+}
+
+// Operate runs an operator's call: class, checks, the work, the record.
+func Operate[T any](ctx context.Context, s *Service, o Operation[T]) (T, error) {
+	e := begin(o.Name, o.Call)
+	e.Target = o.Target
+	answer, err := operate(ctx, s, o, &e)
 	if err != nil {
-		return none, s.refuse(e, err)
-	}
-	digest, err := requestDigest(name, tenant, params)
-	if err != nil {
-		return none, s.refuse(e, err)
-	}
-	request := c.RequestID
-	if request == "" {
-		request = uuid.NewString()
-	}
-	answer, err := f(ctx, func(ctx context.Context, command fsm.Command) (fsm.Result, error) {
-		return s.log.Propose(ctx, fsm.Proposal{Command: command, Request: request, Digest: digest, Principal: c.Caller.Principal})
-	})
-	if err != nil {
+		var none T
 		return none, s.refuse(e, err)
 	}
 	return answer, s.succeed(e, s.log.State())
+}
+
+func operate[T any](ctx context.Context, s *Service, o Operation[T], e *audit.Event) (T, error) {
+	var none T
+	tenant, rule, err := o.Call.allow(mayOperate)
+	e.Tenant, e.DecidedBy = tenant, rule
+	if err != nil {
+		return none, err
+	}
+	p := fsm.Proposal{Principal: o.Call.Caller.Principal, Request: cmp.Or(o.Call.RequestID, uuid.NewString())}
+	if p.Digest, err = requestDigest(o.Name, tenant, o.Params); err != nil {
+		return none, err
+	}
+	first, known, err := s.log.State().Replay(p.Principal, p.Request, p.Digest)
+	if err != nil {
+		return none, err
+	}
+	if known {
+		return o.Repeat(first)
+	}
+	if err := o.Check(); err != nil {
+		return none, err
+	}
+	if o.Call.DryRun {
+		return none, ErrDryRun
+	}
+	return o.Run(ctx, p, func(ctx context.Context, command fsm.Command) (fsm.Result, error) {
+		p.Command = command
+		return s.log.Propose(ctx, p)
+	})
 }
 
 // Observe records a call that anyone with a certificate may make.

@@ -69,13 +69,24 @@ type Page[T any] struct {
 	Next  string
 }
 
-// page cuts a list of up to n+1 items to a page.
-func page[T any](items []T, n int, place func(T) string) Page[T] {
-	if len(items) <= n {
-		return Page[T]{Items: items}
+// maxPageBytes is how large the texts of a page may be, so that it fits into a
+// message; a page has one item at least.
+const maxPageBytes = 512 << 10
+
+// page cuts a list of up to n+1 items to a page. size is about how large an item is,
+// in bytes.
+func page[T any](items []T, n int, place func(T) string, size func(T) int) Page[T] {
+	total := 0
+	for i, item := range items {
+		if total += size(item); i > 0 && (i == n || total > maxPageBytes) {
+			return Page[T]{Items: items[:i], Next: encodeMarker(place(items[i-1]))}
+		}
 	}
-	return Page[T]{Items: items[:n], Next: encodeMarker(place(items[n-1]))}
+	return Page[T]{Items: items}
 }
+
+// recordSize is about what the fixed fields of a listed record take, in bytes.
+const recordSize = 512
 
 // ListKeys returns a tenant's keys in the order of their ids.
 func (s *Service) ListKeys(ctx context.Context, c Call, limit uint32, marker string) (Page[Metadata], *fsm.State, error) {
@@ -94,7 +105,13 @@ func (s *Service) ListKeys(ctx context.Context, c Call, limit uint32, marker str
 		for _, k := range st.Keys(tenant, from, n+1) {
 			items = append(items, metadata(st, k))
 		}
-		return page(items, n, func(m Metadata) string { return m.Key.ID.String() }), nil
+		return page(items, n, func(m Metadata) string { return m.Key.ID.String() }, func(m Metadata) int {
+			n := recordSize + len(m.Key.Description)
+			for _, a := range m.Aliases {
+				n += len(a)
+			}
+			return n
+		}), nil
 	})
 }
 
@@ -115,7 +132,7 @@ func (s *Service) ListAliases(ctx context.Context, c Call, key string, limit uin
 		} else {
 			items = slices.DeleteFunc(st.AliasesOf(k.ID), func(a *fsm.Alias) bool { return a.Name <= after })
 		}
-		return page(items, n, func(a *fsm.Alias) string { return a.Name }), nil
+		return page(items, n, func(a *fsm.Alias) string { return a.Name }, func(a *fsm.Alias) int { return recordSize + 2*len(a.Name) }), nil
 	})
 }
 
@@ -130,7 +147,7 @@ func (s *Service) ListResourceTags(ctx context.Context, c Call, key string, limi
 		if found {
 			i++
 		}
-		return page(k.Tags[i:], n, func(t fsm.Tag) string { return t.Key }), nil
+		return page(k.Tags[i:], n, func(t fsm.Tag) string { return t.Key }, func(t fsm.Tag) int { return len(t.Key) + len(t.Value) }), nil
 	})
 }
 
@@ -159,7 +176,7 @@ func (s *Service) ListKeyRotations(ctx context.Context, c Call, key string, limi
 				items = append(items, Rotation{k.ID, v})
 			}
 		}
-		return page(items, n, func(r Rotation) string { return strconv.FormatUint(uint64(r.Version.Version), 10) }), nil
+		return page(items, n, func(r Rotation) string { return strconv.FormatUint(uint64(r.Version.Version), 10) }, func(Rotation) int { return recordSize }), nil
 	})
 }
 

@@ -59,7 +59,7 @@ func parseReference(st *fsm.State, tenant, text string) (reference, error) {
 			return reference{}, fmt.Errorf("%w: the ARN is of another tenant", ErrDenied)
 		}
 		resource = parts[2]
-		if id, ok := strings.CutPrefix(resource, "key/"); ok {
+		if id, ok := strings.CutPrefix(resource, "key/"); ok && !strings.HasPrefix(id, fsm.AliasPrefix) {
 			resource = id
 		} else if !strings.HasPrefix(resource, fsm.AliasPrefix) {
 			return reference{}, invalid("%q is no ARN of a key or an alias", text)
@@ -123,8 +123,11 @@ func (s *Service) await(ctx context.Context, token []byte) (*fsm.State, error) {
 	if len(token) != indexTokenSize || !bytes.Equal(token[:16], c.ID[:]) {
 		return nil, invalid("index token is none of this cluster's")
 	}
-	index := binary.BigEndian.Uint64(token[20:])
-	if binary.BigEndian.Uint32(token[16:]) != c.RecoveryEpoch || st.Index() >= index {
+	epoch, index := binary.BigEndian.Uint32(token[16:]), binary.BigEndian.Uint64(token[20:])
+	if epoch > c.RecoveryEpoch {
+		return nil, fmt.Errorf("%w: it has not seen the cluster's recovery", ErrBehind)
+	}
+	if epoch < c.RecoveryEpoch || st.Index() >= index {
 		return st, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, awaitAtMost)

@@ -45,6 +45,7 @@ type Config struct {
 	Keys    KeyMaker
 	Deriver Deriver
 	Audit   gate.Recorder
+	Out     *gate.Releases
 	Now     func() time.Time     // wall clock, for the creation date in tokens
 	Clock   func() time.Duration // monotonic
 }
@@ -66,8 +67,8 @@ type Service struct {
 func New(c Config) *Service {
 	return &Service{
 		log: c.Log, fresh: c.Fresh, keys: c.Keys, deriver: c.Deriver, audit: c.Audit,
-		gate:   gate.New(c.Fresh, c.Audit, c.Clock),
-		random: &entropy{source: c.Keys},
+		gate:   gate.New(c.Fresh, c.Audit, c.Out, c.Clock),
+		random: newEntropy(c.Keys),
 		now:    c.Now,
 	}
 }

@@ -928,10 +928,11 @@ type JoinProof struct {
 	ClientAddress     string                 `protobuf:"bytes,5,opt,name=client_address,json=clientAddress,proto3" json:"client_address,omitempty"`
 	Identity          []byte                 `protobuf:"bytes,6,opt,name=identity,proto3" json:"identity,omitempty"`                                            // SPKI of the node identity key
 	TransferKey       []byte                 `protobuf:"bytes,7,opt,name=transfer_key,json=transferKey,proto3" json:"transfer_key,omitempty"`                   // SPKI of the one-time RSA key
-	TransferSignature []byte                 `protobuf:"bytes,8,opt,name=transfer_signature,json=transferSignature,proto3" json:"transfer_signature,omitempty"` // of the node identity key over it
+	TransferSignature []byte                 `protobuf:"bytes,8,opt,name=transfer_signature,json=transferSignature,proto3" json:"transfer_signature,omitempty"` // of the node identity key over it and oaep_hash
 	TicketSignature   []byte                 `protobuf:"bytes,9,opt,name=ticket_signature,json=ticketSignature,proto3" json:"ticket_signature,omitempty"`       // Ed25519 over the transcript
 	IdentitySignature []byte                 `protobuf:"bytes,10,opt,name=identity_signature,json=identitySignature,proto3" json:"identity_signature,omitempty"`
 	HoldsGeneration   uint32                 `protobuf:"varint,11,opt,name=holds_generation,json=holdsGeneration,proto3" json:"holds_generation,omitempty"` // the domain key generation its HSM holds already, if any
+	OaepHash          uint32                 `protobuf:"varint,12,opt,name=oaep_hash,json=oaepHash,proto3" json:"oaep_hash,omitempty"`                      // with which the domain key is to be wrapped: 1 SHA-1, 2 SHA-256
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -1039,6 +1040,13 @@ func (x *JoinProof) GetIdentitySignature() []byte {
 func (x *JoinProof) GetHoldsGeneration() uint32 {
 	if x != nil {
 		return x.HoldsGeneration
+	}
+	return 0
+}
+
+func (x *JoinProof) GetOaepHash() uint32 {
+	if x != nil {
+		return x.OaepHash
 	}
 	return 0
 }
@@ -1378,7 +1386,7 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\rJoinChallenge\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x14\n" +
 	"\x05donor\x18\x02 \x01(\tR\x05donor\x12%\n" +
-	"\x0erecovery_epoch\x18\x03 \x01(\rR\rrecoveryEpoch\"\x92\x03\n" +
+	"\x0erecovery_epoch\x18\x03 \x01(\rR\rrecoveryEpoch\"\xaf\x03\n" +
 	"\tJoinProof\x12\x1b\n" +
 	"\tticket_id\x18\x01 \x01(\tR\bticketId\x12\x17\n" +
 	"\araft_id\x18\x02 \x01(\tR\x06raftId\x12\x12\n" +
@@ -1391,7 +1399,8 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\x10ticket_signature\x18\t \x01(\fR\x0fticketSignature\x12-\n" +
 	"\x12identity_signature\x18\n" +
 	" \x01(\fR\x11identitySignature\x12)\n" +
-	"\x10holds_generation\x18\v \x01(\rR\x0fholdsGeneration\"N\n" +
+	"\x10holds_generation\x18\v \x01(\rR\x0fholdsGeneration\x12\x1b\n" +
+	"\toaep_hash\x18\f \x01(\rR\boaepHash\"N\n" +
 	"\vJoinWaiting\x12 \n" +
 	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12\x1d\n" +
 	"\n" +

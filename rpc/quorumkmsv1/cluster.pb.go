@@ -662,10 +662,13 @@ type InitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Administrator string                 `protobuf:"bytes,1,opt,name=administrator,proto3" json:"administrator,omitempty"`              // SPIFFE URI of the first key administrator of the tenant "default"
 	NoRecovery    bool                   `protobuf:"varint,2,opt,name=no_recovery,json=noRecovery,proto3" json:"no_recovery,omitempty"` // accept by name that the domain key has no recovery copy
-	DryRun        bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	RequestId     string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	// How long a node may answer by itself after it lost touch with the leader: the
+	// same for all nodes, 1 s to 60 s; unset means 6 s.
+	LeaseDuration *durationpb.Duration `protobuf:"bytes,3,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
+	DryRun        bool                 `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId     string               `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string               `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte               `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -712,6 +715,13 @@ func (x *InitRequest) GetNoRecovery() bool {
 		return x.NoRecovery
 	}
 	return false
+}
+
+func (x *InitRequest) GetLeaseDuration() *durationpb.Duration {
+	if x != nil {
+		return x.LeaseDuration
+	}
+	return nil
 }
 
 func (x *InitRequest) GetDryRun() bool {
@@ -1293,11 +1303,12 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\frunning_hash\x18\x13 \x01(\fR\vrunningHash\x12\x18\n" +
 	"\arelease\x18\x14 \x01(\rR\arelease\x12%\n" +
 	"\x0erecovery_epoch\x18\x15 \x01(\rR\rrecoveryEpoch\x12I\n" +
-	"\x12certificate_expiry\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\x11certificateExpiry\"\xc5\x01\n" +
+	"\x12certificate_expiry\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\x11certificateExpiry\"\x87\x02\n" +
 	"\vInitRequest\x12$\n" +
 	"\radministrator\x18\x01 \x01(\tR\radministrator\x12\x1f\n" +
 	"\vno_recovery\x18\x02 \x01(\bR\n" +
-	"noRecovery\x12\x17\n" +
+	"noRecovery\x12@\n" +
+	"\x0elease_duration\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\x12\x17\n" +
 	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
@@ -1406,23 +1417,24 @@ var file_quorumkms_v1_cluster_proto_depIdxs = []int32{
 	3,  // 5: quorumkms.v1.StatusResponse.hsm:type_name -> quorumkms.v1.HsmStatus
 	14, // 6: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
 	14, // 7: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
-	15, // 8: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
-	14, // 9: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
-	4,  // 10: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
-	6,  // 11: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
-	8,  // 12: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
-	10, // 13: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
-	12, // 14: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
-	5,  // 15: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
-	7,  // 16: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
-	9,  // 17: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
-	11, // 18: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
-	13, // 19: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
-	15, // [15:20] is the sub-list for method output_type
-	10, // [10:15] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	15, // 8: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
+	15, // 9: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
+	14, // 10: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
+	4,  // 11: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
+	6,  // 12: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
+	8,  // 13: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
+	10, // 14: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
+	12, // 15: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
+	5,  // 16: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
+	7,  // 17: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
+	9,  // 18: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
+	11, // 19: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
+	13, // 20: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
+	16, // [16:21] is the sub-list for method output_type
+	11, // [11:16] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_v1_cluster_proto_init() }

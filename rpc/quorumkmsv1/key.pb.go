@@ -2052,14 +2052,15 @@ func (x *UpdateAliasResponse) GetIndexToken() []byte {
 }
 
 type DeleteAliasRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	AliasName     string                 `protobuf:"bytes,1,opt,name=alias_name,json=aliasName,proto3" json:"alias_name,omitempty"`
-	DryRun        bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	RequestId     string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	AliasName        string                 `protobuf:"bytes,1,opt,name=alias_name,json=aliasName,proto3" json:"alias_name,omitempty"`
+	ExpectedRevision uint64                 `protobuf:"varint,11,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"` // of the key that the alias names
+	DryRun           bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId        string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant           string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken       []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *DeleteAliasRequest) Reset() {
@@ -2097,6 +2098,13 @@ func (x *DeleteAliasRequest) GetAliasName() string {
 		return x.AliasName
 	}
 	return ""
+}
+
+func (x *DeleteAliasRequest) GetExpectedRevision() uint64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
 }
 
 func (x *DeleteAliasRequest) GetDryRun() bool {
@@ -3224,10 +3232,11 @@ const file_quorumkms_v1_key_proto_rawDesc = "" +
 	"indexToken\"6\n" +
 	"\x13UpdateAliasResponse\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\xa4\x01\n" +
+	"indexToken\"\xd1\x01\n" +
 	"\x12DeleteAliasRequest\x12\x1d\n" +
 	"\n" +
-	"alias_name\x18\x01 \x01(\tR\taliasName\x12\x17\n" +
+	"alias_name\x18\x01 \x01(\tR\taliasName\x12+\n" +
+	"\x11expected_revision\x18\v \x01(\x04R\x10expectedRevision\x12\x17\n" +
 	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +

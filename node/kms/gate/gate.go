@@ -38,14 +38,15 @@ type Recorder interface {
 
 // Gate releases results.
 type Gate struct {
-	fresh   Freshness
-	records Recorder
-	clock   func() time.Duration // monotonic
+	fresh    Freshness
+	records  Recorder
+	releases *Releases
+	clock    func() time.Duration // monotonic
 }
 
 // New makes the gate of a node. clock is monotonic, with any zero.
-func New(fresh Freshness, records Recorder, clock func() time.Duration) *Gate {
-	return &Gate{fresh: fresh, records: records, clock: clock}
+func New(fresh Freshness, records Recorder, releases *Releases, clock func() time.Duration) *Gate {
+	return &Gate{fresh: fresh, records: records, releases: releases, clock: clock}
 }
 
 // Pending is a result that has not been released.
@@ -68,15 +69,21 @@ func Compute[T any](ctx context.Context, f func(context.Context) (T, error), wip
 // Release records event as a success and hands the result over if the lease holds
 // and authorise, called on the state read after the lease was checked, allows it.
 // Otherwise the result is wiped, a second record says that it was withheld, and
-// the error is the lease's or authorise's.
-func Release[T any](g *Gate, p Pending[T], event audit.Event, authorise func(*fsm.State) error) (T, error) {
+// the error is the lease's or authorise's. ctx should come from Carry.
+func Release[T any](ctx context.Context, g *Gate, p Pending[T], event audit.Event, authorise func(*fsm.State) error) (T, error) {
 	event.Result = audit.Success
 	err := g.records.Record(event)
 	if err == nil {
-		err = g.check(authorise)
-		if err == nil {
+		epoch := g.releases.begin()
+		if err = g.check(ctx, authorise); err == nil {
+			if c, ok := ctx.Value(carrierKey{}).(*carrier); ok {
+				c.add(g.releases, epoch)
+			} else {
+				g.releases.end(epoch)
+			}
 			return p.value, nil
 		}
+		g.releases.end(epoch)
 		event.Result, event.Reason = audit.Withheld, err.Error()
 		err = errors.Join(err, g.records.Record(event))
 	}
@@ -85,8 +92,11 @@ func Release[T any](g *Gate, p Pending[T], event audit.Event, authorise func(*fs
 	return none, err
 }
 
-func (g *Gate) check(authorise func(*fsm.State) error) error {
+func (g *Gate) check(ctx context.Context, authorise func(*fsm.State) error) error {
 	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		began := g.clock()
 		if err := g.fresh.Usable(); err != nil {
 			return err

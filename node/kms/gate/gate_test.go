@@ -59,12 +59,12 @@ func (w *world) authorise(answer error) func(*fsm.State) error {
 
 func (w *world) release(t *testing.T, allowed error) (string, error) {
 	t.Helper()
-	g := New(w, w, func() time.Duration { return w.clock })
+	g := New(w, w, NewReleases(), func() time.Duration { return w.clock })
 	p, err := Compute(t.Context(), func(context.Context) (string, error) { return "secret", nil }, func(string) { w.wiped = true })
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Release(g, p, audit.Event{Name: "Decrypt"}, w.authorise(allowed))
+	return Release(t.Context(), g, p, audit.Event{Name: "Decrypt"}, w.authorise(allowed))
 }
 
 func TestReleaseOrder(t *testing.T) {
@@ -126,5 +126,50 @@ func TestComputeFailureWipes(t *testing.T) {
 	_, err := Compute(t.Context(), func(context.Context) (string, error) { return "half", errState }, func(s string) { wiped = s })
 	if !errors.Is(err, errState) || wiped != "half" {
 		t.Fatalf("%v, wiped %q", err, wiped)
+	}
+}
+
+// TestHandedOver: a restriction is acknowledged only when results that were checked
+// before are out.
+func TestHandedOver(t *testing.T) {
+	w, out := &world{}, NewReleases()
+	g := New(w, w, out, func() time.Duration { return w.clock })
+	release := func(ctx context.Context) {
+		t.Helper()
+		p, err := Compute(ctx, func(context.Context) (string, error) { return "secret", nil }, func(string) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Release(ctx, g, p, audit.Event{}, w.authorise(nil)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	release(t.Context()) // without Carry it is out at once
+	if err := out.HandedOver(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	early, finishEarly := Carry(t.Context())
+	release(early)
+	waited := make(chan error, 1)
+	go func() { waited <- out.HandedOver(t.Context()) }()
+	select {
+	case err := <-waited:
+		t.Fatalf("returned while a result was under way: %v", err)
+	case <-time.After(20 * time.Millisecond): // a wrong return would need far less
+	}
+	late, finishLate := Carry(t.Context())
+	release(late)
+	finishEarly()
+	if err := <-waited; err != nil { // the later one is not waited for
+		t.Fatal(err)
+	}
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := out.HandedOver(cancelled); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	finishLate()
+	if err := out.HandedOver(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -1,0 +1,103 @@
+package gate
+
+import (
+	"context"
+	"sync"
+)
+
+// Releases counts the results that have passed the gate's checks, or are passing
+// them, and are not yet handed to the transport. A node tells the cluster that it
+// has applied a restriction only when those checked on an older state are out.
+type Releases struct {
+	mu    sync.Mutex
+	epoch uint64
+	under map[uint64]int // epoch -> results under way that began in it
+	idle  chan struct{}  // closed and replaced when an epoch has run empty
+}
+
+// NewReleases starts with none.
+func NewReleases() *Releases {
+	return &Releases{under: map[uint64]int{}, idle: make(chan struct{})}
+}
+
+// begin counts a result before its checks.
+func (r *Releases) begin() (epoch uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.under[r.epoch]++
+	return r.epoch
+}
+
+func (r *Releases) end(epoch uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.under[epoch]--; r.under[epoch] == 0 {
+		delete(r.under, epoch)
+		close(r.idle)
+		r.idle = make(chan struct{})
+	}
+}
+
+// HandedOver returns when every result whose checks began before the call has been
+// handed over or wiped, or with ctx's error.
+func (r *Releases) HandedOver(ctx context.Context) error {
+	r.mu.Lock()
+	last := r.epoch
+	r.epoch++
+	r.mu.Unlock()
+	for {
+		r.mu.Lock()
+		waiting := false
+		for epoch := range r.under {
+			waiting = waiting || epoch <= last
+		}
+		idle := r.idle
+		r.mu.Unlock()
+		if !waiting {
+			return nil
+		}
+		select {
+		case <-idle:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// carrier collects the results that one call has been given.
+type carrier struct {
+	mu       sync.Mutex
+	releases *Releases
+	epochs   []uint64
+	done     bool
+}
+
+type carrierKey struct{}
+
+// Carry prepares a call's context so that its results count as under way until
+// finish is called, when the answer has been handed to the transport. Without it
+// a result counts as handed over when Release returns.
+func Carry(ctx context.Context) (carried context.Context, finish func()) {
+	c := &carrier{}
+	return context.WithValue(ctx, carrierKey{}, c), c.finish
+}
+
+func (c *carrier) add(r *Releases, epoch uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.done {
+		r.end(epoch)
+		return
+	}
+	c.releases, c.epochs = r, append(c.epochs, epoch)
+}
+
+func (c *carrier) finish() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.done = true
+	for _, epoch := range c.epochs {
+		c.releases.end(epoch)
+	}
+	c.epochs = nil
+}
