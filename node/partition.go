@@ -43,6 +43,15 @@ func TrustTransfer(ctx context.Context, c HSM, soPIN, spki []byte) error {
 	return p11.Trust(ctx, p11.TrustConfig{Module: c.Module, Token: c.Token, Serial: c.Serial, SOPIN: soPIN}, spki)
 }
 
+// UntrustTransfer takes the trust in a transfer key back, as Security Officer: after
+// the node has joined, or when it is removed.
+func UntrustTransfer(ctx context.Context, c HSM, soPIN []byte, fingerprint string) error {
+	if c.Kind == KindEmbedded {
+		return soft.Untrust(c.Dir, soPIN, fingerprint)
+	}
+	return p11.Untrust(ctx, p11.TrustConfig{Module: c.Module, Token: c.Token, Serial: c.Serial, SOPIN: soPIN}, fingerprint)
+}
+
 // InitToken makes a new PKCS#11 token.
 func InitToken(ctx context.Context, c HSM, soPIN, pin []byte) error {
 	return p11.InitToken(ctx, p11.InitConfig{Module: c.Module, Label: c.Token, SOPIN: soPIN, PIN: pin})

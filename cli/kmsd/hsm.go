@@ -17,7 +17,7 @@ const envSOPIN = "KMSD_HSM_SO_PIN"
 
 func hsmCommand() *cobra.Command {
 	c := &cobra.Command{Use: "hsm", Short: "Work on the node's HSM token"}
-	c.AddCommand(initTokenCommand(), trustCommand())
+	c.AddCommand(initTokenCommand(), trustCommand(), untrustCommand())
 	return c
 }
 
@@ -83,6 +83,42 @@ KMSD_HSM_SO_PIN.`,
 				return err
 			}
 			_, err = fmt.Fprintln(c.OutOrStdout(), "trusted", fingerprint)
+			return err
+		},
+	}
+	c.Flags().StringVar(&path, "config", "/etc/quorumkms/kmsd.yaml", "configuration file of this node")
+	c.Flags().StringVar(&soPINFile, "so-pin-file", "", "file with the Security Officer's PIN")
+	return c
+}
+
+func untrustCommand() *cobra.Command {
+	var path, soPINFile string
+	c := &cobra.Command{
+		Use: "untrust FINGERPRINT", Short: "Take the trust in a transfer key back, as Security Officer", Args: cobra.ExactArgs(1),
+		Long: `Removes a transfer key that was trusted with "kmsd hsm trust" from this node's
+token: when the node has joined, or when it is removed. PIN from a file with mode
+0600 or from KMSD_HSM_SO_PIN.`,
+		Example: "  kmsd hsm untrust --config /etc/quorumkms/kmsd.yaml --so-pin-file so-pin SHA256:9f2c…",
+		RunE: func(c *cobra.Command, args []string) error {
+			cfg, err := node.LoadConfig(path)
+			if err != nil {
+				return err
+			}
+			fingerprint, err := hsm.ParseFingerprint(args[0])
+			if err != nil {
+				return err
+			}
+			soPIN, err := required("Security Officer's PIN", soPINFile, envSOPIN, "--so-pin-file")
+			if err != nil {
+				return err
+			}
+			if err := node.UntrustTransfer(c.Context(), cfg.HSM, soPIN, fingerprint); err != nil {
+				return err
+			}
+			if err := os.Remove(node.TransferFile(cfg.DataDir, fingerprint)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			_, err = fmt.Fprintln(c.OutOrStdout(), "no longer trusted:", fingerprint)
 			return err
 		},
 	}
