@@ -108,8 +108,8 @@ func (c *CreateTicket) apply(t *tx) (Result, error) {
 }
 
 // AdmitNode uses a ticket up and makes its bearer a member to be. It is committed
-// before any key leaves for the node. The same node with the same identity may
-// repeat it while it is still joining.
+// before any key leaves for the node. The same bearer may repeat it, since an answer
+// may have been lost; it does so only while Raft has never run under its id.
 type AdmitNode struct {
 	ID            string `json:"id"`
 	Name          string `json:"name"`

@@ -235,7 +235,7 @@ func TestRequestWindowShrinks(t *testing.T) {
 // TestRequestLimit: beyond the most that is remembered the oldest go, however young.
 func TestRequestLimit(t *testing.T) {
 	if minRequests != 100_000 || maxRequests != 1_000_000 || requestAge != 24*60*60*second {
-		t.Errorf("window of %d ns, %d to %d requests", int64(requestAge), minRequests, maxRequests)
+		t.Errorf("window of %d ns, %d to %d requests", requestAge, minRequests, maxRequests)
 	}
 	for _, row := range []struct{ least, most, left int }{
 		{5, 20, 20}, // young ones stay up to the most

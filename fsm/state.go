@@ -368,7 +368,7 @@ func (t *tx) dropTicket(k *Ticket) {
 }
 
 // Try tells how a command would be answered on this state, and changes nothing.
-// Request ids are not looked at.
+// Request ids are not looked at, and nobody is the proposer.
 func (s *State) Try(c Command) (Result, error) {
 	if !s.Initialized() {
 		return Result{}, ErrNotInitialized
