@@ -274,7 +274,7 @@ func (k *Keyring) load(ctx context.Context, s *slot) {
 	k.shared.loadCount.Add(1)
 	s.key, s.err = k.opener.Open(ctx, s.ref.Token, s.ref.Want)
 	if s.err == nil {
-		s.err = s.coalescer.load(ctx)
+		s.err = s.load(ctx)
 	}
 	if s.err != nil {
 		k.drop(s)

@@ -4,9 +4,10 @@
 // Reading order: partition.go (the contract), token.go (KWT1, the form in which
 // a customer master key leaves a partition), keyring.go (loaded keys, bounded),
 // derive.go and message.go (message keys; concurrent derivations under one key
-// share one HSM call, whose answers are checked), transfer.go (DKX1, how the domain
-// key travels from one partition to another). Providers live below: p11 (PKCS#11)
-// and soft (pure Go). One conformance suite, hsmtest, runs on both.
+// share one HSM call, whose answers are checked), transferkey.go and transfer.go
+// (DKX1, how the domain key travels from one partition to another). Providers live
+// below: p11 (PKCS#11) and soft (pure Go). One conformance suite, hsmtest, runs on
+// both.
 //
 // The package needs the standard library only and builds without cgo.
 package hsm
@@ -42,7 +43,9 @@ const (
 )
 
 // Partition is one HSM partition of one node. All methods may be called from any
-// goroutine. Every error wraps one of the sentinels of errors.go.
+// goroutine. Every error wraps one of the sentinels of errors.go. Every slice that is
+// returned belongs to the caller alone: providers neither share nor reuse buffers
+// across calls.
 type Partition interface {
 	// Info describes the token for people: it never blocks and makes no HSM call.
 	Info() Info
@@ -71,13 +74,14 @@ type Partition interface {
 	// in no domain of this cluster.
 	LogKey(ctx context.Context, cluster ID) ([]byte, error)
 
-	// NewTransfer makes the one-time RSA-3072 key that receives a domain key and
-	// signs its public half with the NIK (TransferKeyMessage). A previous one is
-	// destroyed.
+	// NewTransfer makes the one-time RSA-3072 key that receives a domain key, and
+	// signs its public half and the OAEP hash this partition opens with the NIK
+	// (TransferKeyMessage). A previous one is destroyed.
 	NewTransfer(ctx context.Context) (Transfer, error)
-	// Export wraps a generation for the recipient as DKX1. ErrNotTrusted until the
-	// partition's Security Officer has trusted the recipient's transfer key
-	// (Fingerprint of its SPKI).
+	// Export wraps a generation for the recipient as DKX1, with the OAEP hash the
+	// recipient asks for. ErrRefused if this partition lacks that hash; the text names
+	// both sides'. ErrNotTrusted until the partition's Security Officer has trusted
+	// the recipient's transfer key (Fingerprint of its SPKI).
 	Export(ctx context.Context, r ExportRequest) ([]byte, error)
 	// Import takes a DKX1 message in, checks it against what the recipient
 	// expects, and destroys the transfer key. The partition is unchanged if it
@@ -108,6 +112,11 @@ type BlockKey interface {
 	// EncryptBlocks encrypts src into dst: 1..MaxBlocks whole blocks in one HSM
 	// call. dst and src have the same length and do not overlap. ErrStale means
 	// that the key was lost with the token's sessions: Open it again.
+	//
+	// A provider has the token write its answer to dst and nowhere else. It keeps
+	// neither slice when it returns, and has no output buffer that calls share or
+	// reuse: sealing compares two answers of one call (Seal), which would prove
+	// nothing if both could be left over from another.
 	EncryptBlocks(ctx context.Context, dst, src []byte) error
 	// Close destroys the loaded key. Closing twice is harmless.
 	Close()
@@ -182,10 +191,12 @@ type KeySpec struct {
 	Created    time.Time // stored to the second
 }
 
-// Transfer is the public side of a one-time transfer key.
+// Transfer is the public side of a one-time transfer key, as the recipient announces
+// it.
 type Transfer struct {
 	SPKI      []byte // DER SubjectPublicKeyInfo, RSA-3072
-	Signature []byte // by the NIK over TransferKeyMessage(SPKI)
+	OAEPHash  uint8  // OAEPSHA1 or OAEPSHA256: with which the donor must wrap
+	Signature []byte // by the NIK over TransferKeyMessage
 }
 
 // ExportRequest asks a partition that holds a generation to wrap it for another.

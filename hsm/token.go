@@ -49,9 +49,9 @@ const (
 	tokenMAC    = 32 // bytes after it
 	checkOffset = 56
 
-	// MinWrapped and MaxWrapped bound a wrapped key, in bytes: RFC 5649 of one
-	// octet, and more than a PKCS#8 RSA-4096 key needs.
+	// MinWrapped is the least size of a wrapped key, in bytes: RFC 5649 of one octet.
 	MinWrapped = 16
+	// MaxWrapped is the greatest: more than a PKCS#8 RSA-4096 key needs.
 	MaxWrapped = 4096
 
 	// LabelCheckValue begins the message of every check value. GenerateMac must

@@ -9,10 +9,8 @@ import (
 	"crypto/subtle"
 	"crypto/x509"
 	"encoding/binary"
-	"encoding/hex"
 	"fmt"
 	"slices"
-	"strings"
 )
 
 // TransferMessage is DKX1: a generation of the domain key, wrapped for one
@@ -43,15 +41,7 @@ type TransferKeyEntry struct {
 	Ciphertext []byte   // RSA-OAEP of the 32 bytes of the key
 }
 
-// The hashes of OAEP (and of its MGF1) in DKX1.
 const (
-	OAEPSHA1   = 1
-	OAEPSHA256 = 2
-)
-
-const (
-	// TransferKeyBits is the modulus of a transfer key.
-	TransferKeyBits = 3072
 	// DomainKeySize is the size of every domain key, in bytes.
 	DomainKeySize = 32
 	// LabelLogKey begins the message whose HMAC under the log root key is the log
@@ -60,7 +50,6 @@ const (
 
 	transferMagic    = "DKX1"
 	labelTransfer    = "quorumkms/dkx/v1"
-	labelTransferKey = "quorumkms/transfer-key/v1"
 	labelPossess     = "quorumkms/possess/v1"
 	labelDomainCheck = "quorumkms/dk-kcv/v1"
 
@@ -70,8 +59,6 @@ const (
 	maxSignature    = 72   // bytes: ECDSA P-256 in DER
 	exporterSize    = 32
 	nonceSize       = 32
-
-	fingerprintPrefix = "SHA256:"
 )
 
 // valid tells whether DKX1 can carry the message.
@@ -81,7 +68,7 @@ func (m TransferMessage) valid() error {
 		return fmt.Errorf("donor of %d bytes", len(m.Donor))
 	case !validName(m.Recipient):
 		return fmt.Errorf("recipient of %d bytes", len(m.Recipient))
-	case m.OAEPHash != OAEPSHA1 && m.OAEPHash != OAEPSHA256:
+	case OAEPName(m.OAEPHash) == "":
 		return fmt.Errorf("unknown oaep hash %d", m.OAEPHash)
 	case len(m.Keys) == 0 || len(m.Keys) > maxTransferKeys:
 		return fmt.Errorf("%d keys", len(m.Keys))
@@ -153,10 +140,11 @@ func ParseTransfer(b []byte) (TransferMessage, error) {
 }
 
 // Verify checks the message against what the recipient knows from elsewhere: the
-// donor's signature, every field, the transfer key it was made for, and the check
-// value of every domain key. ErrRefused names what differs. Only after it has
+// donor's signature, every field, the transfer key it was made for and the OAEP hash
+// that was announced with it (the signature of announced is not looked at), and the
+// check value of every domain key. ErrRefused names what differs. Only after it has
 // passed may a ciphertext be opened: OAEP authenticates nobody.
-func (m TransferMessage) Verify(want ImportExpectation, transferSPKI []byte) error {
+func (m TransferMessage) Verify(want ImportExpectation, announced Transfer) error {
 	if err := VerifyIdentitySignature(want.DonorIdentity, m.Signed(), m.Signature); err != nil {
 		return fmt.Errorf("transfer message: %w", err)
 	}
@@ -172,8 +160,10 @@ func (m TransferMessage) Verify(want ImportExpectation, transferSPKI []byte) err
 		field = "donor"
 	case m.Recipient != want.Recipient:
 		field = "recipient"
-	case m.SPKIHash != sha256.Sum256(transferSPKI):
+	case m.SPKIHash != sha256.Sum256(announced.SPKI):
 		field = "transfer key"
+	case m.OAEPHash != announced.OAEPHash:
+		field = "oaep hash"
 	}
 	if field != "" {
 		return fmt.Errorf("%w: transfer message: unexpected %s", ErrRefused, field)
@@ -194,44 +184,15 @@ func (m TransferMessage) Verify(want ImportExpectation, transferSPKI []byte) err
 	return nil
 }
 
-// TransferKeyMessage is what the recipient's NIK signs to vouch for a transfer key
-// (Transfer.Signature).
-func TransferKeyMessage(spki []byte) []byte {
-	return append([]byte(labelTransferKey), spki...)
-}
-
-// TransferPublicKey reads the SPKI of a transfer key. ErrRefused unless it is the
-// canonical DER of an RSA key of TransferKeyBits with the exponent 65537.
-func TransferPublicKey(spki []byte) (*rsa.PublicKey, error) {
-	parsed, err := x509.ParsePKIXPublicKey(spki)
-	if err != nil {
-		return nil, fmt.Errorf("%w: transfer key: %w", ErrRefused, err)
-	}
-	pub, ok := parsed.(*rsa.PublicKey)
-	if !ok || pub.N.BitLen() != TransferKeyBits || pub.E != 65537 {
-		return nil, fmt.Errorf("%w: transfer key is not RSA-%d with exponent 65537", ErrRefused, TransferKeyBits)
-	}
-	canonical, err := x509.MarshalPKIXPublicKey(pub)
-	if err != nil || !bytes.Equal(canonical, spki) {
-		return nil, fmt.Errorf("%w: transfer key is not canonical DER", ErrRefused)
-	}
-	return pub, nil
-}
-
-// Check verifies everything of a request that needs no HSM (names, the transfer
-// key, the recipient's signature over it) and returns the transfer key.
-// ErrRefused.
+// Check verifies everything of a request that needs no HSM (the names and
+// Transfer.Verify) and returns the transfer key. ErrRefused.
 func (r ExportRequest) Check() (*rsa.PublicKey, error) {
 	if !validName(r.Donor) || !validName(r.Recipient) {
 		return nil, fmt.Errorf("%w: export: names of %d and %d bytes", ErrRefused, len(r.Donor), len(r.Recipient))
 	}
-	pub, err := TransferPublicKey(r.Transfer.SPKI)
+	pub, err := r.Transfer.Verify(r.RecipientIdentity)
 	if err != nil {
 		return nil, fmt.Errorf("export: %w", err)
-	}
-	message := TransferKeyMessage(r.Transfer.SPKI)
-	if err := VerifyIdentitySignature(r.RecipientIdentity, message, r.Transfer.Signature); err != nil {
-		return nil, fmt.Errorf("export: transfer key: %w", err)
 	}
 	return pub, nil
 }
@@ -252,28 +213,6 @@ func VerifyIdentitySignature(nikSPKI, message, sig []byte) error {
 		return fmt.Errorf("%w: identity signature does not verify", ErrRefused)
 	}
 	return nil
-}
-
-// Fingerprint names a public key for people: "SHA256:" and the 64 lower-case hex
-// digits of SHA-256(SPKI).
-func Fingerprint(spki []byte) string {
-	sum := sha256.Sum256(spki)
-	return fingerprintPrefix + hex.EncodeToString(sum[:])
-}
-
-// ParseFingerprint reads a fingerprint as people type it (either case, digits
-// grouped by spaces or colons, with or without the prefix) and returns it in the
-// form of Fingerprint. ErrRefused.
-func ParseFingerprint(s string) (string, error) {
-	digits := strings.TrimSpace(s)
-	if n := len(fingerprintPrefix); len(digits) >= n && strings.EqualFold(digits[:n], fingerprintPrefix) {
-		digits = digits[n:]
-	}
-	sum, err := hex.DecodeString(strings.NewReplacer(" ", "", ":", "").Replace(digits))
-	if err != nil || len(sum) != sha256.Size {
-		return "", fmt.Errorf("%w: a fingerprint is %d hex digits", ErrRefused, 2*sha256.Size)
-	}
-	return fingerprintPrefix + hex.EncodeToString(sum), nil
 }
 
 // PossessionMessage is what the domain MAC key authenticates to prove that a

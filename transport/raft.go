@@ -145,7 +145,7 @@ type provenConn struct {
 func (c *provenConn) Read(b []byte) (int, error) {
 	c.once.Do(func() {
 		if c.err = exchange(c.Conn, c.proof, false, proofTimeout); c.err != nil {
-			c.err = errors.Join(c.err, c.Conn.Close())
+			c.err = errors.Join(c.err, c.Close())
 		}
 	})
 	if c.err != nil {

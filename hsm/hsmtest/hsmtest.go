@@ -23,6 +23,9 @@ type Env struct {
 	Reopen func(t *testing.T) hsm.Partition
 	// Second returns another empty partition, a new one at each call.
 	Second func(t *testing.T) hsm.Partition
+	// Asking returns another empty partition whose transfer keys ask for this OAEP
+	// hash, or nil if there can be none.
+	Asking func(t *testing.T, oaepHash uint8) hsm.Partition
 	// Trust is the step of p's Security Officer: it trusts a transfer key.
 	Trust func(t *testing.T, p hsm.Partition, spki []byte)
 }
@@ -45,6 +48,7 @@ func Run(t *testing.T, open func(t *testing.T) Env) {
 		{"foreign tokens", testForeignTokens},
 		{"transfer", testTransfer},
 		{"transfer refused", testTransferRefused},
+		{"transfer hashes", testTransferHashes},
 		{"concurrency", testConcurrency},
 		{"keyring", testKeyring},
 		{"closed", testClosed},

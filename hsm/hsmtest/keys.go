@@ -127,7 +127,12 @@ func testBlocks(t *testing.T, env Env) {
 		seen[string(got)] = true
 	}
 	for _, n := range []struct{ dst, src int }{
-		{0, 0}, {15, 15}, {17, 17}, {16, 32}, {32, 16}, {16, 0},
+		{0, 0},
+		{15, 15},
+		{17, 17},
+		{16, 32},
+		{32, 16},
+		{16, 0},
 		{(hsm.MaxBlocks + 1) * hsm.BlockSize, (hsm.MaxBlocks + 1) * hsm.BlockSize},
 	} {
 		err := key.EncryptBlocks(ctx, make([]byte, n.dst), make([]byte, n.src))

@@ -9,21 +9,45 @@ import (
 	"github.com/quorumkms/quorumkms/hsm"
 )
 
+// Transfer moves a generation from donor, which has none of the suite's cluster, to
+// recipient, which is empty, and checks that both are then in one domain. trust is the
+// step of the donor's Security Officer.
+func Transfer(t *testing.T, donor, recipient hsm.Partition, trust func(t *testing.T, p hsm.Partition, spki []byte)) {
+	t.Helper()
+	begin(t, donor, recipient, trust).finish(t)
+}
+
 // ceremony is a transfer between two partitions.
 type ceremony struct {
-	env              Env
 	donor, recipient hsm.Partition
+	trust            func(t *testing.T, p hsm.Partition, spki []byte)
 	transfer         hsm.Transfer
 }
 
-// newCeremony makes a donor that has generation 1 and an empty recipient with a
-// transfer key.
-func newCeremony(t *testing.T, env Env) *ceremony {
+// begin makes generation 1 at the donor and a transfer key at the recipient.
+func begin(t *testing.T, donor, recipient hsm.Partition, trust func(t *testing.T, p hsm.Partition, spki []byte)) *ceremony {
 	t.Helper()
-	c := &ceremony{env: env, donor: env.Second(t), recipient: env.Partition}
+	c := &ceremony{donor: donor, recipient: recipient, trust: trust}
 	createDomain(t, c.donor, cluster, 1)
 	c.renew(t)
 	return c
+}
+
+func newCeremony(t *testing.T, env Env) *ceremony {
+	t.Helper()
+	return begin(t, env.Second(t), env.Partition, env.Trust)
+}
+
+// finish transfers generation 1, with the hash that was asked for.
+func (c *ceremony) finish(t *testing.T) {
+	t.Helper()
+	message := c.export(t, c.donor, 1)
+	m, err := hsm.ParseTransfer(message)
+	if must(t, m, err); m.OAEPHash != c.transfer.OAEPHash {
+		t.Errorf("the donor wraps with hash %d, the recipient asks for %d", m.OAEPHash, c.transfer.OAEPHash)
+	}
+	c.importing(t, message, c.expectation(t, c.donor, 1))
+	sameDomain(t, c.donor, c.recipient)
 }
 
 // renew makes another transfer key.
@@ -59,7 +83,7 @@ func (c *ceremony) expectation(t *testing.T, donor hsm.Partition, generation uin
 // export trusts the transfer key and exports to it.
 func (c *ceremony) export(t *testing.T, donor hsm.Partition, generation uint32) []byte {
 	t.Helper()
-	c.env.Trust(t, donor, c.transfer.SPKI)
+	c.trust(t, donor, c.transfer.SPKI)
 	message, err := donor.Export(t.Context(), c.request(generation))
 	return must(t, message, err)
 }
@@ -76,10 +100,9 @@ func (c *ceremony) importing(t *testing.T, message []byte, want hsm.ImportExpect
 func testTransfer(t *testing.T, env Env) {
 	c := newCeremony(t, env)
 	ctx := t.Context()
-	if err := hsm.VerifyIdentitySignature(c.recipient.Identity(), hsm.TransferKeyMessage(c.transfer.SPKI), c.transfer.Signature); err != nil {
-		t.Errorf("transfer key: %v", err)
-	}
-	_, err := c.donor.Export(ctx, c.request(1))
+	pub, err := c.transfer.Verify(c.recipient.Identity())
+	must(t, pub, err)
+	_, err = c.donor.Export(ctx, c.request(1))
 	wantErr(t, "export before the security officer's trust", err, hsm.ErrNotTrusted)
 	first := c.export(t, c.donor, 1)
 	c.importing(t, first, c.expectation(t, c.donor, 1))
@@ -160,6 +183,8 @@ func testTransferRefused(t *testing.T, env Env) {
 		"recipient":          func(r *hsm.ExportRequest) { r.Recipient = string(make([]byte, 256)) },
 		"recipient identity": func(r *hsm.ExportRequest) { r.RecipientIdentity = c.donor.Identity() },
 		"transfer signature": func(r *hsm.ExportRequest) { r.Transfer.Signature = nil },
+		"oaep hash":          func(r *hsm.ExportRequest) { r.Transfer.OAEPHash = otherHash(r.Transfer.OAEPHash) },
+		"no oaep hash":       func(r *hsm.ExportRequest) { r.Transfer.OAEPHash = 0 },
 		"transfer key":       func(r *hsm.ExportRequest) { r.Transfer.SPKI = c.recipient.Identity() },
 	} {
 		r := c.request(1)
@@ -256,4 +281,54 @@ func (c *ceremony) refuseSigned(t *testing.T, message []byte, want hsm.ImportExp
 	refused("ciphertext of the wrong length", signed(c.donor, func(m *hsm.TransferMessage) {
 		m.Keys[2].Ciphertext = m.Keys[2].Ciphertext[:383]
 	}), want)
+	refused("another oaep hash", signed(c.donor, func(m *hsm.TransferMessage) {
+		m.OAEPHash = otherHash(m.OAEPHash)
+	}), want)
+}
+
+func otherHash(hash uint8) uint8 {
+	if hash == hsm.OAEPSHA1 {
+		return hsm.OAEPSHA256
+	}
+	return hsm.OAEPSHA1
+}
+
+// testTransferHashes transfers with every hash that a recipient can ask for.
+func testTransferHashes(t *testing.T, env Env) {
+	tried := 0
+	for _, hash := range []uint8{hsm.OAEPSHA1, hsm.OAEPSHA256} {
+		recipient := env.Asking(t, hash)
+		if recipient == nil {
+			continue
+		}
+		tried++
+		c := begin(t, env.Second(t), recipient, env.Trust)
+		if c.transfer.OAEPHash != hash {
+			t.Fatalf("asks for hash %d, not %d", c.transfer.OAEPHash, hash)
+		}
+		c.refuseHashes(t)
+		c.finish(t)
+	}
+	if tried == 0 {
+		t.Error("there is no hash to ask for")
+	}
+}
+
+// refuseHashes asks the donor for other hashes than the recipient announced, all of
+// them well signed.
+func (c *ceremony) refuseHashes(t *testing.T) {
+	t.Helper()
+	ctx := t.Context()
+	c.trust(t, c.donor, c.transfer.SPKI)
+	for _, hash := range []uint8{0, 3, otherHash(c.transfer.OAEPHash)} {
+		r := c.request(1)
+		r.Transfer.OAEPHash = hash
+		sig, err := c.recipient.SignIdentity(ctx, hsm.TransferKeyMessage(r.Transfer))
+		r.Transfer.Signature = must(t, sig, err)
+		message, err := c.donor.Export(ctx, r)
+		if err == nil && hsm.OAEPName(hash) != "" { // a donor that has both
+			_, err = c.recipient.Import(ctx, message, c.expectation(t, c.donor, 1))
+		}
+		wantErr(t, fmt.Sprintf("hash %d instead of %d", hash, c.transfer.OAEPHash), err, hsm.ErrRefused)
+	}
 }

@@ -144,6 +144,17 @@ func (b *bench) wrappings() map[string][]*pkcs11.Mechanism {
 	}
 }
 
+// rsaMechanisms are the ways to use an RSA key.
+func (b *bench) rsaMechanisms() map[string][]*pkcs11.Mechanism {
+	all := map[string][]*pkcs11.Mechanism{
+		"PKCS #1 v1.5": mechanism(pkcs11.CKM_RSA_PKCS), "raw RSA": mechanism(pkcs11.CKM_RSA_X_509),
+	}
+	for _, hash := range b.traits.oaep {
+		all["OAEP with "+hsm.OAEPName(hash)] = oaepWith(hash)
+	}
+	return all
+}
+
 // leaves tries to get a key out under the ordinary key and an untrusted public one.
 func (b *bench) leaves(f *findings, what string, key pkcs11.ObjectHandle) {
 	f.refuse(what+" read", b.reads(key))
@@ -151,9 +162,7 @@ func (b *bench) leaves(f *findings, what string, key pkcs11.ObjectHandle) {
 		_, err := b.wrap(m, b.ordinary, key)
 		f.refuse(what+" wrapped with a known key, "+name, err)
 	}
-	for name, m := range map[string][]*pkcs11.Mechanism{
-		"OAEP": oaepWith(b.traits.oaep), "PKCS #1 v1.5": mechanism(pkcs11.CKM_RSA_PKCS), "raw RSA": mechanism(pkcs11.CKM_RSA_X_509),
-	} {
+	for name, m := range b.rsaMechanisms() {
 		_, err := b.wrap(m, b.public, key)
 		f.refuse(what+" wrapped with an untrusted public key, "+name, err)
 	}
@@ -335,7 +344,7 @@ func (b *bench) oaepKeyOtherMechanism(f *findings) {
 	want := b.traits.domainKey(aesKind, scratch(aesKind), false)
 	o, err := b.unwrap(pkcs1, b.private, w, want)
 	b.obtains(f, "transfer key unwraps, PKCS #1 v1.5", o, err, nil)
-	for name, m := range map[string][]*pkcs11.Mechanism{"OAEP": oaepWith(b.traits.oaep), "PKCS #1 v1.5": pkcs1, "raw RSA": raw} {
+	for name, m := range b.rsaMechanisms() {
 		f.refuse("transfer key decrypts, "+name, b.decrypts(m, b.private))
 		f.refuse("transfer key signs, "+name, b.signs(m, b.private))
 	}
@@ -344,12 +353,13 @@ func (b *bench) oaepKeyOtherMechanism(f *findings) {
 // transferReadable asks the transfer key for a domain key that can be read, wrapped
 // out or used as a cipher.
 func (b *bench) transferReadable(f *findings) {
-	w, err := b.sealed(b.traits.oaep, ordinaryValue())
+	hash := b.traits.oaep[0]
+	w, err := b.sealed(hash, ordinaryValue())
 	if !f.must("encrypt outside the token", err) {
 		return
 	}
 	want := b.traits.domainKey(aesKind, scratch(aesKind), false)
-	o, err := b.unwrap(oaepWith(b.traits.oaep), b.private, w, want)
+	o, err := b.unwrap(oaepWith(hash), b.private, w, want)
 	if f.must("open a domain key", err) {
 		f.must("an opened domain key", b.check(o, want))
 		f.must("clean up", b.destroy(o))
@@ -365,12 +375,13 @@ func (b *bench) transferReadable(f *findings) {
 		wrong[fmt.Sprintf("with another %#x", a.kind)] = want.with(opposite)
 	}
 	for what, t := range wrong {
-		o, err := b.unwrap(oaepWith(b.traits.oaep), b.private, w, t)
+		o, err := b.unwrap(oaepWith(hash), b.private, w, t)
 		b.obtains(f, "transfer key unwraps a domain key "+what, o, err, arriving())
 	}
 	b.altered(f, "transfer key", b.private, template{
 		flag(pkcs11.CKA_SENSITIVE, false), flag(pkcs11.CKA_EXTRACTABLE, true), flag(pkcs11.CKA_DECRYPT, true),
-		mechanisms(pkcs11.CKM_RSA_PKCS), {kind: pkcs11.CKA_UNWRAP_TEMPLATE, nested: template{flag(pkcs11.CKA_SENSITIVE, false)}},
+		mechanisms(pkcs11.CKM_RSA_PKCS),
+		{kind: pkcs11.CKA_UNWRAP_TEMPLATE, nested: template{flag(pkcs11.CKA_SENSITIVE, false)}},
 	}, transferPrivate(nil, false))
 }
 

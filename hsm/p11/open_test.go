@@ -107,7 +107,8 @@ func TestOpenRefuses(t *testing.T) {
 		},
 		{
 			"weakness that cannot be accepted", func(c *Config) { c.AcceptWeakness = []string{"known-answers"} },
-			hsm.ErrRefused, []string{"known-answers"},
+			hsm.ErrRefused,
+			[]string{"known-answers"},
 		},
 	}
 	for _, c := range cases {

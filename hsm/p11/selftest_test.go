@@ -83,7 +83,7 @@ func TestProbesCanFail(t *testing.T) {
 		{
 			"domain-key-leaves", "WRAP_WITH_TRUSTED",
 			func(b *bench) error { return aesKey(b, nil, flag(pkcs11.CKA_WRAP_WITH_TRUSTED, false)) },
-			[]string{"kind 1 wrapped with a known key, RFC 5649", "kind 1 wrapped with an untrusted public key, OAEP", "kind 1 wrapped with a domain key"},
+			[]string{"kind 1 wrapped with a known key, RFC 5649", "kind 1 wrapped with an untrusted public key, OAEP with SHA-1", "kind 1 wrapped with a domain key"},
 		},
 		{
 			"domain-key-leaves", "SENSITIVE",
@@ -117,7 +117,7 @@ func TestProbesCanFail(t *testing.T) {
 			func(b *bench) error {
 				return transfer(b, []uint{pkcs11.CKA_ALLOWED_MECHANISMS}, all(privateUsages())...)
 			},
-			[]string{"transfer key decrypts, OAEP", "transfer key signs, PKCS #1 v1.5"},
+			[]string{"transfer key decrypts, OAEP with SHA-1", "transfer key signs, PKCS #1 v1.5"},
 		},
 		{
 			"transfer-key-unwraps-readable", "an unwrap template",

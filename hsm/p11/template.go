@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"runtime"
+	"strings"
 
 	"github.com/miekg/pkcs11"
 
@@ -157,12 +158,21 @@ func join(parts ...template) template {
 
 // traits is what the self-test found out about a token.
 type traits struct {
-	kwp        uint  // number of the mechanism that is RFC 5649
-	oaep       uint8 // hsm.OAEPSHA1 or hsm.OAEPSHA256
-	nestedList bool  // honours ALLOWED_MECHANISMS inside UNWRAP_TEMPLATE
+	kwp        uint    // number of the mechanism that is RFC 5649
+	oaep       []uint8 // the hashes it has for OAEP; transfer keys ask for the first
+	nestedList bool    // honours ALLOWED_MECHANISMS inside UNWRAP_TEMPLATE
 }
 
 func (t traits) keyWrap() []*pkcs11.Mechanism { return mechanism(t.kwp) }
+
+// oaepNames is oaep for people.
+func (t traits) oaepNames() string {
+	var names []string
+	for _, hash := range t.oaep {
+		names = append(names, hsm.OAEPName(hash))
+	}
+	return strings.Join(names, " and ")
+}
 
 // oaepWith is RSA-OAEP with the hash of a DKX1 message.
 func oaepWith(hash uint8) []*pkcs11.Mechanism {

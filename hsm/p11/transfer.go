@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 
@@ -67,7 +68,8 @@ func (p *Partition) announce(s *session, private pkcs11.ObjectHandle, want templ
 	if _, err := hsm.TransferPublicKey(t.SPKI); err != nil {
 		return t, fmt.Errorf("%w: the token made a wrong transfer key: %v", hsm.ErrCorrupt, err) //nolint:errorlint // the token's fault, not a refusal
 	}
-	t.Signature, err = s.signWith(s.link.nik, p.identity, hsm.TransferKeyMessage(t.SPKI))
+	t.OAEPHash = p.traits.oaep[0]
+	t.Signature, err = s.signWith(s.link.nik, p.identity, hsm.TransferKeyMessage(t))
 	return t, err
 }
 
@@ -135,15 +137,19 @@ func (s *session) trusted(spki []byte) (pkcs11.ObjectHandle, error) {
 	return 0, fmt.Errorf("%s: %w", hsm.Fingerprint(spki), hsm.ErrNotTrusted)
 }
 
-// Export implements hsm.Partition. OAEP is with SHA-256 where this token has it,
-// else with SHA-1.
+// Export implements hsm.Partition. The token wraps with the key the Security Officer
+// trusts: no other way leads out of it, and none with a hash that it lacks.
 func (p *Partition) Export(ctx context.Context, r hsm.ExportRequest) (message []byte, err error) {
 	if _, err := r.Check(); err != nil {
 		return nil, err
 	}
+	if !slices.Contains(p.traits.oaep, r.Transfer.OAEPHash) {
+		return nil, fmt.Errorf("%w: export: the recipient asks for OAEP with %s, this token has it with %s only",
+			hsm.ErrRefused, hsm.OAEPName(r.Transfer.OAEPHash), p.traits.oaepNames())
+	}
 	m := hsm.TransferMessage{
 		Cluster: r.Cluster, Epoch: r.Epoch, Generation: r.Generation, Donor: r.Donor, Recipient: r.Recipient,
-		SPKIHash: sha256.Sum256(r.Transfer.SPKI), OAEPHash: p.traits.oaep,
+		SPKIHash: sha256.Sum256(r.Transfer.SPKI), OAEPHash: r.Transfer.OAEPHash,
 	}
 	err = p.do(ctx, func(s *session) error {
 		d, err := p.domain(s, domainID{r.Cluster, r.Generation})
@@ -215,7 +221,9 @@ func (p *Partition) Import(ctx context.Context, message []byte, want hsm.ImportE
 	return g, nil
 }
 
-// transferKey finds the transfer key that m is for, and verifies m.
+// transferKey finds the transfer key that m is for, and verifies m. Its hash is the
+// first of the token's, then and now: a token that has changed needs a new transfer
+// key.
 func (p *Partition) transferKey(s *session, m hsm.TransferMessage, want hsm.ImportExpectation) (pkcs11.ObjectHandle, error) {
 	keys, err := s.labelled(pkcs11.CKO_PRIVATE_KEY, labelTransfer)
 	if err != nil {
@@ -232,13 +240,7 @@ func (p *Partition) transferKey(s *session, m hsm.TransferMessage, want hsm.Impo
 	if err != nil {
 		return 0, err
 	}
-	if err := m.Verify(want, spki); err != nil {
-		return 0, err
-	}
-	if m.OAEPHash == hsm.OAEPSHA256 && p.traits.oaep != hsm.OAEPSHA256 {
-		return 0, fmt.Errorf("%w: import: this token has no oaep with sha-256, the donor's message needs it", hsm.ErrRefused)
-	}
-	return keys[0], nil
+	return keys[0], m.Verify(want, hsm.Transfer{SPKI: spki, OAEPHash: p.traits.oaep[0]})
 }
 
 // sameLog refuses a message with another log root key than the cluster's.

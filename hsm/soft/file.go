@@ -15,7 +15,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"syscall"
 
 	"github.com/quorumkms/quorumkms/hsm"
 )
@@ -176,20 +175,6 @@ func (d *domain) valid() bool {
 	return len(d.LogRoot) == hsm.DomainKeySize
 }
 
-// lock makes this process the only one that has the directory's keys loaded. The
-// lock is held until the file is closed.
-func lock(root *os.Root) (*os.File, error) {
-	f, err := root.OpenFile(lockName, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", hsm.ErrUnavailable, err)
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a file descriptor fits
-		err = fmt.Errorf("%w: %s is in use by another process: %w", hsm.ErrUnavailable, root.Name(), err)
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
-}
-
 // readFile reads a file of at most maxFileSize bytes; fs.ErrNotExist if there is
 // none.
 func readFile(root *os.Root, name string) (b []byte, err error) {
@@ -226,11 +211,7 @@ func writeFile(root *os.Root, name string, b []byte) error {
 		if err := root.Rename(tmp, name); err != nil {
 			return err
 		}
-		d, err := root.Open(path.Dir(name))
-		if err != nil {
-			return err
-		}
-		return errors.Join(d.Sync(), d.Close())
+		return syncDir(root, path.Dir(name))
 	}
 	if err := steps(); err != nil {
 		return fmt.Errorf("%w: %w", hsm.ErrUnavailable, err)

@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -29,12 +30,17 @@ type Config struct {
 	Label string
 	// TrustAll trusts every transfer key, without Trust.
 	TrustAll bool
+	// OAEPHash is what transfer keys of this partition ask the donor for: zero or
+	// hsm.OAEPSHA256, or hsm.OAEPSHA1 if the donor's token has no other. As a donor
+	// the partition has both.
+	OAEPHash uint8
 }
 
 // Partition is an embedded partition.
 type Partition struct {
 	info     hsm.Info
 	trustAll bool
+	oaepHash uint8
 	identity []byte // SPKI
 	nik      *ecdsa.PrivateKey
 
@@ -46,17 +52,24 @@ type Partition struct {
 
 	// Of a partition with a directory; nil otherwise.
 	root   *os.Root
-	lock   *os.File
+	lock   io.Closer
 	sealer *sealer
 }
 
 var _ hsm.Partition = (*Partition)(nil)
 
 // Open opens the partition of c.Dir, or makes an empty one. ErrPIN: the PIN is not
-// the one of the key file. ErrCorrupt: the key file is damaged. ErrUnavailable:
-// another process has it open, or the directory cannot be used.
+// the one of the key file. ErrCorrupt: the key file is damaged. ErrRefused: an unknown
+// OAEP hash. ErrUnavailable: another process has it open, or the directory cannot be
+// used.
 func Open(c Config) (*Partition, error) {
-	p := &Partition{trustAll: c.TrustAll, trusted: make(map[string]bool)}
+	if c.OAEPHash == 0 {
+		c.OAEPHash = hsm.OAEPSHA256
+	}
+	if _, err := hsm.NewOAEPHash(c.OAEPHash); err != nil {
+		return nil, err
+	}
+	p := &Partition{trustAll: c.TrustAll, oaepHash: c.OAEPHash, trusted: make(map[string]bool)}
 	if err := p.load(c); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}

@@ -39,9 +39,24 @@ func trust(t *testing.T, p hsm.Partition, spki []byte) {
 
 func inMemory(t *testing.T) hsm.Partition { return openIn(t, "") }
 
+// asking is a partition in memory with this OAEP hash.
+func asking(t *testing.T, oaepHash uint8) hsm.Partition {
+	t.Helper()
+	p, err := soft.Open(soft.Config{OAEPHash: oaepHash})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
+}
+
 func TestConformanceInMemory(t *testing.T) {
 	hsmtest.Run(t, func(t *testing.T) hsmtest.Env {
-		return hsmtest.Env{Partition: openIn(t, ""), Second: inMemory, Trust: trust}
+		return hsmtest.Env{Partition: openIn(t, ""), Second: inMemory, Asking: asking, Trust: trust}
 	})
 }
 
@@ -55,8 +70,18 @@ func TestConformanceInDirectory(t *testing.T) {
 			}
 			return openIn(t, dir)
 		}
-		return hsmtest.Env{Partition: p, Reopen: reopen, Second: inMemory, Trust: trust}
+		return hsmtest.Env{Partition: p, Reopen: reopen, Second: inMemory, Asking: asking, Trust: trust}
 	})
+}
+
+func TestOAEPHash(t *testing.T) {
+	transfer, err := inMemory(t).NewTransfer(t.Context())
+	if err != nil || transfer.OAEPHash != hsm.OAEPSHA256 {
+		t.Errorf("by default: hash %d, %v", transfer.OAEPHash, err)
+	}
+	if _, err := soft.Open(soft.Config{OAEPHash: 3}); !errors.Is(err, hsm.ErrRefused) {
+		t.Errorf("hash 3: %v", err)
+	}
 }
 
 func TestWrongPIN(t *testing.T) {
@@ -244,5 +269,34 @@ func TestTrustAll(t *testing.T) {
 	}
 	if err := donor.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestUntrust(t *testing.T) {
+	dir, pin := t.TempDir(), []byte("1234")
+	p, err := soft.Open(soft.Config{Dir: dir, PIN: pin})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = p.Close() }()
+	transfer, err := p.NewTransfer(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	fingerprint := hsm.Fingerprint(transfer.SPKI)
+	if err := soft.Untrust(dir, pin, fingerprint); !errors.Is(err, hsm.ErrNotTrusted) {
+		t.Fatalf("never trusted: %v", err)
+	}
+	if err := soft.Trust(dir, pin, transfer.SPKI); err != nil {
+		t.Fatal(err)
+	}
+	if err := soft.Untrust(dir, []byte("4321"), fingerprint); !errors.Is(err, hsm.ErrPIN) {
+		t.Fatalf("wrong pin: %v", err)
+	}
+	if err := soft.Untrust(dir, pin, fingerprint); err != nil {
+		t.Fatal(err)
+	}
+	if err := soft.Untrust(dir, pin, fingerprint); !errors.Is(err, hsm.ErrNotTrusted) {
+		t.Fatalf("still trusted: %v", err)
 	}
 }

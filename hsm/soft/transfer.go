@@ -28,15 +28,15 @@ func (p *Partition) NewTransfer(ctx context.Context) (hsm.Transfer, error) {
 	if err := p.usable(ctx); err != nil {
 		return hsm.Transfer{}, err
 	}
-	sig, err := p.sign(hsm.TransferKeyMessage(spki))
-	if err != nil {
+	t := hsm.Transfer{SPKI: spki, OAEPHash: p.oaepHash}
+	if t.Signature, err = p.sign(hsm.TransferKeyMessage(t)); err != nil {
 		return hsm.Transfer{}, err
 	}
 	p.transfer = key
-	return hsm.Transfer{SPKI: spki, Signature: sig}, nil
+	return t, nil
 }
 
-// Export implements hsm.Partition. OAEP is with SHA-256.
+// Export implements hsm.Partition. Every hash of OAEP will do.
 func (p *Partition) Export(ctx context.Context, r hsm.ExportRequest) ([]byte, error) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
@@ -60,10 +60,14 @@ func (p *Partition) Export(ctx context.Context, r hsm.ExportRequest) ([]byte, er
 	}
 	m := hsm.TransferMessage{
 		Cluster: r.Cluster, Epoch: r.Epoch, Generation: r.Generation, Donor: r.Donor, Recipient: r.Recipient,
-		SPKIHash: sha256.Sum256(r.Transfer.SPKI), OAEPHash: hsm.OAEPSHA256,
+		SPKIHash: sha256.Sum256(r.Transfer.SPKI), OAEPHash: r.Transfer.OAEPHash,
+	}
+	oaep, err := hsm.NewOAEPHash(m.OAEPHash)
+	if err != nil {
+		return nil, err
 	}
 	for _, c := range g.Checks {
-		ciphertext, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, pub, d.key(r.Generation, c.Kind), nil)
+		ciphertext, err := rsa.EncryptOAEP(oaep, rand.Reader, pub, d.key(r.Generation, c.Kind), nil)
 		if err != nil {
 			return nil, fmt.Errorf("%w: export: %w", hsm.ErrUnavailable, err)
 		}
@@ -115,15 +119,16 @@ func (p *Partition) unseal(m hsm.TransferMessage, want hsm.ImportExpectation) (m
 	if err != nil {
 		return nil, fmt.Errorf("%w: transfer key: %w", hsm.ErrUnavailable, err)
 	}
-	if err := m.Verify(want, spki); err != nil {
+	if err := m.Verify(want, hsm.Transfer{SPKI: spki, OAEPHash: p.oaepHash}); err != nil {
 		return nil, err
 	}
-	if m.OAEPHash != hsm.OAEPSHA256 {
-		return nil, fmt.Errorf("%w: import: oaep with another hash than sha-256", hsm.ErrRefused)
+	oaep, err := hsm.NewOAEPHash(m.OAEPHash)
+	if err != nil {
+		return nil, err
 	}
 	keys := make(map[hsm.KeyKind][]byte)
 	for _, entry := range m.Keys {
-		key, err := rsa.DecryptOAEP(sha256.New(), nil, p.transfer, entry.Ciphertext, nil)
+		key, err := rsa.DecryptOAEP(oaep, nil, p.transfer, entry.Ciphertext, nil)
 		if err != nil || len(key) != hsm.DomainKeySize {
 			return nil, fmt.Errorf("%w: import: key of kind %d does not decrypt", hsm.ErrRefused, entry.Kind)
 		}

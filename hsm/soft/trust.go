@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/quorumkms/quorumkms/hsm"
 )
@@ -42,10 +43,28 @@ func (p *Partition) Trust(spki []byte) error {
 
 // Trust is Partition.Trust from another process, while a node has the partition
 // of dir open. ErrPIN, ErrRefused; ErrUnavailable if there is no partition.
-func Trust(dir string, pin, spki []byte) (err error) {
+func Trust(dir string, pin, spki []byte) error {
 	if _, err := hsm.TransferPublicKey(spki); err != nil {
 		return err
 	}
+	return asOfficer(dir, pin, func(root *os.Root) error { return writeTrust(root, spki) })
+}
+
+// Untrust takes Trust back. ErrPIN; ErrNotTrusted if the key was not trusted;
+// ErrUnavailable if there is no partition.
+func Untrust(dir string, pin []byte, fingerprint string) error {
+	return asOfficer(dir, pin, func(root *os.Root) error {
+		_, digits, _ := strings.Cut(fingerprint, ":")
+		err := root.Remove(trustDir + "/" + digits + ".der")
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%s: %w", fingerprint, hsm.ErrNotTrusted)
+		}
+		return err
+	})
+}
+
+// asOfficer runs f on the directory of a partition whose PIN is known.
+func asOfficer(dir string, pin []byte, f func(*os.Root) error) (err error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return fmt.Errorf("%w: %w", hsm.ErrUnavailable, err)
@@ -58,7 +77,7 @@ func Trust(dir string, pin, spki []byte) (err error) {
 	if _, _, err := unseal(b, pin); err != nil {
 		return err
 	}
-	return writeTrust(root, spki)
+	return f(root)
 }
 
 func writeTrust(root *os.Root, spki []byte) error {
