@@ -105,8 +105,8 @@ func (s *clusterServer) hsm() *pb.HsmStatus {
 
 func (s *clusterServer) Init(ctx context.Context, r *pb.InitRequest) (*pb.InitResponse, error) {
 	c := call(ctx, r)
-	answer := func(id string) (*pb.InitResponse, error) {
-		return &pb.InitResponse{ClusterId: id, RaftId: s.member.ID(), IndexToken: kms.IndexToken(s.member.State())}, nil
+	answer := func(id string) *pb.InitResponse {
+		return &pb.InitResponse{ClusterId: id, RaftId: s.member.ID(), IndexToken: kms.IndexToken(s.member.State())}
 	}
 	lease := cluster.DefaultLease
 	if r.GetLeaseDuration() != nil {
@@ -115,7 +115,7 @@ func (s *clusterServer) Init(ctx context.Context, r *pb.InitRequest) (*pb.InitRe
 	return kms.Operate(ctx, s.kms, kms.Operation[*pb.InitResponse]{
 		Name: "Init", Target: r.GetAdministrator(), Call: c, Params: []any{r.GetAdministrator(), lease},
 		Check:  func() error { return s.checkInit(r, lease) },
-		Repeat: func(first fsm.Result) (*pb.InitResponse, error) { return answer(first.ID) },
+		Repeat: func(first fsm.Result) (*pb.InitResponse, error) { return answer(first.ID), nil },
 		Run: func(ctx context.Context, p fsm.Proposal, _ kms.Propose) (*pb.InitResponse, error) {
 			id, err := s.member.Found(ctx, cluster.Founding{
 				Operator: p.Principal, Administrator: r.GetAdministrator(), Lease: lease, Request: p.Request, Digest: p.Digest,
@@ -123,7 +123,7 @@ func (s *clusterServer) Init(ctx context.Context, r *pb.InitRequest) (*pb.InitRe
 			if err != nil {
 				return nil, err
 			}
-			return answer(id.String())
+			return answer(id.String()), nil
 		},
 	})
 }
@@ -174,8 +174,8 @@ func (s *clusterServer) Invite(ctx context.Context, r *pb.InviteRequest) (*pb.In
 }
 
 func (s *clusterServer) Remove(ctx context.Context, r *pb.RemoveRequest) (*pb.RemoveResponse, error) {
-	answer := func(id string) (*pb.RemoveResponse, error) {
-		return &pb.RemoveResponse{RaftId: id, IndexToken: kms.IndexToken(s.member.State())}, nil
+	answer := func(id string) *pb.RemoveResponse {
+		return &pb.RemoveResponse{RaftId: id, IndexToken: kms.IndexToken(s.member.State())}
 	}
 	return kms.Operate(ctx, s.kms, kms.Operation[*pb.RemoveResponse]{
 		Name: "Remove", Target: r.GetNode(), Call: call(ctx, r), Params: r.GetNode(),
@@ -187,7 +187,7 @@ func (s *clusterServer) Remove(ctx context.Context, r *pb.RemoveRequest) (*pb.Re
 			if err := s.member.WaitGone(ctx, first.ID); err != nil {
 				return nil, err
 			}
-			return answer(first.ID)
+			return answer(first.ID), nil
 		},
 		Run: func(ctx context.Context, _ fsm.Proposal, propose kms.Propose) (*pb.RemoveResponse, error) {
 			m, err := s.member.Find(r.GetNode())
@@ -197,7 +197,7 @@ func (s *clusterServer) Remove(ctx context.Context, r *pb.RemoveRequest) (*pb.Re
 			if err := s.member.Remove(ctx, m.ID, propose); err != nil {
 				return nil, err
 			}
-			return answer(m.ID)
+			return answer(m.ID), nil
 		},
 	})
 }

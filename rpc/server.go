@@ -161,7 +161,7 @@ func (s *Server) errors(ctx context.Context, r any, info *grpc.UnaryServerInfo, 
 	if err == nil {
 		return answer, nil
 	}
-	if _, direct := err.(interface{ GRPCStatus() *status.Status }); direct { //nolint:errorlint // what is wrapped has another meaning here
+	if _, direct := err.(interface{ GRPCStatus() *status.Status }); direct {
 		return nil, err
 	}
 	translated := toStatus(err, s.config.Member.OtherClients)
@@ -198,7 +198,7 @@ func (s *Server) streamErrors(server any, stream grpc.ServerStream, info *grpc.S
 		}
 	}()
 	err = next(server, stream)
-	if _, direct := err.(interface{ GRPCStatus() *status.Status }); direct { //nolint:errorlint // what is wrapped has another meaning here
+	if _, direct := err.(interface{ GRPCStatus() *status.Status }); direct {
 		return err
 	}
 	return toStatus(err, nil)

@@ -113,10 +113,10 @@ func tenantOf(ctx context.Context, request any) string {
 	}
 	p, _ := peer.FromContext(ctx)
 	path := strings.Split(p.AuthInfo.(credentials.TLSInfo).State.PeerCertificates[0].URIs[0].Path, "/")
-	switch {
-	case path[1] == "tenant":
+	switch path[1] {
+	case "tenant":
 		return path[2]
-	case path[1] == "operator":
+	case "operator":
 		return "none needed"
 	default:
 		return ""

@@ -28,15 +28,15 @@ func (a *app) create(path string) (*target, error) {
 		return &target{Writer: a.stdout}, nil
 	}
 	mode := secretMode
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
 	}
 	info, err := os.Stat(path)
 	switch {
 	case err == nil && info.IsDir():
 		return nil, usagef("%s is a directory", path)
 	case err == nil && !info.Mode().IsRegular():
-		f, err := os.OpenFile(path, os.O_WRONLY, 0) //nolint:gosec // the file the user names
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
 		if err != nil {
 			return nil, err
 		}
@@ -102,7 +102,7 @@ func (t *target) finish(err error) error {
 }
 
 func syncDir(path string) error {
-	d, err := os.Open(path) //nolint:gosec // the directory of the file the user names
+	d, err := os.Open(path)
 	if err != nil {
 		return err
 	}

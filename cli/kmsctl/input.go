@@ -103,7 +103,7 @@ func (a *app) open(ctx context.Context, path string) (*input, error) {
 		}
 		return interruptible(ctx, a.stdin, func() error { return nil }), nil
 	}
-	f, err := os.Open(path) //nolint:gosec // the file the user names
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, &usageError{err}
 	}

@@ -100,7 +100,7 @@ func (a *app) openRange(ctx context.Context, kms *client.Client, f inOut, ec map
 	if err := a.checkTerminal(f.out); err != nil {
 		return err
 	}
-	src, err := os.Open(f.in) //nolint:gosec // the file the user names
+	src, err := os.Open(f.in)
 	if err != nil {
 		return &usageError{err}
 	}
@@ -128,7 +128,7 @@ func parseRange(s string) (off, n int64, err error) {
 	if errA != nil || errB != nil {
 		return 0, 0, fmt.Errorf("--range %q: want OFFSET:LENGTH in bytes", s)
 	}
-	return int64(a), int64(b), nil //nolint:gosec // 63 bits
+	return int64(a), int64(b), nil
 }
 
 func (a *app) objectRewrap() *cobra.Command {

@@ -276,7 +276,7 @@ func expiry(t, now time.Time) string {
 
 func isTerminal(stream any) bool {
 	f, ok := stream.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) //nolint:gosec // a descriptor is a small number
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // printable reports whether data can be shown on a terminal.

@@ -59,7 +59,7 @@ var (
 	ErrNoLeader              error = reason(quorumkmsv1.Reason_REASON_NO_LEADER)
 	ErrNoLease               error = reason(quorumkmsv1.Reason_REASON_NO_LEASE)
 	ErrHSMUnavailable        error = reason(quorumkmsv1.Reason_REASON_HSM_UNAVAILABLE)
-	// ErrOutcomeUnknown: the mutation may have taken effect or not. It is also what
+	// ErrOutcomeUnknown means: the mutation may have taken effect or not. It is also what
 	// a mutation ends with that no node answered conclusively after a request had
 	// been sent. Repeat it with the same request id.
 	ErrOutcomeUnknown   error = reason(quorumkmsv1.Reason_REASON_OUTCOME_UNKNOWN)
@@ -69,13 +69,13 @@ var (
 )
 
 var (
-	// ErrServerRefused: what answers at an address did not prove to be a node of
+	// ErrServerRefused means: what answers at an address did not prove to be a node of
 	// the trust domain.
 	ErrServerRefused = errors.New("client: server refused")
-	// ErrClientRefused: a node refused the handshake, as a rule for the client's
+	// ErrClientRefused means: a node refused the handshake, as a rule for the client's
 	// certificate.
 	ErrClientRefused = errors.New("client: refused by the server")
-	// ErrClosed: the client has been closed.
+	// ErrClosed means: the client has been closed.
 	ErrClosed = errors.New("client: closed")
 )
 
@@ -106,7 +106,7 @@ func (e *Error) Error() string {
 
 // Is reports whether target is the sentinel of the reason.
 func (e *Error) Is(target error) bool {
-	r, ok := target.(reason) //nolint:errorlint // Is looks at target itself
+	r, ok := target.(reason)
 	return ok && quorumkmsv1.Reason(r) == e.Reason
 }
 
@@ -158,7 +158,7 @@ func splitNodes(list string) []string {
 // transient reports whether another node, or the same one later, may answer
 // otherwise.
 func (e *Error) transient() bool {
-	switch e.Code { //nolint:exhaustive // the others are final
+	switch e.Code {
 	case codes.Unavailable, codes.DeadlineExceeded:
 		return true
 	case codes.ResourceExhausted:
@@ -177,7 +177,7 @@ func (e *Error) refused() bool { return e.cause != nil }
 // withoutEffect reports whether the node said that the call did nothing. What fails
 // for the audit may have been done.
 func (e *Error) withoutEffect() bool {
-	switch e.Reason { //nolint:exhaustive // the others are no answer, or do not say
+	switch e.Reason {
 	case quorumkmsv1.Reason_REASON_NO_LEADER,
 		quorumkmsv1.Reason_REASON_NO_LEASE,
 		quorumkmsv1.Reason_REASON_HSM_UNAVAILABLE,

@@ -89,25 +89,25 @@ const (
 )
 
 var (
-	// ErrFormat: the bytes are no KEO1 header, or one of a suite, flag or
+	// ErrFormat means: the bytes are no KEO1 header, or one of a suite, flag or
 	// size that this release does not know.
 	ErrFormat = errors.New("envelope: malformed header")
 
-	// ErrCorrupt: the object does not verify.
+	// ErrCorrupt means: the object does not verify.
 	ErrCorrupt = errors.New("envelope: object does not verify")
 
-	// ErrTruncated: the source ended before the object did. It is an
+	// ErrTruncated means: the source ended before the object did. It is an
 	// ErrCorrupt. An object of unknown length that was cut within a package
 	// cannot be told from a damaged one and is reported as ErrCorrupt only.
 	ErrTruncated = fmt.Errorf("%w: truncated", ErrCorrupt)
 
-	// ErrSize: the plaintext is not of the size declared, or exceeds MaxSize.
+	// ErrSize means: the plaintext is not of the size declared, or exceeds MaxSize.
 	ErrSize = errors.New("envelope: plaintext is not of the declared size")
 
-	// ErrRange: the range is not within the object.
+	// ErrRange means: the range is not within the object.
 	ErrRange = errors.New("envelope: range outside of the object")
 
-	// ErrDataKey: the key service returned a data key that is not of
+	// ErrDataKey means: the key service returned a data key that is not of
 	// DataKeySize, or a blob that is empty or exceeds MaxBlobSize.
 	ErrDataKey = errors.New("envelope: unusable data key")
 )

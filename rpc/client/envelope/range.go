@@ -79,7 +79,7 @@ func (r *ReaderAt) checkEnd() error {
 	if err != nil || size > uint64(MaxSize) {
 		return fmt.Errorf("%w: stream of %d bytes", ErrCorrupt, r.length)
 	}
-	r.size = int64(size) //nolint:gosec // <= MaxSize
+	r.size = int64(size)
 	last, err := r.Range(r.size-1, 1)
 	if err != nil {
 		return err
