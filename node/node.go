@@ -48,8 +48,10 @@ type Options struct {
 	Halt func(error)
 	// Console is told, for a person, what a joining node waits for.
 	Console io.Writer
-	// Hangup delivers requests to read certificates and CA again.
+	// Hangup delivers requests to read certificates and CA again, and to call Reload.
 	Hangup <-chan os.Signal
+	// Reload, optional, reads again what else can change while the node runs.
+	Reload func() error
 	// Found, unless nil, makes a node without a cluster found one by itself: for
 	// development.
 	Found *cluster.Founding
@@ -325,15 +327,23 @@ func (n *Node) watchHealth(ctx context.Context) {
 		select {
 		case <-tick.C:
 		case <-n.options.Hangup:
-			if err := n.creds.Reload(); err != nil {
-				n.log.Error("certificates were not read again; the old ones stay", "error", err)
-			} else {
-				n.log.Info("certificates were read again", "expires", n.creds.NotAfter())
-			}
+			n.reload()
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+func (n *Node) reload() {
+	err := n.creds.Reload()
+	if n.options.Reload != nil {
+		err = errors.Join(err, n.options.Reload())
+	}
+	if err != nil {
+		n.log.Error("not everything was read again; what was not stays as it is", "error", err)
+		return
+	}
+	n.log.Info("certificates and log level were read again", "certificate_expires", n.creds.NotAfter())
 }
 
 // join makes a new node a member of a cluster, if it was told of one.

@@ -38,7 +38,7 @@ is gone when it stops. Never for data that matters.`,
 			if err != nil {
 				return err
 			}
-			log, err := newLog(cfg.Log, c.ErrOrStderr())
+			log, _, err := newLog(cfg.Log, c.ErrOrStderr())
 			if err != nil {
 				return err
 			}

@@ -17,15 +17,15 @@ func runCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "run", Short: "Run the node", Args: cobra.NoArgs,
 		Long: `Runs the node until SIGINT or SIGTERM: then it hands the leadership over,
-finishes the calls under way and stops. SIGHUP makes it read certificates and
-CA again.`,
+finishes the calls under way and stops. SIGHUP makes it read certificates,
+CA and log.level again.`,
 		Example: "  kmsd run --config /etc/quorumkms/kmsd.yaml",
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := node.LoadConfig(path)
 			if err != nil {
 				return err
 			}
-			log, err := newLog(cfg.Log, c.ErrOrStderr())
+			log, level, err := newLog(cfg.Log, c.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -34,6 +34,7 @@ CA again.`,
 			defer signal.Stop(hangup)
 			return node.Run(c.Context(), cfg, node.Options{
 				Version: stamp(), Log: log, Halt: halt(log), Console: c.ErrOrStderr(), Hangup: hangup,
+				Reload: func() error { return reloadLevel(path, level) },
 			})
 		},
 	}
@@ -50,16 +51,33 @@ func halt(log *slog.Logger) func(error) {
 	}
 }
 
-func newLog(c node.Log, w io.Writer) (*slog.Logger, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
-		return nil, fmt.Errorf("%w: log.level %q: want debug, info, warn or error", node.ErrConfig, c.Level)
+// newLog makes the node's log; its level can be changed.
+func newLog(c node.Log, w io.Writer) (*slog.Logger, *slog.LevelVar, error) {
+	level := new(slog.LevelVar)
+	if err := setLevel(level, c.Level); err != nil {
+		return nil, nil, err
 	}
 	options := &slog.HandlerOptions{Level: level}
 	if c.Format == "json" {
-		return slog.New(slog.NewJSONHandler(w, options)), nil
+		return slog.New(slog.NewJSONHandler(w, options)), level, nil
 	}
-	return slog.New(slog.NewTextHandler(w, options)), nil
+	return slog.New(slog.NewTextHandler(w, options)), level, nil
+}
+
+func setLevel(level *slog.LevelVar, name string) error {
+	if err := level.UnmarshalText([]byte(name)); err != nil {
+		return fmt.Errorf("%w: log.level %q: want debug, info, warn or error", node.ErrConfig, name)
+	}
+	return nil
+}
+
+// reloadLevel takes log.level from the configuration file again.
+func reloadLevel(path string, level *slog.LevelVar) error {
+	cfg, err := node.LoadConfig(path)
+	if err != nil {
+		return err
+	}
+	return setLevel(level, cfg.Log.Level)
 }
 
 func configCommand() *cobra.Command {

@@ -117,12 +117,10 @@ func through[T any](ctx context.Context, s *Service, c Call, e audit.Event, auth
 	if c.DryRun {
 		return none, s.refuse(e, ErrDryRun)
 	}
-	var result T
 	pending, err := gate.Compute(ctx, func(ctx context.Context) (T, error) {
-		var err error
-		result, err = work(ctx)
-		describe(result, &e)
-		return result, err
+		v, err := work(ctx)
+		describe(v, &e)
+		return v, err
 	}, wipe)
 	if err != nil {
 		return none, s.refuse(e, err)
