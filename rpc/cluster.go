@@ -55,9 +55,12 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 		LeaseLeft: durationpb.New(st.LeaseLeft), Hsm: s.hsm(), CertificateExpiry: timestamppb.New(s.node.Certificate()),
 	}
 	s.serving(out, st)
+	if st.Joined {
+		out.ClusterId = st.Cluster.String()
+	}
 	if st.State.Initialized() {
 		c := st.State.Cluster()
-		out.ClusterId, out.Created, out.Release = c.ID.String(), date(c.Created), uint32(c.Release) //nolint:gosec // a small number
+		out.Created, out.Release = date(c.Created), uint32(c.Release) //nolint:gosec // a small number
 		out.RecoveryEpoch, out.RunningHash = c.RecoveryEpoch, st.State.Hash()
 		out.KeyCount, out.IndexToken = uint64(st.State.KeyCount()), kms.IndexToken(st.State) //nolint:gosec // not negative
 		if g, err := st.State.ActiveGeneration(); err == nil {

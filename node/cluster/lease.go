@@ -414,7 +414,7 @@ func (e *engine) askLease(ctx context.Context, r LeaseRequest) (LeaseGrant, erro
 // askAnyone asks the other nodes in turn while no leader is known: none grants, but
 // a node that was removed while it was cut off learns it so.
 func (e *engine) askAnyone(ctx context.Context, r LeaseRequest) (LeaseGrant, error) {
-	others := e.member.OtherPeers()
+	others := e.peers()
 	if len(others) == 0 {
 		return LeaseGrant{}, e.noLeader()
 	}

@@ -99,6 +99,7 @@ type engine struct {
 	member    *Member
 	config    *Config
 	id        string
+	cluster   fsm.ID
 	logKey    fsm.LogKey
 	log       *slog.Logger
 	raft      *raft.Raft
@@ -201,7 +202,7 @@ func (m *Member) start(ctx context.Context, cluster fsm.ID, bootstrap bool) (*en
 		return nil, err
 	}
 	e := &engine{
-		member: m, config: c, id: m.id, logKey: key, log: c.Log,
+		member: m, config: c, id: m.id, cluster: cluster, logKey: key, log: c.Log,
 		machine:       fsm.NewMachine(key, c.Halt),
 		waiters:       make(chan waiter, fsm.MaxMembers),
 		renewals:      make(chan struct{}, maxRenewals),

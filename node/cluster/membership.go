@@ -61,14 +61,7 @@ func (e *engine) dutyLoop() {
 
 // duty takes the first step that is due, if any.
 func (e *engine) duty(s *fsm.State) error {
-	configuration := e.raft.GetConfiguration()
-	if err := configuration.Error(); err != nil {
-		return err
-	}
-	servers := map[string]raft.Server{}
-	for _, srv := range configuration.Configuration().Servers {
-		servers[string(srv.ID)] = srv
-	}
+	servers := e.servers()
 	members := s.Members()
 	slices.SortStableFunc(members, func(a, b *fsm.Member) int { return rank(a) - rank(b) })
 	var failed []error
@@ -134,9 +127,8 @@ func (e *engine) caughtUp(m *fsm.Member) bool {
 
 // noteAddress records this node's addresses in the state when they have changed.
 func (e *engine) noteAddress(s *fsm.State) {
-	self, ok := s.Member(e.id)
 	c := e.config
-	if !ok || !self.Serves() || self.PeerAddress == c.PeerAddress && self.ClientAddress == c.ClientAddress {
+	if e.addressKnown(s) {
 		return
 	}
 	now := c.Clock.Now()
@@ -152,7 +144,7 @@ func (e *engine) noteAddress(s *fsm.State) {
 	}
 	_, err := e.proposeOnce(ctx, p)
 	if errors.Is(err, ErrNoLeader) { // the leader may be calling the old address: ask everyone
-		for _, address := range e.member.OtherPeers() {
+		for _, address := range e.peers() {
 			if _, err = e.config.Peers.Propose(ctx, address, p, e.id); err == nil {
 				break
 			}
@@ -163,13 +155,47 @@ func (e *engine) noteAddress(s *fsm.State) {
 	}
 }
 
+// addressKnown tells whether this node's addresses are recorded, or need not be. A
+// node that has just started knows Raft's configuration only.
+func (e *engine) addressKnown(s *fsm.State) bool {
+	c := e.config
+	if s.Initialized() {
+		self, ok := s.Member(e.id)
+		return !ok || !self.Serves() || self.PeerAddress == c.PeerAddress && self.ClientAddress == c.ClientAddress
+	}
+	self, ok := e.servers()[e.id]
+	return !ok || string(self.Address) == c.PeerAddress
+}
+
+// servers are the nodes in Raft's configuration, by raft id, as this node knows it.
+func (e *engine) servers() map[string]raft.Server {
+	out := map[string]raft.Server{}
+	configuration := e.raft.GetConfiguration()
+	if configuration.Error() == nil {
+		for _, srv := range configuration.Configuration().Servers {
+			out[string(srv.ID)] = srv
+		}
+	}
+	return out
+}
+
+// peers are the addresses at which other nodes may live: those of the state and
+// those of Raft's configuration, which is known before any state is.
+func (e *engine) peers() []string {
+	out := e.member.OtherPeers()
+	for id, srv := range e.servers() {
+		if address := string(srv.Address); id != e.id && !slices.Contains(out, address) {
+			out = append(out, address)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
 // inRaft tells whether a node is in Raft's configuration as this node knows it.
 func (e *engine) inRaft(id string) bool {
-	configuration := e.raft.GetConfiguration()
-	if configuration.Error() != nil {
-		return true // not known to be out
-	}
-	return slices.ContainsFunc(configuration.Configuration().Servers, func(s raft.Server) bool { return string(s.ID) == id })
+	_, ok := e.servers()[id]
+	return ok
 }
 
 // noteRemoval ends a node that is told it is no member any more.
@@ -225,7 +251,11 @@ func (m *Member) MayInvite(name string) error {
 
 // Find returns the living member of that name or raft id.
 func (m *Member) Find(node string) (*fsm.Member, error) {
-	s := m.State()
+	e, err := m.engine()
+	if err != nil {
+		return nil, err
+	}
+	s := e.machine.State()
 	if found := s.MemberByName(node); found != nil {
 		return found, nil
 	}

@@ -12,6 +12,7 @@ import (
 // Status is what a node knows of its cluster and of its own part in it.
 type Status struct {
 	ID        string
+	Cluster   fsm.ID // zero while the node belongs to none
 	LeaderID  string
 	Term      uint64
 	Applied   uint64
@@ -38,23 +39,16 @@ func (m *Member) Status() Status {
 	if err != nil {
 		return out
 	}
-	out.Joined = true
+	out.Joined, out.Cluster = true, e.cluster
 	_, out.LeaderID = e.leader()
 	out.Term, out.LastLog = e.raft.CurrentTerm(), e.raft.LastIndex()
 	out.Applied, out.LeaseLeft = out.State.Index(), max(0, m.LeaseLeft())
-	votes := map[string]bool{}
-	configuration := e.raft.GetConfiguration()
-	if configuration.Error() == nil {
-		for _, srv := range configuration.Configuration().Servers {
-			votes[string(srv.ID)] = srv.Suffrage == raft.Voter
-		}
-	}
-	leads := e.leads()
+	servers, leads := e.servers(), e.leads()
 	for _, x := range out.State.Members() {
 		if !x.Alive() {
 			continue
 		}
-		s := MemberStatus{Member: x, Votes: votes[x.ID], Leader: x.ID == out.LeaderID}
+		s := MemberStatus{Member: x, Votes: servers[x.ID].Suffrage == raft.Voter && servers[x.ID].ID != "", Leader: x.ID == out.LeaderID}
 		s.Heard = s.Leader
 		if leads {
 			applied, ago, ok := e.grantor.progress(x.ID)

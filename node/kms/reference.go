@@ -2,6 +2,7 @@ package kms
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -113,8 +114,8 @@ func IndexToken(st *fsm.State) []byte {
 // and is ignored.
 func (s *Service) await(ctx context.Context, token []byte) (*fsm.State, error) {
 	st := s.log.State()
-	if !st.Initialized() {
-		return nil, fsm.ErrNotInitialized
+	if !st.Initialized() { // no cluster, or a member that has just started and knows no state yet
+		return nil, cmp.Or(s.fresh.Usable(), fsm.ErrNotInitialized)
 	}
 	if len(token) == 0 {
 		return st, nil
