@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	"github.com/quorumkms/quorumkms/rpc/client"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 	"github.com/quorumkms/quorumkms/transport"
@@ -41,8 +43,8 @@ const (
 	userID     = "/tenant/default/user/storage-1"
 	auditorID  = "/auditor/axel"
 	serviceID  = "/service/obs"
-	testPIN    = "1234"
-	testSOPIN  = "987654"
+	testPIN    = "pin-5d1f0c77e2"
+	testSOPIN  = "so-pin-81b6a94c3e"
 	patience   = 90 * time.Second // for conditions on a slow machine; a passing test waits far less
 )
 
@@ -74,12 +76,14 @@ type process struct {
 	name         string
 	dir          string
 	client, peer string
+	raft         string // more of its configuration's raft line, beginning with a comma
 	extra        string // further lines of its configuration
 	env          []string
 
 	mu     sync.Mutex
 	cmd    *exec.Cmd
 	log    bytes.Buffer
+	begun  int // where the log of the present run begins
 	exited chan struct{}
 }
 
@@ -118,17 +122,24 @@ func (c *testCluster) issue(path, file string) transport.Files {
 
 func (c *testCluster) addNode(name string) *process {
 	c.t.Helper()
-	p := &process{c: c, name: name, dir: filepath.Join(c.dir, name), client: freeAddress(c.t), peer: freeAddress(c.t)}
+	c.issue("/node/"+name, name)
+	p := c.prepare(name, name)
+	c.nodes = append(c.nodes, p)
+	return p
+}
+
+// prepare makes a directory with a token for a node that has its certificate.
+func (c *testCluster) prepare(name, dir string) *process {
+	c.t.Helper()
+	p := &process{c: c, name: name, dir: filepath.Join(c.dir, dir), client: freeAddress(c.t), peer: freeAddress(c.t)}
 	must(c.t, os.MkdirAll(filepath.Join(p.dir, "tokens"), 0o700))
 	must(c.t, os.WriteFile(p.path("softhsm2.conf"), fmt.Appendf(nil, "directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\n", p.path("tokens")), 0o600))
 	must(c.t, os.WriteFile(p.path("pin"), []byte(testPIN+"\n"), 0o600))
 	must(c.t, os.WriteFile(p.path("so-pin"), []byte(testSOPIN+"\n"), 0o600))
 	p.env = []string{"SOFTHSM2_CONF=" + p.path("softhsm2.conf")}
-	c.issue("/node/"+name, name)
 	if out, code := kmsd(c.t, p.env, "hsm", "init-token", "--token", name, "--pin-file", p.path("pin"), "--so-pin-file", p.path("so-pin")); code != 0 {
 		c.t.Fatalf("making the token of %s (is SoftHSM2 installed? scripts/softhsm.sh): %s", name, out)
 	}
-	c.nodes = append(c.nodes, p)
 	c.t.Cleanup(p.kill)
 	return p
 }
@@ -140,7 +151,9 @@ func (p *process) configure(join string) {
 	p.c.t.Helper()
 	var seeds []string
 	for _, o := range p.c.nodes {
-		seeds = append(seeds, o.peer)
+		if o != p && o.cmd != nil { // it has run
+			seeds = append(seeds, o.peer)
+		}
 	}
 	certs := p.c.certs()
 	token := ""
@@ -156,12 +169,12 @@ client: {listen: %q}
 tls: {cert: %s, key: %s, ca: %s}
 join: {addresses: [%s], token_file: %q}
 hsm: {token: %s, pin_file: %s}
-raft: {heartbeat: 500ms, election: 500ms}
-lease: {duration: 3s, renew: 500ms}
+raft: {heartbeat: 500ms, election: 500ms%s}
+lease: {renew: 500ms}
 %s
 `, p.name, testDomain, p.path("data"), p.peer, p.client,
 		filepath.Join(certs, p.name+".crt"), filepath.Join(certs, p.name+".key"), filepath.Join(certs, transport.DevCACert),
-		strings.Join(seeds, ", "), token, p.name, p.path("pin"), p.extra)
+		strings.Join(seeds, ", "), token, p.name, p.path("pin"), p.raft, p.extra)
 	must(p.c.t, os.WriteFile(p.path("kmsd.yaml"), []byte(text), 0o600))
 }
 
@@ -175,7 +188,7 @@ func (p *process) start() {
 	must(p.c.t, cmd.Start())
 	exited := make(chan struct{})
 	p.mu.Lock()
-	p.cmd, p.exited = cmd, exited
+	p.cmd, p.exited, p.begun = cmd, exited, p.log.Len()
 	p.mu.Unlock()
 	go func() {
 		lines := bufio.NewReader(out)
@@ -194,7 +207,15 @@ func (p *process) start() {
 	}()
 }
 
+// output is what the present run, or the last one, has written.
 func (p *process) output() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return string(p.log.Bytes()[p.begun:])
+}
+
+// history is what all its runs have written.
+func (p *process) history() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.log.String()
@@ -252,7 +273,7 @@ func (c *testCluster) found(p *process) {
 	op := c.dial(operatorID, p)
 	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
 	defer cancel()
-	_, err := op.Cluster().Init(ctx, &pb.InitRequest{Administrator: "spiffe://" + testDomain + adminID, NoRecovery: true})
+	_, err := op.Cluster().Init(ctx, &pb.InitRequest{Administrator: "spiffe://" + testDomain + adminID, NoRecovery: true, LeaseDuration: durationpb.New(testLease)})
 	if err != nil {
 		c.t.Fatalf("init: %v\n%s", err, p.output())
 	}

@@ -1,0 +1,323 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/quorumkms/quorumkms/node/audit"
+	"github.com/quorumkms/quorumkms/node/cluster"
+	"github.com/quorumkms/quorumkms/rpc/client"
+	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+)
+
+// trail is a node's audit trail, every line of it a record and nothing else, with
+// a sequence without gaps.
+func (c *testCluster) trail(p *process) []audit.Event {
+	c.t.Helper()
+	f, err := os.Open(p.path(filepath.Join("data", "audit", audit.FileName)))
+	must(c.t, err)
+	defer f.Close()
+	var out []audit.Event
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		d := json.NewDecoder(bytes.NewReader(lines.Bytes()))
+		d.DisallowUnknownFields()
+		var e audit.Event
+		if err := d.Decode(&e); err != nil || d.More() {
+			c.t.Fatalf("%s: line %d is no record: %v: %s", p.name, len(out)+1, err, lines.Text())
+		}
+		if e.Sequence != uint64(len(out)+1) {
+			c.t.Fatalf("%s: line %d has the sequence %d", p.name, len(out)+1, e.Sequence)
+		}
+		out = append(out, e)
+	}
+	must(c.t, lines.Err())
+	return out
+}
+
+// recorded makes a call at p and returns the one record it left.
+func (c *testCluster) recorded(p *process, what string, call func()) audit.Event {
+	c.t.Helper()
+	before := len(c.trail(p))
+	began := time.Now().Add(-time.Second)
+	call()
+	added := c.trail(p)[before:]
+	if len(added) != 1 {
+		c.t.Fatalf("%s left %d records: %+v", what, len(added), added)
+	}
+	e := added[0]
+	if e.Time.Before(began) || e.Time.After(time.Now()) || !strings.HasPrefix(e.Node, p.name+".") || e.StateIndex == 0 ||
+		!strings.HasPrefix(e.Source, "127.0.0.1:") {
+		c.t.Errorf("%s: time, node, state index or source: %+v", what, e)
+	}
+	return e
+}
+
+// testAuditCalls makes every call as one who may, as one who may not, without
+// effect and without a certificate.
+func testAuditCalls(ctx context.Context, c *testCluster) {
+	p := c.nodes[1]
+	id := func(path string) string { return "spiffe://" + testDomain + path }
+	callers := map[group]string{groupUse: userID, groupAdminister: adminID, groupRead: auditorID, groupOperate: operatorID}
+	classes := map[string]string{userID: "user", adminID: "admin", auditorID: "auditor", operatorID: "operator", serviceID: "service"}
+	clients := map[string]*client.Client{}
+	for path := range classes {
+		clients[path] = c.dial(path, p)
+	}
+	for _, how := range []string{"dry run", "denied", "success"} {
+		o := c.object(ctx, "alias/audited-"+strings.ReplaceAll(how, " ", "-"))
+		o.dry = how == "dry run"
+		for _, x := range catalogue(o) {
+			caller := callers[x.group]
+			if how == "denied" {
+				caller = serviceID
+			}
+			e := c.recorded(p, x.name, func() { _ = x.call(ctx, clients[caller]) })
+			want := audit.Event{
+				Time: e.Time, Sequence: e.Sequence, Node: e.Node, Source: e.Source, StateIndex: e.StateIndex,
+				KeyVersion: e.KeyVersion, CiphertextSHA256: e.CiphertextSHA256, RequestID: e.RequestID, Reason: e.Reason,
+				Name: x.name, Principal: id(caller), Class: classes[caller], Tenant: "default", DecidedBy: "class",
+				KeyID: o.key, Alias: e.Alias, Target: e.Target, DryRun: o.dry && x.group != groupRead, Result: audit.Success,
+			}
+			switch {
+			case how == "denied":
+				want.Result, want.KeyID = audit.Denied, e.KeyID // the key is not looked at
+			case x.name == "CancelKeyDeletion" && how == "dry run":
+				want.Result = audit.Failed
+			case x.name == "CreateKey":
+				want.KeyID = e.KeyID
+			case x.name == "DeleteAlias":
+				want.KeyID = ""
+			}
+			if fmt.Sprintf("%+v", e) != fmt.Sprintf("%+v", want) {
+				c.t.Errorf("%s, %s:\ngot  %+v\nwant %+v", how, x.name, e, want)
+			}
+			c.checkDetails(how, x, o, e)
+		}
+	}
+}
+
+// checkDetails looks at the fields that only some calls fill.
+func (c *testCluster) checkDetails(how string, x named, o object, e audit.Event) {
+	c.t.Helper()
+	bad := func(wrong bool, what string) {
+		if wrong {
+			c.t.Errorf("%s, %s: %s: %+v", how, x.name, what, e)
+		}
+	}
+	bad((e.Reason == "") != (e.Result == audit.Success), "a reason of what is no success, and no other")
+	if _, err := uuid.Parse(e.RequestID); x.group == groupAdminister && err != nil {
+		bad(true, "the request id")
+	}
+	if how != "success" {
+		return
+	}
+	sealed := slices.Contains([]string{"Encrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "Decrypt", "ReEncrypt"}, x.name)
+	bad(sealed != (len(e.CiphertextSHA256) == 2*sha256.Size), "the ciphertext's hash")
+	bad(sealed && e.KeyVersion == 0, "the key version")
+	sum := sha256.Sum256(o.blob)
+	bad(x.name == "Decrypt" && e.CiphertextSHA256 != hex.EncodeToString(sum[:]), "the ciphertext's hash")
+	switch x.name {
+	case "CreateAlias":
+		bad(e.Target != o.alias+"-new", "the alias")
+	case "UpdateAlias", "DeleteAlias":
+		bad(e.Target != o.alias, "the alias")
+	case "ReEncrypt":
+		bad(!strings.HasSuffix(e.Target, o.key), "the destination")
+	}
+}
+
+// testAuditFailures looks at the records of calls that come to nothing.
+func testAuditFailures(ctx context.Context, c *testCluster) {
+	p := c.nodes[1]
+	user, operator := c.dial(userID, p), c.dial(operatorID, p)
+	o := c.object(ctx, "alias/failures")
+	ec := map[string]string{"b": "2", "a": "1"}
+	for what, x := range map[string]struct {
+		call func()
+		want audit.Event
+	}{
+		"an empty plaintext": {
+			func() { _, _ = user.Encrypt(ctx, o.key, nil, nil) },
+			audit.Event{Name: "Encrypt", Class: "user", Result: audit.Failed, Reason: "plaintext of 0 bytes"},
+		},
+		"an unknown alias": {
+			func() { _, _ = user.Encrypt(ctx, "alias/unknown", []byte("x"), ec) },
+			audit.Event{Name: "Encrypt", Class: "user", Tenant: "default", Result: audit.Failed, Reason: "not found", Context: ec},
+		},
+		"a wrong context": {
+			func() { _, _ = user.Decrypt(ctx, o.blob, ec) },
+			audit.Event{Name: "Decrypt", Class: "user", Tenant: "default", KeyID: o.key, Result: audit.Failed, Reason: "does not verify", Context: ec},
+		},
+		"no ciphertext": {
+			func() { _, _ = user.Decrypt(ctx, []byte("no ciphertext"), nil) },
+			audit.Event{Name: "Decrypt", Class: "user", Result: audit.Failed, Reason: "malformed ciphertext"},
+		},
+		"two specs": {
+			func() {
+				_, _ = user.Crypto().GenerateDataKey(ctx, &pb.GenerateDataKeyRequest{KeyId: o.key, Spec: 1, NumberOfBytes: 1})
+			},
+			audit.Event{Name: "GenerateDataKey", Class: "user", Result: audit.Failed, Reason: "not both"},
+		},
+		"a user who administers": {
+			func() { _, _ = user.Keys().DisableKey(ctx, &pb.DisableKeyRequest{KeyId: o.key}) },
+			audit.Event{Name: "DisableKey", Class: "user", Tenant: "default", Result: audit.Denied, Reason: "may not administer"},
+		},
+		"another tenant": {
+			func() { _, _ = user.Keys().ListKeys(ctx, &pb.ListKeysRequest{Tenant: "other"}) },
+			audit.Event{Name: "ListKeys", Class: "user", Tenant: "default", Result: audit.Denied, Reason: "cannot act for tenant other"},
+		},
+		"a list": {
+			func() { _, _ = user.Keys().ListKeys(ctx, &pb.ListKeysRequest{}) },
+			audit.Event{Name: "ListKeys", Class: "user", Tenant: "default", Result: audit.Success},
+		},
+		"random bytes": {
+			func() { _, _ = user.Crypto().GenerateRandom(ctx, &pb.GenerateRandomRequest{NumberOfBytes: 8}) },
+			audit.Event{Name: "GenerateRandom", Class: "user", Tenant: "default", Result: audit.Success},
+		},
+		"status": {
+			func() { _, _ = operator.Cluster().Status(ctx, &pb.StatusRequest{}) },
+			audit.Event{Name: "Status", Class: "operator", Result: audit.Success},
+		},
+		"an invitation": {
+			func() { _, _ = operator.Cluster().Invite(ctx, &pb.InviteRequest{NodeName: "kms-7"}) },
+			audit.Event{Name: "Invite", Class: "operator", Tenant: "default", Target: "kms-7", Result: audit.Success},
+		},
+		"an invitation that is refused": {
+			func() { _, _ = operator.Cluster().Invite(ctx, &pb.InviteRequest{NodeName: "kms-1"}) },
+			audit.Event{Name: "Invite", Class: "operator", Tenant: "default", Target: "kms-1", Result: audit.Failed, Reason: "is a member"},
+		},
+		"a removal that is refused": {
+			func() { _, _ = operator.Cluster().Remove(ctx, &pb.RemoveRequest{Node: "nobody"}) },
+			audit.Event{Name: "Remove", Class: "operator", Tenant: "default", Target: "nobody", Result: audit.Failed, Reason: "is no member"},
+		},
+		"no certificate": {
+			func() {
+				_, _ = pb.NewKeyServiceClient(c.connect(p.client, c.clientTLS(""))).ListKeys(ctx, &pb.ListKeysRequest{})
+			},
+			audit.Event{Name: "ListKeys", Principal: "anonymous", Result: audit.Failed, Reason: "no client certificate"},
+		},
+	} {
+		e := c.recorded(p, what, x.call)
+		if !strings.Contains(e.Reason, x.want.Reason) || (x.want.Reason == "") != (e.Reason == "") {
+			c.t.Errorf("%s: reason %q, want %q", what, e.Reason, x.want.Reason)
+		}
+		got := audit.Event{Name: e.Name, Principal: x.want.Principal, Class: e.Class, Tenant: e.Tenant, KeyID: e.KeyID, Target: e.Target, Result: e.Result, Reason: x.want.Reason, Context: e.Context}
+		if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", x.want) || x.want.Principal == "anonymous" && e.Principal != "anonymous" {
+			c.t.Errorf("%s:\ngot  %+v\nwant %+v", what, e, x.want)
+		}
+	}
+}
+
+// testCanaries plants secrets in calls that succeed and calls that fail, also
+// across a crash of a node that logs all it can, and looks for them wherever nodes
+// write.
+func testCanaries(ctx context.Context, c *testCluster) {
+	_, followers := c.split()
+	p := followers[0]
+	p.kill()
+	before := len(c.trail(p))
+	p.extra = "log: {level: debug}"
+	p.configure("")
+	p.start()
+	c.waitVoters(3)
+	user, operator := c.dial(userID, p), c.dial(operatorID, p)
+	if len(c.trail(p)) <= before {
+		c.t.Fatal("nothing was recorded after the crash")
+	}
+	o := c.object(ctx, "alias/canary")
+	secrets := map[string][]byte{"user PIN": []byte(testPIN), "SO PIN": []byte(testSOPIN)}
+	plant := func(what string) []byte {
+		secrets[what] = []byte("canary of " + what + " " + uuid.NewString())
+		return secrets[what]
+	}
+	blob, err := user.Encrypt(ctx, o.key, plant("Encrypt"), nil)
+	must(c.t, err)
+	must(c.t, second(user.Decrypt(ctx, blob, nil)))
+	must(c.t, second(user.ReEncrypt(ctx, blob, nil, o.alias)))
+	_, _ = user.Decrypt(ctx, blob, map[string]string{"wrong": "context"})
+	_, _ = user.Encrypt(ctx, "alias/absent", plant("Encrypt without a key"), nil)
+	_, _ = user.Encrypt(ctx, o.key, append(plant("Encrypt of too much"), make([]byte, 4096)...), nil)
+	_, _ = user.Crypto().Encrypt(ctx, &pb.EncryptRequest{KeyId: o.key, Plaintext: plant("a dry run"), DryRun: true})
+	_, _ = user.Decrypt(ctx, plant("Decrypt of no ciphertext"), nil)
+	_, _ = c.dial(operatorID, p).Encrypt(ctx, o.key, plant("Encrypt that is denied"), nil)
+	secrets["data key"], _, err = user.GenerateDataKey(ctx, o.key, nil)
+	must(c.t, err)
+	random, err := user.Crypto().GenerateRandom(ctx, &pb.GenerateRandomRequest{NumberOfBytes: 32})
+	must(c.t, err)
+	secrets["random bytes"] = random.GetPlaintext()
+	invited, err := operator.Cluster().Invite(ctx, &pb.InviteRequest{NodeName: "kms-8"})
+	must(c.t, err)
+	tokens := []string{invited.GetJoinToken()}
+	for _, n := range c.nodes[1:] {
+		b, err := os.ReadFile(n.path("join-token"))
+		must(c.t, err)
+		tokens = append(tokens, string(b))
+	}
+	for i, text := range tokens {
+		token, err := cluster.ParseJoinToken(text)
+		must(c.t, err)
+		secrets[fmt.Sprint("join token ", i)] = []byte(text)
+		secrets[fmt.Sprint("ticket ", i)] = token.Ticket.Seed()
+	}
+	p.terminate() // everything it had to write is written
+	p.start()
+	c.waitVoters(3)
+	c.search(secrets)
+}
+
+// search looks for secrets in every file of the nodes but those that are made to
+// hold them, and in what the nodes have logged.
+func (c *testCluster) search(secrets map[string][]byte) {
+	c.t.Helper()
+	forms := map[string][]byte{}
+	for what, secret := range secrets {
+		forms[what] = secret
+		forms[what+" in hex"] = []byte(hex.EncodeToString(secret))
+		forms[what+" in upper-case hex"] = bytes.ToUpper(forms[what+" in hex"])
+		for shift := range 3 { // at each place that base64 can begin
+			text := base64.RawStdEncoding.EncodeToString(append(make([]byte, shift), secret...))
+			text = text[(shift*8+5)/6 : len(text)-2]
+			forms[fmt.Sprint(what, " in base64, shifted by ", shift)] = []byte(text)
+			forms[fmt.Sprint(what, " in URL base64, shifted by ", shift)] = []byte(strings.NewReplacer("+", "-", "/", "_").Replace(text))
+		}
+	}
+	files, size := 0, 0
+	look := func(where string, content []byte) {
+		files, size = files+1, size+len(content)
+		for what, form := range forms {
+			if bytes.Contains(content, form) {
+				c.t.Errorf("%s is in %s", what, where)
+			}
+		}
+	}
+	for _, p := range c.nodes {
+		look("the log of "+p.name, []byte(p.history()))
+		must(c.t, filepath.WalkDir(p.dir, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || slices.Contains([]string{"pin", "so-pin", "join-token"}, d.Name()) {
+				return err
+			}
+			content, err := os.ReadFile(path)
+			look(path, content)
+			return err
+		}))
+	}
+	if files < 30 || size < 1<<17 {
+		c.t.Errorf("only %d files with %d bytes were searched", files, size)
+	}
+}

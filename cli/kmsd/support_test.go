@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+
+	"github.com/quorumkms/quorumkms/rpc/client"
+	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+)
+
+// with is the cluster for a subtest: what fails is the subtest.
+func (c *testCluster) with(t *testing.T) *testCluster {
+	d := *c
+	d.t = t
+	return &d
+}
+
+// refusal is how a call must fail: with a code, with the sentinel of a reason
+// (nil: the answer carries none) and with a text that contains all of texts.
+type refusal struct {
+	code  codes.Code
+	is    error
+	texts []string
+}
+
+func refused(code codes.Code, is error, texts ...string) *refusal { return &refusal{code, is, texts} }
+
+// check fails the test unless err is as it must be; a nil refusal wants success.
+func (r *refusal) check(t *testing.T, what string, err error) {
+	t.Helper()
+	if r == nil {
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		return
+	}
+	var e *client.Error
+	ok := errors.As(err, &e) && e.Code == r.code && (r.is == nil || errors.Is(err, r.is))
+	if ok && r.is == nil {
+		ok = e.Reason == pb.Reason_REASON_UNSPECIFIED
+	}
+	for _, text := range r.texts {
+		ok = ok && strings.Contains(e.Message, text)
+	}
+	if !ok {
+		t.Errorf("%s: got %v; want %s, %v and a text with %q", what, err, r.code, r.is, r.texts)
+	}
+}
+
+// dump is everything that callers can see of a tenant's keys, as one node tells it.
+func (c *testCluster) dump(p *process) string {
+	c.t.Helper()
+	ctx := c.t.Context()
+	keys := c.dial(auditorID, p).Keys()
+	var out strings.Builder
+	for marker := ""; ; {
+		r, err := keys.ListKeys(ctx, &pb.ListKeysRequest{Limit: 1000, Marker: marker})
+		must(c.t, err)
+		for _, k := range r.GetKeys() {
+			tags, err := keys.ListResourceTags(ctx, &pb.ListResourceTagsRequest{KeyId: k.GetKeyId()})
+			must(c.t, err)
+			rotations, err := keys.ListKeyRotations(ctx, &pb.ListKeyRotationsRequest{KeyId: k.GetKeyId()})
+			must(c.t, err)
+			fmt.Fprintln(&out, k, tags.GetTags(), rotations.GetRotations())
+		}
+		if marker = r.GetNextMarker(); marker == "" {
+			break
+		}
+	}
+	aliases, err := keys.ListAliases(ctx, &pb.ListAliasesRequest{Limit: 1000})
+	must(c.t, err)
+	fmt.Fprintln(&out, aliases.GetAliases())
+	return out.String()
+}
+
+// unchanged runs f and fails the test if anything of the keys is different
+// afterwards, seen from any node.
+func (c *testCluster) unchanged(what string, f func()) {
+	c.t.Helper()
+	before := c.dump(c.nodes[0])
+	f()
+	for _, p := range c.nodes {
+		if after := c.dump(p); after != before {
+			c.t.Errorf("%s changed something, as %s sees it:\nbefore %s\nafter  %s", what, p.name, before, after)
+		}
+	}
+}
+
+// connect opens a gRPC connection without the SDK, for what the SDK does not send.
+func (c *testCluster) connect(address string, config *tls.Config, options ...grpc.DialOption) *grpc.ClientConn {
+	c.t.Helper()
+	conn, err := grpc.NewClient("passthrough:///"+address,
+		append(options, grpc.WithTransportCredentials(credentials.NewTLS(config)))...)
+	must(c.t, err)
+	c.t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// clientTLS is a TLS configuration that shows a certificate of c.certs() and
+// accepts any server; without a file it shows none.
+func (c *testCluster) clientTLS(file string) *tls.Config {
+	c.t.Helper()
+	config := &tls.Config{InsecureSkipVerify: true}
+	if file != "" {
+		pair, err := tls.LoadX509KeyPair(file+".crt", file+".key")
+		must(c.t, err)
+		config.Certificates = []tls.Certificate{pair}
+	}
+	return config
+}
+
+// pause freezes the process as a whole and waits until it is frozen.
+func (p *process) pause() {
+	p.c.t.Helper()
+	must(p.c.t, p.cmd.Process.Signal(syscall.SIGSTOP))
+	p.c.eventually(p.name+" is frozen", func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+		must(p.c.t, err)
+		fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+		return fields[0] == "T"
+	})
+}
+
+func (p *process) resume() {
+	p.c.t.Helper()
+	must(p.c.t, p.cmd.Process.Signal(syscall.SIGCONT))
+}
+
+// run calls f as a subtest on the cluster.
+func (c *testCluster) run(name string, f func(ctx context.Context, c *testCluster)) {
+	c.t.Helper()
+	c.t.Run(name, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		f(ctx, c.with(t))
+	})
+}
+
+// fromStatus is what the SDK makes of an answer that came without it.
+func fromStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	s := status.Convert(err)
+	e := &client.Error{Code: s.Code(), Message: s.Message()}
+	for _, d := range s.Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetDomain() == "quorumkms" {
+			e.Reason = pb.Reason(pb.Reason_value["REASON_"+info.GetReason()])
+		}
+	}
+	return e
+}
