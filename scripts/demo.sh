@@ -11,7 +11,7 @@ work=$(mktemp -d)
 declare -A pid=() client=() peer=() logs=()
 started=$(date +%s)
 
-if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' off=$'\e[0m'; else bold= dim= off=; fi
+if [ -t 1 ]; then bold=$'\e[1m' off=$'\e[0m'; else bold='' off=''; fi
 step() { printf '\n%s%2ds  %s%s\n' "$bold" $(($(date +%s) - started)) "$*" "$off"; }
 say() { printf '     %s\n' "$*"; }
 show() { sed 's/^/     /'; }
@@ -150,7 +150,7 @@ kill -KILL "${pid[$dead]}"
 wait "${pid[$dead]}" 2>/dev/null || true
 unset "pid[$dead]"
 alive=()
-for n in kms-1 kms-2 kms-3; do [ $n = "$dead" ] || alive+=($n); done
+for n in kms-1 kms-2 kms-3; do [ $n = "$dead" ] || alive+=("$n"); done
 others=${client[${alive[0]}]},${client[${alive[1]}]}
 killed=$(date +%s%N)
 good=0

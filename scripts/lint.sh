@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the linter; builds the pinned version into .tools the first time.
+# Checks Go and shell; builds the pinned Go linter into .tools the first time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 version=v2.15.0
@@ -7,9 +7,11 @@ bin=$PWD/.tools/golangci-lint-$version
 if [ ! -x "$bin" ]; then
 	echo "building golangci-lint $version (once, a minute or two)"
 	mkdir -p .tools
-	GOBIN=$PWD/.tools/build CGO_ENABLED=0 GOFLAGS= go install "github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$version"
+	GOBIN=$PWD/.tools/build CGO_ENABLED=0 GOFLAGS='' go install "github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$version"
 	mv .tools/build/golangci-lint "$bin" && rmdir .tools/build
 fi
+scripts/packages.sh shellcheck
+shellcheck -x scripts/*.sh .ci/run
 go mod tidy -diff
 go vet ./...
 "$bin" run ./...

@@ -12,12 +12,13 @@ if [ "${1-}" = --check ]; then
 	trap 'rm -rf "$out"' EXIT
 fi
 tool() { go tool -n "google.golang.org/$1"; }
+mapfile -t files < <(cd rpc/proto && find . -name '*.proto' | sed 's|^\./||' | sort)
 protoc -I rpc/proto \
 	--plugin=protoc-gen-go="$(tool protobuf/cmd/protoc-gen-go)" \
 	--plugin=protoc-gen-go-grpc="$(tool grpc/cmd/protoc-gen-go-grpc)" \
 	--go_out="$out" --go_opt=module=github.com/quorumkms/quorumkms \
 	--go-grpc_out="$out" --go-grpc_opt=module=github.com/quorumkms/quorumkms \
-	$(cd rpc/proto && find . -name '*.proto' | sed 's|^\./||' | sort)
+	"${files[@]}"
 [ "$out" = . ] && exit 0
 for dir in quorumkmsv1 peerv1; do
 	# The protoc version is in the header of each file; everything else must agree.

@@ -35,37 +35,13 @@ library() {
 	return 1
 }
 
-apt_install() {
-	$sudo env DEBIAN_FRONTEND=noninteractive \
-		apt-get install -y -qq --no-install-recommends "$@" >/dev/null
-}
-
 install() {
-	as_root env DEBIAN_FRONTEND=noninteractive \
-		apt-get install -y -qq --no-install-recommends "$@" >/dev/null
-}
-
-install() {
-	packages=
-	library >/dev/null || packages=softhsm2
+	set --
+	library >/dev/null || set -- softhsm2
 	if [ "$with_gcc" = yes ] && ! command -v gcc >/dev/null 2>&1; then
-		packages="$packages gcc libc6-dev"
+		set -- "$@" gcc libc6-dev
 	fi
-	if [ -n "$packages" ]; then
-		command -v apt-get >/dev/null 2>&1 ||
-			fail "no apt-get here; install with the system's package manager: $packages"
-		sudo=
-		if [ "$(id -u)" -ne 0 ]; then
-			command -v sudo >/dev/null 2>&1 || fail "not root and no sudo; as root: apt-get install $packages"
-			sudo=sudo
-		fi
-		# The package lists may be absent, or too old to name files that still exist.
-		# shellcheck disable=SC2086 # lists of words
-		apt_install $packages 2>/dev/null || {
-			$sudo apt-get update -qq
-			apt_install $packages
-		}
-	fi
+	[ $# -eq 0 ] || "$(dirname "$0")/packages.sh" "$@"
 	library || fail "SoftHSM2 is installed, but its library is in none of the known places"
 }
 
@@ -96,7 +72,7 @@ EOF
 with_gcc=no
 case ${1-install} in
 token-dir)
-	[ $# -eq 2 ] && [ -n "$2" ] || usage
+	if [ $# -ne 2 ] || [ -z "$2" ]; then usage; fi
 	token_dir "$2"
 	;;
 install | --gcc)
