@@ -65,7 +65,9 @@ const (
 	lockFile    = "lock"
 
 	// drainTimeout bounds how long calls under way may take when the node stops.
-	drainTimeout = 10 * time.Second
+	drainTimeout = 8 * time.Second
+	leaveTimeout = time.Second      // for telling the others by gossip
+	stopAtMost   = 20 * time.Second // afterwards the process ends as it is
 	healthEvery  = 250 * time.Millisecond
 	joinPause    = 2 * time.Second // between attempts to join
 )
@@ -89,6 +91,8 @@ type Node struct {
 	server    *rpc.Server
 	cleanup   []func() error // in the order of opening
 	wait      sync.WaitGroup
+	joining   sync.WaitGroup
+	watchdog  *time.Timer // runs while the node stops
 	failed    chan error
 }
 
@@ -111,6 +115,9 @@ func (n *Node) close() error {
 		errs = append(errs, n.cleanup[i]())
 	}
 	n.wait.Wait()
+	if n.watchdog != nil {
+		n.watchdog.Stop()
+	}
 	return errors.Join(errs...)
 }
 
@@ -141,7 +148,7 @@ func (n *Node) open(ctx context.Context) error {
 		return nil
 	})
 	if n.audit, err = audit.Open(filepath.Join(c.DataDir, auditDir), c.Name, time.Now); err != nil {
-		return err
+		return fmt.Errorf("%w %s: %w", cluster.ErrDataDir, c.DataDir, err)
 	}
 	n.onClose(n.audit.Close)
 	if err := n.openMember(ctx); err != nil {
@@ -187,9 +194,11 @@ func (n *Node) raftTransport(proof func(role string, channel []byte) []byte) (ra
 	})
 }
 
-// notRemoved refuses nodes that this one knows to be removed.
+// notRemoved refuses nodes that this one knows to be removed: while it holds a lease,
+// that is, knows a fresh state. With an old one it could take a node that came back
+// under its name for the one that was removed, and lock itself out.
 func (n *Node) notRemoved(id transport.Identity) error {
-	if m := n.opened.Load(); m != nil && m.Removed(id.Name) {
+	if m := n.opened.Load(); m != nil && m.Usable() == nil && m.Removed(id.Name) {
 		return fmt.Errorf("%w: %s", cluster.ErrRemoved, id)
 	}
 	return nil
@@ -277,7 +286,7 @@ func (n *Node) serve(ctx context.Context) error {
 	n.background("health", func() error { n.watchHealth(serving); return nil })
 	joining, stopJoining := context.WithCancel(ctx)
 	defer stopJoining()
-	n.background("joining", func() error { return n.join(joining) })
+	n.joining.Go(func() { n.failing("joining", n.join(joining)) })
 	n.log.Info("node is up", "raft_id", n.member.ID(), "peer", n.config.Peer.Advertise, "client", n.config.Client.Advertise,
 		"hsm", n.partition.Info().Kind, "version", n.options.Version)
 	select {
@@ -285,20 +294,28 @@ func (n *Node) serve(ctx context.Context) error {
 		n.log.Info("stopping")
 	case err = <-n.failed:
 	}
+	n.watchdog = time.AfterFunc(stopAtMost, func() { n.options.Halt(errStuck) })
 	stopJoining()
+	n.joining.Wait()
 	n.drain()
 	return err
 }
 
+// errStuck: something, such as a call into the HSM's library, does not come back.
+var errStuck = fmt.Errorf("stopping took longer than %s", stopAtMost)
+
 func (n *Node) background(what string, f func() error) {
-	n.wait.Go(func() {
-		if err := f(); err != nil && !errors.Is(err, context.Canceled) {
-			select {
-			case n.failed <- fmt.Errorf("%s: %w", what, err):
-			default:
-			}
-		}
-	})
+	n.wait.Go(func() { n.failing(what, f()) })
+}
+
+func (n *Node) failing(what string, err error) {
+	if err == nil || errors.Is(err, context.Canceled) {
+		return
+	}
+	select {
+	case n.failed <- fmt.Errorf("%s: %w", what, err):
+	default:
+	}
 }
 
 // drain hands the leadership over and lets calls under way finish.
@@ -308,10 +325,12 @@ func (n *Node) drain() {
 	if err := n.member.StepDown(ctx); err != nil {
 		n.log.Warn("the leadership was not handed over; the others elect a leader", "error", err)
 	}
-	n.server.Stop(ctx)
-	if err := n.gossip.Leave(ctx); err != nil {
+	leaving, done := context.WithTimeout(ctx, leaveTimeout)
+	defer done()
+	if err := n.gossip.Leave(leaving); err != nil {
 		n.log.Debug("leaving gossip", "error", err)
 	}
+	n.server.Stop(ctx)
 }
 
 // watchHealth publishes the health checks and reads certificates again when asked.

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"google.golang.org/grpc/codes"
@@ -43,14 +44,21 @@ func (s *peerServer) asActiveMember(ctx context.Context, raftID string) error {
 	if err := s.asMember(ctx, raftID); err != nil {
 		return err
 	}
-	if m, _ := s.member.State().Member(raftID); !m.Serves() {
+	switch m, _ := s.member.State().Member(raftID); m.State {
+	case fsm.MemberActive:
+		return nil
+	case fsm.MemberLeaving, fsm.MemberGone:
+		return fmt.Errorf("%w: %s", cluster.ErrRemoved, raftID)
+	default:
 		return fmt.Errorf("%w: %s is %s", kms.ErrDenied, raftID, m.State)
 	}
-	return nil
 }
 
 func (s *peerServer) Propose(ctx context.Context, r *peerpb.ProposeRequest) (*peerpb.ProposeResponse, error) {
 	if err := s.asActiveMember(ctx, r.GetProposer()); err != nil {
+		if errors.Is(err, cluster.ErrRemoved) {
+			return &peerpb.ProposeResponse{Failure: failure(err)}, nil
+		}
 		return nil, err
 	}
 	command, err := fsm.DecodeCommand(r.GetCommand(), r.GetBody())
@@ -75,7 +83,7 @@ func (s *peerServer) Lease(ctx context.Context, r *peerpb.LeaseRequest) (*peerpb
 }
 
 func (s *peerServer) Ack(ctx context.Context, r *peerpb.AckRequest) (*peerpb.AckResponse, error) {
-	if err := s.asActiveMember(ctx, r.GetNode()); err != nil {
+	if err := s.asMember(ctx, r.GetNode()); err != nil { // one that leaves still acknowledges its removal
 		return nil, err
 	}
 	return &peerpb.AckResponse{}, s.member.HandleAck(r.GetNode(), r.GetAppliedIndex())

@@ -47,6 +47,7 @@ func TestThreeNodes(t *testing.T) {
 		{"Canaries", testCanaries},
 		{"Minority", testMinority},
 		{"Frozen", testFrozen},
+		{"SameState", testSameState},
 	} {
 		c.run(s.name, s.f)
 	}
@@ -166,7 +167,7 @@ func testLists(ctx context.Context, c *testCluster) {
 	for range 5 {
 		c.createKey(ctx, c.nodes[1])
 	}
-	index := c.latest(ctx)
+	index := c.latest(ctx, c.nodes[0])
 	all, err := c.dial(auditorID, c.nodes[0]).Keys().ListKeys(ctx, &pb.ListKeysRequest{Limit: 1000, IndexToken: index})
 	must(c.t, err)
 	var want, got []string
@@ -252,10 +253,11 @@ func (c *testCluster) clusterID() string {
 	return s.GetClusterId()
 }
 
-// latest is an index token that is not older than any change made so far.
-func (c *testCluster) latest(ctx context.Context) []byte {
+// latest is an index token that is not older than any change made so far; ask is a
+// node that runs.
+func (c *testCluster) latest(ctx context.Context, ask *process) []byte {
 	c.t.Helper()
-	s, err := c.dial(operatorID, c.leader(c.nodes[0])).Cluster().Status(ctx, &pb.StatusRequest{})
+	s, err := c.dial(operatorID, c.leader(ask)).Cluster().Status(ctx, &pb.StatusRequest{})
 	must(c.t, err)
 	return s.GetIndexToken()
 }
@@ -337,7 +339,7 @@ func testIndexTokens(ctx context.Context, c *testCluster) {
 		}
 	}
 	user := c.dial(userID, c.nodes[0]).Crypto()
-	token := c.latest(ctx)
+	token := c.latest(ctx, c.nodes[0])
 	for name, bad := range map[string][]byte{
 		"short": token[:27], "long": append(bytes.Clone(token), 0), "another cluster's": append([]byte{token[0] ^ 1}, token[1:]...),
 	} {

@@ -257,6 +257,13 @@ func (p *process) waitExit() (code int) {
 func startCluster(t *testing.T, nodes int) *testCluster {
 	t.Helper()
 	c := newCluster(t, nodes)
+	c.begin()
+	return c
+}
+
+// begin starts a cluster of all the nodes prepared.
+func (c *testCluster) begin() {
+	c.t.Helper()
 	first := c.nodes[0]
 	first.configure("")
 	first.start()
@@ -264,8 +271,7 @@ func startCluster(t *testing.T, nodes int) *testCluster {
 	for _, p := range c.nodes[1:] {
 		c.join(p)
 	}
-	c.waitVoters(nodes)
-	return c
+	c.waitVoters(len(c.nodes))
 }
 
 func (c *testCluster) found(p *process) {
@@ -343,73 +349,6 @@ func (c *testCluster) dial(id string, to ...*process) *client.Client {
 	must(c.t, err)
 	c.t.Cleanup(func() { _ = x.Close() })
 	return x
-}
-
-func (c *testCluster) status(p *process) (*pb.StatusResponse, error) {
-	ctx, cancel := context.WithTimeout(c.t.Context(), 5*time.Second)
-	defer cancel()
-	return c.dial(operatorID, p).Cluster().Status(ctx, &pb.StatusRequest{})
-}
-
-// until waits for a node's status to be as wanted.
-func (c *testCluster) until(what string, ok func(*pb.StatusResponse) bool, p *process) *pb.StatusResponse {
-	c.t.Helper()
-	var last *pb.StatusResponse
-	c.eventually(what, func() bool {
-		s, err := c.status(p)
-		if err != nil {
-			return false
-		}
-		last = s
-		return ok(s)
-	}, p)
-	return last
-}
-
-// waitVoters waits until every running node sees that many voters and serves.
-func (c *testCluster) waitVoters(n int) {
-	c.t.Helper()
-	for _, p := range c.nodes[:n] {
-		c.until(fmt.Sprintf("%s sees %d voters", p.name, n), func(s *pb.StatusResponse) bool {
-			voters := 0
-			for _, m := range s.GetMembers() {
-				if m.GetVoter() {
-					voters++
-				}
-			}
-			return voters == n && s.GetServing()
-		}, p)
-	}
-}
-
-// leader waits for a leader that a running node knows.
-func (c *testCluster) leader(ask *process) *process {
-	c.t.Helper()
-	var found *process
-	c.until("a leader is known", func(s *pb.StatusResponse) bool {
-		for _, m := range s.GetMembers() {
-			if m.GetLeader() {
-				found = c.node(m.GetName())
-			}
-		}
-		return found != nil
-	}, ask)
-	return found
-}
-
-// eventually waits for a condition and shows the nodes' logs if it does not come.
-func (c *testCluster) eventually(what string, ok func() bool, show ...*process) {
-	c.t.Helper()
-	deadline := time.Now().Add(patience)
-	for !ok() {
-		if time.Now().After(deadline) {
-			for _, p := range show {
-				c.t.Logf("%s:\n%s", p.name, p.output())
-			}
-			c.t.Fatalf("waited in vain until %s", what)
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
 }
 
 func freeAddress(t *testing.T) string {

@@ -15,6 +15,7 @@ import (
 	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/node"
 	"github.com/quorumkms/quorumkms/node/cluster"
+	"github.com/quorumkms/quorumkms/transport"
 )
 
 // Stamped by the linker.
@@ -56,7 +57,7 @@ func exitCode(err error) int {
 		return exitRemoved
 	case errors.Is(err, cluster.ErrStorage):
 		return exitStorage
-	case errors.Is(err, node.ErrConfig), errors.Is(err, cluster.ErrDataDir):
+	case errors.Is(err, node.ErrConfig), errors.Is(err, transport.ErrCredentials), errors.Is(err, cluster.ErrDataDir):
 		return exitConfig
 	}
 	return exitFailed
@@ -69,9 +70,9 @@ func root() *cobra.Command {
 		Long: `kmsd runs one node of a QuorumKMS cluster and does the work that needs the
 node's own files and HSM token. Everything else is kmsctl's.
 
-Exit codes: 0 stopped as asked, 1 failed, 2 configuration or data directory,
-3 wrong HSM PIN (tried once; do not restart), 4 HSM unusable, 5 removed from
-the cluster (do not restart), 6 disk failed.`,
+Exit codes: 0 stopped as asked, 1 failed, 2 configuration, certificates or data
+directory, 3 wrong HSM PIN (tried once; do not restart), 4 HSM unusable, 5
+removed from the cluster (do not restart), 6 disk failed.`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	c.AddCommand(runCommand(), devCommand(), configCommand(), hsmCommand(), certsCommand(), versionCommand())

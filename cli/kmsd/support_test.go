@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -19,6 +20,73 @@ import (
 	"github.com/quorumkms/quorumkms/rpc/client"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 )
+
+func (c *testCluster) status(p *process) (*pb.StatusResponse, error) {
+	ctx, cancel := context.WithTimeout(c.t.Context(), 5*time.Second)
+	defer cancel()
+	return c.dial(operatorID, p).Cluster().Status(ctx, &pb.StatusRequest{})
+}
+
+// until waits for a node's status to be as wanted.
+func (c *testCluster) until(what string, ok func(*pb.StatusResponse) bool, p *process) *pb.StatusResponse {
+	c.t.Helper()
+	var last *pb.StatusResponse
+	c.eventually(what, func() bool {
+		s, err := c.status(p)
+		if err != nil {
+			return false
+		}
+		last = s
+		return ok(s)
+	}, p)
+	return last
+}
+
+// waitVoters waits until every running node sees that many voters and serves.
+func (c *testCluster) waitVoters(n int) {
+	c.t.Helper()
+	for _, p := range c.nodes[:n] {
+		c.until(fmt.Sprintf("%s sees %d voters", p.name, n), func(s *pb.StatusResponse) bool {
+			voters := 0
+			for _, m := range s.GetMembers() {
+				if m.GetVoter() {
+					voters++
+				}
+			}
+			return voters == n && s.GetServing()
+		}, p)
+	}
+}
+
+// leader waits for a leader that a running node knows.
+func (c *testCluster) leader(ask *process) *process {
+	c.t.Helper()
+	var found *process
+	c.until("a leader is known", func(s *pb.StatusResponse) bool {
+		for _, m := range s.GetMembers() {
+			if m.GetLeader() {
+				found = c.node(m.GetName())
+			}
+		}
+		return found != nil
+	}, ask)
+	return found
+}
+
+// eventually waits for a condition and shows the nodes' logs if it does not come.
+func (c *testCluster) eventually(what string, ok func() bool, show ...*process) {
+	c.t.Helper()
+	deadline := time.Now().Add(patience)
+	for !ok() {
+		if time.Now().After(deadline) {
+			for _, p := range show {
+				c.t.Logf("%s:\n%s", p.name, p.output())
+			}
+			c.t.Fatalf("waited in vain until %s", what)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
 
 // with is the cluster for a subtest: what fails is the subtest.
 func (c *testCluster) with(t *testing.T) *testCluster {

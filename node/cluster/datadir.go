@@ -25,6 +25,14 @@ const (
 	stageMember       stage = "member"
 )
 
+func (s stage) known() bool {
+	switch s {
+	case stageNew, stageInitializing, stageEntering, stageMember:
+		return true
+	}
+	return false
+}
+
 // identity is the file node.json of a data directory. The raft id is the node's
 // name and the incarnation of the directory: a wiped directory comes back as a
 // new node, never as the old one.
@@ -63,8 +71,11 @@ func openIdentity(dir, name string) (identity, error) {
 		return identity{}, fmt.Errorf("%w: %w", ErrDataDir, err)
 	}
 	var id identity
-	if err := json.Unmarshal(b, &id); err != nil || id.RaftID == "" {
-		return identity{}, fmt.Errorf("%w: %s is damaged: %w", ErrDataDir, identityFile, err)
+	if err := json.Unmarshal(b, &id); err != nil {
+		return identity{}, fmt.Errorf("%w %s: %s is damaged: %w", ErrDataDir, dir, identityFile, err)
+	}
+	if id.RaftID == "" || !id.Stage.known() {
+		return identity{}, fmt.Errorf("%w %s: %s is damaged, or of a later release: raft id %q, stage %q", ErrDataDir, dir, identityFile, id.RaftID, id.Stage)
 	}
 	if id.Name != name {
 		return identity{}, fmt.Errorf("%w %s belongs to node %s, not %s", ErrDataDir, dir, id.Name, name)

@@ -188,12 +188,15 @@ func (r *retryable) Unwrap() error { return r.error }
 
 func (m *Member) enter(ctx context.Context, cluster fsm.ID) error {
 	id := m.identity
-	if err := id.clear(m.config.DataDir); err != nil { // Raft has never run under this id
-		return err
-	}
-	id.Cluster, id.Stage = cluster, stageEntering
-	if err := id.save(m.config.DataDir); err != nil {
-		return err
+	if id.Stage != stageEntering || id.Cluster != cluster {
+		if err := id.clear(m.config.DataDir); err != nil { // Raft has never run under this id
+			return err
+		}
+		id.Cluster, id.Stage = cluster, stageEntering
+		if err := id.save(m.config.DataDir); err != nil {
+			return err
+		}
+		m.identity = id // from here on Raft may have run
 	}
 	e, err := m.start(ctx, cluster, false)
 	if err != nil {

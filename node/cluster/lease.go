@@ -401,6 +401,8 @@ func (e *engine) renew() {
 }
 
 func (e *engine) askLease(ctx context.Context, r LeaseRequest) (LeaseGrant, error) {
+	ctx, cancel := e.whileLeaderStays(ctx)
+	defer cancel()
 	address, id := e.leader()
 	switch id {
 	case "":
@@ -418,6 +420,8 @@ func (e *engine) askAnyone(ctx context.Context, r LeaseRequest) (LeaseGrant, err
 	if len(others) == 0 {
 		return LeaseGrant{}, e.noLeader()
 	}
+	ctx, cancel := context.WithTimeout(ctx, e.config.Lease.Renew)
+	defer cancel()
 	return e.config.Peers.Lease(ctx, others[r.Nonce%uint64(len(others))], r)
 }
 

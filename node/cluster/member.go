@@ -268,12 +268,13 @@ const (
 	commitTimeout    = 10 * time.Millisecond // how soon followers learn of a commit without further entries
 )
 
-func (e *engine) closeStores() error {
-	var err error
-	if c, ok := e.transport.(interface{ Close() error }); ok {
-		err = c.Close()
+func (e *engine) closeStores() error { return errors.Join(e.closeTransport(), e.store.Close()) }
+
+func (e *engine) closeTransport() error {
+	if c, ok := e.transport.(raft.WithClose); ok {
+		return c.Close()
 	}
-	return errors.Join(err, e.store.Close())
+	return nil
 }
 
 // proof shows that this node knows the cluster's log key, on one connection.
@@ -317,8 +318,9 @@ func (e *engine) principal() string {
 func (e *engine) stop() error {
 	e.cancel()
 	e.wait.Wait()
-	err := e.raft.Shutdown().Error()
-	return errors.Join(err, e.closeStores())
+	stopped := e.raft.Shutdown()
+	err := e.closeTransport() // a snapshot on its way to a stalled node must not hold the end up
+	return errors.Join(err, stopped.Error(), e.store.Close())
 }
 
 // Close stops Raft. It does not hand leadership over: see StepDown.

@@ -25,6 +25,8 @@ const (
 	voterLag = 64
 	// addressPause is between two attempts to record this node's new addresses.
 	addressPause = 2 * time.Second
+	// offerTimeout bounds what one node that does not answer may cost.
+	offerTimeout = 1500 * time.Millisecond
 	// transferRecent is how lately a follower must have been heard of to be handed
 	// the leadership.
 	transferRecent = 2 * time.Second
@@ -145,7 +147,7 @@ func (e *engine) noteAddress(s *fsm.State) {
 	_, err := e.proposeOnce(ctx, p)
 	if errors.Is(err, ErrNoLeader) { // the leader may be calling the old address: ask everyone
 		for _, address := range e.peers() {
-			if _, err = e.config.Peers.Propose(ctx, address, p, e.id); err == nil {
+			if err = e.offer(address, p); err == nil {
 				break
 			}
 		}
@@ -153,6 +155,14 @@ func (e *engine) noteAddress(s *fsm.State) {
 	if err != nil && e.ctx.Err() == nil {
 		e.log.Warn("this node's new addresses are not recorded yet", "error", err)
 	}
+}
+
+// offer asks one node, which may be the leader, to take a command.
+func (e *engine) offer(address string, p fsm.Proposal) error {
+	ctx, cancel := context.WithTimeout(e.ctx, offerTimeout)
+	defer cancel()
+	_, err := e.config.Peers.Propose(ctx, address, p, e.id)
+	return err
 }
 
 // addressKnown tells whether this node's addresses are recorded, or need not be. A
@@ -361,7 +371,11 @@ func (e *engine) transfer(node string) error {
 	}
 	e.log.Info("handing the leadership over", "to", to.ID)
 	if err := e.raft.LeadershipTransferToServer(raft.ServerID(to.ID), raft.ServerAddress(to.PeerAddress)).Error(); err != nil {
-		e.timedOut[to.ID] = term
+		switch {
+		case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrEnqueueTimeout), errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		default:
+			e.timedOut[to.ID] = term
+		}
 		return fmt.Errorf("%w: handing the leadership to %s: %w", ErrNoLeader, to.ID, err)
 	}
 	return nil

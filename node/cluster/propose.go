@@ -78,9 +78,8 @@ func (e *engine) applied(ctx context.Context, r fsm.Result, err error) (fsm.Resu
 }
 
 func (e *engine) proposeOnce(ctx context.Context, p fsm.Proposal) (fsm.Result, error) {
-	e.leaderMu.Lock()
-	moved := e.leaderMoved
-	e.leaderMu.Unlock()
+	calling, cancel := e.whileLeaderStays(ctx)
+	defer cancel()
 	address, id := e.leader()
 	switch id {
 	case "":
@@ -88,28 +87,25 @@ func (e *engine) proposeOnce(ctx context.Context, p fsm.Proposal) (fsm.Result, e
 	case e.id:
 		return e.lead(ctx, p, e.id)
 	}
-	return e.forward(ctx, address, p, moved)
+	return e.config.Peers.Propose(calling, address, p, e.id)
 }
 
-// forward hands a command to the leader and waits for its answer while it leads: a
-// leader that is frozen or cut off must not keep the command from its successor.
-func (e *engine) forward(ctx context.Context, address string, p fsm.Proposal, moved <-chan struct{}) (fsm.Result, error) {
+// whileLeaderStays gives a context for a call to the leader as it is now: a leader
+// that is frozen or cut off must not keep a call from its successor. Take it before
+// looking who leads.
+func (e *engine) whileLeaderStays(ctx context.Context) (context.Context, context.CancelFunc) {
+	e.leaderMu.Lock()
+	moved := e.leaderMoved
+	e.leaderMu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var result fsm.Result
-	var err error
-	answered := make(chan struct{})
-	go func() { // ends with the call, which ends with ctx
-		defer close(answered)
-		result, err = e.config.Peers.Propose(ctx, address, p, e.id)
+	go func() { // ends with the call
+		select {
+		case <-moved:
+			cancel()
+		case <-ctx.Done():
+		}
 	}()
-	select {
-	case <-answered:
-	case <-moved:
-		cancel()
-		<-answered
-	}
-	return result, err
+	return ctx, cancel
 }
 
 // HandlePropose is the leader's side of a forwarded command. It is never forwarded

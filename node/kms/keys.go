@@ -57,6 +57,9 @@ func (s *Service) apply(ctx context.Context, c change) (fsm.Result, *fsm.State, 
 	e.Target = c.event.Target
 	tenant, rule, err := c.call.allow(mayAdminister)
 	e.Tenant, e.DecidedBy = tenant, rule
+	if err == nil {
+		err = s.audit.Healthy() // a change is not made that could not be recorded
+	}
 	if err != nil {
 		return fsm.Result{}, nil, s.refuse(e, err)
 	}

@@ -64,6 +64,9 @@ func operate[T any](ctx context.Context, s *Service, o Operation[T], e *audit.Ev
 	if o.Call.DryRun {
 		return none, ErrDryRun
 	}
+	if err := s.audit.Healthy(); err != nil {
+		return none, err // what could not be recorded is not done
+	}
 	return o.Run(ctx, p, func(ctx context.Context, command fsm.Command) (fsm.Result, error) {
 		p.Command = command
 		return s.log.Propose(ctx, p)

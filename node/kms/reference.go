@@ -117,6 +117,9 @@ func (s *Service) await(ctx context.Context, token []byte) (*fsm.State, error) {
 	if !st.Initialized() { // no cluster, or a member that has just started and knows no state yet
 		return nil, cmp.Or(s.fresh.Usable(), fsm.ErrNotInitialized)
 	}
+	if err := s.fresh.Serves(st); err != nil { // it was removed: what it knows is old
+		return nil, err
+	}
 	if len(token) == 0 {
 		return st, nil
 	}

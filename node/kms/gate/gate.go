@@ -34,6 +34,8 @@ type Freshness interface {
 // Recorder writes audit records.
 type Recorder interface {
 	Record(audit.Event) error
+	// Healthy is nil while records can be written.
+	Healthy() error
 }
 
 // Gate releases results.
@@ -71,29 +73,50 @@ func Compute[T any](ctx context.Context, f func(context.Context) (T, error), wip
 // Otherwise the result is wiped, a second record says that it was withheld, and
 // the error is the lease's or authorise's. ctx should come from Carry.
 func Release[T any](ctx context.Context, g *Gate, p Pending[T], event audit.Event, authorise func(*fsm.State) error) (T, error) {
-	event.Result = audit.Success
-	err := g.records.Record(event)
-	if err == nil {
-		epoch := g.releases.begin()
-		if err = g.check(ctx, authorise); err == nil {
-			if c, ok := ctx.Value(carrierKey{}).(*carrier); ok {
-				c.add(g.releases, epoch)
-			} else {
-				g.releases.end(epoch)
-			}
-			return p.value, nil
+	released := false
+	defer func() {
+		if !released { // also when a check panics
+			p.wipe(p.value)
 		}
-		g.releases.end(epoch)
-		event.Result, event.Reason = audit.Withheld, err.Error()
-		err = errors.Join(err, g.records.Record(event))
+	}()
+	event.Result = audit.Success
+	if err := g.records.Record(event); err != nil {
+		return p.none(), err
 	}
-	p.wipe(p.value)
-	var none T
-	return none, err
+	if err := g.pass(ctx, authorise); err != nil {
+		event.Result, event.Reason = audit.Withheld, err.Error()
+		return p.none(), errors.Join(err, g.records.Record(event))
+	}
+	released = true
+	return p.value, nil
 }
 
+func (Pending[T]) none() (zero T) { return zero }
+
+// pass checks, and keeps the result counted as under way until the call's answer has
+// been handed over, or ends the count if it is withheld.
+func (g *Gate) pass(ctx context.Context, authorise func(*fsm.State) error) error {
+	epoch, carried := g.releases.begin(), false
+	defer func() {
+		if !carried {
+			g.releases.end(epoch)
+		}
+	}()
+	if err := g.check(ctx, authorise); err != nil {
+		return err
+	}
+	if c, ok := ctx.Value(carrierKey{}).(*carrier); ok {
+		c.add(g.releases, epoch)
+		carried = true
+	}
+	return nil
+}
+
+// maxChecks bounds how often slow checks are repeated.
+const maxChecks = 10
+
 func (g *Gate) check(ctx context.Context, authorise func(*fsm.State) error) error {
-	for {
+	for range maxChecks {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -112,4 +135,5 @@ func (g *Gate) check(ctx context.Context, authorise func(*fsm.State) error) erro
 			return nil
 		}
 	}
+	return fmt.Errorf("this node is too slow to answer in time: %w", context.DeadlineExceeded)
 }

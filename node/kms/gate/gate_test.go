@@ -46,6 +46,8 @@ func (w *world) Record(e audit.Event) error {
 	return w.writing
 }
 
+func (w *world) Healthy() error { return w.writing }
+
 func (w *world) authorise(answer error) func(*fsm.State) error {
 	return func(*fsm.State) error {
 		w.steps = append(w.steps, "authorise")
@@ -171,5 +173,36 @@ func TestHandedOver(t *testing.T) {
 	finishLate()
 	if err := out.HandedOver(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestPanicInCheck: a result is wiped and not counted as under way when a check
+// panics.
+func TestPanicInCheck(t *testing.T) {
+	w, out := &world{}, NewReleases()
+	g := New(w, w, out, func() time.Duration { return w.clock })
+	p, err := Compute(t.Context(), func(context.Context) (string, error) { return "secret", nil }, func(string) { w.wiped = true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, finish := Carry(t.Context())
+	func() {
+		defer func() { _ = recover() }()
+		_, _ = Release(ctx, g, p, audit.Event{}, func(*fsm.State) error { panic("broken rule") })
+		t.Error("the panic was swallowed")
+	}()
+	finish()
+	if !w.wiped {
+		t.Error("the result was not wiped")
+	}
+	if err := out.HandedOver(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestChecksThatStaySlow(t *testing.T) {
+	w := &world{slow: 1000}
+	if _, err := w.release(t, nil); !errors.Is(err, context.DeadlineExceeded) || !w.wiped {
+		t.Fatalf("%v, wiped %v", err, w.wiped)
 	}
 }
