@@ -23,12 +23,42 @@ var (
 // unknown command, a field this release does not know) and applies nothing more.
 var ErrHalted = errors.New("state machine halted")
 
-// coded is the one list of sentinels that travel between nodes, with their names
-// on the wire.
-var coded = []struct {
-	code string
-	err  error
-}{
+// Codes is a list of sentinels with their names on the wire.
+type Codes []struct {
+	Code string
+	Err  error
+}
+
+// Of names the first sentinel of the list that err wraps; "" if there is none.
+func (c Codes) Of(err error) string {
+	for _, row := range c {
+		if errors.Is(err, row.Err) {
+			return row.Code
+		}
+	}
+	return ""
+}
+
+// Restore makes an error with a text that wraps the sentinel of a code, so that
+// errors.Is holds on the other side of the wire; nil if the list lacks the code.
+func (c Codes) Restore(code, text string) error {
+	for _, row := range c {
+		if row.Code == code {
+			return &remoteError{text: text, sentinel: row.Err}
+		}
+	}
+	return nil
+}
+
+type remoteError struct {
+	text     string
+	sentinel error
+}
+
+func (e *remoteError) Error() string { return e.text }
+func (e *remoteError) Unwrap() error { return e.sentinel }
+
+var coded = Codes{
 	{"INVALID", ErrInvalid},
 	{"NOT_FOUND", ErrNotFound},
 	{"EXISTS", ErrExists},
@@ -45,32 +75,14 @@ var coded = []struct {
 	{"HALTED", ErrHalted},
 }
 
-// Code names the sentinel that err wraps, for the wire; "" if there is none.
-func Code(err error) string {
-	for _, c := range coded {
-		if errors.Is(err, c.err) {
-			return c.code
-		}
-	}
-	return ""
-}
+// Code names the sentinel of this package that err wraps; "" if there is none.
+func Code(err error) string { return coded.Of(err) }
 
-// FromCode restores an error from its code and text, so that errors.Is holds on
-// the node that forwarded the command. An unknown code gives an error that wraps
-// no sentinel.
+// FromCode restores an error from its code and text. An unknown code gives an error
+// that wraps no sentinel.
 func FromCode(code, text string) error {
-	for _, c := range coded {
-		if c.code == code {
-			return &remoteError{text: text, sentinel: c.err}
-		}
+	if err := coded.Restore(code, text); err != nil {
+		return err
 	}
 	return errors.New(text)
 }
-
-type remoteError struct {
-	text     string
-	sentinel error
-}
-
-func (e *remoteError) Error() string { return e.text }
-func (e *remoteError) Unwrap() error { return e.sentinel }

@@ -4,7 +4,7 @@
 // Reading order: member.go (what a member is made of, start and stop), propose.go
 // (how a command reaches the leader and its answer comes back), lease.go (why a
 // node may answer by itself, and what a restriction waits for), membership.go
-// (the leader's duty: Raft's configuration follows the state), join.go and
+// (the leader's duty: Raft's configuration follows the state), join.go, donor.go and
 // jointoken.go (how a node gets in), store.go (Raft's disk), clock.go.
 //
 // It knows no gRPC: other nodes are reached through Peers, which package rpc

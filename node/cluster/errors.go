@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"errors"
 
 	"github.com/quorumkms/quorumkms/fsm"
@@ -33,42 +34,22 @@ var (
 )
 
 // coded are the sentinels that travel between nodes beside fsm's.
-var coded = []struct {
-	code string
-	err  error
-}{
-	{"NO_LEADER", ErrNoLeader},
-	{"OUTCOME_UNKNOWN", ErrOutcomeUnknown},
-	{"BUSY", ErrBusy},
-	{"REMOVED", ErrRemoved},
-	{"JOIN", ErrJoin},
-	{"NO_LEADER", ErrShutdown}, // another node takes over
+var coded = fsm.Codes{
+	{Code: "NO_LEADER", Err: ErrNoLeader},
+	{Code: "OUTCOME_UNKNOWN", Err: ErrOutcomeUnknown},
+	{Code: "BUSY", Err: ErrBusy},
+	{Code: "REMOVED", Err: ErrRemoved},
+	{Code: "JOIN", Err: ErrJoin},
+	{Code: "NO_LEADER", Err: ErrShutdown}, // another node takes over
 }
 
 // Code names the sentinel that err wraps, for the wire; "" if there is none.
-func Code(err error) string {
-	for _, c := range coded {
-		if errors.Is(err, c.err) {
-			return c.code
-		}
-	}
-	return fsm.Code(err)
-}
+func Code(err error) string { return cmp.Or(coded.Of(err), fsm.Code(err)) }
 
 // FromCode restores an error that another node reported.
 func FromCode(code, text string) error {
-	for _, c := range coded {
-		if c.code == code {
-			return &remoteError{text, c.err}
-		}
+	if err := coded.Restore(code, text); err != nil {
+		return err
 	}
 	return fsm.FromCode(code, text)
 }
-
-type remoteError struct {
-	text     string
-	sentinel error
-}
-
-func (e *remoteError) Error() string { return e.text }
-func (e *remoteError) Unwrap() error { return e.sentinel }

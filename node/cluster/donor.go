@@ -1,0 +1,225 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/hmac"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
+)
+
+// HandleJoin is the donor's side. peer is the name in the joiner's certificate.
+// announce is told the transfer key that waits for the Security Officer.
+func (m *Member) HandleJoin(ctx context.Context, stream JoinStream, peer string, announce func(spki []byte) error) error {
+	e, err := m.engine()
+	if err != nil {
+		return err
+	}
+	cluster := e.machine.State().Cluster()
+	hello, err := receive[JoinHello](stream)
+	if err != nil {
+		return err
+	}
+	if hello.Cluster != cluster.ID {
+		return fmt.Errorf("%w: the invitation is to cluster %s, this is %s", ErrJoin, hello.Cluster, cluster.ID)
+	}
+	if hello.Release < cluster.Release {
+		return fmt.Errorf("%w: the node knows release %d, the cluster is at %d: upgrade the node", ErrJoin, hello.Release, cluster.Release)
+	}
+	nonce, err := freshNonce()
+	if err != nil {
+		return err
+	}
+	if err := stream.Send(JoinChallenge{Nonce: nonce, Donor: e.id, Epoch: cluster.RecoveryEpoch}); err != nil {
+		return err
+	}
+	proof, err := receive[JoinProof](stream)
+	if err != nil {
+		return err
+	}
+	channel, err := stream.Channel()
+	if err != nil {
+		return err
+	}
+	if err := e.admit(ctx, cluster.ID, proof, peer, channel, nonce); err != nil {
+		return err
+	}
+	return e.handOver(ctx, stream, cluster, proof, channel, announce)
+}
+
+// admit checks the joiner's proofs and commits AdmitNode.
+func (e *engine) admit(ctx context.Context, cluster fsm.ID, p JoinProof, peer string, channel Channel, nonce []byte) error {
+	if err := p.check(channel, nonce); err != nil {
+		return err
+	}
+	if p.Name != peer {
+		return fmt.Errorf("%w: the certificate is of node %s, the request of %s", ErrJoin, peer, p.Name)
+	}
+	public, err := e.ticketKey(p)
+	if err != nil {
+		return err
+	}
+	transcript := JoinTranscript(cluster, public, channel, nonce, p)
+	if !ed25519.Verify(public, transcript, p.TicketSignature) {
+		return fmt.Errorf("%w: the ticket's signature does not verify", fsm.ErrTicket)
+	}
+	if err := hsm.VerifyIdentitySignature(p.Identity, transcript, p.IdentitySignature); err != nil {
+		return fmt.Errorf("%w: the HSM key is not the one announced: %w", ErrJoin, err)
+	}
+	if _, err := p.Transfer.Verify(p.Identity); err != nil {
+		return fmt.Errorf("%w: %w", ErrJoin, err)
+	}
+	_, err = e.member.Propose(ctx, fsm.Proposal{Principal: e.principal(), Command: &fsm.AdmitNode{
+		ID: p.RaftID, Name: p.Name, PeerAddress: p.PeerAddress, ClientAddress: p.ClientAddress,
+		Identity: p.Identity, Ticket: p.TicketID, TicketKey: public,
+	}})
+	return err
+}
+
+// Limits of a proof's fields, in bytes; the addresses' and the names' are fsm's.
+const (
+	maxSPKI      = 1024
+	maxSignature = 256
+)
+
+// check bounds what a stranger may send before anything is done with it.
+func (p JoinProof) check(channel Channel, nonce []byte) error {
+	for _, f := range []struct {
+		name          string
+		n, least, top int
+	}{
+		{"ticket id", len(p.TicketID), 1, 64},
+		{"raft id", len(p.RaftID), 1, fsm.MaxRaftID},
+		{"name", len(p.Name), 1, 64},
+		{"peer address", len(p.PeerAddress), 1, fsm.MaxAddress},
+		{"client address", len(p.ClientAddress), 1, fsm.MaxAddress},
+		{"identity key", len(p.Identity), 1, maxSPKI},
+		{"transfer key", len(p.Transfer.SPKI), 1, maxSPKI},
+		{"transfer key's signature", len(p.Transfer.Signature), 1, maxSignature},
+		{"ticket's signature", len(p.TicketSignature), ed25519.SignatureSize, ed25519.SignatureSize},
+		{"identity's signature", len(p.IdentitySignature), 1, maxSignature},
+		{"nonce", len(nonce), joinNonce, joinNonce},
+		{"exporter", len(channel.Exporter), ExporterSize, ExporterSize},
+	} {
+		if f.n < f.least || f.n > f.top {
+			return fmt.Errorf("%w: %s of %d bytes: must be %d to %d", ErrJoin, f.name, f.n, f.least, f.top)
+		}
+	}
+	return nil
+}
+
+// ticketKey finds the public key of the ticket: open, or used by this very node.
+func (e *engine) ticketKey(p JoinProof) (ed25519.PublicKey, error) {
+	s := e.machine.State()
+	if t, ok := s.Ticket(p.TicketID); ok {
+		if t.Expires <= e.config.Now().Unix() {
+			return nil, fmt.Errorf("%w: expired", fsm.ErrTicket)
+		}
+		return t.PublicKey, nil
+	}
+	m, ok := s.Member(p.RaftID)
+	if ok && m.Alive() && m.Ticket == p.TicketID && len(m.TicketKey) == ed25519.PublicKeySize && bytes.Equal(m.Identity, p.Identity) {
+		return m.TicketKey, nil
+	}
+	return nil, fmt.Errorf("%w: unknown or used", fsm.ErrTicket)
+}
+
+// handOver brings the domain key over and activates the node.
+func (e *engine) handOver(ctx context.Context, stream JoinStream, cluster fsm.Cluster, p JoinProof, channel Channel, announce func([]byte) error) error {
+	g, err := e.machine.State().ActiveGeneration()
+	if err != nil {
+		return err
+	}
+	transfer := JoinTransfer{DonorIdentity: e.config.Domain.Identity(), Generation: hsmGeneration(g)}
+	if p.HoldsGeneration != g.Number {
+		if transfer.Message, err = e.export(ctx, stream, cluster, g.Number, p, announce); err != nil {
+			return err
+		}
+	}
+	if transfer.Nonce, err = freshNonce(); err != nil {
+		return err
+	}
+	if err := stream.Send(transfer); err != nil {
+		return err
+	}
+	possession, err := receive[JoinPossession](stream)
+	if err != nil {
+		return err
+	}
+	want, err := e.config.Domain.Possess(ctx, hsm.Possession{
+		Cluster: hsm.ID(cluster.ID), Generation: g.Number, Verifier: e.id, Prover: p.RaftID,
+		Exporter: channel.Exporter, Nonce: transfer.Nonce,
+	})
+	if err != nil {
+		return err
+	}
+	if !hmac.Equal(want, possession.Proof) {
+		return fmt.Errorf("%w: the node did not prove possession of the domain key", ErrJoin)
+	}
+	if _, err := e.member.Propose(ctx, fsm.Proposal{Command: &fsm.ActivateNode{ID: p.RaftID}, Principal: e.principal()}); err != nil {
+		return err
+	}
+	var addresses []string
+	for _, m := range e.machine.State().Members() {
+		if m.Serves() {
+			addresses = append(addresses, m.PeerAddress)
+		}
+	}
+	return stream.Send(JoinAccepted{PeerAddresses: addresses})
+}
+
+// export waits for the Security Officer and wraps the domain key for the joiner.
+func (e *engine) export(ctx context.Context, stream JoinStream, cluster fsm.Cluster, generation uint32, p JoinProof, announce func([]byte) error) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, trustAtMost)
+	defer cancel()
+	told := false
+	poll := time.NewTicker(trustPoll)
+	defer poll.Stop()
+	for {
+		message, err := e.config.Domain.Export(ctx, hsm.ExportRequest{
+			Cluster: hsm.ID(cluster.ID), Epoch: cluster.RecoveryEpoch, Generation: generation,
+			Donor: e.id, Recipient: p.RaftID, Transfer: p.Transfer, RecipientIdentity: p.Identity,
+		})
+		if !errors.Is(err, hsm.ErrNotTrusted) {
+			return message, err
+		}
+		if !told { // the key is a sound one, only not trusted yet
+			if err := announce(p.Transfer.SPKI); err != nil {
+				return nil, err
+			}
+			told = true
+		}
+		if err := stream.Send(JoinWaiting{Fingerprint: hsm.Fingerprint(p.Transfer.SPKI), DonorName: e.config.Name}); err != nil {
+			return nil, err
+		}
+		select {
+		case <-poll.C:
+		case <-e.ctx.Done():
+			return nil, ErrShutdown
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: the transfer key was not trusted in time: %w", ErrJoin, ctx.Err())
+		}
+	}
+}
+
+func hsmGeneration(g fsm.Generation) hsm.Generation {
+	out := hsm.Generation{Number: g.Number}
+	for _, c := range g.Checks {
+		k := hsm.KeyCheck{Kind: hsm.KeyKind(c.Kind)}
+		copy(k.Value[:], c.Value)
+		out.Checks = append(out.Checks, k)
+	}
+	return out
+}
+
+func freshNonce() ([]byte, error) {
+	b := make([]byte, joinNonce)
+	_, err := rand.Read(b)
+	return b, err
+}
