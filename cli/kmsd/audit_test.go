@@ -295,6 +295,9 @@ func testCanaries(ctx context.Context, c *testCluster) {
 	p.start()
 	c.waitVoters(3)
 	c.search(secrets)
+	for _, p := range c.nodes {
+		c.trail(p)
+	}
 }
 
 // search looks for secrets in every file of the nodes but those that are made to

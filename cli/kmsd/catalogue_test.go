@@ -145,9 +145,10 @@ func wholeCalls() []named {
 func (c *testCluster) object(ctx context.Context, alias string) object {
 	c.t.Helper()
 	o := object{key: c.createKey(ctx), alias: alias}
-	_, err := c.dial(adminID).Keys().CreateAlias(ctx, &pb.CreateAliasRequest{AliasName: alias, KeyId: o.key})
+	made, err := c.dial(adminID).Keys().CreateAlias(ctx, &pb.CreateAliasRequest{AliasName: alias, KeyId: o.key})
 	must(c.t, err)
-	o.blob, err = c.dial(userID).Encrypt(ctx, o.key, []byte("x"), nil)
+	r, err := c.dial(userID).Crypto().Encrypt(ctx, &pb.EncryptRequest{KeyId: o.key, Plaintext: []byte("x"), IndexToken: made.GetIndexToken()})
 	must(c.t, err)
+	o.blob = r.GetCiphertext()
 	return o
 }

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -40,7 +39,9 @@ func TestFaults(t *testing.T) {
 	}{
 		{"FarBehind", testFarBehind}, {"AuditTrailFull", testAuditTrailFull}, {"DiskFull", testDiskFull}, {"SameState", testSameState},
 	} {
-		c.run(s.name, s.f)
+		if !c.run(s.name, s.f) {
+			break // the next one builds on it
+		}
 	}
 }
 
@@ -257,7 +258,6 @@ func testSameState(ctx context.Context, c *testCluster) {
 			b, err := c.status(p)
 			must(c.t, err)
 			if a.GetAppliedIndex() != b.GetAppliedIndex() {
-				time.Sleep(time.Duration(a.GetAppliedIndex()%7) * time.Millisecond)
 				return false
 			}
 			if !bytes.Equal(a.GetRunningHash(), b.GetRunningHash()) || len(a.GetRunningHash()) != 32 {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -351,12 +352,24 @@ func (c *testCluster) dial(id string, to ...*process) *client.Client {
 	return x
 }
 
+// Ports of nodes are below those that systems give to outgoing connections: a node
+// that is down for a while finds its own free again.
+const (
+	firstPort = 20_000
+	lastPort  = 30_000
+)
+
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer func() { must(t, l.Close()) }()
-	return l.Addr().String()
+	for range lastPort - firstPort {
+		address := fmt.Sprintf("127.0.0.1:%d", firstPort+rand.IntN(lastPort-firstPort))
+		if l, err := net.Listen("tcp", address); err == nil {
+			must(t, l.Close())
+			return address
+		}
+	}
+	t.Fatal("no free port")
+	return ""
 }
 
 func must(t *testing.T, err error) {

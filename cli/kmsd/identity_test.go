@@ -232,7 +232,7 @@ func testOtherTenant(ctx context.Context, c *testCluster) {
 // testPeerListener knocks at the node listener.
 func testPeerListener(ctx context.Context, c *testCluster) {
 	p := c.nodes[0]
-	knock := func(address, file, alpn string) error {
+	knock := func(address, file, alpn string, wait time.Duration) error {
 		config := c.clientTLS(file)
 		if alpn != "" {
 			config.NextProtos = []string{alpn}
@@ -242,7 +242,7 @@ func testPeerListener(ctx context.Context, c *testCluster) {
 			return err
 		}
 		defer conn.Close()
-		must(c.t, conn.SetDeadline(time.Now().Add(time.Second))) // nobody speaks first but the one who refuses, and gRPC
+		must(c.t, conn.SetDeadline(time.Now().Add(wait))) // nobody speaks first but the one who refuses, and gRPC
 		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 			return err
 		}
@@ -254,16 +254,16 @@ func testPeerListener(ctx context.Context, c *testCluster) {
 			if file != "" {
 				file = filepath.Join(c.certs(), file)
 			}
-			if err := knock(p.peer, file, alpn); err == nil || errors.Is(err, io.EOF) {
+			if err := knock(p.peer, file, alpn, patience); err == nil || errors.Is(err, io.EOF) {
 				c.t.Errorf("%q with protocol %q was let in at the node listener: %v", file, alpn, err)
 			}
 		}
 	}
 	for _, alpn := range protocols {
-		must(c.t, knock(p.peer, filepath.Join(c.certs(), "kms-2"), alpn))
+		must(c.t, knock(p.peer, filepath.Join(c.certs(), "kms-2"), alpn, time.Second/2))
 	}
 	for _, alpn := range []string{transport.ALPNRaft, transport.ALPNGossip} {
-		if err := knock(p.client, filepath.Join(c.certs(), "kms-2"), alpn); err == nil {
+		if err := knock(p.client, filepath.Join(c.certs(), "kms-2"), alpn, patience); err == nil {
 			c.t.Errorf("the client listener speaks %s", alpn)
 		}
 	}

@@ -48,6 +48,8 @@ func testMinority(ctx context.Context, c *testCluster) {
 		return fromStatus(second(crypto.Decrypt(ctx, &pb.DecryptRequest{Ciphertext: o.blob})))
 	}
 	must(c.t, use())
+	admin := c.dial(adminID, leader).Keys()
+	must(c.t, second(admin.DescribeKey(ctx, &pb.DescribeKeyRequest{KeyId: o.key})))
 	for _, p := range followers {
 		p.pause()
 		defer p.resume()
@@ -87,7 +89,7 @@ func testMinority(ctx context.Context, c *testCluster) {
 	write := &pb.CreateKeyRequest{Description: "written in a minority", RequestId: "minority"}
 	short, cancel = context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	_, err = c.dial(adminID, leader).Keys().CreateKey(short, write)
+	_, err = admin.CreateKey(short, write)
 	if !errors.Is(err, client.ErrOutcomeUnknown) && !errors.Is(err, client.ErrNoLeader) {
 		c.t.Errorf("CreateKey with a minority: %v", err)
 	}
@@ -99,9 +101,9 @@ func testMinority(ctx context.Context, c *testCluster) {
 	for _, p := range c.nodes {
 		must(c.t, fromStatus(second(c.crypto(p).Decrypt(ctx, &pb.DecryptRequest{Ciphertext: o.blob}))))
 	}
-	made, err := c.dial(adminID, leader).Keys().CreateKey(ctx, write)
+	made, err := admin.CreateKey(ctx, write)
 	must(c.t, err)
-	all, err := c.dial(adminID, leader).Keys().ListKeys(ctx, &pb.ListKeysRequest{Limit: 1000, IndexToken: made.GetIndexToken()})
+	all, err := admin.ListKeys(ctx, &pb.ListKeysRequest{Limit: 1000, IndexToken: made.GetIndexToken()})
 	must(c.t, err)
 	n := 0
 	for _, k := range all.GetKeys() {

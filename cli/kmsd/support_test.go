@@ -88,13 +88,6 @@ func (c *testCluster) eventually(what string, ok func() bool, show ...*process) 
 	}
 }
 
-// with is the cluster for a subtest: what fails is the subtest.
-func (c *testCluster) with(t *testing.T) *testCluster {
-	d := *c
-	d.t = t
-	return &d
-}
-
 // refusal is how a call must fail: with a code, with the sentinel of a reason
 // (nil: the answer carries none) and with a text that contains all of texts.
 type refusal struct {
@@ -207,12 +200,14 @@ func (p *process) resume() {
 }
 
 // run calls f as a subtest on the cluster.
-func (c *testCluster) run(name string, f func(ctx context.Context, c *testCluster)) {
+func (c *testCluster) run(name string, f func(ctx context.Context, c *testCluster)) bool {
 	c.t.Helper()
-	c.t.Run(name, func(t *testing.T) {
+	return c.t.Run(name, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
-		f(ctx, c.with(t))
+		defer func(parent *testing.T) { c.t = parent }(c.t)
+		c.t = t // what fails is the subtest
+		f(ctx, c)
 	})
 }
 
