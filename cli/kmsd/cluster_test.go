@@ -28,6 +28,9 @@ func TestLeaderLoss(t *testing.T) {
 	user := c.dial(userID, others...)
 	blob, err := user.Encrypt(ctx, key, []byte("hello"), nil)
 	must(t, err)
+	for _, p := range others { // what was acknowledged is with a majority, which need not be these two
+		c.eventually(p.name+" has the key", func() bool { return second(c.dial(userID, p).Decrypt(ctx, blob, nil)) == nil }, p)
+	}
 
 	// Every follower answers by itself while there is no leader.
 	leader.kill()
