@@ -141,7 +141,14 @@ func (c *testCluster) prepare(name, dir string) *process {
 	if out, code := kmsd(c.t, p.env, "hsm", "init-token", "--token", name, "--pin-file", p.path("pin"), "--so-pin-file", p.path("so-pin")); code != 0 {
 		c.t.Fatalf("making the token of %s (is SoftHSM2 installed? scripts/softhsm.sh): %s", name, out)
 	}
-	c.t.Cleanup(p.kill)
+	c.t.Cleanup(func() {
+		p.kill()
+		for _, word := range []string{"DATA RACE", "panic"} {
+			if strings.Contains(p.history(), word) {
+				p.c.t.Errorf("%s: %s:\n%s", p.name, word, p.history())
+			}
+		}
+	})
 	return p
 }
 

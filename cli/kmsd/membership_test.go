@@ -173,7 +173,8 @@ func testNonVoter(ctx context.Context, c *testCluster) {
 	for range 3 {
 		blob, err := c.dial(userID, p).Encrypt(ctx, key, []byte("x"), nil)
 		must(c.t, err)
-		must(c.t, second(c.dial(userID, c.nodes[0]).Decrypt(ctx, blob, nil)))
+		_, err = c.dial(userID, c.nodes[0]).Crypto().Decrypt(ctx, &pb.DecryptRequest{Ciphertext: blob, IndexToken: c.latest(ctx, p)})
+		must(c.t, err)
 	}
 	_, err := c.dial(adminID, c.nodes[0]).Keys().DisableKey(ctx, &pb.DisableKeyRequest{KeyId: key})
 	must(c.t, err)
