@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -93,5 +95,20 @@ func TestPacer(t *testing.T) {
 	}
 	if missed, due := p.due(at.Add(anonymousEvery)); !due || missed != 3 {
 		t.Fatalf("%d missed, due %v", missed, due)
+	}
+}
+
+// TestPanicBecomesAnError: a call that panics is answered, and says nothing of why.
+func TestPanicBecomesAnError(t *testing.T) {
+	s := &Server{config: Config{Log: slog.New(slog.DiscardHandler)}}
+	_, err := s.errors(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: "/x/Y"}, func(context.Context, any) (any, error) {
+		panic("secret")
+	})
+	if status.Code(err) != codes.Internal || strings.Contains(err.Error(), "secret") {
+		t.Errorf("call: %v", err)
+	}
+	err = s.streamErrors(nil, nil, &grpc.StreamServerInfo{FullMethod: "/x/Z"}, func(any, grpc.ServerStream) error { panic("secret") })
+	if status.Code(err) != codes.Internal || strings.Contains(err.Error(), "secret") {
+		t.Errorf("stream: %v", err)
 	}
 }

@@ -143,32 +143,42 @@ func (s *Server) Stop(ctx context.Context) {
 	s.peers.Stop()
 }
 
-// errors translates every error by the one table and turns a panic into one.
+// errors translates every error of a call by the one table.
 func (s *Server) errors(ctx context.Context, r any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (answer any, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			s.config.Log.Error("a call panicked", "method", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
-			answer, err = nil, status.Error(codes.Internal, "internal error; the node's log says more")
-		}
-	}()
+	defer s.ending(info.FullMethod, &err)
 	limit := maxCallTimeout
 	if _, ok := ctx.Deadline(); !ok {
 		limit = callTimeout
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	answer, err = next(ctx, r)
-	if err == nil {
-		return answer, nil
+	return next(ctx, r)
+}
+
+// streamErrors is errors for streams.
+func (s *Server) streamErrors(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	defer s.ending(info.FullMethod, &err)
+	return next(server, stream)
+}
+
+// ending is deferred by every call: it turns a panic into an error and an error into
+// a status. What callers are not told goes to the log.
+func (s *Server) ending(method string, err *error) {
+	if p := recover(); p != nil {
+		s.config.Log.Error("a call panicked", "method", method, "panic", p, "stack", string(debug.Stack()))
+		*err = status.Error(codes.Internal, "internal error; the node's log says more")
 	}
-	if _, direct := err.(interface{ GRPCStatus() *status.Status }); direct {
-		return nil, err
+	if *err == nil {
+		return
 	}
-	translated := toStatus(err, s.config.Member.OtherClients)
+	if _, direct := (*err).(interface{ GRPCStatus() *status.Status }); direct { // what is wrapped has another meaning here
+		return
+	}
+	translated := toStatus(*err, s.config.Member.OtherClients)
 	if status.Code(translated) == codes.Internal {
-		s.config.Log.Error("a call failed for a reason that callers are not told", "method", info.FullMethod, "error", err)
+		s.config.Log.Error("a call failed for a reason that callers are not told", "method", method, "error", *err)
 	}
-	return nil, translated
+	*err = translated
 }
 
 // authenticate finds out who calls, once for every call; a call without an
@@ -187,21 +197,6 @@ func (s *Server) authenticateStream(server any, stream grpc.ServerStream, info *
 		return err
 	}
 	return next(server, stream)
-}
-
-// streamErrors is errors for streams.
-func (s *Server) streamErrors(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			s.config.Log.Error("a stream panicked", "method", info.FullMethod, "panic", p, "stack", string(debug.Stack()))
-			err = status.Error(codes.Internal, "internal error; the node's log says more")
-		}
-	}()
-	err = next(server, stream)
-	if _, direct := err.(interface{ GRPCStatus() *status.Status }); direct {
-		return err
-	}
-	return toStatus(err, nil)
 }
 
 // identify returns the caller; calls of nobody are recorded as refused, a second's

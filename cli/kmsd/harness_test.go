@@ -299,6 +299,7 @@ func (c *testCluster) join(p *process) {
 	c.startJoining(p)
 	c.trustFirst(p)
 	c.until(p.name+" has joined", func(s *pb.StatusResponse) bool { return s.GetServing() }, p)
+	c.officer(p, "untrust")
 }
 
 func (c *testCluster) startJoining(p *process) {
@@ -321,10 +322,16 @@ var (
 func (c *testCluster) trustFirst(p *process) {
 	c.t.Helper()
 	c.eventually(p.name+" shows its fingerprint", func() bool { return fingerprintLine.MatchString(p.output()) }, p)
+	c.officer(p, "trust")
+}
+
+// officer plays the Security Officer of the donor that a joiner's console names.
+func (c *testCluster) officer(p *process, command string) {
+	c.t.Helper()
 	fingerprint := fingerprintLine.FindStringSubmatch(p.output())[1]
 	donor := c.node(donorLine.FindStringSubmatch(p.output())[1])
-	if out, code := kmsd(c.t, donor.env, "hsm", "trust", "--config", donor.path("kmsd.yaml"), "--so-pin-file", donor.path("so-pin"), fingerprint); code != 0 {
-		c.t.Fatalf("trust on %s: %s", donor.name, out)
+	if out, code := kmsd(c.t, donor.env, "hsm", command, "--config", donor.path("kmsd.yaml"), "--so-pin-file", donor.path("so-pin"), fingerprint); code != 0 {
+		c.t.Fatalf("%s on %s: %s", command, donor.name, out)
 	}
 }
 

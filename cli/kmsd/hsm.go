@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -53,74 +54,71 @@ the command line. A token of that label is never overwritten.`,
 }
 
 func trustCommand() *cobra.Command {
-	var path, soPINFile string
-	c := &cobra.Command{
-		Use: "trust FINGERPRINT", Short: "Trust a joining node's transfer key, as Security Officer", Args: cobra.ExactArgs(1),
+	return officerCommand(&cobra.Command{
+		Use: "trust FINGERPRINT", Short: "Trust a joining node's transfer key, as Security Officer",
 		Long: `A node that joins asks this node for the domain key. This node's token wraps it
 only for a transfer key that its Security Officer has trusted. Compare the
 fingerprint with the one on the joining node's own console, on a channel other
 than this cluster; then give it here. PIN from a file with mode 0600 or from
 KMSD_HSM_SO_PIN.`,
 		Example: "  kmsd hsm trust --config /etc/quorumkms/kmsd.yaml --so-pin-file so-pin SHA256:9f2c…",
-		RunE: func(c *cobra.Command, args []string) error {
-			cfg, err := node.LoadConfig(path)
-			if err != nil {
-				return err
-			}
-			fingerprint, err := hsm.ParseFingerprint(args[0])
-			if err != nil {
-				return err
-			}
-			spki, err := waitingKey(cfg, fingerprint)
-			if err != nil {
-				return err
-			}
-			soPIN, err := required("Security Officer's PIN", soPINFile, envSOPIN, "--so-pin-file")
-			if err != nil {
-				return err
-			}
-			if err := node.TrustTransfer(c.Context(), cfg.HSM, soPIN, spki); err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(c.OutOrStdout(), "trusted", fingerprint)
+	}, "trusted", func(ctx context.Context, cfg node.Config, soPIN func() ([]byte, error), fingerprint string) error {
+		spki, err := waitingKey(cfg, fingerprint)
+		if err != nil {
 			return err
-		},
-	}
-	c.Flags().StringVar(&path, "config", "/etc/quorumkms/kmsd.yaml", "configuration file of this node")
-	c.Flags().StringVar(&soPINFile, "so-pin-file", "", "file with the Security Officer's PIN")
-	return c
+		}
+		pin, err := soPIN()
+		if err != nil {
+			return err
+		}
+		return node.TrustTransfer(ctx, cfg.HSM, pin, spki)
+	})
 }
 
 func untrustCommand() *cobra.Command {
-	var path, soPINFile string
-	c := &cobra.Command{
-		Use: "untrust FINGERPRINT", Short: "Take the trust in a transfer key back, as Security Officer", Args: cobra.ExactArgs(1),
+	return officerCommand(&cobra.Command{
+		Use: "untrust FINGERPRINT", Short: "Take the trust in a transfer key back, as Security Officer",
 		Long: `Removes a transfer key that was trusted with "kmsd hsm trust" from this node's
 token: when the node has joined, or when it is removed. PIN from a file with mode
 0600 or from KMSD_HSM_SO_PIN.`,
 		Example: "  kmsd hsm untrust --config /etc/quorumkms/kmsd.yaml --so-pin-file so-pin SHA256:9f2c…",
-		RunE: func(c *cobra.Command, args []string) error {
-			cfg, err := node.LoadConfig(path)
-			if err != nil {
-				return err
-			}
-			fingerprint, err := hsm.ParseFingerprint(args[0])
-			if err != nil {
-				return err
-			}
-			soPIN, err := required("Security Officer's PIN", soPINFile, envSOPIN, "--so-pin-file")
-			if err != nil {
-				return err
-			}
-			if err := node.UntrustTransfer(c.Context(), cfg.HSM, soPIN, fingerprint); err != nil {
-				return err
-			}
-			if err := os.Remove(node.TransferFile(cfg.DataDir, fingerprint)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
-			_, err = fmt.Fprintln(c.OutOrStdout(), "no longer trusted:", fingerprint)
+	}, "no longer trusted:", func(ctx context.Context, cfg node.Config, soPIN func() ([]byte, error), fingerprint string) error {
+		pin, err := soPIN()
+		if err != nil {
 			return err
-		},
+		}
+		if err := node.UntrustTransfer(ctx, cfg.HSM, pin, fingerprint); err != nil {
+			return err
+		}
+		if err := os.Remove(node.TransferFile(cfg.DataDir, fingerprint)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	})
+}
+
+// officerCommand completes a command of the Security Officer about one transfer key;
+// done is what it prints before the fingerprint.
+func officerCommand(c *cobra.Command, done string, do func(ctx context.Context, cfg node.Config, soPIN func() ([]byte, error), fingerprint string) error) *cobra.Command {
+	var path, soPINFile string
+	c.Args = cobra.ExactArgs(1)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		cfg, err := node.LoadConfig(path)
+		if err != nil {
+			return err
+		}
+		fingerprint, err := hsm.ParseFingerprint(args[0])
+		if err != nil {
+			return err
+		}
+		soPIN := func() ([]byte, error) {
+			return required("Security Officer's PIN", soPINFile, envSOPIN, "--so-pin-file")
+		}
+		if err := do(c.Context(), cfg, soPIN, fingerprint); err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(c.OutOrStdout(), done, fingerprint)
+		return err
 	}
 	c.Flags().StringVar(&path, "config", "/etc/quorumkms/kmsd.yaml", "configuration file of this node")
 	c.Flags().StringVar(&soPINFile, "so-pin-file", "", "file with the Security Officer's PIN")

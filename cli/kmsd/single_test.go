@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"testing"
 
+	"github.com/quorumkms/quorumkms/rpc/client"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 )
 
@@ -17,6 +19,15 @@ func TestSingleNode(t *testing.T) {
 	key := created.GetKey().GetKeyId()
 	_, err = admin.Keys().CreateAlias(ctx, &pb.CreateAliasRequest{AliasName: "alias/first", KeyId: key})
 	must(t, err)
+
+	// A dry run is one also under a request id that was answered before.
+	described := &pb.UpdateKeyDescriptionRequest{KeyId: key, Description: "second", RequestId: "describe"}
+	_, err = admin.Keys().UpdateKeyDescription(ctx, described)
+	must(t, err)
+	described.DryRun = true
+	if _, err := admin.Keys().UpdateKeyDescription(ctx, described); !errors.Is(err, client.ErrDryRun) {
+		t.Fatalf("a dry run of a remembered request: %v", err)
+	}
 
 	ec := map[string]string{"bucket": "photos", "object": "cat.jpg"}
 	blob, err := user.Encrypt(ctx, "alias/first", []byte("hello"), ec)

@@ -401,14 +401,15 @@ func (e *engine) renew() {
 }
 
 func (e *engine) askLease(ctx context.Context, r LeaseRequest) (LeaseGrant, error) {
-	ctx, cancel := e.whileLeaderStays(ctx)
-	defer cancel()
+	moved := e.leaderMove()
 	address, id := e.leader()
-	switch id {
-	case "":
-		return e.askAnyone(ctx, r)
-	case e.id:
+	if id == e.id {
 		return e.member.HandleLease(ctx, r)
+	}
+	ctx, cancel := until(ctx, moved)
+	defer cancel()
+	if id == "" {
+		return e.askAnyone(ctx, r)
 	}
 	return e.config.Peers.Lease(ctx, address, r)
 }

@@ -78,8 +78,7 @@ func (e *engine) applied(ctx context.Context, r fsm.Result, err error) (fsm.Resu
 }
 
 func (e *engine) proposeOnce(ctx context.Context, p fsm.Proposal) (fsm.Result, error) {
-	calling, cancel := e.whileLeaderStays(ctx)
-	defer cancel()
+	moved := e.leaderMove()
 	address, id := e.leader()
 	switch id {
 	case "":
@@ -87,20 +86,26 @@ func (e *engine) proposeOnce(ctx context.Context, p fsm.Proposal) (fsm.Result, e
 	case e.id:
 		return e.lead(ctx, p, e.id)
 	}
-	return e.config.Peers.Propose(calling, address, p, e.id)
+	ctx, cancel := until(ctx, moved)
+	defer cancel()
+	return e.config.Peers.Propose(ctx, address, p, e.id)
 }
 
-// whileLeaderStays gives a context for a call to the leader as it is now: a leader
-// that is frozen or cut off must not keep a call from its successor. Take it before
-// looking who leads.
-func (e *engine) whileLeaderStays(ctx context.Context) (context.Context, context.CancelFunc) {
+// leaderMove is a channel that is closed when the leader changes: take it before
+// looking who leads. A leader that is frozen or cut off must not keep a call from its
+// successor.
+func (e *engine) leaderMove() <-chan struct{} {
 	e.leaderMu.Lock()
-	moved := e.leaderMoved
-	e.leaderMu.Unlock()
+	defer e.leaderMu.Unlock()
+	return e.leaderMoved
+}
+
+// until gives a context that also ends when a channel is closed.
+func until(ctx context.Context, closed <-chan struct{}) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	go func() { // ends with the call
 		select {
-		case <-moved:
+		case <-closed:
 			cancel()
 		case <-ctx.Done():
 		}

@@ -88,8 +88,10 @@ func (s *Service) propose(ctx context.Context, c change, tenant string, e *audit
 	if p.Digest, err = requestDigest(c.name, tenant, c.params); err != nil {
 		return fsm.Result{}, nil, err
 	}
-	if first, done, err := s.repeated(ctx, st, p); done || err != nil {
-		return first, s.log.State(), err
+	if !c.call.DryRun {
+		if first, done, err := s.repeated(ctx, st, p); done || err != nil {
+			return first, s.log.State(), err
+		}
 	}
 	for try := 1; ; try++ {
 		e.StateIndex = st.Index()

@@ -55,7 +55,7 @@ func operate[T any](ctx context.Context, s *Service, o Operation[T], e *audit.Ev
 	if err != nil {
 		return none, err
 	}
-	if known {
+	if known && !o.Call.DryRun {
 		return o.Repeat(first)
 	}
 	if err := o.Check(); err != nil {
