@@ -28,6 +28,8 @@ type Machine struct {
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced whenever the state moves
+	marks   []Mark        // of the latest ticks, oldest first
+	differs *Difference
 }
 
 var (
@@ -95,6 +97,7 @@ func (m *Machine) ApplyBatch(logs []*raft.Log) []any {
 		out[i] = o
 		if next != nil {
 			s = next
+			m.mark(s)
 		}
 	}
 	m.publish(s)
@@ -154,6 +157,9 @@ func (m *Machine) Restore(r io.ReadCloser) error {
 	if present := m.State().Index(); s.Index() < present {
 		return fmt.Errorf("%w: it is of index %d, the state is at %d", ErrSnapshot, s.Index(), present)
 	}
+	m.mu.Lock()
+	m.marks, m.differs = nil, nil // they are of another history, for all this machine knows
+	m.mu.Unlock()
 	m.publish(s)
 	return nil
 }

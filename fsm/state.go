@@ -25,6 +25,7 @@ type State struct {
 	hash  [32]byte // running hash over every entry and every record written
 
 	restricted uint64 // index of the last entry whose command restricts, or of the snapshot that was read
+	tick       *Tick  // the last entry, if it is one; no part of what is replicated
 
 	cluster      Cluster
 	keys         table[keyItem]
@@ -258,13 +259,14 @@ func (s *State) Apply(index, term uint64, raw []byte) (*State, Result, error) {
 	if EffectOf(command) == Restricts {
 		t.s.restricted = index
 	}
+	t.s.tick, _ = command.(*Tick)
 	result.Index = index
 	return t.s, result, err
 }
 
 func (s *State) begin(index, term uint64, entry *Entry, raw []byte) *tx {
 	next := *s
-	next.index, next.term, next.now = index, term, max(s.now, entry.Time)
+	next.index, next.term, next.now, next.tick = index, term, max(s.now, entry.Time), nil
 	t := &tx{s: &next, entry: entry, hash: sha256.New()}
 	sum := sha256.Sum256(raw)
 	t.hash.Write([]byte("quorumkms/state/v1"))

@@ -17,6 +17,7 @@ import (
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/cluster"
+	"github.com/quorumkms/quorumkms/node/kms"
 	"github.com/quorumkms/quorumkms/transport"
 )
 
@@ -106,6 +107,10 @@ type Raft struct {
 // for all nodes: it stands in the state, from the founding on.
 type Lease struct {
 	Renew Duration `yaml:"renew"` // default 1s; at most a third of the lease
+	// Consistency is lease (default), or quorum: every call has a tick committed for
+	// it, and no clock is believed. For hosts that may be paused and go on, such as
+	// virtual machines that are snapshotted or migrated.
+	Consistency string `yaml:"consistency"`
 }
 
 // Limits bound what clients may take.
@@ -181,6 +186,7 @@ func (c *Config) complete() {
 	fill(&c.Raft.SnapshotThreshold, 8192)
 	fill(&c.Raft.TrailingLogs, 10240)
 	fill(&c.Lease.Renew, Duration(time.Second))
+	fill(&c.Lease.Consistency, kms.ConsistencyLease)
 	fill(&c.Limits.Connections, 4096)
 	fill(&c.Limits.Handshakes, 256)
 	fill(&c.Log.Level, "info")
@@ -213,6 +219,8 @@ func (c *Config) Check() error {
 	bad(c.HSM.Kind != KindPKCS11 && c.HSM.Kind != KindEmbedded, "hsm.kind %q: want %s or %s", c.HSM.Kind, KindPKCS11, KindEmbedded)
 	bad(c.HSM.Kind == KindPKCS11 && c.HSM.Token == "", "hsm.token is missing: the label of the PKCS#11 token")
 	bad(c.HSM.Kind == KindPKCS11 && (c.HSM.TrustAll || c.HSM.InMemory), "hsm.trust_all and hsm.in_memory are for the embedded partition only")
+	bad(c.Lease.Consistency != kms.ConsistencyLease && c.Lease.Consistency != kms.ConsistencyQuorum,
+		"lease.consistency %q: want %s or %s", c.Lease.Consistency, kms.ConsistencyLease, kms.ConsistencyQuorum)
 	bad(c.Log.Format != "text" && c.Log.Format != "json", "log.format %q: want text or json", c.Log.Format)
 	if len(problems) > 0 {
 		return fmt.Errorf("%w: %s", ErrConfig, strings.Join(problems, "; "))

@@ -226,7 +226,7 @@ func (n *Node) peerName(address string) (string, bool) {
 func (n *Node) wire() {
 	service := kms.New(kms.Config{
 		Log: n.member, Fresh: n.member, Keys: n.partition, Deriver: n.keyring, Audit: n.audit, Out: n.releases,
-		Now: time.Now, Clock: cluster.SystemClock{}.Now,
+		Now: time.Now, Clock: cluster.SystemClock{}.Now, Quorum: n.config.Lease.Consistency == kms.ConsistencyQuorum,
 	})
 	n.server = rpc.NewServer(rpc.Config{
 		KMS: service, Member: n.member, Log: n.log, Credentials: n.creds, Announce: n.announce,

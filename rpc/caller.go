@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 
 	"google.golang.org/grpc/credentials"
+	headers "google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 
 	"github.com/quorumkms/quorumkms/node/kms"
@@ -48,10 +49,17 @@ type request interface {
 	GetIndexToken() []byte
 }
 
+// consistencyHeader is the request header that asks for another consistency than the
+// node's own: "quorum" or "lease".
+const consistencyHeader = "quorumkms-consistency"
+
 // call gathers what every call has in common.
 func call(ctx context.Context, r request) kms.Call {
 	caller, _ := ctx.Value(callerKey{}).(kms.Caller)
 	c := kms.Call{Caller: caller, Tenant: r.GetTenant(), IndexToken: r.GetIndexToken()}
+	if wanted := headers.ValueFromIncomingContext(ctx, consistencyHeader); len(wanted) > 0 {
+		c.Consistency = wanted[0]
+	}
 	if m, ok := r.(interface{ GetRequestId() string }); ok {
 		c.RequestID = m.GetRequestId()
 	}

@@ -39,6 +39,7 @@ var table = []struct {
 
 	{cluster.ErrOutcomeUnknown, codes.Unavailable, pb.Reason_REASON_OUTCOME_UNKNOWN},
 	{cluster.ErrNoLease, codes.Unavailable, pb.Reason_REASON_NO_LEASE},
+	{cluster.ErrDiverged, codes.Unavailable, pb.Reason_REASON_NO_LEASE},
 	{cluster.ErrRemoved, codes.Unavailable, pb.Reason_REASON_NO_LEASE},
 	{cluster.ErrNoLeader, codes.Unavailable, pb.Reason_REASON_NO_LEADER},
 	{cluster.ErrBusy, codes.ResourceExhausted, pb.Reason_REASON_BUSY},

@@ -77,9 +77,9 @@ func (s *peerServer) Lease(ctx context.Context, r *peerpb.LeaseRequest) (*peerpb
 	}
 	g, err := s.member.HandleLease(ctx, cluster.LeaseRequest{
 		Node: r.GetNode(), Incarnation: r.GetIncarnation(), Nonce: r.GetNonce(), Applied: r.GetAppliedIndex(),
-		Hash: r.GetRunningHash(), Wall: r.GetWallClock(), Epoch: r.GetRecoveryEpoch(),
+		HashIndex: r.GetHashIndex(), Hash: r.GetRunningHash(), Wall: r.GetWallClock(), Epoch: r.GetRecoveryEpoch(),
 	})
-	return &peerpb.LeaseResponse{Incarnation: g.Incarnation, Nonce: g.Nonce, MinIndex: g.MinIndex, Failure: failure(err)}, nil
+	return &peerpb.LeaseResponse{Incarnation: g.Incarnation, Nonce: g.Nonce, MinIndex: g.MinIndex, Agreed: g.Agreed, Failure: failure(err)}, nil
 }
 
 func (s *peerServer) Ack(ctx context.Context, r *peerpb.AckRequest) (*peerpb.AckResponse, error) {

@@ -125,13 +125,13 @@ func (p *Peers) Lease(ctx context.Context, address string, r cluster.LeaseReques
 		return cluster.LeaseGrant{}, err
 	}
 	g, err := c.Lease(ctx, &peerpb.LeaseRequest{
-		Node: r.Node, Incarnation: r.Incarnation, Nonce: r.Nonce, AppliedIndex: r.Applied, RunningHash: r.Hash,
+		Node: r.Node, Incarnation: r.Incarnation, Nonce: r.Nonce, AppliedIndex: r.Applied, HashIndex: r.HashIndex, RunningHash: r.Hash,
 		WallClock: r.Wall, RecoveryEpoch: r.Epoch,
 	})
 	if err != nil {
 		return cluster.LeaseGrant{}, err
 	}
-	return cluster.LeaseGrant{Incarnation: g.GetIncarnation(), Nonce: g.GetNonce(), MinIndex: g.GetMinIndex()}, failed(g.GetFailure())
+	return cluster.LeaseGrant{Incarnation: g.GetIncarnation(), Nonce: g.GetNonce(), MinIndex: g.GetMinIndex(), Agreed: g.GetAgreed()}, failed(g.GetFailure())
 }
 
 // Ack implements cluster.Peers.

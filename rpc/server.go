@@ -23,6 +23,7 @@ import (
 
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
+	"github.com/quorumkms/quorumkms/node/kms/gate"
 	peerpb "github.com/quorumkms/quorumkms/rpc/peerv1"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 	"github.com/quorumkms/quorumkms/transport"
@@ -152,7 +153,13 @@ func (s *Server) errors(ctx context.Context, r any, info *grpc.UnaryServerInfo, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return next(ctx, r)
+	if answer, err = next(ctx, r); err == nil {
+		err = gate.Recheck(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return answer, nil
 }
 
 // streamErrors is errors for streams.

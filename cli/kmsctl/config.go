@@ -38,6 +38,7 @@ const (
 	setTrustDomain = "trust_domain"
 	setTenant      = "tenant"
 	setTimeout     = "timeout"
+	setConsistency = "consistency"
 )
 
 // The sources of settings, but for files, variables and flags, which name
@@ -68,6 +69,7 @@ func knownSettings() []setting {
 		{Name: setTrustDomain, usage: "SPIFFE trust domain of the cluster; default: that of the certificate"},
 		{Name: setTenant, usage: "acting tenant, for callers that belong to none"},
 		{Name: setTimeout, Value: "30s", Source: fromDefault, usage: "time limit of a call, repetitions included"},
+		{Name: setConsistency, usage: "lease or quorum: have a tick committed for each call; default: as the node is configured"},
 	}
 }
 
@@ -80,6 +82,7 @@ type configFile struct {
 	TrustDomain string   `yaml:"trust_domain"`
 	Tenant      string   `yaml:"tenant"`
 	Timeout     string   `yaml:"timeout"`
+	Consistency string   `yaml:"consistency"`
 }
 
 func (f configFile) values(dir string) map[string]string {
@@ -97,6 +100,7 @@ func (f configFile) values(dir string) map[string]string {
 		setTrustDomain: f.TrustDomain,
 		setTenant:      f.Tenant,
 		setTimeout:     f.Timeout,
+		setConsistency: f.Consistency,
 	}
 }
 
@@ -206,6 +210,7 @@ func (a *app) clientConfig() (client.Config, error) {
 		Files:       client.Files{Cert: a.value(setCert), Key: a.value(setKey), CA: a.value(setCA)},
 		Deadline:    timeout,
 		Tenant:      a.value(setTenant),
+		Consistency: client.Consistency(a.value(setConsistency)),
 		Retrying:    a.retrying,
 	}, nil
 }

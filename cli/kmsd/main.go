@@ -24,7 +24,7 @@ var (
 	commit  = ""
 )
 
-// Exit codes. Supervisors should not restart after exitPIN and exitRemoved.
+// Exit codes. Supervisors should not restart after exitPIN, exitRemoved and exitDiffers.
 const (
 	exitOK      = 0
 	exitFailed  = 1
@@ -33,6 +33,7 @@ const (
 	exitHSM     = 4 // the HSM cannot be used, or fails its self-test
 	exitRemoved = 5 // the node was removed from the cluster
 	exitStorage = 6 // the disk failed
+	exitDiffers = 7 // the node's state differs from the cluster's: keep its data directory
 )
 
 func main() {
@@ -55,6 +56,8 @@ func exitCode(err error) int {
 		return exitHSM
 	case errors.Is(err, cluster.ErrRemoved):
 		return exitRemoved
+	case errors.Is(err, cluster.ErrDiverged):
+		return exitDiffers
 	case errors.Is(err, cluster.ErrStorage):
 		return exitStorage
 	case errors.Is(err, node.ErrConfig), errors.Is(err, transport.ErrCredentials), errors.Is(err, cluster.ErrDataDir):
@@ -72,7 +75,8 @@ node's own files and HSM token. Everything else is kmsctl's.
 
 Exit codes: 0 stopped as asked, 1 failed, 2 configuration, certificates or data
 directory, 3 wrong HSM PIN (tried once; do not restart), 4 HSM unusable, 5
-removed from the cluster (do not restart), 6 disk failed.`,
+removed from the cluster (do not restart), 6 disk failed, 7 the node's state
+differs from the cluster's (keep its data directory; do not restart).`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	c.AddCommand(runCommand(), devCommand(), configCommand(), hsmCommand(), certsCommand(), versionCommand())

@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -45,15 +47,25 @@ type identity struct {
 
 const (
 	identityFile     = "node.json"
+	evidenceFile     = "diverged.txt"
 	raftDir          = "raft"
 	raftFile         = "raft.db"
 	incarnationBytes = 8
 )
 
+// noteEvidence leaves a note that keeps a data directory from being used again.
+func noteEvidence(dir string, why error, now time.Time) error {
+	return errors.Join(writeSynced(filepath.Join(dir, evidenceFile), fmt.Appendf(nil, "%s %s\n", now.UTC().Format(time.RFC3339), why)), syncDir(dir))
+}
+
 // openIdentity reads the directory's identity, or makes it the first time.
 func openIdentity(dir, name string) (identity, error) {
 	if err := os.MkdirAll(filepath.Join(dir, raftDir), 0o700); err != nil {
 		return identity{}, fmt.Errorf("%w: %w", ErrDataDir, err)
+	}
+	if note, err := os.ReadFile(filepath.Join(dir, evidenceFile)); err == nil {
+		return identity{}, fmt.Errorf("%w, as it found before (%s): keep %s for whoever finds out why; the node comes back with an empty data directory, after it was removed and invited again",
+			ErrDiverged, strings.TrimSpace(string(note)), dir)
 	}
 	b, err := os.ReadFile(filepath.Join(dir, identityFile))
 	if errors.Is(err, fs.ErrNotExist) {

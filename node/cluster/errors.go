@@ -21,6 +21,12 @@ var (
 	ErrBusy = errors.New("too many proposals are waiting")
 	// ErrRemoved means: this node is no longer a member.
 	ErrRemoved = errors.New("this node was removed from the cluster")
+	// ErrDiverged means: this node's state is not the cluster's. Its data directory is
+	// evidence and is not used again.
+	ErrDiverged = errors.New("this node's state differs from the cluster's")
+	// ErrStuck means: this node leads and could not commit; the process must end, so
+	// that another leads.
+	ErrStuck = errors.New("this node leads the cluster and has committed nothing")
 	// ErrJoin means: the other side refused, or failed a proof, while joining.
 	ErrJoin = errors.New("joining refused")
 	// ErrInitialized means: this node belongs to a cluster already.
@@ -39,6 +45,8 @@ var coded = fsm.Codes{
 	{Code: "OUTCOME_UNKNOWN", Err: ErrOutcomeUnknown},
 	{Code: "BUSY", Err: ErrBusy},
 	{Code: "REMOVED", Err: ErrRemoved},
+	{Code: "NO_LEASE", Err: ErrNoLease},
+	{Code: "DIVERGED", Err: ErrDiverged},
 	{Code: "JOIN", Err: ErrJoin},
 	{Code: "NO_LEADER", Err: ErrShutdown}, // another node takes over
 }

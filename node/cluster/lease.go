@@ -1,7 +1,9 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -41,14 +43,29 @@ func withMargin(lease time.Duration) time.Duration {
 	return time.Duration(float64(lease) * driftMargin)
 }
 
+const (
+	// maxSkew is how far a node's wall clock may be from the leader's, a request's
+	// way included: grants and deletions end by wall time.
+	maxSkew = 5 * time.Second
+	// maxLeap is how far wall time may outrun the monotonic clock while a lease lives.
+	// It does when a paused virtual machine goes on and its clock is put right: other
+	// leases have ended meanwhile.
+	maxLeap = 250 * time.Millisecond
+	// tickPatience is how long a leader's ticks may fail before its process ends.
+	// Raft's flag of a leadership transfer can be stuck, and a leader whose disk hangs
+	// still sends heartbeats.
+	tickPatience = 10 * time.Second
+)
+
 // LeaseRequest asks the leader for a lease.
 type LeaseRequest struct {
 	Node        string
 	Incarnation uint64
 	Nonce       uint64
 	Applied     uint64
-	Hash        []byte
-	Wall        int64 // unix nanoseconds
+	HashIndex   uint64 // of the last tick that the node has applied; 0: none
+	Hash        []byte // running hash right after it
+	Wall        int64  // unix nanoseconds
 	Epoch       uint32
 }
 
@@ -57,38 +74,56 @@ type LeaseGrant struct {
 	Incarnation uint64
 	Nonce       uint64
 	MinIndex    uint64 // of the tick that was committed for it
+	Agreed      bool   // the leader has compared the request's hash with its own
+}
+
+// invariant ends the process when what the lease's proof rests on does not hold.
+func invariant(holds bool, what string) {
+	if !holds {
+		panic("cluster: broken invariant of the lease: " + what)
+	}
 }
 
 // lessee keeps this process's leases, in memory only.
 type lessee struct {
 	duration    func() time.Duration
 	clock       Clock
+	wall        func() time.Time
 	incarnation uint64
 
 	mu     sync.Mutex
 	nonce  uint64
-	sent   map[uint64]time.Duration // nonce -> when its request was sent
-	leases atomic.Pointer[[]lease]  // a set: the newest may need an index that is not applied yet
+	sent   map[uint64]instant
+	leases atomic.Pointer[[]lease] // a set: the newest may need an index that is not applied yet
+}
+
+// instant is a moment on both clocks.
+type instant struct {
+	mono time.Duration
+	wall int64 // unix nanoseconds
 }
 
 type lease struct {
+	asked   instant // just before its request was sent
 	expires time.Duration
 	min     uint64
 }
 
-func newLessee(duration func() time.Duration, c Clock, incarnation uint64) *lessee {
-	l := &lessee{duration: duration, clock: c, incarnation: incarnation, sent: map[uint64]time.Duration{}}
+func newLessee(duration func() time.Duration, c Clock, wall func() time.Time, incarnation uint64) *lessee {
+	l := &lessee{duration: duration, clock: c, wall: wall, incarnation: incarnation, sent: map[uint64]instant{}}
 	l.leases.Store(&[]lease{})
 	return l
 }
+
+func (l *lessee) now() instant { return instant{mono: l.clock.Now(), wall: l.wall().UnixNano()} }
 
 // ask notes a request before it is sent.
 func (l *lessee) ask() (nonce uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now, duration := l.clock.Now(), l.duration()
+	now, duration := l.now(), l.duration()
 	for n, t := range l.sent {
-		if now-t >= duration {
+		if now.mono-t.mono >= duration {
 			delete(l.sent, n) // its grant would be born expired
 		}
 	}
@@ -102,28 +137,38 @@ func (l *lessee) ask() (nonce uint64) {
 func (l *lessee) granted(g LeaseGrant) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	sent, ok := l.sent[g.Nonce]
+	asked, ok := l.sent[g.Nonce]
 	if !ok || g.Incarnation != l.incarnation {
 		return
 	}
 	delete(l.sent, g.Nonce)
-	now := l.clock.Now()
-	next := []lease{{expires: sent + l.duration(), min: g.MinIndex}}
+	now, duration := l.now(), l.duration()
+	invariant(asked.mono <= now.mono, "the monotonic clock went back")
+	next := []lease{{asked: asked, expires: asked.mono + duration, min: g.MinIndex}}
 	for _, old := range *l.leases.Load() {
-		if old.expires > now {
+		if old.left(now) > 0 {
 			next = append(next, old)
 		}
 	}
 	l.leases.Store(&next)
 }
 
+// left is how long a lease is still good for: not at all once wall time has outrun
+// the monotonic clock since it was asked for.
+func (x lease) left(now instant) time.Duration {
+	if time.Duration(now.wall-x.asked.wall)-(now.mono-x.asked.mono) > maxLeap {
+		return 0
+	}
+	return x.expires - now.mono
+}
+
 // left is how long this node may still answer if it learns nothing more, given
 // the index it has applied; zero or less: not at all.
 func (l *lessee) left(applied uint64) time.Duration {
-	now, best := l.clock.Now(), time.Duration(0)
+	now, best := l.now(), time.Duration(0)
 	for _, x := range *l.leases.Load() {
 		if applied >= x.min {
-			best = max(best, x.expires-now)
+			best = max(best, x.left(now))
 		}
 	}
 	return best
@@ -139,15 +184,30 @@ type grantor struct {
 	bound   map[string]time.Duration // raft id -> when the last lease it may have been granted is over
 	acked   map[string]uint64        // raft id -> index it is known to have applied
 	heard   map[string]time.Duration // raft id -> when it was last heard of
+	lag     map[string]lag           // raft id -> the restriction that it has been behind the longest
+	views   map[string]view          // raft id -> how its last request compared with this node
 	term    uint64
 	floor   time.Duration // when the leases of earlier terms are over
 	changed chan struct{} // closed and replaced when acked grows
+}
+
+// lag is a restriction that a node has not confirmed, and since when that is known.
+type lag struct {
+	index uint64
+	since time.Duration
+}
+
+// view is how a node's request compared with the leader's own state and clock.
+type view struct {
+	differs bool // its running hash is another one at the same index
+	skewed  bool // its wall clock is too far away
 }
 
 func newGrantor(duration func() time.Duration, c Clock) *grantor {
 	return &grantor{
 		duration: duration, clock: c, changed: make(chan struct{}),
 		bound: map[string]time.Duration{}, acked: map[string]uint64{}, heard: map[string]time.Duration{},
+		lag: map[string]lag{}, views: map[string]view{},
 	}
 }
 
@@ -161,11 +221,62 @@ func (g *grantor) ownTerm(term uint64) {
 }
 
 // requested records the bound of a lease that is about to be granted: before the
-// tick is proposed.
-func (g *grantor) requested(node string) {
+// tick is proposed. A node that has not confirmed a restriction for as long as a
+// lease lasts gets none, or every further restriction would wait for it.
+func (g *grantor) requested(node string, restricted uint64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.bound[node] = max(g.bound[node], g.clock.Now()+withMargin(g.duration()))
+	now, behind := g.clock.Now(), g.lag[node]
+	if g.acked[node] >= behind.index {
+		delete(g.lag, node)
+		behind = lag{index: restricted, since: now}
+		if g.acked[node] < restricted {
+			g.lag[node] = behind
+		}
+	}
+	if now-behind.since > g.duration() {
+		return fmt.Errorf("%w: it has applied %d and for %s has not confirmed the restriction at %d",
+			ErrNoLease, g.acked[node], (now - behind.since).Round(time.Millisecond), behind.index)
+	}
+	g.bound[node] = max(g.bound[node], now+withMargin(g.duration()))
+	return nil
+}
+
+// compared notes how a node's request compared with this one.
+func (g *grantor) compared(node string, v view) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.views[node] = v
+}
+
+// poll counts voters: all; those that agree with this node, itself included, if they
+// were heard of while a lease lasts; those whose hash differs; and of those that agree
+// the ones whose clock does not.
+type poll struct{ voters, agree, differ, skewed int }
+
+func (g *grantor) poll(self string, s *fsm.State) poll {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var p poll
+	for _, m := range s.Members() {
+		if !m.Serves() || !m.Voter {
+			continue
+		}
+		p.voters++
+		heard, ok := g.heard[m.ID]
+		v, lately := g.views[m.ID], ok && g.clock.Now()-heard < g.duration()
+		switch {
+		case m.ID != self && !lately:
+		case v.differs:
+			p.differ++
+		default:
+			p.agree++
+			if v.skewed {
+				p.skewed++
+			}
+		}
+	}
+	return p
 }
 
 // ack notes what a node has applied.
@@ -256,6 +367,8 @@ func leaseHolders(s *fsm.State) []string {
 // waiter is a lease request that waits for the next tick.
 type waiter struct {
 	request LeaseRequest
+	agreed  bool
+	index   uint64           // that the leader had applied when the request arrived
 	answer  chan leaseAnswer // buffered
 }
 
@@ -265,7 +378,8 @@ type leaseAnswer struct {
 }
 
 // HandleLease answers a node's lease request: only as the leader, only to a
-// member that may serve, with a tick committed after the request arrived.
+// member that may serve and agrees with the cluster, with a tick committed after the
+// request arrived.
 func (m *Member) HandleLease(ctx context.Context, r LeaseRequest) (LeaseGrant, error) {
 	e, err := m.engine()
 	if err != nil {
@@ -286,8 +400,14 @@ func (m *Member) HandleLease(ctx context.Context, r LeaseRequest) (LeaseGrant, e
 		return LeaseGrant{}, fmt.Errorf("%w: %s is of recovery epoch %d, the cluster of %d", fsm.ErrMember, r.Node, r.Epoch, s.Cluster().RecoveryEpoch)
 	}
 	e.grantor.ack(r.Node, r.Applied)
-	e.grantor.requested(r.Node)
-	t := waiter{request: r, answer: make(chan leaseAnswer, 1)}
+	agreed, err := e.compare(r)
+	if err != nil {
+		return LeaseGrant{}, err
+	}
+	if err := e.grantor.requested(r.Node, s.Restricted()); err != nil {
+		return LeaseGrant{}, err
+	}
+	t := waiter{request: r, agreed: agreed, index: s.Index(), answer: make(chan leaseAnswer, 1)}
 	select {
 	case e.waiters <- t:
 	case <-ctx.Done():
@@ -303,6 +423,57 @@ func (m *Member) HandleLease(ctx context.Context, r LeaseRequest) (LeaseGrant, e
 	case <-e.ctx.Done():
 		return LeaseGrant{}, ErrShutdown
 	}
+}
+
+// compare refuses a node whose running hash or wall clock is not the leader's.
+func (e *engine) compare(r LeaseRequest) (agreed bool, err error) {
+	own, known := e.machine.MarkAt(r.HashIndex)
+	skew := time.Unix(0, r.Wall).Sub(e.config.Now()).Abs()
+	v := view{differs: known && !bytes.Equal(own.Hash[:], r.Hash), skewed: skew > maxSkew}
+	e.grantor.compared(r.Node, v)
+	p := e.grantor.poll(e.id, e.machine.State())
+	e.clockWrong.Store(p.skewed*2 > p.voters)
+	switch p.judge(v) {
+	case leaderDiffers:
+		err := fmt.Errorf("%w: the running hashes of %d of %d voters are others than this leader's, which at index %d is %x", ErrDiverged, p.differ, p.voters, own.Index, own.Hash)
+		e.diverged(err)
+		return false, err
+	case nodeDiffers:
+		return false, fmt.Errorf("%w: at index %d its running hash is %x, that of the leader and the majority %x", ErrDiverged, own.Index, r.Hash, own.Hash)
+	case nobodyKnows:
+		return false, fmt.Errorf("%w: the running hashes of nodes differ and no majority agrees: nobody serves until an operator has found out which are right", ErrNoLease)
+	case clockDiffers:
+		return false, fmt.Errorf("%w: its wall clock is %s away from the leader's, at most %s are allowed: set it right on the host that is wrong", ErrNoLease, skew.Round(time.Millisecond), maxSkew)
+	case fits:
+	}
+	return known, nil
+}
+
+// judgement is what a leader makes of a lease request.
+type judgement int
+
+const (
+	fits judgement = iota
+	leaderDiffers
+	nodeDiffers
+	nobodyKnows
+	clockDiffers
+)
+
+// judge lets a majority decide which state is right. A node that differs from one
+// stops, and so does a leader; where no majority agrees, nobody serves.
+func (p poll) judge(v view) judgement {
+	switch {
+	case p.differ*2 > p.voters:
+		return leaderDiffers
+	case v.differs && p.agree*2 > p.voters:
+		return nodeDiffers
+	case v.differs, p.differ > 0 && p.agree*2 <= p.voters:
+		return nobodyKnows
+	case v.skewed:
+		return clockDiffers
+	}
+	return fits
 }
 
 // HandleAck notes that a node has applied an index.
@@ -342,17 +513,34 @@ func (e *engine) grantLoop() {
 }
 
 func (e *engine) tick(batch []waiter) {
-	s := e.machine.State()
+	e.ticking.CompareAndSwap(0, int64(e.config.Clock.Now()))
+	mark := e.machine.Mark()
 	result, err := e.commit(e.ctx, fsm.Proposal{
-		Command:   &fsm.Tick{HashIndex: s.Index(), Hash: s.Hash()},
+		Command:   &fsm.Tick{HashIndex: mark.Index, Hash: mark.Hash[:]},
 		Principal: e.principal(),
 	}, e.id)
+	if err == nil {
+		e.ticking.Store(0)
+	}
 	for _, t := range batch {
 		a := leaseAnswer{err: err}
 		if err == nil {
-			a.grant = LeaseGrant{Incarnation: t.request.Incarnation, Nonce: t.request.Nonce, MinIndex: result.Index}
+			invariant(result.Index > t.index, "a grant's index is that of an entry from before its request")
+			a.grant = LeaseGrant{Incarnation: t.request.Incarnation, Nonce: t.request.Nonce, MinIndex: result.Index, Agreed: t.agreed}
 		}
 		t.answer <- a
+	}
+}
+
+// watchTicks ends the process of a leader that cannot commit.
+func (e *engine) watchTicks() {
+	since := time.Duration(e.ticking.Load())
+	switch {
+	case since == 0:
+	case !e.leads():
+		e.ticking.Store(0)
+	case e.config.Clock.Now()-since > tickPatience:
+		e.config.Halt(fmt.Errorf("%w for %s", ErrStuck, tickPatience))
 	}
 }
 
@@ -369,6 +557,7 @@ func (e *engine) renewLoop() {
 		case <-e.ctx.Done():
 			return
 		}
+		e.watchTicks()
 		wait := e.config.Lease.Renew
 		if e.lessee.left(e.machine.State().Index()) <= 0 {
 			wait /= impatient
@@ -386,18 +575,51 @@ func (e *engine) renew() {
 	defer func() { <-e.renewals }()
 	ctx, cancel := context.WithTimeout(e.ctx, max(e.config.Lease.Renew, e.lessee.duration()))
 	defer cancel()
+	_ = e.obtain(ctx) // it is asked for again soon; Usable says why there is none
+}
+
+// obtain asks for a lease. With it, this node has seen a tick that was committed
+// after the call began, once it has applied its index.
+func (e *engine) obtain(ctx context.Context) error {
 	nonce := e.lessee.ask()
-	s := e.machine.State()
+	s, mark := e.machine.State(), e.machine.Mark()
 	grant, err := e.askLease(ctx, LeaseRequest{
-		Node: e.id, Incarnation: e.lessee.incarnation, Nonce: nonce,
-		Applied: min(e.settled.Load(), s.Index()), Hash: s.Hash(), Wall: e.config.Now().UnixNano(), Epoch: s.Cluster().RecoveryEpoch,
+		Node: e.id, Incarnation: e.lessee.incarnation, Nonce: nonce, Applied: min(e.settled.Load(), s.Index()),
+		HashIndex: mark.Index, Hash: mark.Hash[:], Wall: e.config.Now().UnixNano(), Epoch: s.Cluster().RecoveryEpoch,
 	})
 	if err != nil {
 		e.log.Debug("no lease granted", "error", err)
-		e.noteRemoval(err)
-		return
+		e.noteRefusal(err)
+		return err
 	}
+	if grant.Agreed {
+		e.machine.Agreed(mark.Index)
+	}
+	e.refusal.Store(nil)
 	e.lessee.granted(grant)
+	_, err = e.machine.Wait(ctx, grant.MinIndex)
+	return err
+}
+
+// noteRefusal remembers why there is no lease, and ends a node that the cluster does
+// not want.
+func (e *engine) noteRefusal(err error) {
+	switch {
+	case errors.Is(err, ErrRemoved):
+		e.config.Halt(fmt.Errorf("%w: its data directory is of no further use; to come back it joins with an empty one", err))
+	case errors.Is(err, ErrDiverged):
+		e.diverged(err)
+	case errors.Is(err, ErrNoLease):
+		text := err.Error()
+		e.refusal.Store(&text)
+	}
+}
+
+// diverged ends this node and keeps the evidence: the data directory as it is, with
+// a note that keeps the next start from using it.
+func (e *engine) diverged(err error) {
+	e.log.Error("the state of this node is not the cluster's", "error", err)
+	e.config.Halt(errors.Join(err, noteEvidence(e.config.DataDir, err, e.config.Now())))
 }
 
 func (e *engine) askLease(ctx context.Context, r LeaseRequest) (LeaseGrant, error) {
@@ -472,14 +694,21 @@ func (e *engine) tellApplied(index uint64) bool {
 	return e.config.Peers.Ack(ctx, address, e.id, index) == nil
 }
 
-// Usable is nil while this node holds a lease whose index it has applied.
+// Usable is nil while this node holds a lease whose index it has applied, and no
+// tick has shown a running hash other than its own.
 func (m *Member) Usable() error {
 	e, err := m.engine()
 	if err != nil {
 		return err
 	}
+	if d := e.machine.Differs(); d != nil {
+		return fmt.Errorf("%w: its running hash at index %d is not the leader's; it stops if a majority says the same", ErrNoLease, d.Index)
+	}
 	if e.lessee.left(e.machine.State().Index()) > 0 {
 		return nil
+	}
+	if why := e.refusal.Load(); why != nil {
+		return fmt.Errorf("%w (%s); other nodes may answer", ErrNoLease, *why)
 	}
 	return fmt.Errorf("%w: it has lost touch with the cluster's leader; other nodes may answer", ErrNoLease)
 }

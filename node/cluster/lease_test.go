@@ -26,6 +26,9 @@ func (c *handClock) advance(d time.Duration) {
 	c.now += d
 }
 
+// wall is a wall clock that agrees with it.
+func (c *handClock) wall() time.Time { return time.Unix(0, 0).Add(c.Now()) }
+
 const testLease = 4 * time.Second
 
 func lasting(d time.Duration) func() time.Duration { return func() time.Duration { return d } }
@@ -34,7 +37,7 @@ func lasting(d time.Duration) func() time.Duration { return func() time.Duration
 // request.
 func TestLeaseCountsFromTheRequest(t *testing.T) {
 	clock := &handClock{now: time.Hour}
-	l := newLessee(lasting(testLease), clock, 7)
+	l := newLessee(lasting(testLease), clock, clock.wall, 7)
 	nonce := l.ask()
 	clock.advance(3 * time.Second)
 	l.granted(LeaseGrant{Incarnation: 7, Nonce: nonce, MinIndex: 10})
@@ -68,7 +71,7 @@ func TestGrantsThatDoNotCount(t *testing.T) {
 		},
 	} {
 		clock := &handClock{now: time.Hour}
-		l := newLessee(lasting(testLease), clock, 7)
+		l := newLessee(lasting(testLease), clock, clock.wall, 7)
 		l.granted(f(l, clock))
 		if got := l.left(1 << 60); got > 0 {
 			t.Errorf("%s: %s are left", name, got)
@@ -80,7 +83,7 @@ func TestGrantsThatDoNotCount(t *testing.T) {
 // that is not applied yet.
 func TestLeasesAreASet(t *testing.T) {
 	clock := &handClock{now: time.Hour}
-	l := newLessee(lasting(testLease), clock, 1)
+	l := newLessee(lasting(testLease), clock, clock.wall, 1)
 	l.granted(LeaseGrant{Incarnation: 1, Nonce: l.ask(), MinIndex: 5})
 	clock.advance(time.Second)
 	l.granted(LeaseGrant{Incarnation: 1, Nonce: l.ask(), MinIndex: 9})
@@ -100,11 +103,19 @@ func settle(t *testing.T, g *grantor, holders []string, index uint64) <-chan err
 	return done
 }
 
+// request is a node's lease request in a state without restrictions.
+func request(t *testing.T, g *grantor, node string) {
+	t.Helper()
+	if err := g.requested(node, 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestSettleWaitsForAcks(t *testing.T) {
 	clock := &handClock{now: time.Hour}
 	g := newGrantor(lasting(testLease), clock)
-	g.requested("a")
-	g.requested("b")
+	request(t, g, "a")
+	request(t, g, "b")
 	done := settle(t, g, []string{"a", "b"}, 10)
 	g.ack("a", 10)
 	g.ack("b", 9)
@@ -122,7 +133,7 @@ func TestSettleWaitsForAcks(t *testing.T) {
 func TestSettleWaitsForExpiry(t *testing.T) {
 	clock := &handClock{now: time.Hour}
 	g := newGrantor(lasting(40*time.Millisecond), clock)
-	g.requested("a")
+	request(t, g, "a")
 	deadline := g.over("a")
 	clock.advance(deadline - time.Hour - time.Nanosecond)
 	done := settle(t, g, []string{"a"}, 10)
@@ -143,7 +154,7 @@ func TestSettleWaitsForExpiry(t *testing.T) {
 func TestSettleDeadlinesAreTakenOnce(t *testing.T) {
 	clock := &handClock{now: time.Hour}
 	g := newGrantor(lasting(40*time.Millisecond), clock)
-	g.requested("a")
+	request(t, g, "a")
 	first := g.over("a")
 	done := settle(t, g, []string{"a"}, 10)
 	select {
@@ -152,7 +163,7 @@ func TestSettleDeadlinesAreTakenOnce(t *testing.T) {
 	case <-time.After(10 * time.Millisecond):
 	}
 	clock.advance(first - time.Hour - time.Millisecond)
-	g.requested("a")
+	request(t, g, "a")
 	clock.advance(time.Millisecond)
 	g.ack("x", 1)
 	if err := <-done; err != nil {
@@ -179,7 +190,7 @@ func TestFloor(t *testing.T) {
 	if got := g.over("a"); got != time.Hour+w {
 		t.Fatalf("the floor moved to %s within its term", got)
 	}
-	g.requested("a")
+	request(t, g, "a")
 	g.ownTerm(5)
 	if got := g.over("b"); got != time.Hour+time.Second+w {
 		t.Fatalf("floor of term 5 at %s", got)
@@ -213,10 +224,62 @@ func TestOverSince(t *testing.T) {
 
 func TestSettleCancelled(t *testing.T) {
 	g := newGrantor(lasting(testLease), &handClock{now: time.Hour})
-	g.requested("a")
+	request(t, g, "a")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := g.settle(ctx, []string{"a"}, 10); !errors.Is(err, ErrOutcomeUnknown) {
 		t.Fatal(err)
+	}
+}
+
+// TestWallClockLeaps: leases end when wall time outruns the monotonic clock, as it
+// does when a paused machine goes on and its clock is put right. A clock that is set
+// back, or drifts, ends nothing.
+func TestWallClockLeaps(t *testing.T) {
+	for name, c := range map[string]struct {
+		wall time.Duration // what the wall clock gains in a second
+		left time.Duration
+	}{
+		"drifts":   {maxLeap, testLease - time.Second},
+		"leaps":    {maxLeap + 1, 0},
+		"set back": {-time.Hour, testLease - time.Second},
+	} {
+		clock, gained := &handClock{now: time.Hour}, time.Duration(0)
+		l := newLessee(lasting(testLease), clock, func() time.Time { return clock.wall().Add(gained) }, 7)
+		l.granted(LeaseGrant{Incarnation: 7, Nonce: l.ask(), MinIndex: 1})
+		clock.advance(time.Second)
+		gained = c.wall
+		if got := l.left(1); got != c.left {
+			t.Errorf("%s: %s are left, want %s", name, got, c.left)
+		}
+		l.granted(LeaseGrant{Incarnation: 7, Nonce: l.ask(), MinIndex: 1})
+		if got := l.left(1); got != testLease {
+			t.Errorf("%s: %s are left of a lease from after it, want %s", name, got, testLease)
+		}
+	}
+}
+
+// TestLaggingNode: a node that renews its lease and confirms no restriction would
+// hold every further one up; it gets no lease until it has caught up.
+func TestLaggingNode(t *testing.T) {
+	clock := &handClock{now: time.Hour}
+	g := newGrantor(lasting(testLease), clock)
+	g.ack("a", 9)
+	for range 5 { // with a newer restriction each time, the oldest one counts
+		if err := g.requested("a", 10+uint64(clock.Now()/time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		clock.advance(time.Second)
+	}
+	bound := g.over("a")
+	if err := g.requested("a", 10); !errors.Is(err, ErrNoLease) {
+		t.Fatalf("after %s behind: %v", testLease+time.Second, err)
+	}
+	if g.over("a") != bound {
+		t.Fatal("a refused request moved the bound")
+	}
+	g.ack("a", 10+uint64(time.Hour/time.Second))
+	if err := g.requested("a", 1<<40); err != nil {
+		t.Fatalf("behind another restriction only since now: %v", err)
 	}
 }

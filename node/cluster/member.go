@@ -96,23 +96,27 @@ type Member struct {
 
 // engine is a member that belongs to a cluster: Raft and what keeps it useful.
 type engine struct {
-	member    *Member
-	config    *Config
-	id        string
-	cluster   fsm.ID
-	logKey    fsm.LogKey
-	log       *slog.Logger
-	raft      *raft.Raft
-	machine   *fsm.Machine
-	store     *store
-	transport raft.Transport
-	lessee    *lessee
-	grantor   *grantor
-	settled   atomic.Uint64 // index that this node has applied and of whose predecessors no result is on its way out
+	member     *Member
+	config     *Config
+	id         string
+	cluster    fsm.ID
+	logKey     fsm.LogKey
+	log        *slog.Logger
+	raft       *raft.Raft
+	machine    *fsm.Machine
+	store      *store
+	transport  raft.Transport
+	lessee     *lessee
+	grantor    *grantor
+	refusal    atomic.Pointer[string] // why the leader grants no lease, if it says
+	clockWrong atomic.Bool            // most other nodes' wall clocks are far from this leader's
+	ticking    atomic.Int64           // on Clock, since when a tick is under way or fails; 0: none
+	settled    atomic.Uint64          // index that this node has applied and of whose predecessors no result is on its way out
 
 	waiters       chan waiter
 	renewals      chan struct{} // bounds lease requests under way
 	proposals     chan struct{} // bounds commands that wait
+	confirmations *confirmations
 	leaderChanged chan struct{}
 
 	leaderMu    sync.Mutex
@@ -207,12 +211,13 @@ func (m *Member) start(ctx context.Context, cluster fsm.ID, bootstrap bool) (*en
 		waiters:       make(chan waiter, fsm.MaxMembers),
 		renewals:      make(chan struct{}, maxRenewals),
 		proposals:     make(chan struct{}, maxProposals),
+		confirmations: newConfirmations(),
 		leaderChanged: make(chan struct{}, 1),
 		leaderMoved:   make(chan struct{}),
 		timedOut:      map[string]uint64{},
 	}
 	duration := func() time.Duration { return leaseDuration(e.machine.State()) }
-	e.lessee = newLessee(duration, c.Clock, binary.BigEndian.Uint64(random[:]))
+	e.lessee = newLessee(duration, c.Clock, c.Now, binary.BigEndian.Uint64(random[:]))
 	e.grantor = newGrantor(duration, c.Clock)
 	if err := e.startRaft(bootstrap); err != nil {
 		return nil, err
@@ -221,6 +226,7 @@ func (m *Member) start(ctx context.Context, cluster fsm.ID, bootstrap bool) (*en
 	e.watchLeader()
 	e.wait.Go(e.grantLoop)
 	e.wait.Go(e.renewLoop)
+	e.wait.Go(e.confirmLoop)
 	e.wait.Go(e.ackLoop)
 	e.wait.Go(e.dutyLoop)
 	return e, nil

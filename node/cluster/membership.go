@@ -63,6 +63,10 @@ func (e *engine) dutyLoop() {
 
 // duty takes the first step that is due, if any.
 func (e *engine) duty(s *fsm.State) error {
+	if e.clockWrong.Load() {
+		e.log.Error("the wall clock of this leader is not that of most other nodes: it hands the leadership over; set the clock right")
+		return e.transfer("")
+	}
 	servers := e.servers()
 	members := s.Members()
 	slices.SortStableFunc(members, func(a, b *fsm.Member) int { return rank(a) - rank(b) })
@@ -206,13 +210,6 @@ func (e *engine) peers() []string {
 func (e *engine) inRaft(id string) bool {
 	_, ok := e.servers()[id]
 	return ok
-}
-
-// noteRemoval ends a node that is told it is no member any more.
-func (e *engine) noteRemoval(err error) {
-	if errors.Is(err, ErrRemoved) {
-		e.config.Halt(fmt.Errorf("%w: its data directory is of no further use; to come back it joins with an empty one", err))
-	}
 }
 
 // Invitation asks for a join token.

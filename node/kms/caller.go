@@ -35,7 +35,15 @@ type Call struct {
 	RequestID  string // of mutations
 	DryRun     bool
 	IndexToken []byte
+	// Consistency is empty or ConsistencyLease, or ConsistencyQuorum.
+	Consistency string
 }
+
+// How a call makes sure that the state it is answered from is fresh.
+const (
+	ConsistencyLease  = "lease"  // by this node's lease: no round trip
+	ConsistencyQuorum = "quorum" // by a tick that is committed for it: no clock is believed
+)
 
 // permission groups the calls that the classes may make.
 type permission int
@@ -55,6 +63,9 @@ func (c Call) allow(p permission) (tenant, rule string, err error) {
 	}
 	if len(c.RequestID) > fsm.MaxRequestID {
 		return "", "syntax", invalid("request id has %d bytes, at most %d", len(c.RequestID), fsm.MaxRequestID)
+	}
+	if c.Consistency != "" && c.Consistency != ConsistencyLease && c.Consistency != ConsistencyQuorum {
+		return "", "syntax", invalid("consistency %.80q: must be %s or %s", c.Consistency, ConsistencyLease, ConsistencyQuorum)
 	}
 	tenant = c.Caller.Tenant
 	switch {

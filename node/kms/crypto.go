@@ -120,6 +120,9 @@ func through[T any](ctx context.Context, s *Service, c Call, e audit.Event, auth
 	pending, err := gate.Compute(ctx, func(ctx context.Context) (T, error) {
 		v, err := work(ctx)
 		describe(v, &e)
+		if err == nil {
+			err = s.confirm(ctx, c)
+		}
 		return v, err
 	}, wipe)
 	if err != nil {

@@ -22,6 +22,9 @@ func read[T any](ctx context.Context, s *Service, name string, c Call, key *stri
 	if err != nil {
 		return none, nil, s.refuse(e, err)
 	}
+	if err := s.confirm(ctx, c); err != nil {
+		return none, nil, s.refuse(e, err)
+	}
 	st, err := s.await(ctx, c.IndexToken)
 	if err != nil {
 		return none, nil, s.refuse(e, err)

@@ -48,6 +48,10 @@ type Config struct {
 	Out     *gate.Releases
 	Now     func() time.Time     // wall clock, for the creation date in tokens
 	Clock   func() time.Duration // monotonic
+	// Quorum makes every call behave as one with ConsistencyQuorum: for hosts whose
+	// clock may stand still, such as virtual machines that are paused. The only field
+	// that is not required.
+	Quorum bool
 }
 
 // Service is the key service of one node. Its methods may be called from any
@@ -61,6 +65,7 @@ type Service struct {
 	gate    *gate.Gate
 	random  *entropy
 	now     func() time.Time
+	quorum  bool
 }
 
 // New makes the key service.
@@ -70,6 +75,7 @@ func New(c Config) *Service {
 		gate:   gate.New(c.Fresh, c.Audit, c.Out, c.Clock),
 		random: newEntropy(c.Keys),
 		now:    c.Now,
+		quorum: c.Quorum,
 	}
 }
 
@@ -79,6 +85,14 @@ func begin(name string, c Call) audit.Event {
 		Name: name, RequestID: c.RequestID, DryRun: c.DryRun,
 		Principal: c.Caller.Principal, Class: string(c.Caller.Class), Tenant: c.Tenant, Source: c.Caller.Source,
 	}
+}
+
+// confirm waits for a tick of its own if the call or this node wants one.
+func (s *Service) confirm(ctx context.Context, c Call) error {
+	if c.Consistency != ConsistencyQuorum && !s.quorum {
+		return nil
+	}
+	return s.fresh.Confirm(ctx)
 }
 
 // refuse records a call that ends without a result and returns why. A record that

@@ -106,6 +106,11 @@ type Config struct {
 	// belong to no tenant themselves need it.
 	Tenant string
 
+	// Consistency is how nodes make sure that the state they answer from is fresh:
+	// ConsistencyLease (the default) or ConsistencyQuorum. WithConsistency sets it for
+	// one call.
+	Consistency Consistency
+
 	// Fixed restricts the client to Addresses. Without it, addresses of other
 	// nodes that a node's answer names are tried too, after the others.
 	Fixed bool
@@ -121,6 +126,8 @@ func (c Config) check() error {
 		return errors.New("client: no address of a node")
 	case len(c.Addresses) > MaxAddresses:
 		return fmt.Errorf("client: %d addresses, at most %d", len(c.Addresses), MaxAddresses)
+	case c.Consistency != "" && c.Consistency != ConsistencyLease && c.Consistency != ConsistencyQuorum:
+		return fmt.Errorf("client: consistency %q: want %s or %s", c.Consistency, ConsistencyLease, ConsistencyQuorum)
 	case c.Timeout < 0 || c.MutationTimeout < 0 || c.Deadline < 0:
 		return errors.New("client: negative timeout")
 	}

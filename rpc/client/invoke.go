@@ -48,7 +48,7 @@ func (c *Client) Invoke(ctx context.Context, method string, args, reply any, opt
 		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
 	}
-	return a.run(ctx)
+	return a.run(c.withHeaders(ctx))
 }
 
 // complete returns a shallow copy of the request with what is the client's to

@@ -237,6 +237,7 @@ type LeaseRequest struct {
 	WallClock       int64                  `protobuf:"varint,6,opt,name=wall_clock,json=wallClock,proto3" json:"wall_clock,omitempty"` // unix nanoseconds
 	AuditCheckpoint []byte                 `protobuf:"bytes,7,opt,name=audit_checkpoint,json=auditCheckpoint,proto3" json:"audit_checkpoint,omitempty"`
 	RecoveryEpoch   uint32                 `protobuf:"varint,8,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"`
+	HashIndex       uint64                 `protobuf:"varint,9,opt,name=hash_index,json=hashIndex,proto3" json:"hash_index,omitempty"` // of the tick right behind which running_hash was taken; 0: do not compare
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -327,12 +328,20 @@ func (x *LeaseRequest) GetRecoveryEpoch() uint32 {
 	return 0
 }
 
+func (x *LeaseRequest) GetHashIndex() uint64 {
+	if x != nil {
+		return x.HashIndex
+	}
+	return 0
+}
+
 type LeaseResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Incarnation   uint64                 `protobuf:"varint,1,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	Nonce         uint64                 `protobuf:"varint,2,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	MinIndex      uint64                 `protobuf:"varint,3,opt,name=min_index,json=minIndex,proto3" json:"min_index,omitempty"`
 	Failure       *Failure               `protobuf:"bytes,4,opt,name=failure,proto3" json:"failure,omitempty"`
+	Agreed        bool                   `protobuf:"varint,5,opt,name=agreed,proto3" json:"agreed,omitempty"` // the leader compared the hash with its own: they are equal
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -393,6 +402,13 @@ func (x *LeaseResponse) GetFailure() *Failure {
 		return x.Failure
 	}
 	return nil
+}
+
+func (x *LeaseResponse) GetAgreed() bool {
+	if x != nil {
+		return x.Agreed
+	}
+	return false
 }
 
 type AckRequest struct {
@@ -1339,7 +1355,7 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\rR\aversion\x124\n" +
-	"\afailure\x18\x04 \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"\x93\x02\n" +
+	"\afailure\x18\x04 \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"\xb2\x02\n" +
 	"\fLeaseRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x14\n" +
@@ -1349,12 +1365,15 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\n" +
 	"wall_clock\x18\x06 \x01(\x03R\twallClock\x12)\n" +
 	"\x10audit_checkpoint\x18\a \x01(\fR\x0fauditCheckpoint\x12%\n" +
-	"\x0erecovery_epoch\x18\b \x01(\rR\rrecoveryEpoch\"\x9a\x01\n" +
+	"\x0erecovery_epoch\x18\b \x01(\rR\rrecoveryEpoch\x12\x1d\n" +
+	"\n" +
+	"hash_index\x18\t \x01(\x04R\thashIndex\"\xb2\x01\n" +
 	"\rLeaseResponse\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\x04R\x05nonce\x12\x1b\n" +
 	"\tmin_index\x18\x03 \x01(\x04R\bminIndex\x124\n" +
-	"\afailure\x18\x04 \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"E\n" +
+	"\afailure\x18\x04 \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\x12\x16\n" +
+	"\x06agreed\x18\x05 \x01(\bR\x06agreed\"E\n" +
 	"\n" +
 	"AckRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12#\n" +

@@ -25,6 +25,9 @@ const handOver = 100 * time.Millisecond
 type Freshness interface {
 	// Usable is nil while this node holds a lease.
 	Usable() error
+	// Confirm is nil when a tick that was asked for after the call has been committed
+	// and applied here.
+	Confirm(ctx context.Context) error
 	// State is the present state.
 	State() *fsm.State
 	// Serves is nil if, in that state, this node is a member that may serve.
@@ -83,9 +86,13 @@ func Release[T any](ctx context.Context, g *Gate, p Pending[T], event audit.Even
 	if err := g.records.Record(event); err != nil {
 		return p.none(), err
 	}
-	if err := g.pass(ctx, authorise); err != nil {
+	withhold := func(err error) error {
+		p.wipe(p.value)
 		event.Result, event.Reason = audit.Withheld, err.Error()
-		return p.none(), errors.Join(err, g.records.Record(event))
+		return errors.Join(err, g.records.Record(event))
+	}
+	if err := g.pass(ctx, authorise, withhold); err != nil {
+		return p.none(), err
 	}
 	released = true
 	return p.value, nil
@@ -95,18 +102,27 @@ func (Pending[T]) none() (zero T) { return zero }
 
 // pass checks, and keeps the result counted as under way until the call's answer has
 // been handed over, or ends the count if it is withheld.
-func (g *Gate) pass(ctx context.Context, authorise func(*fsm.State) error) error {
+func (g *Gate) pass(ctx context.Context, authorise func(*fsm.State) error, withhold func(error) error) error {
 	epoch, carried := g.releases.begin(), false
 	defer func() {
 		if !carried {
 			g.releases.end(epoch)
 		}
 	}()
-	if err := g.check(ctx, authorise); err != nil {
-		return err
+	at, err := g.check(ctx, authorise)
+	if err != nil {
+		return withhold(err)
 	}
 	if c, ok := ctx.Value(carrierKey{}).(*carrier); ok {
-		c.add(g.releases, epoch)
+		c.add(&passage{releases: g.releases, epoch: epoch, again: func() error {
+			if g.clock()-at <= handOver {
+				return nil
+			}
+			if at, err = g.check(ctx, authorise); err != nil {
+				return withhold(err)
+			}
+			return nil
+		}})
 		carried = true
 	}
 	return nil
@@ -115,25 +131,27 @@ func (g *Gate) pass(ctx context.Context, authorise func(*fsm.State) error) error
 // maxChecks bounds how often slow checks are repeated.
 const maxChecks = 10
 
-func (g *Gate) check(ctx context.Context, authorise func(*fsm.State) error) error {
+// check looks at the lease first, then at the state, and returns when it looked at
+// the lease.
+func (g *Gate) check(ctx context.Context, authorise func(*fsm.State) error) (at time.Duration, err error) {
 	for range maxChecks {
 		if err := ctx.Err(); err != nil {
-			return err
+			return 0, err
 		}
-		began := g.clock()
+		at := g.clock()
 		if err := g.fresh.Usable(); err != nil {
-			return err
+			return 0, err
 		}
 		s := g.fresh.State()
 		if err := g.fresh.Serves(s); err != nil {
-			return err
+			return 0, err
 		}
 		if err := authorise(s); err != nil {
-			return fmt.Errorf("no longer allowed: %w", err)
+			return 0, fmt.Errorf("no longer allowed: %w", err)
 		}
-		if g.clock()-began <= handOver {
-			return nil
+		if g.clock()-at <= handOver {
+			return at, nil
 		}
 	}
-	return fmt.Errorf("this node is too slow to answer in time: %w", context.DeadlineExceeded)
+	return 0, fmt.Errorf("this node is too slow to answer in time: %w", context.DeadlineExceeded)
 }

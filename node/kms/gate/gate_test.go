@@ -33,6 +33,8 @@ func (w *world) Usable() error {
 	return w.lease
 }
 
+func (w *world) Confirm(context.Context) error { return nil }
+
 func (w *world) State() *fsm.State {
 	w.steps = append(w.steps, "state")
 	return fsm.NewState()
@@ -204,5 +206,52 @@ func TestChecksThatStaySlow(t *testing.T) {
 	w := &world{slow: 1000}
 	if _, err := w.release(t, nil); !errors.Is(err, context.DeadlineExceeded) || !w.wiped {
 		t.Fatalf("%v, wiped %v", err, w.wiped)
+	}
+}
+
+// TestRecheck: an answer that is handed over late is checked once more.
+func TestRecheck(t *testing.T) {
+	for name, c := range map[string]struct {
+		late    time.Duration
+		lease   error
+		want    error
+		records []audit.Result
+	}{
+		"in time":               {handOver, errLease, nil, []audit.Result{audit.Success}},
+		"late":                  {handOver + 1, nil, nil, []audit.Result{audit.Success}},
+		"late, and no lease":    {handOver + 1, errLease, errLease, []audit.Result{audit.Success, audit.Withheld}},
+		"hours late, no lease":  {time.Hour, errLease, errLease, []audit.Result{audit.Success, audit.Withheld}},
+		"hours late, allowed":   {time.Hour, nil, nil, []audit.Result{audit.Success}},
+		"at once, without hope": {0, errLease, nil, []audit.Result{audit.Success}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, out := &world{}, NewReleases()
+			g := New(w, w, out, func() time.Duration { return w.clock })
+			ctx, finish := Carry(t.Context())
+			p, err := Compute(ctx, func(context.Context) (string, error) { return "secret", nil }, func(string) { w.wiped = true })
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Release(ctx, g, p, audit.Event{}, w.authorise(nil)); err != nil {
+				t.Fatal(err)
+			}
+			w.clock, w.lease = w.clock+c.late, c.lease
+			if err := Recheck(ctx); !errors.Is(err, c.want) || (err != nil) != w.wiped {
+				t.Errorf("%v, wiped %v", err, w.wiped)
+			}
+			finish()
+			if err := out.HandedOver(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if !slices.Equal(w.records, c.records) {
+				t.Errorf("recorded %v, want %v", w.records, c.records)
+			}
+		})
+	}
+}
+
+func TestRecheckOfNothing(t *testing.T) {
+	if err := Recheck(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -66,10 +66,16 @@ func (r *Releases) HandedOver(ctx context.Context) error {
 
 // carrier collects the results that one call has been given.
 type carrier struct {
-	mu       sync.Mutex
+	mu      sync.Mutex
+	results []*passage
+	done    bool
+}
+
+// passage is one result on its way from the gate to the transport.
+type passage struct {
 	releases *Releases
-	epochs   []uint64
-	done     bool
+	epoch    uint64
+	again    func() error // checks once more if the last time is too long ago; wipes the result on an error
 }
 
 type carrierKey struct{}
@@ -82,22 +88,40 @@ func Carry(ctx context.Context) (carried context.Context, finish func()) {
 	return context.WithValue(ctx, carrierKey{}, c), c.finish
 }
 
-func (c *carrier) add(r *Releases, epoch uint64) {
+// Recheck is called right before a call's answer is handed to the transport: results
+// whose checks are older than 100 ms are checked once more, and if that fails they
+// are wiped and the error is what the call must answer instead.
+func Recheck(ctx context.Context) error {
+	c, ok := ctx.Value(carrierKey{}).(*carrier)
+	if !ok {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.results {
+		if err := p.again(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *carrier) add(p *passage) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.done {
-		r.end(epoch)
+		p.releases.end(p.epoch)
 		return
 	}
-	c.releases, c.epochs = r, append(c.epochs, epoch)
+	c.results = append(c.results, p)
 }
 
 func (c *carrier) finish() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.done = true
-	for _, epoch := range c.epochs {
-		c.releases.end(epoch)
+	for _, p := range c.results {
+		p.releases.end(p.epoch)
 	}
-	c.epochs = nil
+	c.results = nil
 }
