@@ -338,11 +338,10 @@ func (n *Node) watchHealth(ctx context.Context) {
 	tick := time.NewTicker(healthEvery)
 	defer tick.Stop()
 	for {
-		status := n.member.Status()
-		usable := n.member.Usable() == nil && n.member.Serves(status.State) == nil && n.partition.Healthy() == nil && n.audit.Healthy() == nil
+		usable := n.member.Usable() == nil && n.member.Serves(n.member.State()) == nil && n.partition.Healthy() == nil && n.audit.Healthy() == nil
 		n.server.SetHealth("", true)
 		n.server.SetHealth(rpc.HealthCrypto, usable)
-		n.server.SetHealth(rpc.HealthWrite, status.LeaderID != "")
+		n.server.SetHealth(rpc.HealthWrite, n.member.LeaderKnown())
 		select {
 		case <-tick.C:
 		case <-n.options.Hangup:

@@ -48,7 +48,7 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 	if err := s.kms.Observe("Status", call(ctx, r)); err != nil {
 		return nil, err
 	}
-	st := s.member.Status()
+	st := s.member.Status(ctx)
 	out := &pb.StatusResponse{
 		TrustDomain: s.node.TrustDomain, RaftId: st.ID, NodeName: s.node.Name, Version: s.node.Version,
 		LeaderId: st.LeaderID, Term: st.Term, AppliedIndex: st.Applied, LastLogIndex: st.LastLog,
@@ -68,7 +68,12 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 		}
 	}
 	out.Members = each(st.Members, func(m cluster.MemberStatus) *pb.Member {
+		lag := uint64(0)
+		if m.Applied != 0 {
+			lag = st.LastLog - min(m.Applied, st.LastLog)
+		}
 		return &pb.Member{
+			LeaseLeft: durationpb.New(m.LeaseLeft), Lag: lag,
 			RaftId: m.ID, Name: m.Name, PeerAddress: m.PeerAddress, ClientAddress: m.ClientAddress, State: memberStates[m.State],
 			Voter: m.Votes, Leader: m.Leader, Reachable: m.ID == st.ID || m.Heard || s.node.Reachable(m.ID), AppliedIndex: m.Applied,
 			Since: date(m.Since), IdentityFingerprint: hsm.Fingerprint(m.Identity),

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/cluster"
@@ -89,13 +90,31 @@ func (s *peerServer) Ack(ctx context.Context, r *peerpb.AckRequest) (*peerpb.Ack
 	return &peerpb.AckResponse{}, s.member.HandleAck(r.GetNode(), r.GetAppliedIndex())
 }
 
-func (s *peerServer) TransferLeadership(ctx context.Context, r *peerpb.TransferRequest) (*peerpb.TransferResponse, error) {
-	caller, err := callerOf(ctx)
-	if err != nil {
+func (s *peerServer) Progress(ctx context.Context, _ *peerpb.ProgressRequest) (*peerpb.ProgressResponse, error) {
+	if err := s.asAnyMember(ctx); err != nil {
 		return nil, err
 	}
+	all, err := s.member.HandleProgress()
+	return &peerpb.ProgressResponse{Failure: failure(err), Members: each(all, func(p cluster.Progress) *peerpb.MemberProgress {
+		return &peerpb.MemberProgress{Node: p.Node, AppliedIndex: p.Applied, Ago: durationpb.New(p.Ago), LeaseLeft: durationpb.New(p.LeaseLeft)}
+	})}, nil
+}
+
+// asAnyMember refuses nodes that are no active member.
+func (s *peerServer) asAnyMember(ctx context.Context) error {
+	caller, err := callerOf(ctx)
+	if err != nil {
+		return err
+	}
 	if m := s.member.State().MemberByName(caller.Name); m == nil || !m.Serves() {
-		return nil, fmt.Errorf("%w: %s is no active member", kms.ErrDenied, caller.Principal)
+		return fmt.Errorf("%w: %s is no active member", kms.ErrDenied, caller.Principal)
+	}
+	return nil
+}
+
+func (s *peerServer) TransferLeadership(ctx context.Context, r *peerpb.TransferRequest) (*peerpb.TransferResponse, error) {
+	if err := s.asAnyMember(ctx); err != nil {
+		return nil, err
 	}
 	leader, err := s.member.HandleTransfer(ctx, r.GetNode())
 	return &peerpb.TransferResponse{LeaderId: leader, Failure: failure(err)}, nil

@@ -157,6 +157,21 @@ func (p *Peers) TransferLeadership(ctx context.Context, address, node string) (s
 	return r.GetLeaderId(), failed(r.GetFailure())
 }
 
+// Progress implements cluster.Peers.
+func (p *Peers) Progress(ctx context.Context, address string) ([]cluster.Progress, error) {
+	c, err := p.to(address)
+	if err != nil {
+		return nil, err
+	}
+	r, err := c.Progress(ctx, &peerpb.ProgressRequest{})
+	if err != nil {
+		return nil, err
+	}
+	return each(r.GetMembers(), func(m *peerpb.MemberProgress) cluster.Progress {
+		return cluster.Progress{Node: m.GetNode(), Applied: m.GetAppliedIndex(), Ago: m.GetAgo().AsDuration(), LeaseLeft: m.GetLeaseLeft().AsDuration()}
+	}), failed(r.GetFailure())
+}
+
 // Join implements cluster.Peers: a connection of its own, to a cluster whose CA's
 // keys hash to pin.
 func (p *Peers) Join(ctx context.Context, address string, pin []byte) (cluster.JoinStream, error) {

@@ -29,7 +29,7 @@ func (a *app) clusterStatus() *cobra.Command {
 		Short: "Show the cluster and its members",
 		Long: `Show the cluster and its members, as the node that answers sees them. As text it
 also asks every member at its client address whether it serves, and for its HSM;
-as JSON it is the answer of one node.`,
+as JSON it is the answer of one node, with what the leader knows of the others.`,
 		Example: "  kmsctl cluster status",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, _ []string) error {
 			status, err := kms.Cluster().Status(ctx, &quorumkmsv1.StatusRequest{})
@@ -136,7 +136,7 @@ func memberRows(s *quorumkmsv1.StatusResponse, answers map[string]*quorumkmsv1.S
 		newest = max(newest, r.GetAppliedIndex())
 	}
 	for _, m := range s.GetMembers() {
-		serves, hsm, applied := "no answer", "no answer", m.GetAppliedIndex()
+		serves, hsm, applied := silentText(m), "no answer", m.GetAppliedIndex()
 		if r := answers[m.GetRaftId()]; r != nil {
 			serves, hsm, applied = servesText(r), healthText(r.GetHsm()), r.GetAppliedIndex()
 		}
@@ -150,6 +150,14 @@ func memberRows(s *quorumkmsv1.StatusResponse, answers map[string]*quorumkmsv1.S
 		})
 	}
 	return rows
+}
+
+// silentText is what is known of a member that does not answer.
+func silentText(m *quorumkmsv1.Member) string {
+	if left := m.GetLeaseLeft().AsDuration(); left > 0 {
+		return fmt.Sprintf("no answer, lease at most %.1fs", left.Seconds())
+	}
+	return "no answer"
 }
 
 func roleOf(m *quorumkmsv1.Member) string {

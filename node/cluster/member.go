@@ -39,6 +39,8 @@ type Peers interface {
 	Lease(ctx context.Context, address string, r LeaseRequest) (LeaseGrant, error)
 	Ack(ctx context.Context, address, node string, applied uint64) error
 	TransferLeadership(ctx context.Context, address, node string) (leader string, err error)
+	// Progress asks the leader at address how far the members are.
+	Progress(ctx context.Context, address string) ([]Progress, error)
 	// Join opens the conversation with a member at address whose CA's keys hash to pin.
 	Join(ctx context.Context, address string, pin []byte) (JoinStream, error)
 }

@@ -186,6 +186,16 @@ func (e *engine) leader() (address, id string) {
 	return string(a), string(i)
 }
 
+// LeaderKnown tells whether this node knows a leader to bring changes to.
+func (m *Member) LeaderKnown() bool {
+	e, err := m.engine()
+	if err != nil {
+		return false
+	}
+	_, id := e.leader()
+	return id != ""
+}
+
 func (e *engine) noLeader() error {
 	if _, id := e.leader(); id != "" && id != e.id {
 		return fmt.Errorf("%w: it is node %s", ErrNoLeader, id)

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"slices"
 	"time"
 
@@ -26,14 +27,27 @@ type Status struct {
 // MemberStatus is one living member.
 type MemberStatus struct {
 	*fsm.Member
-	Votes   bool   // its present role in Raft
-	Leader  bool   // as this node knows
-	Heard   bool   // this node has heard of it lately, other than by gossip
-	Applied uint64 // as the leader last heard; 0 where this node does not lead
+	Votes     bool          // its present role in Raft
+	Leader    bool          // as this node knows
+	Heard     bool          // the leader has heard of it lately
+	Applied   uint64        // as the leader last heard; 0 if it does not say
+	LeaseLeft time.Duration // at most, as the leader granted it
 }
 
-// Status reports without asking any other node.
-func (m *Member) Status() Status {
+// Progress is what the leader knows of a member.
+type Progress struct {
+	Node      string // raft id
+	Applied   uint64
+	Ago       time.Duration // since it was last heard of
+	LeaseLeft time.Duration // at most
+}
+
+// progressTimeout bounds the question to the leader: a status must come without it.
+const progressTimeout = 500 * time.Millisecond
+
+// Status reports what this node knows, and of the other members what the leader
+// does, if it answers at once.
+func (m *Member) Status(ctx context.Context) Status {
 	out := Status{ID: m.ID(), State: m.State()}
 	e, err := m.engine()
 	if err != nil {
@@ -43,18 +57,60 @@ func (m *Member) Status() Status {
 	_, out.LeaderID = e.leader()
 	out.Term, out.LastLog = e.raft.CurrentTerm(), e.raft.LastIndex()
 	out.Applied, out.LeaseLeft = out.State.Index(), max(0, m.LeaseLeft())
-	servers, leads := e.servers(), e.leads()
+	servers, known := e.servers(), e.progress(ctx)
 	for _, x := range out.State.Members() {
 		if !x.Alive() {
 			continue
 		}
 		s := MemberStatus{Member: x, Votes: servers[x.ID].Suffrage == raft.Voter && servers[x.ID].ID != "", Leader: x.ID == out.LeaderID}
-		s.Heard = s.Leader
-		if leads {
-			applied, ago, ok := e.grantor.progress(x.ID)
-			s.Applied, s.Heard = applied, ok && ago < transferRecent
-		}
+		p, ok := known[x.ID]
+		s.Applied, s.LeaseLeft, s.Heard = p.Applied, p.LeaseLeft, s.Leader || ok && p.Ago < transferRecent
 		out.Members = append(out.Members, s)
+	}
+	return out
+}
+
+// progress asks the leader, which may be this node, how far the members are.
+func (e *engine) progress(ctx context.Context) map[string]Progress {
+	address, id := e.leader()
+	var all []Progress
+	if id == e.id {
+		all = e.grantor.all()
+	} else if id != "" {
+		ctx, cancel := context.WithTimeout(ctx, progressTimeout)
+		defer cancel()
+		var err error
+		if all, err = e.config.Peers.Progress(ctx, address); err != nil {
+			e.log.Debug("the leader does not say how far the members are", "error", err)
+		}
+	}
+	out := make(map[string]Progress, len(all))
+	for _, p := range all {
+		out[p.Node] = p
+	}
+	return out
+}
+
+// HandleProgress is the leader's answer to how far the members are.
+func (m *Member) HandleProgress() ([]Progress, error) {
+	e, err := m.engine()
+	if err != nil {
+		return nil, err
+	}
+	if !e.leads() {
+		return nil, e.noLeader()
+	}
+	return e.grantor.all(), nil
+}
+
+// all is what this leader knows of every node that it has heard of.
+func (g *grantor) all() []Progress {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now, margin := g.clock.Now(), withMargin(g.duration())-g.duration()
+	out := make([]Progress, 0, len(g.heard))
+	for node, at := range g.heard {
+		out = append(out, Progress{Node: node, Applied: g.acked[node], Ago: now - at, LeaseLeft: max(0, g.bound[node]-margin-now)})
 	}
 	return out
 }

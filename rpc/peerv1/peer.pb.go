@@ -9,6 +9,7 @@ package peerv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -595,6 +596,162 @@ func (x *TransferResponse) GetFailure() *Failure {
 	return nil
 }
 
+type ProgressRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProgressRequest) Reset() {
+	*x = ProgressRequest{}
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProgressRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProgressRequest) ProtoMessage() {}
+
+func (x *ProgressRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProgressRequest.ProtoReflect.Descriptor instead.
+func (*ProgressRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{9}
+}
+
+type MemberProgress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // raft id
+	AppliedIndex  uint64                 `protobuf:"varint,2,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
+	Ago           *durationpb.Duration   `protobuf:"bytes,3,opt,name=ago,proto3" json:"ago,omitempty"`                              // since the leader heard of it
+	LeaseLeft     *durationpb.Duration   `protobuf:"bytes,4,opt,name=lease_left,json=leaseLeft,proto3" json:"lease_left,omitempty"` // at most
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MemberProgress) Reset() {
+	*x = MemberProgress{}
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MemberProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MemberProgress) ProtoMessage() {}
+
+func (x *MemberProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MemberProgress.ProtoReflect.Descriptor instead.
+func (*MemberProgress) Descriptor() ([]byte, []int) {
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *MemberProgress) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *MemberProgress) GetAppliedIndex() uint64 {
+	if x != nil {
+		return x.AppliedIndex
+	}
+	return 0
+}
+
+func (x *MemberProgress) GetAgo() *durationpb.Duration {
+	if x != nil {
+		return x.Ago
+	}
+	return nil
+}
+
+func (x *MemberProgress) GetLeaseLeft() *durationpb.Duration {
+	if x != nil {
+		return x.LeaseLeft
+	}
+	return nil
+}
+
+type ProgressResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Members       []*MemberProgress      `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
+	Failure       *Failure               `protobuf:"bytes,2,opt,name=failure,proto3" json:"failure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProgressResponse) Reset() {
+	*x = ProgressResponse{}
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProgressResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProgressResponse) ProtoMessage() {}
+
+func (x *ProgressResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProgressResponse.ProtoReflect.Descriptor instead.
+func (*ProgressResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ProgressResponse) GetMembers() []*MemberProgress {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *ProgressResponse) GetFailure() *Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
 type JoinRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Step:
@@ -609,7 +766,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[9]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +778,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[9]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +791,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{9}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *JoinRequest) GetStep() isJoinRequest_Step {
@@ -709,7 +866,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[10]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -721,7 +878,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[10]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -734,7 +891,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{10}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *JoinResponse) GetStep() isJoinResponse_Step {
@@ -833,7 +990,7 @@ type JoinHello struct {
 
 func (x *JoinHello) Reset() {
 	*x = JoinHello{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[11]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -845,7 +1002,7 @@ func (x *JoinHello) String() string {
 func (*JoinHello) ProtoMessage() {}
 
 func (x *JoinHello) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[11]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -858,7 +1015,7 @@ func (x *JoinHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinHello.ProtoReflect.Descriptor instead.
 func (*JoinHello) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{11}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *JoinHello) GetClusterId() []byte {
@@ -886,7 +1043,7 @@ type JoinChallenge struct {
 
 func (x *JoinChallenge) Reset() {
 	*x = JoinChallenge{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[12]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +1055,7 @@ func (x *JoinChallenge) String() string {
 func (*JoinChallenge) ProtoMessage() {}
 
 func (x *JoinChallenge) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[12]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +1068,7 @@ func (x *JoinChallenge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinChallenge.ProtoReflect.Descriptor instead.
 func (*JoinChallenge) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{12}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *JoinChallenge) GetNonce() []byte {
@@ -955,7 +1112,7 @@ type JoinProof struct {
 
 func (x *JoinProof) Reset() {
 	*x = JoinProof{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -967,7 +1124,7 @@ func (x *JoinProof) String() string {
 func (*JoinProof) ProtoMessage() {}
 
 func (x *JoinProof) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -980,7 +1137,7 @@ func (x *JoinProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinProof.ProtoReflect.Descriptor instead.
 func (*JoinProof) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{13}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *JoinProof) GetTicketId() string {
@@ -1077,7 +1234,7 @@ type JoinWaiting struct {
 
 func (x *JoinWaiting) Reset() {
 	*x = JoinWaiting{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1246,7 @@ func (x *JoinWaiting) String() string {
 func (*JoinWaiting) ProtoMessage() {}
 
 func (x *JoinWaiting) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1259,7 @@ func (x *JoinWaiting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinWaiting.ProtoReflect.Descriptor instead.
 func (*JoinWaiting) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{14}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *JoinWaiting) GetFingerprint() string {
@@ -1129,7 +1286,7 @@ type DomainCheck struct {
 
 func (x *DomainCheck) Reset() {
 	*x = DomainCheck{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +1298,7 @@ func (x *DomainCheck) String() string {
 func (*DomainCheck) ProtoMessage() {}
 
 func (x *DomainCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,7 +1311,7 @@ func (x *DomainCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DomainCheck.ProtoReflect.Descriptor instead.
 func (*DomainCheck) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DomainCheck) GetKind() uint32 {
@@ -1184,7 +1341,7 @@ type JoinTransfer struct {
 
 func (x *JoinTransfer) Reset() {
 	*x = JoinTransfer{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1353,7 @@ func (x *JoinTransfer) String() string {
 func (*JoinTransfer) ProtoMessage() {}
 
 func (x *JoinTransfer) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1209,7 +1366,7 @@ func (x *JoinTransfer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinTransfer.ProtoReflect.Descriptor instead.
 func (*JoinTransfer) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *JoinTransfer) GetMessage() []byte {
@@ -1256,7 +1413,7 @@ type JoinPossession struct {
 
 func (x *JoinPossession) Reset() {
 	*x = JoinPossession{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1425,7 @@ func (x *JoinPossession) String() string {
 func (*JoinPossession) ProtoMessage() {}
 
 func (x *JoinPossession) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1438,7 @@ func (x *JoinPossession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinPossession.ProtoReflect.Descriptor instead.
 func (*JoinPossession) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *JoinPossession) GetProof() []byte {
@@ -1300,7 +1457,7 @@ type JoinAccepted struct {
 
 func (x *JoinAccepted) Reset() {
 	*x = JoinAccepted{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1469,7 @@ func (x *JoinAccepted) String() string {
 func (*JoinAccepted) ProtoMessage() {}
 
 func (x *JoinAccepted) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1482,7 @@ func (x *JoinAccepted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinAccepted.ProtoReflect.Descriptor instead.
 func (*JoinAccepted) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *JoinAccepted) GetPeerAddresses() []string {
@@ -1339,7 +1496,7 @@ var File_quorumkms_peer_v1_peer_proto protoreflect.FileDescriptor
 
 const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\n" +
-	"\x1cquorumkms/peer/v1/peer.proto\x12\x11quorumkms.peer.v1\"1\n" +
+	"\x1cquorumkms/peer/v1/peer.proto\x12\x11quorumkms.peer.v1\x1a\x1egoogle/protobuf/duration.proto\"1\n" +
 	"\aFailure\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12\x12\n" +
 	"\x04text\x18\x02 \x01(\tR\x04text\"\xaf\x01\n" +
@@ -1383,6 +1540,16 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"e\n" +
 	"\x10TransferResponse\x12\x1b\n" +
 	"\tleader_id\x18\x01 \x01(\tR\bleaderId\x124\n" +
+	"\afailure\x18\x02 \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"\x11\n" +
+	"\x0fProgressRequest\"\xb0\x01\n" +
+	"\x0eMemberProgress\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12#\n" +
+	"\rapplied_index\x18\x02 \x01(\x04R\fappliedIndex\x12+\n" +
+	"\x03ago\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ago\x128\n" +
+	"\n" +
+	"lease_left\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\tleaseLeft\"\x85\x01\n" +
+	"\x10ProgressResponse\x12;\n" +
+	"\amembers\x18\x01 \x03(\v2!.quorumkms.peer.v1.MemberProgressR\amembers\x124\n" +
 	"\afailure\x18\x02 \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"\xc6\x01\n" +
 	"\vJoinRequest\x124\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1c.quorumkms.peer.v1.JoinHelloH\x00R\x05hello\x124\n" +
@@ -1438,12 +1605,13 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\x0eJoinPossession\x12\x14\n" +
 	"\x05proof\x18\x01 \x01(\fR\x05proof\"5\n" +
 	"\fJoinAccepted\x12%\n" +
-	"\x0epeer_addresses\x18\x01 \x03(\tR\rpeerAddresses2\x9d\x03\n" +
+	"\x0epeer_addresses\x18\x01 \x03(\tR\rpeerAddresses2\xf2\x03\n" +
 	"\vPeerService\x12P\n" +
 	"\aPropose\x12!.quorumkms.peer.v1.ProposeRequest\x1a\".quorumkms.peer.v1.ProposeResponse\x12J\n" +
 	"\x05Lease\x12\x1f.quorumkms.peer.v1.LeaseRequest\x1a .quorumkms.peer.v1.LeaseResponse\x12D\n" +
 	"\x03Ack\x12\x1d.quorumkms.peer.v1.AckRequest\x1a\x1e.quorumkms.peer.v1.AckResponse\x12]\n" +
-	"\x12TransferLeadership\x12\".quorumkms.peer.v1.TransferRequest\x1a#.quorumkms.peer.v1.TransferResponse\x12K\n" +
+	"\x12TransferLeadership\x12\".quorumkms.peer.v1.TransferRequest\x1a#.quorumkms.peer.v1.TransferResponse\x12S\n" +
+	"\bProgress\x12\".quorumkms.peer.v1.ProgressRequest\x1a#.quorumkms.peer.v1.ProgressResponse\x12K\n" +
 	"\x04Join\x12\x1e.quorumkms.peer.v1.JoinRequest\x1a\x1f.quorumkms.peer.v1.JoinResponse(\x010\x01B2Z0github.com/quorumkms/quorumkms/rpc/peerv1;peerv1b\x06proto3"
 
 var (
@@ -1458,56 +1626,66 @@ func file_quorumkms_peer_v1_peer_proto_rawDescGZIP() []byte {
 	return file_quorumkms_peer_v1_peer_proto_rawDescData
 }
 
-var file_quorumkms_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_quorumkms_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_quorumkms_peer_v1_peer_proto_goTypes = []any{
-	(*Failure)(nil),          // 0: quorumkms.peer.v1.Failure
-	(*ProposeRequest)(nil),   // 1: quorumkms.peer.v1.ProposeRequest
-	(*ProposeResponse)(nil),  // 2: quorumkms.peer.v1.ProposeResponse
-	(*LeaseRequest)(nil),     // 3: quorumkms.peer.v1.LeaseRequest
-	(*LeaseResponse)(nil),    // 4: quorumkms.peer.v1.LeaseResponse
-	(*AckRequest)(nil),       // 5: quorumkms.peer.v1.AckRequest
-	(*AckResponse)(nil),      // 6: quorumkms.peer.v1.AckResponse
-	(*TransferRequest)(nil),  // 7: quorumkms.peer.v1.TransferRequest
-	(*TransferResponse)(nil), // 8: quorumkms.peer.v1.TransferResponse
-	(*JoinRequest)(nil),      // 9: quorumkms.peer.v1.JoinRequest
-	(*JoinResponse)(nil),     // 10: quorumkms.peer.v1.JoinResponse
-	(*JoinHello)(nil),        // 11: quorumkms.peer.v1.JoinHello
-	(*JoinChallenge)(nil),    // 12: quorumkms.peer.v1.JoinChallenge
-	(*JoinProof)(nil),        // 13: quorumkms.peer.v1.JoinProof
-	(*JoinWaiting)(nil),      // 14: quorumkms.peer.v1.JoinWaiting
-	(*DomainCheck)(nil),      // 15: quorumkms.peer.v1.DomainCheck
-	(*JoinTransfer)(nil),     // 16: quorumkms.peer.v1.JoinTransfer
-	(*JoinPossession)(nil),   // 17: quorumkms.peer.v1.JoinPossession
-	(*JoinAccepted)(nil),     // 18: quorumkms.peer.v1.JoinAccepted
+	(*Failure)(nil),             // 0: quorumkms.peer.v1.Failure
+	(*ProposeRequest)(nil),      // 1: quorumkms.peer.v1.ProposeRequest
+	(*ProposeResponse)(nil),     // 2: quorumkms.peer.v1.ProposeResponse
+	(*LeaseRequest)(nil),        // 3: quorumkms.peer.v1.LeaseRequest
+	(*LeaseResponse)(nil),       // 4: quorumkms.peer.v1.LeaseResponse
+	(*AckRequest)(nil),          // 5: quorumkms.peer.v1.AckRequest
+	(*AckResponse)(nil),         // 6: quorumkms.peer.v1.AckResponse
+	(*TransferRequest)(nil),     // 7: quorumkms.peer.v1.TransferRequest
+	(*TransferResponse)(nil),    // 8: quorumkms.peer.v1.TransferResponse
+	(*ProgressRequest)(nil),     // 9: quorumkms.peer.v1.ProgressRequest
+	(*MemberProgress)(nil),      // 10: quorumkms.peer.v1.MemberProgress
+	(*ProgressResponse)(nil),    // 11: quorumkms.peer.v1.ProgressResponse
+	(*JoinRequest)(nil),         // 12: quorumkms.peer.v1.JoinRequest
+	(*JoinResponse)(nil),        // 13: quorumkms.peer.v1.JoinResponse
+	(*JoinHello)(nil),           // 14: quorumkms.peer.v1.JoinHello
+	(*JoinChallenge)(nil),       // 15: quorumkms.peer.v1.JoinChallenge
+	(*JoinProof)(nil),           // 16: quorumkms.peer.v1.JoinProof
+	(*JoinWaiting)(nil),         // 17: quorumkms.peer.v1.JoinWaiting
+	(*DomainCheck)(nil),         // 18: quorumkms.peer.v1.DomainCheck
+	(*JoinTransfer)(nil),        // 19: quorumkms.peer.v1.JoinTransfer
+	(*JoinPossession)(nil),      // 20: quorumkms.peer.v1.JoinPossession
+	(*JoinAccepted)(nil),        // 21: quorumkms.peer.v1.JoinAccepted
+	(*durationpb.Duration)(nil), // 22: google.protobuf.Duration
 }
 var file_quorumkms_peer_v1_peer_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.peer.v1.ProposeResponse.failure:type_name -> quorumkms.peer.v1.Failure
 	0,  // 1: quorumkms.peer.v1.LeaseResponse.failure:type_name -> quorumkms.peer.v1.Failure
 	0,  // 2: quorumkms.peer.v1.TransferResponse.failure:type_name -> quorumkms.peer.v1.Failure
-	11, // 3: quorumkms.peer.v1.JoinRequest.hello:type_name -> quorumkms.peer.v1.JoinHello
-	13, // 4: quorumkms.peer.v1.JoinRequest.proof:type_name -> quorumkms.peer.v1.JoinProof
-	17, // 5: quorumkms.peer.v1.JoinRequest.possession:type_name -> quorumkms.peer.v1.JoinPossession
-	12, // 6: quorumkms.peer.v1.JoinResponse.challenge:type_name -> quorumkms.peer.v1.JoinChallenge
-	14, // 7: quorumkms.peer.v1.JoinResponse.waiting:type_name -> quorumkms.peer.v1.JoinWaiting
-	16, // 8: quorumkms.peer.v1.JoinResponse.transfer:type_name -> quorumkms.peer.v1.JoinTransfer
-	18, // 9: quorumkms.peer.v1.JoinResponse.accepted:type_name -> quorumkms.peer.v1.JoinAccepted
-	0,  // 10: quorumkms.peer.v1.JoinResponse.failure:type_name -> quorumkms.peer.v1.Failure
-	15, // 11: quorumkms.peer.v1.JoinTransfer.checks:type_name -> quorumkms.peer.v1.DomainCheck
-	1,  // 12: quorumkms.peer.v1.PeerService.Propose:input_type -> quorumkms.peer.v1.ProposeRequest
-	3,  // 13: quorumkms.peer.v1.PeerService.Lease:input_type -> quorumkms.peer.v1.LeaseRequest
-	5,  // 14: quorumkms.peer.v1.PeerService.Ack:input_type -> quorumkms.peer.v1.AckRequest
-	7,  // 15: quorumkms.peer.v1.PeerService.TransferLeadership:input_type -> quorumkms.peer.v1.TransferRequest
-	9,  // 16: quorumkms.peer.v1.PeerService.Join:input_type -> quorumkms.peer.v1.JoinRequest
-	2,  // 17: quorumkms.peer.v1.PeerService.Propose:output_type -> quorumkms.peer.v1.ProposeResponse
-	4,  // 18: quorumkms.peer.v1.PeerService.Lease:output_type -> quorumkms.peer.v1.LeaseResponse
-	6,  // 19: quorumkms.peer.v1.PeerService.Ack:output_type -> quorumkms.peer.v1.AckResponse
-	8,  // 20: quorumkms.peer.v1.PeerService.TransferLeadership:output_type -> quorumkms.peer.v1.TransferResponse
-	10, // 21: quorumkms.peer.v1.PeerService.Join:output_type -> quorumkms.peer.v1.JoinResponse
-	17, // [17:22] is the sub-list for method output_type
-	12, // [12:17] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	22, // 3: quorumkms.peer.v1.MemberProgress.ago:type_name -> google.protobuf.Duration
+	22, // 4: quorumkms.peer.v1.MemberProgress.lease_left:type_name -> google.protobuf.Duration
+	10, // 5: quorumkms.peer.v1.ProgressResponse.members:type_name -> quorumkms.peer.v1.MemberProgress
+	0,  // 6: quorumkms.peer.v1.ProgressResponse.failure:type_name -> quorumkms.peer.v1.Failure
+	14, // 7: quorumkms.peer.v1.JoinRequest.hello:type_name -> quorumkms.peer.v1.JoinHello
+	16, // 8: quorumkms.peer.v1.JoinRequest.proof:type_name -> quorumkms.peer.v1.JoinProof
+	20, // 9: quorumkms.peer.v1.JoinRequest.possession:type_name -> quorumkms.peer.v1.JoinPossession
+	15, // 10: quorumkms.peer.v1.JoinResponse.challenge:type_name -> quorumkms.peer.v1.JoinChallenge
+	17, // 11: quorumkms.peer.v1.JoinResponse.waiting:type_name -> quorumkms.peer.v1.JoinWaiting
+	19, // 12: quorumkms.peer.v1.JoinResponse.transfer:type_name -> quorumkms.peer.v1.JoinTransfer
+	21, // 13: quorumkms.peer.v1.JoinResponse.accepted:type_name -> quorumkms.peer.v1.JoinAccepted
+	0,  // 14: quorumkms.peer.v1.JoinResponse.failure:type_name -> quorumkms.peer.v1.Failure
+	18, // 15: quorumkms.peer.v1.JoinTransfer.checks:type_name -> quorumkms.peer.v1.DomainCheck
+	1,  // 16: quorumkms.peer.v1.PeerService.Propose:input_type -> quorumkms.peer.v1.ProposeRequest
+	3,  // 17: quorumkms.peer.v1.PeerService.Lease:input_type -> quorumkms.peer.v1.LeaseRequest
+	5,  // 18: quorumkms.peer.v1.PeerService.Ack:input_type -> quorumkms.peer.v1.AckRequest
+	7,  // 19: quorumkms.peer.v1.PeerService.TransferLeadership:input_type -> quorumkms.peer.v1.TransferRequest
+	9,  // 20: quorumkms.peer.v1.PeerService.Progress:input_type -> quorumkms.peer.v1.ProgressRequest
+	12, // 21: quorumkms.peer.v1.PeerService.Join:input_type -> quorumkms.peer.v1.JoinRequest
+	2,  // 22: quorumkms.peer.v1.PeerService.Propose:output_type -> quorumkms.peer.v1.ProposeResponse
+	4,  // 23: quorumkms.peer.v1.PeerService.Lease:output_type -> quorumkms.peer.v1.LeaseResponse
+	6,  // 24: quorumkms.peer.v1.PeerService.Ack:output_type -> quorumkms.peer.v1.AckResponse
+	8,  // 25: quorumkms.peer.v1.PeerService.TransferLeadership:output_type -> quorumkms.peer.v1.TransferResponse
+	11, // 26: quorumkms.peer.v1.PeerService.Progress:output_type -> quorumkms.peer.v1.ProgressResponse
+	13, // 27: quorumkms.peer.v1.PeerService.Join:output_type -> quorumkms.peer.v1.JoinResponse
+	22, // [22:28] is the sub-list for method output_type
+	16, // [16:22] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_peer_v1_peer_proto_init() }
@@ -1515,12 +1693,12 @@ func file_quorumkms_peer_v1_peer_proto_init() {
 	if File_quorumkms_peer_v1_peer_proto != nil {
 		return
 	}
-	file_quorumkms_peer_v1_peer_proto_msgTypes[9].OneofWrappers = []any{
+	file_quorumkms_peer_v1_peer_proto_msgTypes[12].OneofWrappers = []any{
 		(*JoinRequest_Hello)(nil),
 		(*JoinRequest_Proof)(nil),
 		(*JoinRequest_Possession)(nil),
 	}
-	file_quorumkms_peer_v1_peer_proto_msgTypes[10].OneofWrappers = []any{
+	file_quorumkms_peer_v1_peer_proto_msgTypes[13].OneofWrappers = []any{
 		(*JoinResponse_Challenge)(nil),
 		(*JoinResponse_Waiting)(nil),
 		(*JoinResponse_Transfer)(nil),
@@ -1533,7 +1711,7 @@ func file_quorumkms_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_peer_v1_peer_proto_rawDesc), len(file_quorumkms_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,7 @@ const (
 	PeerService_Lease_FullMethodName              = "/quorumkms.peer.v1.PeerService/Lease"
 	PeerService_Ack_FullMethodName                = "/quorumkms.peer.v1.PeerService/Ack"
 	PeerService_TransferLeadership_FullMethodName = "/quorumkms.peer.v1.PeerService/TransferLeadership"
+	PeerService_Progress_FullMethodName           = "/quorumkms.peer.v1.PeerService/Progress"
 	PeerService_Join_FullMethodName               = "/quorumkms.peer.v1.PeerService/Join"
 )
 
@@ -41,6 +42,8 @@ type PeerServiceClient interface {
 	Ack(ctx context.Context, in *AckRequest, opts ...grpc.CallOption) (*AckResponse, error)
 	// TransferLeadership asks the leader to hand over.
 	TransferLeadership(ctx context.Context, in *TransferRequest, opts ...grpc.CallOption) (*TransferResponse, error)
+	// Progress asks the leader how far the members are.
+	Progress(ctx context.Context, in *ProgressRequest, opts ...grpc.CallOption) (*ProgressResponse, error)
 	// Join is one conversation on one connection; its proofs are bound to it.
 	Join(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[JoinRequest, JoinResponse], error)
 }
@@ -93,6 +96,16 @@ func (c *peerServiceClient) TransferLeadership(ctx context.Context, in *Transfer
 	return out, nil
 }
 
+func (c *peerServiceClient) Progress(ctx context.Context, in *ProgressRequest, opts ...grpc.CallOption) (*ProgressResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ProgressResponse)
+	err := c.cc.Invoke(ctx, PeerService_Progress_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *peerServiceClient) Join(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[JoinRequest, JoinResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &PeerService_ServiceDesc.Streams[0], PeerService_Join_FullMethodName, cOpts...)
@@ -121,6 +134,8 @@ type PeerServiceServer interface {
 	Ack(context.Context, *AckRequest) (*AckResponse, error)
 	// TransferLeadership asks the leader to hand over.
 	TransferLeadership(context.Context, *TransferRequest) (*TransferResponse, error)
+	// Progress asks the leader how far the members are.
+	Progress(context.Context, *ProgressRequest) (*ProgressResponse, error)
 	// Join is one conversation on one connection; its proofs are bound to it.
 	Join(grpc.BidiStreamingServer[JoinRequest, JoinResponse]) error
 	mustEmbedUnimplementedPeerServiceServer()
@@ -144,6 +159,9 @@ func (UnimplementedPeerServiceServer) Ack(context.Context, *AckRequest) (*AckRes
 }
 func (UnimplementedPeerServiceServer) TransferLeadership(context.Context, *TransferRequest) (*TransferResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method TransferLeadership not implemented")
+}
+func (UnimplementedPeerServiceServer) Progress(context.Context, *ProgressRequest) (*ProgressResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Progress not implemented")
 }
 func (UnimplementedPeerServiceServer) Join(grpc.BidiStreamingServer[JoinRequest, JoinResponse]) error {
 	return status.Error(codes.Unimplemented, "method Join not implemented")
@@ -241,6 +259,24 @@ func _PeerService_TransferLeadership_Handler(srv interface{}, ctx context.Contex
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PeerService_Progress_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ProgressRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServiceServer).Progress(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PeerService_Progress_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServiceServer).Progress(ctx, req.(*ProgressRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _PeerService_Join_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(PeerServiceServer).Join(&grpc.GenericServerStream[JoinRequest, JoinResponse]{ServerStream: stream})
 }
@@ -270,6 +306,10 @@ var PeerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "TransferLeadership",
 			Handler:    _PeerService_TransferLeadership_Handler,
+		},
+		{
+			MethodName: "Progress",
+			Handler:    _PeerService_Progress_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -88,9 +88,11 @@ type Member struct {
 	Voter               bool                   `protobuf:"varint,6,opt,name=voter,proto3" json:"voter,omitempty"` // its present role in Raft
 	Leader              bool                   `protobuf:"varint,7,opt,name=leader,proto3" json:"leader,omitempty"`
 	Reachable           bool                   `protobuf:"varint,8,opt,name=reachable,proto3" json:"reachable,omitempty"`                           // as gossip sees it from the node that answers
-	AppliedIndex        uint64                 `protobuf:"varint,9,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"` // as the leader last heard; 0 if the node that answers is not the leader
+	AppliedIndex        uint64                 `protobuf:"varint,9,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"` // as the leader last heard; 0 if it does not say
 	Since               *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=since,proto3" json:"since,omitempty"`
 	IdentityFingerprint string                 `protobuf:"bytes,11,opt,name=identity_fingerprint,json=identityFingerprint,proto3" json:"identity_fingerprint,omitempty"` // of the node identity key in its HSM
+	LeaseLeft           *durationpb.Duration   `protobuf:"bytes,12,opt,name=lease_left,json=leaseLeft,proto3" json:"lease_left,omitempty"`                               // at most, as the leader granted it: without one it answers nothing a key was used for
+	Lag                 uint64                 `protobuf:"varint,13,opt,name=lag,proto3" json:"lag,omitempty"`                                                           // entries of the leader's log that it is not known to have applied
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -200,6 +202,20 @@ func (x *Member) GetIdentityFingerprint() string {
 		return x.IdentityFingerprint
 	}
 	return ""
+}
+
+func (x *Member) GetLeaseLeft() *durationpb.Duration {
+	if x != nil {
+		return x.LeaseLeft
+	}
+	return nil
+}
+
+func (x *Member) GetLag() uint64 {
+	if x != nil {
+		return x.Lag
+	}
+	return 0
 }
 
 type HsmProbe struct {
@@ -1240,7 +1256,7 @@ var File_quorumkms_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x1aquorumkms/v1/cluster.proto\x12\fquorumkms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x86\x03\n" +
+	"\x1aquorumkms/v1/cluster.proto\x12\fquorumkms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd2\x03\n" +
 	"\x06Member\x12\x17\n" +
 	"\araft_id\x18\x01 \x01(\tR\x06raftId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
@@ -1253,7 +1269,10 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\rapplied_index\x18\t \x01(\x04R\fappliedIndex\x120\n" +
 	"\x05since\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x121\n" +
-	"\x14identity_fingerprint\x18\v \x01(\tR\x13identityFingerprint\"j\n" +
+	"\x14identity_fingerprint\x18\v \x01(\tR\x13identityFingerprint\x128\n" +
+	"\n" +
+	"lease_left\x18\f \x01(\v2\x19.google.protobuf.DurationR\tleaseLeft\x12\x10\n" +
+	"\x03lag\x18\r \x01(\x04R\x03lag\"j\n" +
 	"\bHsmProbe\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06passed\x18\x02 \x01(\bR\x06passed\x12\x1a\n" +
@@ -1411,30 +1430,31 @@ var file_quorumkms_v1_cluster_proto_goTypes = []any{
 var file_quorumkms_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.v1.Member.state:type_name -> quorumkms.v1.MemberState
 	14, // 1: quorumkms.v1.Member.since:type_name -> google.protobuf.Timestamp
-	2,  // 2: quorumkms.v1.HsmStatus.probes:type_name -> quorumkms.v1.HsmProbe
-	15, // 3: quorumkms.v1.StatusResponse.lease_left:type_name -> google.protobuf.Duration
-	1,  // 4: quorumkms.v1.StatusResponse.members:type_name -> quorumkms.v1.Member
-	3,  // 5: quorumkms.v1.StatusResponse.hsm:type_name -> quorumkms.v1.HsmStatus
-	14, // 6: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
-	14, // 7: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
-	15, // 8: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
-	15, // 9: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
-	14, // 10: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
-	4,  // 11: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
-	6,  // 12: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
-	8,  // 13: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
-	10, // 14: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
-	12, // 15: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
-	5,  // 16: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
-	7,  // 17: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
-	9,  // 18: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
-	11, // 19: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
-	13, // 20: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
-	16, // [16:21] is the sub-list for method output_type
-	11, // [11:16] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	15, // 2: quorumkms.v1.Member.lease_left:type_name -> google.protobuf.Duration
+	2,  // 3: quorumkms.v1.HsmStatus.probes:type_name -> quorumkms.v1.HsmProbe
+	15, // 4: quorumkms.v1.StatusResponse.lease_left:type_name -> google.protobuf.Duration
+	1,  // 5: quorumkms.v1.StatusResponse.members:type_name -> quorumkms.v1.Member
+	3,  // 6: quorumkms.v1.StatusResponse.hsm:type_name -> quorumkms.v1.HsmStatus
+	14, // 7: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
+	14, // 8: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
+	15, // 9: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
+	15, // 10: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
+	14, // 11: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
+	4,  // 12: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
+	6,  // 13: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
+	8,  // 14: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
+	10, // 15: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
+	12, // 16: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
+	5,  // 17: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
+	7,  // 18: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
+	9,  // 19: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
+	11, // 20: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
+	13, // 21: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
+	17, // [17:22] is the sub-list for method output_type
+	12, // [12:17] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_v1_cluster_proto_init() }
