@@ -28,6 +28,8 @@ var floors = map[string][]string{
 	"node/kms/gate": {"fsm", "node/audit"},
 	"node/kms":      {"fsm", "hsm", "node/audit", "node/kms/gate"},
 
+	"node/nodetest/history": {},
+
 	"rpc": {
 		"fsm", "hsm", "transport", "node/audit", "node/cluster", "node/kms", "node/kms/gate", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
