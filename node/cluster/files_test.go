@@ -141,11 +141,11 @@ func TestIdentity(t *testing.T) {
 func TestVote(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "raft.db")
 	open := func() *store {
-		s, err := openStore(path, func(err error) { t.Errorf("fatal: %v", err) })
+		db, err := openBolt(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return s
+		return &store{LogStorage: db, fatal: func(err error) { t.Errorf("fatal: %v", err) }}
 	}
 	s := open()
 	if _, err := s.GetUint64([]byte(keyVoteTerm)); err == nil || err.Error() != "not found" { // Raft compares the text
@@ -175,10 +175,11 @@ func TestVote(t *testing.T) {
 // TestStorageFailureIsFatal: Raft would go on after an error of its store.
 func TestStorageFailureIsFatal(t *testing.T) {
 	var fatal error
-	s, err := openStore(filepath.Join(t.TempDir(), "raft.db"), func(err error) { fatal = err })
+	db, err := openBolt(filepath.Join(t.TempDir(), "raft.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	s := &store{LogStorage: db, fatal: func(err error) { fatal = err }}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -68,6 +68,9 @@ type Config struct {
 	// Transport is called once, when the node is a member. proof is what an end of a
 	// connection in a role must show to belong to the cluster (transport.RaftConfig).
 	Transport func(proof func(role string, channel []byte) []byte) (raft.Transport, error)
+	// Storage, optional, opens Raft's storage for the directory in DataDir that belongs
+	// to it. Default: files there.
+	Storage func(dir string) (Storage, error)
 	// HandedOver returns when every result whose checks began before the call has been
 	// handed over or wiped (gate.Releases).
 	HandedOver func(context.Context) error
@@ -238,14 +241,16 @@ func (e *engine) startRaft(bootstrap bool) error {
 	c := e.config
 	dir := filepath.Join(c.DataDir, raftDir)
 	logger := raftLogger(c.Log)
-	var err error
-	if e.store, err = openStore(filepath.Join(dir, raftFile), c.Halt); err != nil {
+	open := c.Storage
+	if open == nil {
+		open = func(dir string) (Storage, error) { return openFiles(dir, c.Log) }
+	}
+	storage, err := open(dir)
+	if err != nil {
 		return err
 	}
-	snapshots, err := raft.NewFileSnapshotStoreWithLogger(dir, retainSnapshots, logger)
-	if err != nil {
-		return errors.Join(fmt.Errorf("%w: snapshots: %w", ErrDataDir, err), e.store.Close())
-	}
+	e.store = &store{LogStorage: storage.Log, fatal: c.Halt}
+	snapshots := storage.Snapshots
 	if e.transport, err = c.Transport(e.proof); err != nil {
 		return errors.Join(err, e.store.Close())
 	}
