@@ -14,26 +14,31 @@
 //
 // # Failover
 //
-// Every node answers every call. A call goes to the node that answered last and,
-// where a repetition cannot do harm, to the next one after a failure, again and
-// again until the deadline of the call's context: with a jittered, growing pause
-// after each round over all nodes, and with a limit for each attempt, so that a
-// node that accepts a call and never answers does not use up the whole time.
+// Every node answers every call. A call goes to the node in use and, where a
+// repetition cannot do harm, to the next one after a failure, again and again until
+// the deadline of the call's context: with a jittered, growing pause after each round
+// over all nodes, and with a limit for each attempt, so that a node that accepts a
+// call and never answers does not use up the whole time.
+//
+// A node that failed is tried last until it has answered again; its connection is made
+// anew meanwhile. While calls are made, the client asks a node now and then, and after
+// each failure, which members the cluster has: a running client goes on when all the
+// nodes it was configured with have been replaced. It returns to an earlier node of its
+// order when that one is healthy again.
 //
 // A call without effect (cryptography, reading) may always be repeated. A mutation
 // carries a request id, by which the cluster knows it again; every attempt carries
 // the same one. Set it in the request to be able to repeat the call by yourself;
 // otherwise the client makes one for each call. What is repeated: Unavailable,
-// broken connections, an attempt that got no answer in time, and, a few times,
-// BUSY. Every other answer is final. Init is never taken to another node: it would
+// broken connections, an attempt that got no answer in time, a node that belongs to no
+// cluster while there are others, and, a few times, BUSY. Every other answer is final. Init is never taken to another node: it would
 // make a second cluster there.
 //
 // # Order of reads and writes
 //
-// An answer carries an index token, the client remembers the last one it received
+// An answer carries an index token, the client remembers the newest one it received
 // and sends it with the next call, so that a node that has not seen an earlier
-// change yet does not answer from before it. Of concurrent calls, either token may
-// be the one that stays.
+// change yet does not answer from before it.
 //
 // # Secrets
 //
@@ -63,11 +68,13 @@ const (
 	// DefaultMutationTimeout covers the longest wait of a restriction, such as
 	// DisableKey, for the lease of a node that cannot be reached.
 	DefaultMutationTimeout = 10 * time.Second
+	// DefaultRefresh keeps the calls that ask for members few.
+	DefaultRefresh = 30 * time.Second
 )
 
 const (
-	// MaxAddresses is the number of nodes one client knows at most, those
-	// included that it learns from answers.
+	// MaxAddresses is the number of nodes one client is configured with at most. It
+	// learns as many others at most.
 	MaxAddresses = 16
 	// maxAddress is the longest address in bytes: a DNS name and a port.
 	maxAddress = 253 + 1 + 5
@@ -102,6 +109,10 @@ type Config struct {
 	// three times the limit of its attempts.
 	Deadline time.Duration
 
+	// Refresh is how often, while calls are made, the client asks which members the
+	// cluster has and whether it can return to an earlier node. Zero means the default.
+	Refresh time.Duration
+
 	// Tenant is the acting tenant of requests that name none. Only callers that
 	// belong to no tenant themselves need it.
 	Tenant string
@@ -111,8 +122,8 @@ type Config struct {
 	// one call.
 	Consistency Consistency
 
-	// Fixed restricts the client to Addresses. Without it, addresses of other
-	// nodes that a node's answer names are tried too, after the others.
+	// Fixed restricts the client to Addresses. Without it, other members that a node
+	// names are tried too, after the others.
 	Fixed bool
 
 	// Retrying, if set, is told of each failed attempt after which the call goes
@@ -128,8 +139,8 @@ func (c Config) check() error {
 		return fmt.Errorf("client: %d addresses, at most %d", len(c.Addresses), MaxAddresses)
 	case c.Consistency != "" && c.Consistency != ConsistencyLease && c.Consistency != ConsistencyQuorum:
 		return fmt.Errorf("client: consistency %q: want %s or %s", c.Consistency, ConsistencyLease, ConsistencyQuorum)
-	case c.Timeout < 0 || c.MutationTimeout < 0 || c.Deadline < 0:
-		return errors.New("client: negative timeout")
+	case c.Timeout < 0 || c.MutationTimeout < 0 || c.Deadline < 0 || c.Refresh < 0:
+		return errors.New("client: negative time")
 	}
 	for i, a := range c.Addresses {
 		if err := checkAddress(a); err != nil {
@@ -163,9 +174,16 @@ type Client struct {
 	config Config
 	tls    *tls.Config
 
+	ctx    context.Context //nolint:containedctx // the client's own life
+	cancel context.CancelFunc
+	wait   sync.WaitGroup // of what runs beside the calls
+
 	mu        sync.Mutex
-	endpoints []*endpoint // the configured ones first; grows to MaxAddresses
-	preferred int         // index of the endpoint that answered last
+	endpoints []*endpoint // the configured ones first, then those learned
+	inUse     *endpoint   // nil until a node has answered
+	refreshed time.Time   // when the client last began to look at the nodes
+	looking   bool        // does so now
+	doubt     bool        // a node has failed since
 	token     []byte      // the newest index token received
 	closed    bool
 }
@@ -190,16 +208,23 @@ func New(config Config) (*Client, error) {
 	if config.MutationTimeout == 0 {
 		config.MutationTimeout = DefaultMutationTimeout
 	}
+	if config.Refresh == 0 {
+		config.Refresh = DefaultRefresh
+	}
 	config.Addresses = slices.Clone(config.Addresses)
 	tlsConfig, err := config.clientTLS()
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{config: config, tls: tlsConfig}
+	c := &Client{config: config, tls: tlsConfig, refreshed: time.Now()}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
 	for _, a := range config.Addresses {
-		if err := c.add(a); err != nil {
+		e, err := newEndpoint(a, c.tls)
+		if err != nil {
 			return nil, errors.Join(err, c.Close())
 		}
+		e.configured = true
+		c.endpoints = append(c.endpoints, e)
 	}
 	return c, nil
 }
@@ -221,75 +246,24 @@ func (c *Client) Cluster() quorumkmsv1.ClusterServiceClient {
 // Close ends all connections. Calls under way fail, as later ones do, with
 // ErrClosed. Closing again does nothing.
 func (c *Client) Close() error {
+	err := c.shut()
+	c.wait.Wait()
+	return err
+}
+
+func (c *Client) shut() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		return nil
 	}
 	c.closed = true
+	c.cancel()
 	var errs []error
 	for _, e := range c.endpoints {
 		errs = append(errs, e.conn.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// add makes an endpoint of a checked address.
-func (c *Client) add(address string) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	full := c.closed || len(c.endpoints) >= MaxAddresses
-	if full || slices.ContainsFunc(c.endpoints, func(e *endpoint) bool { return e.address == address }) {
-		return nil
-	}
-	e, err := newEndpoint(address, c.tls)
-	if err != nil {
-		return err
-	}
-	c.endpoints = append(c.endpoints, e)
-	return nil
-}
-
-// learn takes addresses from a node's answer. They are hints: a server there is
-// accepted on the same terms as any other.
-func (c *Client) learn(addresses []string) {
-	if c.config.Fixed {
-		return
-	}
-	for _, a := range addresses {
-		if checkAddress(a) == nil {
-			_ = c.add(a) // a hint that cannot be used is none
-		}
-	}
-}
-
-// order returns the endpoints in the order in which a call tries them, the
-// preferred one and then the others as they were configured and learned, or nil
-// after Close.
-func (c *Client) order() []*endpoint {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return nil
-	}
-	at := c.preferred
-	return slices.Concat(c.endpoints[at:at+1], c.endpoints[:at], c.endpoints[at+1:])
-}
-
-// answered notes that e is alive, and what it had seen.
-func (c *Client) answered(e *endpoint, token []byte) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.preferred = max(slices.Index(c.endpoints, e), 0)
-	if len(token) > 0 {
-		c.token = token
-	}
-}
-
-func (c *Client) indexToken() []byte {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.token
 }
 
 func (c *Client) isClosed() bool {

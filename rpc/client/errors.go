@@ -163,16 +163,24 @@ func (e *Error) transient() bool {
 		return true
 	case codes.ResourceExhausted:
 		return e.busy()
+	case codes.FailedPrecondition:
+		return e.noMember()
 	default:
 		return false
 	}
 }
 
+// noMember reports whether the node belongs to no cluster, such as one that is being
+// made anew.
+func (e *Error) noMember() bool {
+	return e.Reason == quorumkmsv1.Reason_REASON_NOT_INITIALIZED
+}
+
 func (e *Error) busy() bool { return e.Reason == quorumkmsv1.Reason_REASON_BUSY }
 
-// refused reports whether the nodes and the client do not accept each other, which
-// no repetition changes.
-func (e *Error) refused() bool { return e.cause != nil }
+// refused reports whether the nodes and the client do not accept each other, or the
+// node belongs to no cluster: no repetition changes that.
+func (e *Error) refused() bool { return e.cause != nil || e.noMember() }
 
 // withoutEffect reports whether the node said that the call did nothing. What fails
 // for the audit may have been done.
@@ -183,6 +191,7 @@ func (e *Error) withoutEffect() bool {
 		quorumkmsv1.Reason_REASON_HSM_UNAVAILABLE,
 		quorumkmsv1.Reason_REASON_BEHIND,
 		quorumkmsv1.Reason_REASON_SHUTTING_DOWN,
+		quorumkmsv1.Reason_REASON_NOT_INITIALIZED,
 		quorumkmsv1.Reason_REASON_BUSY:
 		return true
 	default:

@@ -13,6 +13,8 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -28,23 +30,50 @@ const userURI = "spiffe://" + clienttest.TrustDomain + "/tenant/default/user/sto
 // answer is how a test node answers its nth request, counted from 1.
 type answer func(ctx context.Context, n int, request proto.Message) (proto.Message, error)
 
-// node is a server that keeps what it was asked.
+// node is a server that keeps what it was asked, for members that excepted.
 type node struct {
 	address string
 	server  *grpc.Server
+	health  *health.Server
 
 	mu       sync.Mutex
 	requests []proto.Message
+	members  []string // client addresses; none: it says that it does not serve
 }
 
 func (n *node) intercept(reply answer) grpc.UnaryServerInterceptor {
-	return func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, _ grpc.UnaryHandler) (any, error) {
+	return func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 		m := request.(proto.Message)
+		switch m.(type) {
+		case *quorumkmsv1.StatusRequest:
+			return n.status(), nil
+		case *grpc_health_v1.HealthCheckRequest:
+			return next(ctx, request)
+		}
 		n.mu.Lock()
 		n.requests = append(n.requests, m)
 		count := len(n.requests)
 		n.mu.Unlock()
 		return reply(ctx, count, m)
+	}
+}
+
+func (n *node) status() *quorumkmsv1.StatusResponse {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	r := &quorumkmsv1.StatusResponse{Serving: n.members != nil}
+	for _, a := range n.members {
+		r.Members = append(r.Members, &quorumkmsv1.Member{ClientAddress: a, State: quorumkmsv1.MemberState_MEMBER_STATE_ACTIVE})
+	}
+	return r
+}
+
+func (n *node) names(members ...*node) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.members = nil
+	for _, m := range members {
+		n.members = append(n.members, m.address)
 	}
 }
 
@@ -60,9 +89,10 @@ func startNode(t *testing.T, config *tls.Config, reply answer) *node {
 	if reply == nil {
 		reply = well
 	}
-	n := &node{}
+	n := &node{health: health.NewServer()}
 	n.address = clienttest.Serve(t, config, func(s *grpc.Server) {
 		n.server = s
+		grpc_health_v1.RegisterHealthServer(s, n.health)
 		quorumkmsv1.RegisterKeyServiceServer(s, quorumkmsv1.UnimplementedKeyServiceServer{})
 		quorumkmsv1.RegisterCryptoServiceServer(s, quorumkmsv1.UnimplementedCryptoServiceServer{})
 		quorumkmsv1.RegisterClusterServiceServer(s, quorumkmsv1.UnimplementedClusterServiceServer{})

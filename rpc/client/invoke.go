@@ -108,6 +108,7 @@ func (a *call) run(ctx context.Context) error {
 				a.client.answered(e, nil)
 				return err
 			}
+			a.client.failed(e)
 			a.client.learn(err.Nodes)
 			hope = hope || !err.refused()
 			if err.busy() {
@@ -142,14 +143,22 @@ func (a *call) attempt(ctx context.Context, e *endpoint, n int) *Error {
 	attempt, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var taker peer.Peer // stays empty if no connection took the request
-	err := e.conn.Invoke(attempt, a.method, a.request, a.reply, append(slices.Clip(a.options), grpc.Peer(&taker))...)
-	if err == nil {
-		a.client.answered(e, tokenOf(a.reply))
-		return nil
+	var failure *Error
+	if n > 1 && !e.reach(attempt) {
+		failure = &Error{Address: e.address, Code: codes.Unavailable, Message: "no connection yet"}
+	} else {
+		err := e.conn.Invoke(attempt, a.method, a.request, a.reply, append(slices.Clip(a.options), grpc.Peer(&taker))...)
+		if err == nil {
+			a.client.answered(e, tokenOf(a.reply))
+			return nil
+		}
+		failure = newError(e.address, err)
 	}
-	failure := newError(e.address, err)
-	if failure.Code == codes.DeadlineExceeded && attempt.Err() != nil {
+	switch {
+	case failure.Code == codes.DeadlineExceeded && attempt.Err() != nil:
 		failure.Message = "no answer within " + limit.Round(time.Millisecond).String()
+	case failure.Code == codes.Canceled && attempt.Err() == nil: // not by the caller: the connection went
+		failure.Code = codes.Unavailable
 	}
 	open := failure.transient() || ctx.Err() != nil
 	switch sent := taker.Addr != nil; {

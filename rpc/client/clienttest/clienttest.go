@@ -19,6 +19,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 
 	"github.com/quorumkms/quorumkms/rpc/client"
 )
@@ -116,7 +117,8 @@ func Serve(t testing.TB, config *tls.Config, register func(*grpc.Server), option
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer(append(options, grpc.Creds(credentials.NewTLS(config)))...)
+	server := grpc.NewServer(append(options, grpc.Creds(credentials.NewTLS(config)),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}))...) // as kmsd's
 	register(server)
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(listener) }()
