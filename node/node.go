@@ -318,19 +318,25 @@ func (n *Node) failing(what string, err error) {
 	}
 }
 
-// drain hands the leadership over and lets calls under way finish.
+// drain sends clients elsewhere, hands the leadership over and lets calls under way
+// finish. Raft and the peer calls go on until the end: calls under way may need them.
 func (n *Node) drain() {
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
+	var parts sync.WaitGroup
+	parts.Go(func() { n.server.Drain(ctx) })
+	parts.Go(func() {
+		leaving, done := context.WithTimeout(ctx, leaveTimeout)
+		defer done()
+		if err := n.gossip.Leave(leaving); err != nil {
+			n.log.Debug("leaving gossip", "error", err)
+		}
+	})
 	if err := n.member.StepDown(ctx); err != nil {
 		n.log.Warn("the leadership was not handed over; the others elect a leader", "error", err)
 	}
-	leaving, done := context.WithTimeout(ctx, leaveTimeout)
-	defer done()
-	if err := n.gossip.Leave(leaving); err != nil {
-		n.log.Debug("leaving gossip", "error", err)
-	}
-	n.server.Stop(ctx)
+	parts.Wait()
+	n.server.Stop()
 }
 
 // watchHealth publishes the health checks and reads certificates again when asked.

@@ -68,12 +68,16 @@ type Server struct {
 	health  *health.Server
 	config  Config
 
+	draining     context.Context //nolint:containedctx // ends when the node begins to stop
+	beginToDrain context.CancelFunc
+
 	anonymous pacer
 }
 
 // NewServer makes the servers; Serve starts them.
 func NewServer(c Config) *Server {
 	s := &Server{config: c, health: health.NewServer()}
+	s.draining, s.beginToDrain = context.WithCancel(context.Background())
 	s.clients = grpc.NewServer(append(options(),
 		grpc.StatsHandler(handOver{}),
 		grpc.ChainUnaryInterceptor(s.errors, s.authenticate),
@@ -127,9 +131,12 @@ func (s *Server) SetHealth(name string, ok bool) {
 	s.health.SetServingStatus(name, v)
 }
 
-// Stop ends the servers: calls under way may finish until ctx ends.
-func (s *Server) Stop(ctx context.Context) {
+// Drain takes no more calls from clients and returns when those under way are
+// finished, at the latest when ctx ends. Clients are told to go elsewhere: HTTP/2's
+// GOAWAY, which loses no call, and the health checks.
+func (s *Server) Drain(ctx context.Context) {
 	s.health.Shutdown()
+	s.beginToDrain()
 	done := make(chan struct{})
 	go func() {
 		s.clients.GracefulStop()
@@ -141,6 +148,12 @@ func (s *Server) Stop(ctx context.Context) {
 		s.clients.Stop()
 		<-done
 	}
+}
+
+// Stop ends both servers at once. Other nodes repeat what they had asked of this one.
+func (s *Server) Stop() {
+	s.beginToDrain()
+	s.clients.Stop()
 	s.peers.Stop()
 }
 
@@ -203,8 +216,20 @@ func (s *Server) authenticateStream(server any, stream grpc.ServerStream, info *
 	if _, err := s.identify(stream.Context(), info.FullMethod); err != nil {
 		return err
 	}
-	return next(server, stream)
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	defer context.AfterFunc(s.draining, cancel)() // who watches the health would hold up the end
+	return next(server, watched{stream, ctx})
 }
+
+// watched is a stream with a context of its own.
+type watched struct {
+	grpc.ServerStream
+	ctx context.Context //nolint:containedctx // the stream's
+}
+
+// Context implements grpc.ServerStream.
+func (w watched) Context() context.Context { return w.ctx }
 
 // identify returns the caller; calls of nobody are recorded as refused, a second's
 // worth of them together.

@@ -16,9 +16,10 @@ func runCommand() *cobra.Command {
 	var path string
 	c := &cobra.Command{
 		Use: "run", Short: "Run the node", Args: cobra.NoArgs,
-		Long: `Runs the node until SIGINT or SIGTERM: then it hands the leadership over,
-finishes the calls under way and stops. SIGHUP makes it read certificates,
-CA and log.level again.`,
+		Long: `Runs the node until SIGINT or SIGTERM: then it sends clients to other nodes,
+hands the leadership over, finishes the calls under way and stops, within 20
+seconds; a second signal ends it at once, which loses nothing either. SIGHUP
+makes it read certificates, CA and log.level again.`,
 		Example: "  kmsd run --config /etc/quorumkms/kmsd.yaml",
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := node.LoadConfig(path)

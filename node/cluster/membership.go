@@ -27,9 +27,11 @@ const (
 	addressPause = 2 * time.Second
 	// offerTimeout bounds what one node that does not answer may cost.
 	offerTimeout = 1500 * time.Millisecond
-	// transferRecent is how lately a follower must have been heard of to be handed
-	// the leadership.
-	transferRecent = 2 * time.Second
+	// heardLately is how lately a node must have been heard of to count as in touch.
+	heardLately = 2 * time.Second
+	// transferRecent is how lately a follower must have been heard of to be handed the
+	// leadership: Raft stops taking commands until the follower has answered.
+	transferRecent = time.Second
 )
 
 // dutyLoop is the leader's duty to make Raft's configuration follow the members in
@@ -65,7 +67,7 @@ func (e *engine) dutyLoop() {
 func (e *engine) duty(s *fsm.State) error {
 	if e.clockWrong.Load() {
 		e.log.Error("the wall clock of this leader is not that of most other nodes: it hands the leadership over; set the clock right")
-		return e.transfer("")
+		return e.transfer(e.ctx, "")
 	}
 	servers := e.servers()
 	members := s.Members()
@@ -106,7 +108,7 @@ func (e *engine) step(m *fsm.Member, srv raft.Server, there bool) (done bool, er
 		}
 	case fsm.MemberLeaving:
 		if m.ID == e.id {
-			return true, e.transfer("")
+			return true, e.transfer(e.ctx, "")
 		}
 		applied, _, _ := e.grantor.progress(m.ID)
 		if applied < m.Revision && !e.grantor.overSince(m.ID, e.raft.CurrentTerm()) {
@@ -128,7 +130,7 @@ func (e *engine) step(m *fsm.Member, srv raft.Server, there bool) (done bool, er
 // caughtUp tells whether a non-voter has applied nearly everything, and lately.
 func (e *engine) caughtUp(m *fsm.Member) bool {
 	applied, ago, ok := e.grantor.progress(m.ID)
-	return ok && ago < transferRecent && applied >= m.Revision && applied+voterLag >= e.machine.State().Index()
+	return ok && ago < heardLately && applied >= m.Revision && applied+voterLag >= e.machine.State().Index()
 }
 
 // noteAddress records this node's addresses in the state when they have changed.
@@ -336,7 +338,7 @@ func (m *Member) HandleTransfer(ctx context.Context, node string) (string, error
 	if err != nil {
 		return "", err
 	}
-	if err := e.transfer(node); err != nil {
+	if err := e.transfer(ctx, node); err != nil {
 		return "", err
 	}
 	for {
@@ -353,16 +355,16 @@ func (m *Member) HandleTransfer(ctx context.Context, node string) (string, error
 	}
 }
 
-// transfer hands the leadership over. A transfer that timed out is never tried
-// again in the same term: Raft's flag for it may be stuck.
-func (e *engine) transfer(node string) error {
+// transfer hands the leadership over. To a follower that did not take it in time it is
+// not handed again in the same term: Raft's flag for it may be stuck for good.
+func (e *engine) transfer(ctx context.Context, node string) error {
 	if !e.leads() {
 		return e.noLeader()
 	}
 	e.transferMu.Lock()
 	defer e.transferMu.Unlock()
 	term := e.raft.CurrentTerm()
-	to, err := e.successor(node, term)
+	to, err := e.successor(ctx, node, term)
 	if err != nil {
 		return err
 	}
@@ -378,35 +380,53 @@ func (e *engine) transfer(node string) error {
 	return nil
 }
 
-// successor picks a follower that was heard of lately: the one named, or the one
-// that has applied the most.
-func (e *engine) successor(node string, term uint64) (*fsm.Member, error) {
-	s := e.machine.State()
-	var candidates []*fsm.Member
-	for _, m := range s.Members() {
-		_, ago, ok := e.grantor.progress(m.ID)
-		if m.Serves() && m.Voter && m.ID != e.id && ok && ago < transferRecent && e.timedOut[m.ID] != term && (node == "" || node == m.ID) {
-			candidates = append(candidates, m)
+// successor picks a follower that was heard of in the last second: the one named, or
+// the one that has applied the most. It waits for one to be heard of, as nodes are at
+// each renewal of their leases.
+func (e *engine) successor(ctx context.Context, node string, term uint64) (*fsm.Member, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.config.Lease.Renew+transferRecent)
+	defer cancel()
+	for {
+		voters := e.heirs(node, term)
+		if len(voters) == 0 {
+			return nil, fmt.Errorf("%w: no voter can take the leadership", fsm.ErrMember)
+		}
+		best, most := (*fsm.Member)(nil), uint64(0)
+		for _, m := range voters {
+			if applied, ago, ok := e.grantor.progress(m.ID); ok && ago < transferRecent && applied >= most {
+				best, most = m, applied
+			}
+		}
+		if best != nil {
+			return best, nil
+		}
+		select {
+		case <-time.After(retryPause):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: no voter that was heard of in the last %s can take the leadership", fsm.ErrMember, transferRecent)
 		}
 	}
-	if len(candidates) == 0 {
-		return nil, fmt.Errorf("%w: no voter that was heard of in the last %s can take the leadership", fsm.ErrMember, transferRecent)
-	}
-	return slices.MaxFunc(candidates, func(a, b *fsm.Member) int {
-		x, _, _ := e.grantor.progress(a.ID)
-		y, _, _ := e.grantor.progress(b.ID)
-		return int(x) - int(y) //nolint:gosec // the difference is small
-	}), nil
 }
 
-// StepDown hands the leadership over if this node has it, as well as it can.
-func (m *Member) StepDown(context.Context) error {
+// heirs are the voters that may be handed the leadership in this term: the one named,
+// or all.
+func (e *engine) heirs(node string, term uint64) (out []*fsm.Member) {
+	for _, m := range e.machine.State().Members() {
+		if m.Serves() && m.Voter && m.ID != e.id && e.timedOut[m.ID] != term && (node == "" || node == m.ID) {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// StepDown hands the leadership over if this node has it and another could take it.
+func (m *Member) StepDown(ctx context.Context) error {
 	e, err := m.engine()
 	if err != nil || !e.leads() {
 		return nil //nolint:nilerr // nothing to hand over
 	}
-	if len(leaseHolders(e.machine.State())) < 2 {
+	if !slices.ContainsFunc(e.machine.State().Members(), func(m *fsm.Member) bool { return m.Serves() && m.Voter && m.ID != e.id }) {
 		return nil
 	}
-	return e.transfer("")
+	return e.transfer(ctx, "")
 }

@@ -124,12 +124,17 @@ func (m *Member) HandlePropose(ctx context.Context, p fsm.Proposal, proposer str
 }
 
 // lead commits a command as the leader and, if it restricts, waits until it holds
-// on every node: also when the state refused it or the request was a repetition.
+// on every node: also when the state refused it or the request was a repetition. If
+// the leadership goes meanwhile, the next leader hears who has applied it: the command
+// is repeated there, which is sooner than every lease's end.
 func (e *engine) lead(ctx context.Context, p fsm.Proposal, proposer string) (fsm.Result, error) {
+	moved := e.leaderMove()
 	result, err := e.commit(ctx, p, proposer)
 	if fsm.EffectOf(p.Command) != fsm.Restricts || result.Index == 0 {
 		return result, err
 	}
+	ctx, cancel := until(ctx, moved)
+	defer cancel()
 	if settled := e.grantor.settle(ctx, leaseHolders(e.machine.State()), result.Index); settled != nil {
 		return fsm.Result{}, settled
 	}
