@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -46,6 +47,8 @@ const (
 	serviceID  = "/service/obs"
 	testPIN    = "pin-5d1f0c77e2"
 	testSOPIN  = "so-pin-81b6a94c3e"
+	testTiming = "heartbeat: 500ms, election: 500ms"
+	testRenew  = "500ms"
 	patience   = 90 * time.Second // for conditions on a slow machine; a passing test waits far less
 )
 
@@ -69,6 +72,7 @@ type testCluster struct {
 	dir   string
 	ca    *transport.DevCA
 	nodes []*process
+	lease time.Duration // of the cluster, if not testLease
 }
 
 // process is one node: its directory, and the process while it runs.
@@ -77,7 +81,9 @@ type process struct {
 	name         string
 	dir          string
 	client, peer string
-	raft         string // more of its configuration's raft line, beginning with a comma
+	timing       string // of its configuration's raft line, if not testTiming
+	raft         string // more of that line, beginning with a comma
+	renew        string // how often it renews its lease, if not testRenew
 	extra        string // further lines of its configuration
 	env          []string
 
@@ -177,12 +183,12 @@ client: {listen: %q}
 tls: {cert: %s, key: %s, ca: %s}
 join: {addresses: [%s], token_file: %q}
 hsm: {token: %s, pin_file: %s}
-raft: {heartbeat: 500ms, election: 500ms%s}
-lease: {renew: 500ms}
+raft: {%s%s}
+lease: {renew: %s}
 %s
 `, p.name, testDomain, p.path("data"), p.peer, p.client,
 		filepath.Join(certs, p.name+".crt"), filepath.Join(certs, p.name+".key"), filepath.Join(certs, transport.DevCACert),
-		strings.Join(seeds, ", "), token, p.name, p.path("pin"), p.raft, p.extra)
+		strings.Join(seeds, ", "), token, p.name, p.path("pin"), cmp.Or(p.timing, testTiming), p.raft, cmp.Or(p.renew, testRenew), p.extra)
 	must(p.c.t, os.WriteFile(p.path("kmsd.yaml"), []byte(text), 0o600))
 }
 
@@ -287,7 +293,7 @@ func (c *testCluster) found(p *process) {
 	op := c.dial(operatorID, p)
 	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
 	defer cancel()
-	_, err := op.Cluster().Init(ctx, &pb.InitRequest{Administrator: "spiffe://" + testDomain + adminID, NoRecovery: true, LeaseDuration: durationpb.New(testLease)})
+	_, err := op.Cluster().Init(ctx, &pb.InitRequest{Administrator: "spiffe://" + testDomain + adminID, NoRecovery: true, LeaseDuration: durationpb.New(cmp.Or(c.lease, testLease))})
 	if err != nil {
 		c.t.Fatalf("init: %v\n%s", err, p.output())
 	}
@@ -352,15 +358,23 @@ func (c *testCluster) dial(id string, to ...*process) *client.Client {
 	if !fixed {
 		to = c.nodes
 	}
-	var addresses []string
-	for _, p := range to {
-		addresses = append(addresses, p.client)
-	}
+	return c.connectSDK(id, to, func(config *client.Config) { config.Fixed = fixed })
+}
+
+// connectSDK makes a client of the nodes' addresses, whose configuration edit may
+// change.
+func (c *testCluster) connectSDK(id string, to []*process, edit func(*client.Config)) *client.Client {
+	c.t.Helper()
 	base := filepath.Join(c.certs(), filepath.Base(id))
-	x, err := client.New(client.Config{
-		Addresses: addresses, TrustDomain: testDomain, Fixed: fixed,
-		Files: client.Files{Cert: base + ".crt", Key: base + ".key", CA: filepath.Join(c.certs(), transport.DevCACert)},
-	})
+	config := client.Config{
+		TrustDomain: testDomain,
+		Files:       client.Files{Cert: base + ".crt", Key: base + ".key", CA: filepath.Join(c.certs(), transport.DevCACert)},
+	}
+	for _, p := range to {
+		config.Addresses = append(config.Addresses, p.client)
+	}
+	edit(&config)
+	x, err := client.New(config)
 	must(c.t, err)
 	c.t.Cleanup(func() { _ = x.Close() })
 	return x
