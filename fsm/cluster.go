@@ -7,10 +7,6 @@ import (
 	"github.com/google/uuid"
 )
 
-// FirstRelease is the format release of the first entry and snapshot format. The
-// gate in the state says which release's commands may be proposed.
-const FirstRelease = 1
-
 // Limits of a lease, in milliseconds.
 const (
 	MinLeaseMillis = 1_000
@@ -81,6 +77,7 @@ type InitCluster struct {
 	PeerAddress   string        `json:"peer_address"`
 	ClientAddress string        `json:"client_address"`
 	Identity      []byte        `json:"identity"`
+	Release       int           `json:"release,omitempty"` // the cluster's; 0 is FirstRelease, which had no such field
 }
 
 func (c *InitCluster) validate() error {
@@ -95,6 +92,8 @@ func (c *InitCluster) validate() error {
 		return invalid("the first operator or administrator has more than %d bytes", MaxPrincipal)
 	case c.LeaseMillis < MinLeaseMillis || c.LeaseMillis > MaxLeaseMillis:
 		return invalid("lease of %d ms: must be %d to %d", c.LeaseMillis, MinLeaseMillis, MaxLeaseMillis)
+	case c.Release < 0 || c.Release == FirstRelease || c.Release > NewestRelease:
+		return invalid("release %d: must be %d to %d, or 0", c.Release, FirstRelease+1, NewestRelease)
 	case c.Generation == 0 || len(c.Checks) == 0:
 		return invalid("domain key generation is missing")
 	case len(c.Checks) > MaxChecks:
@@ -114,7 +113,7 @@ func (c *InitCluster) apply(t *tx) (Result, error) {
 	}
 	now := t.seconds()
 	t.putCluster(Cluster{
-		ID: c.Cluster, TrustDomain: c.TrustDomain, Release: FirstRelease, Created: now, Operator: c.Operator, LeaseMillis: c.LeaseMillis,
+		ID: c.Cluster, TrustDomain: c.TrustDomain, Release: max(c.Release, FirstRelease), Created: now, Operator: c.Operator, LeaseMillis: c.LeaseMillis,
 		Generations: []Generation{{Number: c.Generation, State: GenerationActive, Created: now, Checks: c.Checks}},
 	})
 	t.putTenant(&Tenant{Name: DefaultTenant, Created: now, Administrator: c.Administrator})

@@ -18,7 +18,7 @@ func TestInitCluster(t *testing.T) {
 	created := startTime / second
 	generation := Generation{Number: 1, State: "ACTIVE", Created: created, Checks: initCluster().Checks}
 	cluster := Cluster{
-		ID: keyID(1 << 32), TrustDomain: "kms.example", Release: 1, Created: created,
+		ID: keyID(1 << 32), TrustDomain: "kms.example", Release: NewestRelease, Created: created,
 		Operator: "spiffe://kms.example/operator/olga", LeaseMillis: 9_000, Generations: []Generation{generation}, Revision: 1,
 	}
 	if got := w.s.Cluster(); !reflect.DeepEqual(got, cluster) || !w.s.Initialized() {

@@ -29,35 +29,40 @@ const (
 // spec is one row of the table of commands.
 type spec struct {
 	name   string
+	since  int // the release it came with
 	effect Effect
 	make   func() Command
 }
 
-// commands is the one table of commands. A row, once released, stays as it is.
+// commands is the one table of commands. A row, once released, stays as it is, and
+// so do the fields of its command and of the records that it writes: what is new
+// comes as a command of a new release.
 var commands = []spec{
-	{"InitCluster", Loosens, func() Command { return new(InitCluster) }},
-	{"Tick", Loosens, func() Command { return new(Tick) }},
-	{"Repeat", Restricts, func() Command { return new(Repeat) }},
+	{"InitCluster", 1, Loosens, func() Command { return new(InitCluster) }},
+	{"Tick", 1, Loosens, func() Command { return new(Tick) }},
+	{"Repeat", 1, Restricts, func() Command { return new(Repeat) }},
 
-	{"CreateKey", Loosens, func() Command { return new(CreateKey) }},
-	{"UpdateKeyDescription", Loosens, func() Command { return new(UpdateKeyDescription) }},
-	{"EnableKey", Loosens, func() Command { return new(EnableKey) }},
-	{"DisableKey", Restricts, func() Command { return new(DisableKey) }},
-	{"ScheduleKeyDeletion", Restricts, func() Command { return new(ScheduleKeyDeletion) }},
-	{"CancelKeyDeletion", Loosens, func() Command { return new(CancelKeyDeletion) }},
-	{"RotateKey", Loosens, func() Command { return new(RotateKey) }},
-	{"CreateAlias", Restricts, func() Command { return new(CreateAlias) }},
-	{"UpdateAlias", Restricts, func() Command { return new(UpdateAlias) }},
-	{"DeleteAlias", Restricts, func() Command { return new(DeleteAlias) }},
-	{"TagKey", Restricts, func() Command { return new(TagKey) }},
-	{"UntagKey", Restricts, func() Command { return new(UntagKey) }},
+	{"CreateKey", 1, Loosens, func() Command { return new(CreateKey) }},
+	{"UpdateKeyDescription", 1, Loosens, func() Command { return new(UpdateKeyDescription) }},
+	{"EnableKey", 1, Loosens, func() Command { return new(EnableKey) }},
+	{"DisableKey", 1, Restricts, func() Command { return new(DisableKey) }},
+	{"ScheduleKeyDeletion", 1, Restricts, func() Command { return new(ScheduleKeyDeletion) }},
+	{"CancelKeyDeletion", 1, Loosens, func() Command { return new(CancelKeyDeletion) }},
+	{"RotateKey", 1, Loosens, func() Command { return new(RotateKey) }},
+	{"CreateAlias", 1, Restricts, func() Command { return new(CreateAlias) }},
+	{"UpdateAlias", 1, Restricts, func() Command { return new(UpdateAlias) }},
+	{"DeleteAlias", 1, Restricts, func() Command { return new(DeleteAlias) }},
+	{"TagKey", 1, Restricts, func() Command { return new(TagKey) }},
+	{"UntagKey", 1, Restricts, func() Command { return new(UntagKey) }},
 
-	{"CreateTicket", Loosens, func() Command { return new(CreateTicket) }},
-	{"AdmitNode", Loosens, func() Command { return new(AdmitNode) }},
-	{"ActivateNode", Loosens, func() Command { return new(ActivateNode) }},
-	{"UpdateMember", Loosens, func() Command { return new(UpdateMember) }},
-	{"RemoveNode", Restricts, func() Command { return new(RemoveNode) }},
-	{"RetireNode", Loosens, func() Command { return new(RetireNode) }},
+	{"CreateTicket", 1, Loosens, func() Command { return new(CreateTicket) }},
+	{"AdmitNode", 1, Loosens, func() Command { return new(AdmitNode) }},
+	{"ActivateNode", 1, Loosens, func() Command { return new(ActivateNode) }},
+	{"UpdateMember", 1, Loosens, func() Command { return new(UpdateMember) }},
+	{"RemoveNode", 1, Restricts, func() Command { return new(RemoveNode) }},
+	{"RetireNode", 1, Loosens, func() Command { return new(RetireNode) }},
+
+	{"RaiseRelease", 1, Loosens, func() Command { return new(RaiseRelease) }},
 }
 
 // EffectOf tells the effect of a command; an unknown one restricts.

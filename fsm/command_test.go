@@ -10,35 +10,40 @@ import (
 func TestCommandTable(t *testing.T) {
 	type row struct {
 		name   string
+		since  int
 		effect Effect
 	}
 	want := []row{
-		{"InitCluster", Loosens},
-		{"Tick", Loosens},
-		{"Repeat", Restricts},
-		{"CreateKey", Loosens},
-		{"UpdateKeyDescription", Loosens},
-		{"EnableKey", Loosens},
-		{"DisableKey", Restricts},
-		{"ScheduleKeyDeletion", Restricts},
-		{"CancelKeyDeletion", Loosens},
-		{"RotateKey", Loosens},
-		{"CreateAlias", Restricts},
-		{"UpdateAlias", Restricts},
-		{"DeleteAlias", Restricts},
-		{"TagKey", Restricts},
-		{"UntagKey", Restricts},
-		{"CreateTicket", Loosens},
-		{"AdmitNode", Loosens},
-		{"ActivateNode", Loosens},
-		{"UpdateMember", Loosens},
-		{"RemoveNode", Restricts},
-		{"RetireNode", Loosens},
+		{"InitCluster", 1, Loosens},
+		{"Tick", 1, Loosens},
+		{"Repeat", 1, Restricts},
+		{"CreateKey", 1, Loosens},
+		{"UpdateKeyDescription", 1, Loosens},
+		{"EnableKey", 1, Loosens},
+		{"DisableKey", 1, Restricts},
+		{"ScheduleKeyDeletion", 1, Restricts},
+		{"CancelKeyDeletion", 1, Loosens},
+		{"RotateKey", 1, Loosens},
+		{"CreateAlias", 1, Restricts},
+		{"UpdateAlias", 1, Restricts},
+		{"DeleteAlias", 1, Restricts},
+		{"TagKey", 1, Restricts},
+		{"UntagKey", 1, Restricts},
+		{"CreateTicket", 1, Loosens},
+		{"AdmitNode", 1, Loosens},
+		{"ActivateNode", 1, Loosens},
+		{"UpdateMember", 1, Loosens},
+		{"RemoveNode", 1, Restricts},
+		{"RetireNode", 1, Loosens},
+		{"RaiseRelease", 1, Loosens},
 	}
 	var got []row
 	for _, s := range commands {
-		got = append(got, row{s.name, s.effect})
+		got = append(got, row{s.name, s.since, s.effect})
 		c := s.make()
+		if s.since < FirstRelease || s.since > NewestRelease {
+			t.Errorf("row %s is of release %d", s.name, s.since)
+		}
 		if NameOf(c) != s.name || EffectOf(c) != s.effect {
 			t.Errorf("row %s makes a command named %s with effect %v", s.name, NameOf(c), EffectOf(c))
 		}

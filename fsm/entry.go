@@ -12,12 +12,15 @@ import (
 // MaxEntry is the largest entry, in bytes.
 const MaxEntry = 1 << 20
 
+// format is the number of the one format of entries and snapshots there has been.
+const format = 1
+
 // Entry is one log entry: a command and who asked for it when. Its bytes are the
 // canonical JSON of this struct with one more member at the end, "mac": the
 // base64 of HMAC-SHA256 under the cluster's log key over
 // "quorumkms/entry/v1" and the JSON without it.
 type Entry struct {
-	Format    int             `json:"format"`    // release of the format
+	Format    int             `json:"format"`    // of the entry; its command has a release of its own
 	Command   string          `json:"command"`   // a row of the table
 	Request   string          `json:"request"`   // request id; empty for the system's own acts
 	Digest    []byte          `json:"digest"`    // SHA-256 of what the caller asked for; empty without a request id
@@ -69,7 +72,7 @@ func EncodeEntry(e Entry, c Command, key LogKey) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encoding %s: %w", NameOf(c), err)
 	}
-	e.Format, e.Command, e.Body = FirstRelease, NameOf(c), body
+	e.Format, e.Command, e.Body = format, NameOf(c), body
 	if err := e.validate(); err != nil {
 		return nil, err
 	}
@@ -143,8 +146,8 @@ func decodeEntry(raw []byte) (*Entry, Command, error) {
 	if err := decodeStrict(plain, &e); err != nil {
 		return nil, nil, fmt.Errorf("%w: entry: %w", ErrHalted, err)
 	}
-	if e.Format != FirstRelease {
-		return nil, nil, fmt.Errorf("%w: entry of format %d, this release knows %d: upgrade this node", ErrHalted, e.Format, FirstRelease)
+	if e.Format != format {
+		return nil, nil, fmt.Errorf("%w: entry of format %d, this release knows %d: upgrade this node", ErrHalted, e.Format, format)
 	}
 	if err := e.validate(); err != nil {
 		return nil, nil, fmt.Errorf("%w: entry: %s", ErrHalted, err.Error()) // wraps no ErrInvalid: it is no caller's fault
@@ -152,6 +155,9 @@ func decodeEntry(raw []byte) (*Entry, Command, error) {
 	c, err := DecodeCommand(e.Command, e.Body)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %s: upgrade this node", ErrHalted, err.Error())
+	}
+	if err := checkRelease(c); err != nil {
+		return nil, nil, fmt.Errorf("%w: %w: upgrade this node", ErrHalted, err)
 	}
 	return &e, c, nil
 }

@@ -377,7 +377,7 @@ func FuzzApply(f *testing.F) {
 	before := snapshotOf(f, w.s)
 	f.Fuzz(func(t *testing.T, command string, body []byte, proposer string) {
 		e := w.entry()
-		e.Format, e.Command, e.Body, e.Proposer = FirstRelease, command, body, proposer
+		e.Format, e.Command, e.Body, e.Proposer = format, command, body, proposer
 		plain, err := json.Marshal(&e)
 		if err != nil {
 			return

@@ -17,6 +17,7 @@ var (
 	ErrTicket             = errors.New("join ticket refused")
 	ErrMember             = errors.New("membership refused")
 	ErrNotInitialized     = errors.New("cluster is not initialized")
+	ErrRelease            = errors.New("the cluster's release forbids it")
 )
 
 // ErrHalted means: the machine met an entry that it must not apply (a broken MAC, an
@@ -72,6 +73,7 @@ var coded = Codes{
 	{"TICKET", ErrTicket},
 	{"MEMBER", ErrMember},
 	{"NOT_INITIALIZED", ErrNotInitialized},
+	{"RELEASE", ErrRelease},
 	{"HALTED", ErrHalted},
 }
 

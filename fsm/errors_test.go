@@ -13,7 +13,7 @@ func TestCodes(t *testing.T) {
 		"PENDING_DELETION": ErrPendingDeletion, "NOT_PENDING_DELETION": ErrNotPendingDeletion,
 		"UNSUPPORTED": ErrUnsupported, "CONFLICT": ErrConflict, "LIMIT": ErrLimit,
 		"REQUEST_REUSED": ErrRequestReused, "TICKET": ErrTicket, "MEMBER": ErrMember,
-		"NOT_INITIALIZED": ErrNotInitialized, "HALTED": ErrHalted,
+		"NOT_INITIALIZED": ErrNotInitialized, "RELEASE": ErrRelease, "HALTED": ErrHalted,
 	}
 	if len(want) != len(coded) {
 		t.Errorf("%d codes, want %d", len(coded), len(want))

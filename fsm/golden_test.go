@@ -13,24 +13,24 @@ import (
 	"testing"
 )
 
-// update writes the golden files of goldenRelease anew. Never use it on the files
-// of a release that is out: clusters hold logs and snapshots like these.
-var update = flag.Bool("update", false, "write the golden log, hashes and snapshot of the present release")
+// update writes the golden files of the newest release anew. Never use it when that
+// release is out: clusters hold logs and snapshots like these.
+var update = flag.Bool("update", false, "write the golden log, hashes and snapshot of the newest release")
 
-// goldenRelease is the release whose golden files goldenScript gives.
-const goldenRelease = "v1"
+// goldenScripts give the golden files of each release: the first is that of release 1.
+var goldenScripts = []func(t failer) *world{goldenScript, goldenUpgrade}
 
 func goldenFile(release, what string) string {
 	return filepath.Join("testdata", "golden", release+"."+what)
 }
 
-// goldenScript is the fixed log: every command, right, refused and repeated, with
-// texts, sizes and numbers at their edges.
+// goldenScript is the fixed log of release 1: every command, right, refused and
+// repeated, with texts, sizes and numbers at their edges.
 func goldenScript(t failer) *world {
 	w := newWorld(t)
 	w.refuse(createKey(1), ErrNotInitialized, "")
-	w.do(initCluster())
-	w.refuse(initCluster(), ErrExists, "")
+	w.do(firstInit())
+	w.refuse(firstInit(), ErrExists, "")
 	w.do(&Tick{HashIndex: w.s.Index(), Hash: w.s.Hash()})
 	w.refuse(&Tick{HashIndex: 1<<64 - 1}, ErrInvalid, "")
 	goldenKeys(w)
@@ -38,6 +38,26 @@ func goldenScript(t failer) *world {
 	goldenMembers(w)
 	w.clock -= 3600 * second // a leader whose clock is behind
 	w.do(&Tick{HashIndex: w.s.Index(), Hash: w.s.Hash()})
+	return w
+}
+
+// firstInit is initCluster as release 1 knew it.
+func firstInit() *InitCluster { return edited(initCluster(), func(c *InitCluster) { c.Release = 0 }) }
+
+// goldenUpgrade is the fixed log of release 2: a cluster of release 1 that is raised,
+// and then every command that is new.
+func goldenUpgrade(t failer) *world {
+	w := newWorld(t)
+	w.do(firstInit())
+	w.refuse(initCluster(), ErrExists, "")
+	w.join("n2", true, MemberActive)
+	w.join("n3", true, MemberGone)
+	w.refuse(&RaiseRelease{Release: 1}, ErrInvalid, "")
+	w.refuse(&RaiseRelease{Release: 2}, ErrRelease, "")
+	w.refuse(&RaiseRelease{2, []string{firstNode, nodeID("n3")}}, ErrRelease, "n2")
+	w.ask("raise", "2", &RaiseRelease{2, []string{nodeID("n2"), firstNode}})
+	w.ask("raise", "2", &RaiseRelease{2, []string{}})
+	w.do(&RaiseRelease{Release: 2})
 	return w
 }
 
@@ -156,26 +176,32 @@ func golden(t *testing.T, release, what string) []byte {
 	return b
 }
 
-// TestGoldenEncoding: the script of the present release still gives the log, the
-// hashes and the snapshot that were written when it came out.
+// TestGoldenEncoding: the script of each release still gives the log, the hashes and
+// the snapshot that were written when it came out.
 func TestGoldenEncoding(t *testing.T) {
-	w := goldenScript(t)
-	var log []byte
-	for _, l := range w.log {
-		if bytes.ContainsRune(l.Data, '\n') {
-			t.Fatalf("entry %d has a line end", l.Index)
-		}
-		log = append(append(log, l.Data...), '\n')
+	if len(goldenScripts) != NewestRelease {
+		t.Fatalf("%d golden scripts for %d releases", len(goldenScripts), NewestRelease)
 	}
-	s, hashes := replay(t, log)
-	files := map[string][]byte{"log": log, "hashes": []byte(hashes), "snapshot": snapshotOf(t, s)}
-	for what, b := range files {
-		if *update {
-			if err := os.WriteFile(goldenFile(goldenRelease, what), b, 0o600); err != nil {
-				t.Fatal(err)
+	for i, script := range goldenScripts {
+		release := fmt.Sprintf("v%d", FirstRelease+i)
+		w := script(t)
+		var log []byte
+		for _, l := range w.log {
+			if bytes.ContainsRune(l.Data, '\n') {
+				t.Fatalf("%s: entry %d has a line end", release, l.Index)
 			}
+			log = append(append(log, l.Data...), '\n')
 		}
-		wantSame(t, goldenFile(goldenRelease, what), b, golden(t, goldenRelease, what))
+		s, hashes := replay(t, log)
+		files := map[string][]byte{"log": log, "hashes": []byte(hashes), "snapshot": snapshotOf(t, s)}
+		for what, b := range files {
+			if *update && i == len(goldenScripts)-1 {
+				if err := os.WriteFile(goldenFile(release, what), b, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			wantSame(t, goldenFile(release, what), b, golden(t, release, what))
+		}
 	}
 }
 

@@ -64,7 +64,7 @@ func initCluster() *InitCluster {
 		Generation:    1,
 		Checks:        []DomainCheck{{Kind: 1, Value: bytes.Repeat([]byte{0xc1}, 16)}, {Kind: 2, Value: bytes.Repeat([]byte{0xc2}, 16)}},
 		Node:          firstNode, Name: "n1", PeerAddress: "n1:7000", ClientAddress: "n1:7001",
-		Identity: []byte("identity of n1"),
+		Identity: []byte("identity of n1"), Release: NewestRelease,
 	}
 }
 
@@ -98,7 +98,7 @@ func seal(t failer, e Entry, c Command) []byte {
 	if err != nil {
 		t.Fatalf("encoding %s: %v", NameOf(c), err)
 	}
-	e.Format, e.Command, e.Body = FirstRelease, NameOf(c), body
+	e.Format, e.Command, e.Body = format, NameOf(c), body
 	plain, err := json.Marshal(&e)
 	if err != nil {
 		t.Fatalf("encoding entry: %v", err)

@@ -30,7 +30,7 @@ func drawHistory(t *rapid.T) history {
 		h.outcomes = append(h.outcomes, Outcome{Result: result, Term: term, Err: err})
 	}
 	d := drawer{t, w}
-	for _, c := range []Command{initCluster(), createKey(1), createKey(2), ticketFor("n2"), admit("n2")} {
+	for _, c := range []Command{d.init(), createKey(1), createKey(2), ticketFor("n2"), admit("n2")} {
 		add(w.s.Index()+1, 1, w.entry(), c)
 	}
 	for range rapid.IntRange(10, 40).Draw(t, "entries") {
@@ -107,7 +107,9 @@ func (d drawer) command() Command {
 	name := rapid.SampledFrom(commands).Draw(d.t, "command").name
 	switch name {
 	case "InitCluster":
-		return initCluster()
+		return d.init()
+	case "RaiseRelease":
+		return d.raise()
 	case "Tick":
 		return &Tick{HashIndex: d.w.s.Index(), Hash: d.w.s.Hash()[d.oneOf(0, 0, 0, 0, 0, 0, 1):]}
 	case "Repeat":
@@ -127,6 +129,21 @@ func (d drawer) command() Command {
 		return &DeleteAlias{d.tenant(), d.alias(), d.expect()}
 	}
 	return d.keyCommand(name)
+}
+
+func (d drawer) init() *InitCluster {
+	return edited(initCluster(), func(c *InitCluster) { c.Release = d.oneOf(0, NewestRelease) })
+}
+
+// raise names the living members, and now and then not all of them.
+func (d drawer) raise() *RaiseRelease {
+	c := &RaiseRelease{Release: d.oneOf(NewestRelease, NewestRelease, FirstRelease), Members: []string{}}
+	for _, m := range d.w.s.Members() {
+		if m.Alive() && !d.oneIn(8) {
+			c.Members = append(c.Members, m.ID)
+		}
+	}
+	return c
 }
 
 func (d drawer) keyCommand(name string) Command {

@@ -72,7 +72,7 @@ func (s *State) WriteSnapshot(w io.Writer, key LogKey) error {
 	x := &snapshotWriter{w: bufio.NewWriterSize(io.MultiWriter(w, sum), 1<<16), sum: sum}
 	_, x.err = x.w.WriteString(snapshotMagic)
 	header := x.frame(kindHeader, snapshotHeader{
-		Format: FirstRelease, Cluster: s.cluster.ID, RecoveryEpoch: s.cluster.RecoveryEpoch,
+		Format: format, Cluster: s.cluster.ID, RecoveryEpoch: s.cluster.RecoveryEpoch,
 		Index: s.index, Term: s.term, Now: s.now, Hash: s.hash[:],
 	})
 	if s.Initialized() {
@@ -168,8 +168,8 @@ func ReadSnapshot(r io.Reader, key LogKey) (*State, error) {
 	if kind != kindHeader || len(header.Hash) != sha256.Size {
 		return nil, fmt.Errorf("%w: bad header: frame of kind %q, hash of %d bytes", ErrSnapshot, byte(kind), len(header.Hash))
 	}
-	if header.Format != FirstRelease {
-		return nil, fmt.Errorf("%w: format %d, this release knows %d: upgrade this node", ErrSnapshot, header.Format, FirstRelease)
+	if header.Format != format {
+		return nil, fmt.Errorf("%w: format %d, this release knows %d: upgrade this node", ErrSnapshot, header.Format, format)
 	}
 	s := NewState()
 	s.index, s.term, s.now, s.restricted = header.Index, header.Term, header.Now, header.Index
@@ -220,7 +220,13 @@ func (t *tx) load(kind recordKind, b []byte) error {
 	s := t.s
 	switch kind {
 	case kindCluster:
-		return decodeStrict(b, &s.cluster)
+		if err := decodeStrict(b, &s.cluster); err != nil {
+			return err
+		}
+		if r := s.cluster.Release; r < FirstRelease || r > NewestRelease {
+			return fmt.Errorf("the cluster is at release %d, this software knows %d: upgrade this node", r, NewestRelease)
+		}
+		return nil
 	case kindTenant:
 		return loadInto(b, func(r *Tenant) { s.tenants.tree.Set(r) })
 	case kindMember:

@@ -280,6 +280,9 @@ func (t *tx) run(c Command) (Result, error) {
 	if _, first := c.(*InitCluster); !first && !t.s.Initialized() {
 		return Result{}, ErrNotInitialized
 	}
+	if err := t.s.Permits(c); err != nil {
+		return Result{}, err
+	}
 	if result, done, err := t.remembered(); done || err != nil {
 		return result, err
 	}
@@ -374,6 +377,9 @@ func (t *tx) dropTicket(k *Ticket) {
 func (s *State) Try(c Command) (Result, error) {
 	if !s.Initialized() {
 		return Result{}, ErrNotInitialized
+	}
+	if err := s.Permits(c); err != nil {
+		return Result{}, err
 	}
 	if err := c.validate(); err != nil {
 		return Result{}, err

@@ -53,6 +53,7 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 		TrustDomain: s.node.TrustDomain, RaftId: st.ID, NodeName: s.node.Name, Version: s.node.Version,
 		LeaderId: st.LeaderID, Term: st.Term, AppliedIndex: st.Applied, LastLogIndex: st.LastLog,
 		LeaseLeft: durationpb.New(st.LeaseLeft), Hsm: s.hsm(), CertificateExpiry: timestamppb.New(s.node.Certificate()),
+		KnownRelease: fsm.NewestRelease,
 	}
 	s.serving(out, st)
 	if st.Joined {
@@ -231,6 +232,31 @@ func (s *clusterServer) TransferLeadership(ctx context.Context, r *pb.TransferLe
 				return nil, err
 			}
 			return &pb.TransferLeadershipResponse{LeaderId: leader, IndexToken: kms.IndexToken(s.member.State())}, nil
+		},
+	})
+}
+
+func (s *clusterServer) Upgrade(ctx context.Context, r *pb.UpgradeRequest) (*pb.UpgradeResponse, error) {
+	release := int(r.GetRelease())
+	if release == 0 {
+		release = fsm.NewestRelease
+	}
+	before := s.member.State().Cluster().Release
+	answer := func() *pb.UpgradeResponse {
+		return &pb.UpgradeResponse{
+			Release: uint32(release), PreviousRelease: uint32(before), //nolint:gosec // small numbers
+			IndexToken: kms.IndexToken(s.member.State()),
+		}
+	}
+	return kms.Operate(ctx, s.kms, kms.Operation[*pb.UpgradeResponse]{
+		Name: "Upgrade", Target: fmt.Sprintf("release %d", release), Call: call(ctx, r), Params: r.GetRelease(),
+		Check:  func() error { return s.member.MayUpgrade(release) },
+		Repeat: func(fsm.Result) (*pb.UpgradeResponse, error) { return answer(), nil },
+		Run: func(ctx context.Context, _ fsm.Proposal, propose kms.Propose) (*pb.UpgradeResponse, error) {
+			if err := s.member.Upgrade(ctx, release, propose); err != nil {
+				return nil, err
+			}
+			return answer(), nil
 		},
 	})
 }

@@ -79,6 +79,7 @@ func (s *peerServer) Lease(ctx context.Context, r *peerpb.LeaseRequest) (*peerpb
 	g, err := s.member.HandleLease(ctx, cluster.LeaseRequest{
 		Node: r.GetNode(), Incarnation: r.GetIncarnation(), Nonce: r.GetNonce(), Applied: r.GetAppliedIndex(),
 		HashIndex: r.GetHashIndex(), Hash: r.GetRunningHash(), Wall: r.GetWallClock(), Epoch: r.GetRecoveryEpoch(),
+		Release: int(r.GetRelease()),
 	})
 	return &peerpb.LeaseResponse{Incarnation: g.Incarnation, Nonce: g.Nonce, MinIndex: g.MinIndex, Agreed: g.Agreed, Failure: failure(err)}, nil
 }

@@ -126,7 +126,7 @@ func (p *Peers) Lease(ctx context.Context, address string, r cluster.LeaseReques
 	}
 	g, err := c.Lease(ctx, &peerpb.LeaseRequest{
 		Node: r.Node, Incarnation: r.Incarnation, Nonce: r.Nonce, AppliedIndex: r.Applied, HashIndex: r.HashIndex, RunningHash: r.Hash,
-		WallClock: r.Wall, RecoveryEpoch: r.Epoch,
+		WallClock: r.Wall, RecoveryEpoch: r.Epoch, Release: uint32(r.Release), //nolint:gosec // a small number
 	})
 	if err != nil {
 		return cluster.LeaseGrant{}, err

@@ -22,7 +22,7 @@ const (
 
 func (a *app) clusterCommand() *cobra.Command {
 	return group("cluster", "Found a cluster, look at it, and govern its members",
-		a.clusterInit(), a.clusterStatus(), a.clusterInvite(), a.clusterRemove(), a.clusterTransfer())
+		a.clusterInit(), a.clusterStatus(), a.clusterInvite(), a.clusterRemove(), a.clusterTransfer(), a.clusterUpgrade())
 }
 
 func (a *app) clusterInit() *cobra.Command {

@@ -44,6 +44,8 @@ type fake struct {
 
 	mu       sync.Mutex
 	cluster  string
+	release  uint32
+	removed  map[string]bool
 	keys     []*fakeKey
 	aliases  map[string]string // to key ids
 	answered map[string]proto.Message
@@ -64,7 +66,7 @@ type fakeNode struct {
 
 // newFake starts the cluster.
 func newFake(t *testing.T, ca *clienttest.CA) *fake {
-	f := &fake{aliases: map[string]string{}, answered: map[string]proto.Message{}}
+	f := &fake{release: 1, removed: map[string]bool{}, aliases: map[string]string{}, answered: map[string]proto.Message{}}
 	for _, name := range []string{"n1", "n2"} {
 		f.addresses = append(f.addresses, clienttest.Serve(t, ca.ServerTLS(ca.Node(t, name)), func(s *grpc.Server) {
 			quorumkmsv1.RegisterKeyServiceServer(s, f)
@@ -287,7 +289,10 @@ func (n *fakeNode) Status(context.Context, *quorumkmsv1.StatusRequest) (*quorumk
 	if n.f.cluster == "" {
 		return r, nil
 	}
-	r.LeaderId, r.Term, r.Release, r.DomainGeneration, r.KeyCount = "raft-n1", 7, 1, 1, uint64(len(n.f.keys))
+	r.LeaderId, r.Term, r.Release, r.DomainGeneration, r.KeyCount = "raft-n1", 7, n.f.release, 1, uint64(len(n.f.keys))
+	if r.KnownRelease = 2; n.name == "n2" {
+		r.KnownRelease, r.Version = 0, "v0.1.0"
+	}
 	r.LastLogIndex, r.AppliedIndex, r.RunningHash = 120, 120, bytes.Repeat([]byte{0xab}, 32)
 	r.Created, r.CertificateExpiry = timestamppb.New(fakeEpoch), timestamppb.New(time.Now().Add(100*time.Hour))
 	r.Serving, r.LeaseLeft = n.name == "n1", durationpb.New(4200*time.Millisecond)
@@ -295,6 +300,9 @@ func (n *fakeNode) Status(context.Context, *quorumkmsv1.StatusRequest) (*quorumk
 		r.NotServingReason, r.AppliedIndex, r.LastLogIndex = "HSM unavailable", 90, 90
 	}
 	for i, name := range []string{"n1", "n2", "n3"} {
+		if n.f.removed[name] {
+			continue
+		}
 		r.Members = append(r.Members, &quorumkmsv1.Member{
 			RaftId: "raft-" + name, Name: name, ClientAddress: n.f.addresses[i], Voter: i < 2, Leader: i == 0,
 			State: quorumkmsv1.MemberState_MEMBER_STATE_ACTIVE, Reachable: i < 2, AppliedIndex: 100,
@@ -326,6 +334,7 @@ func (n *fakeNode) Remove(_ context.Context, r *quorumkmsv1.RemoveRequest) (*quo
 	if !slices.Contains([]string{"n2", "raft-n2", "n3"}, r.GetNode()) {
 		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_MEMBERSHIP_REFUSED, "no such member to remove")
 	}
+	n.f.removed[strings.TrimPrefix(r.GetNode(), "raft-")] = true
 	return &quorumkmsv1.RemoveResponse{RaftId: "raft-" + strings.TrimPrefix(r.GetNode(), "raft-")}, nil
 }
 
@@ -335,4 +344,10 @@ func (n *fakeNode) TransferLeadership(_ context.Context, r *quorumkmsv1.Transfer
 		to = "n2"
 	}
 	return &quorumkmsv1.TransferLeadershipResponse{LeaderId: "raft-" + to}, nil
+}
+
+func (n *fakeNode) Upgrade(_ context.Context, r *quorumkmsv1.UpgradeRequest) (*quorumkmsv1.UpgradeResponse, error) {
+	out := &quorumkmsv1.UpgradeResponse{Release: r.GetRelease(), PreviousRelease: n.f.release}
+	n.f.release = r.GetRelease()
+	return out, nil
 }

@@ -19,8 +19,8 @@ const (
 	// askTime limits the question to one member: a status must come also when
 	// members do not answer.
 	askTime = 2 * time.Second
-	// maxAsked is the number of members that are asked at most.
-	maxAsked = 16
+	// maxAsked is the number of members that are asked at most: as many as a cluster has.
+	maxAsked = 32
 )
 
 func (a *app) clusterStatus() *cobra.Command {

@@ -210,7 +210,7 @@ func (m *Member) joinThrough(ctx context.Context, j Joining, address string) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, stream.Close()) }()
-	if err := stream.Send(JoinHello{Cluster: j.Token.Cluster, Release: fsm.FirstRelease}); err != nil {
+	if err := stream.Send(JoinHello{Cluster: j.Token.Cluster, Release: fsm.NewestRelease}); err != nil {
 		return err
 	}
 	challenge, err := receive[JoinChallenge](stream)

@@ -67,6 +67,7 @@ type LeaseRequest struct {
 	Hash        []byte // running hash right after it
 	Wall        int64  // unix nanoseconds
 	Epoch       uint32
+	Release     int // the newest release of the formats that the node knows; 0 from a node of v0.1.0
 }
 
 // LeaseGrant is the leader's answer.
@@ -186,6 +187,7 @@ type grantor struct {
 	heard   map[string]time.Duration // raft id -> when it was last heard of
 	lag     map[string]lag           // raft id -> the restriction that it has been behind the longest
 	views   map[string]view          // raft id -> how its last request compared with this node
+	knows   map[string]knowledge     // raft id -> what its software knows
 	term    uint64
 	floor   time.Duration // when the leases of earlier terms are over
 	changed chan struct{} // closed and replaced when acked grows
@@ -207,7 +209,7 @@ func newGrantor(duration func() time.Duration, c Clock) *grantor {
 	return &grantor{
 		duration: duration, clock: c, changed: make(chan struct{}),
 		bound: map[string]time.Duration{}, acked: map[string]uint64{}, heard: map[string]time.Duration{},
-		lag: map[string]lag{}, views: map[string]view{},
+		lag: map[string]lag{}, views: map[string]view{}, knows: map[string]knowledge{},
 	}
 }
 
@@ -400,6 +402,7 @@ func (m *Member) HandleLease(ctx context.Context, r LeaseRequest) (LeaseGrant, e
 		return LeaseGrant{}, fmt.Errorf("%w: %s is of recovery epoch %d, the cluster of %d", fsm.ErrMember, r.Node, r.Epoch, s.Cluster().RecoveryEpoch)
 	}
 	e.grantor.ack(r.Node, r.Applied)
+	e.grantor.reported(r.Node, r.Release)
 	agreed, err := e.compare(r)
 	if err != nil {
 		return LeaseGrant{}, err
@@ -586,6 +589,7 @@ func (e *engine) obtain(ctx context.Context) error {
 	grant, err := e.askLease(ctx, LeaseRequest{
 		Node: e.id, Incarnation: e.lessee.incarnation, Nonce: nonce, Applied: min(e.settled.Load(), s.Index()),
 		HashIndex: mark.Index, Hash: mark.Hash[:], Wall: e.config.Now().UnixNano(), Epoch: s.Cluster().RecoveryEpoch,
+		Release: fsm.NewestRelease,
 	})
 	if err != nil {
 		e.log.Debug("no lease granted", "error", err)

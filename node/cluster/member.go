@@ -410,6 +410,7 @@ func (m *Member) Found(ctx context.Context, f Founding) (fsm.ID, error) {
 		Cluster: id.Cluster, TrustDomain: m.config.TrustDomain, Operator: f.Operator, Administrator: f.Administrator,
 		LeaseMillis: cmp.Or(f.Lease, DefaultLease).Milliseconds(), Generation: generation.Number, Node: e.id, Name: m.config.Name,
 		PeerAddress: m.config.PeerAddress, ClientAddress: m.config.ClientAddress, Identity: m.config.Domain.Identity(),
+		Release: fsm.NewestRelease,
 	}
 	for _, k := range generation.Checks {
 		command.Checks = append(command.Checks, fsm.DomainCheck{Kind: uint8(k.Kind), Value: k.Value[:]})

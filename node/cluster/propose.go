@@ -30,6 +30,9 @@ func (m *Member) Propose(ctx context.Context, p fsm.Proposal) (fsm.Result, error
 	if err != nil {
 		return fsm.Result{}, err
 	}
+	if err := e.machine.State().Permits(p.Command); err != nil {
+		return fsm.Result{}, err // a leader of an earlier release would not know the command
+	}
 	select {
 	case e.proposals <- struct{}{}:
 		defer func() { <-e.proposals }()
@@ -129,6 +132,9 @@ func (m *Member) HandlePropose(ctx context.Context, p fsm.Proposal, proposer str
 // is repeated there, which is sooner than every lease's end.
 func (e *engine) lead(ctx context.Context, p fsm.Proposal, proposer string) (fsm.Result, error) {
 	moved := e.leaderMove()
+	if c, ok := p.Command.(*fsm.RaiseRelease); ok {
+		p.Command = e.vouch(c)
+	}
 	result, err := e.commit(ctx, p, proposer)
 	if fsm.EffectOf(p.Command) != fsm.Restricts || result.Index == 0 {
 		return result, err
@@ -147,6 +153,9 @@ func (e *engine) lead(ctx context.Context, p fsm.Proposal, proposer string) (fsm
 func (e *engine) commit(ctx context.Context, p fsm.Proposal, proposer string) (fsm.Result, error) {
 	if !e.leads() {
 		return fsm.Result{}, e.noLeader()
+	}
+	if err := e.machine.State().Permits(p.Command); err != nil {
+		return fsm.Result{}, err
 	}
 	data, err := fsm.EncodeEntry(fsm.Entry{
 		Request: p.Request, Digest: p.Digest, Principal: p.Principal, Proposer: proposer,

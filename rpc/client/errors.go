@@ -53,6 +53,7 @@ var (
 	ErrNotTrusted            error = reason(quorumkmsv1.Reason_REASON_NOT_TRUSTED)
 	ErrKeyMaterialCorrupt    error = reason(quorumkmsv1.Reason_REASON_KEY_MATERIAL_CORRUPT)
 	ErrDryRun                error = reason(quorumkmsv1.Reason_REASON_DRY_RUN)
+	ErrRelease               error = reason(quorumkmsv1.Reason_REASON_RELEASE)
 	ErrConflict              error = reason(quorumkmsv1.Reason_REASON_CONFLICT)
 	ErrLimit                 error = reason(quorumkmsv1.Reason_REASON_LIMIT)
 	ErrBusy                  error = reason(quorumkmsv1.Reason_REASON_BUSY)

@@ -33,6 +33,7 @@ var sentinels = map[quorumkmsv1.Reason]error{
 	quorumkmsv1.Reason_REASON_NOT_TRUSTED:              client.ErrNotTrusted,
 	quorumkmsv1.Reason_REASON_KEY_MATERIAL_CORRUPT:     client.ErrKeyMaterialCorrupt,
 	quorumkmsv1.Reason_REASON_DRY_RUN:                  client.ErrDryRun,
+	quorumkmsv1.Reason_REASON_RELEASE:                  client.ErrRelease,
 	quorumkmsv1.Reason_REASON_CONFLICT:                 client.ErrConflict,
 	quorumkmsv1.Reason_REASON_LIMIT:                    client.ErrLimit,
 	quorumkmsv1.Reason_REASON_BUSY:                     client.ErrBusy,

@@ -239,6 +239,7 @@ type LeaseRequest struct {
 	AuditCheckpoint []byte                 `protobuf:"bytes,7,opt,name=audit_checkpoint,json=auditCheckpoint,proto3" json:"audit_checkpoint,omitempty"`
 	RecoveryEpoch   uint32                 `protobuf:"varint,8,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"`
 	HashIndex       uint64                 `protobuf:"varint,9,opt,name=hash_index,json=hashIndex,proto3" json:"hash_index,omitempty"` // of the tick right behind which running_hash was taken; 0: do not compare
+	Release         uint32                 `protobuf:"varint,16,opt,name=release,proto3" json:"release,omitempty"`                     // the newest release that the node's software knows; 0 from v0.1.0
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -332,6 +333,13 @@ func (x *LeaseRequest) GetRecoveryEpoch() uint32 {
 func (x *LeaseRequest) GetHashIndex() uint64 {
 	if x != nil {
 		return x.HashIndex
+	}
+	return 0
+}
+
+func (x *LeaseRequest) GetRelease() uint32 {
+	if x != nil {
+		return x.Release
 	}
 	return 0
 }
@@ -1512,7 +1520,7 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\rR\aversion\x124\n" +
-	"\afailure\x18\x04 \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"\xb2\x02\n" +
+	"\afailure\x18\x04 \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"\xcc\x02\n" +
 	"\fLeaseRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x14\n" +
@@ -1524,7 +1532,8 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\x10audit_checkpoint\x18\a \x01(\fR\x0fauditCheckpoint\x12%\n" +
 	"\x0erecovery_epoch\x18\b \x01(\rR\rrecoveryEpoch\x12\x1d\n" +
 	"\n" +
-	"hash_index\x18\t \x01(\x04R\thashIndex\"\xb2\x01\n" +
+	"hash_index\x18\t \x01(\x04R\thashIndex\x12\x18\n" +
+	"\arelease\x18\x10 \x01(\rR\arelease\"\xb2\x01\n" +
 	"\rLeaseResponse\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\x04R\x05nonce\x12\x1b\n" +

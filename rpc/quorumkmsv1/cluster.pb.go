@@ -486,6 +486,7 @@ type StatusResponse struct {
 	Release           uint32                 `protobuf:"varint,20,opt,name=release,proto3" json:"release,omitempty"`
 	RecoveryEpoch     uint32                 `protobuf:"varint,21,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"`
 	CertificateExpiry *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=certificate_expiry,json=certificateExpiry,proto3" json:"certificate_expiry,omitempty"`
+	KnownRelease      uint32                 `protobuf:"varint,30,opt,name=known_release,json=knownRelease,proto3" json:"known_release,omitempty"` // the newest release that the node's software knows; 0 from v0.1.0, which knows 1
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -672,6 +673,13 @@ func (x *StatusResponse) GetCertificateExpiry() *timestamppb.Timestamp {
 		return x.CertificateExpiry
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetKnownRelease() uint32 {
+	if x != nil {
+		return x.KnownRelease
+	}
+	return 0
 }
 
 type InitRequest struct {
@@ -1252,6 +1260,142 @@ func (x *TransferLeadershipResponse) GetIndexToken() []byte {
 	return nil
 }
 
+type UpgradeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Release       uint32                 `protobuf:"varint,1,opt,name=release,proto3" json:"release,omitempty"` // to raise the cluster to; unset: the newest that the node that is called knows
+	DryRun        bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId     string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpgradeRequest) Reset() {
+	*x = UpgradeRequest{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeRequest) ProtoMessage() {}
+
+func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
+func (*UpgradeRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UpgradeRequest) GetRelease() uint32 {
+	if x != nil {
+		return x.Release
+	}
+	return 0
+}
+
+func (x *UpgradeRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *UpgradeRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *UpgradeRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *UpgradeRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type UpgradeResponse struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Release         uint32                 `protobuf:"varint,1,opt,name=release,proto3" json:"release,omitempty"`
+	PreviousRelease uint32                 `protobuf:"varint,2,opt,name=previous_release,json=previousRelease,proto3" json:"previous_release,omitempty"` // the same if nothing changed
+	IndexToken      []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *UpgradeResponse) Reset() {
+	*x = UpgradeResponse{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpgradeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpgradeResponse) ProtoMessage() {}
+
+func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
+func (*UpgradeResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *UpgradeResponse) GetRelease() uint32 {
+	if x != nil {
+		return x.Release
+	}
+	return 0
+}
+
+func (x *UpgradeResponse) GetPreviousRelease() uint32 {
+	if x != nil {
+		return x.PreviousRelease
+	}
+	return 0
+}
+
+func (x *UpgradeResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
 var File_quorumkms_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_cluster_proto_rawDesc = "" +
@@ -1295,7 +1439,7 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\rStatusRequest\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\xcb\x06\n" +
+	"indexToken\"\xf0\x06\n" +
 	"\x0eStatusResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12!\n" +
@@ -1322,7 +1466,8 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\frunning_hash\x18\x13 \x01(\fR\vrunningHash\x12\x18\n" +
 	"\arelease\x18\x14 \x01(\rR\arelease\x12%\n" +
 	"\x0erecovery_epoch\x18\x15 \x01(\rR\rrecoveryEpoch\x12I\n" +
-	"\x12certificate_expiry\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\x11certificateExpiry\"\x87\x02\n" +
+	"\x12certificate_expiry\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\x11certificateExpiry\x12#\n" +
+	"\rknown_release\x18\x1e \x01(\rR\fknownRelease\"\x87\x02\n" +
 	"\vInitRequest\x12$\n" +
 	"\radministrator\x18\x01 \x01(\tR\radministrator\x12\x1f\n" +
 	"\vno_recovery\x18\x02 \x01(\bR\n" +
@@ -1381,19 +1526,33 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\x1aTransferLeadershipResponse\x12\x1b\n" +
 	"\tleader_id\x18\x01 \x01(\tR\bleaderId\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x9b\x01\n" +
+	"\x0eUpgradeRequest\x12\x18\n" +
+	"\arelease\x18\x01 \x01(\rR\arelease\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"w\n" +
+	"\x0fUpgradeResponse\x12\x18\n" +
+	"\arelease\x18\x01 \x01(\rR\arelease\x12)\n" +
+	"\x10previous_release\x18\x02 \x01(\rR\x0fpreviousRelease\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
 	"indexToken*\x90\x01\n" +
 	"\vMemberState\x12\x1c\n" +
 	"\x18MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15MEMBER_STATE_ADMITTED\x10\x01\x12\x17\n" +
 	"\x13MEMBER_STATE_ACTIVE\x10\x02\x12\x18\n" +
 	"\x14MEMBER_STATE_LEAVING\x10\x03\x12\x15\n" +
-	"\x11MEMBER_STATE_GONE\x10\x042\x87\x03\n" +
+	"\x11MEMBER_STATE_GONE\x10\x042\xcf\x03\n" +
 	"\x0eClusterService\x12C\n" +
 	"\x06Status\x12\x1b.quorumkms.v1.StatusRequest\x1a\x1c.quorumkms.v1.StatusResponse\x12=\n" +
 	"\x04Init\x12\x19.quorumkms.v1.InitRequest\x1a\x1a.quorumkms.v1.InitResponse\x12C\n" +
 	"\x06Invite\x12\x1b.quorumkms.v1.InviteRequest\x1a\x1c.quorumkms.v1.InviteResponse\x12C\n" +
 	"\x06Remove\x12\x1b.quorumkms.v1.RemoveRequest\x1a\x1c.quorumkms.v1.RemoveResponse\x12g\n" +
-	"\x12TransferLeadership\x12'.quorumkms.v1.TransferLeadershipRequest\x1a(.quorumkms.v1.TransferLeadershipResponseB<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
+	"\x12TransferLeadership\x12'.quorumkms.v1.TransferLeadershipRequest\x1a(.quorumkms.v1.TransferLeadershipResponse\x12F\n" +
+	"\aUpgrade\x12\x1c.quorumkms.v1.UpgradeRequest\x1a\x1d.quorumkms.v1.UpgradeResponseB<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
 
 var (
 	file_quorumkms_v1_cluster_proto_rawDescOnce sync.Once
@@ -1408,7 +1567,7 @@ func file_quorumkms_v1_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_quorumkms_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quorumkms_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_quorumkms_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_quorumkms_v1_cluster_proto_goTypes = []any{
 	(MemberState)(0),                   // 0: quorumkms.v1.MemberState
 	(*Member)(nil),                     // 1: quorumkms.v1.Member
@@ -1424,34 +1583,38 @@ var file_quorumkms_v1_cluster_proto_goTypes = []any{
 	(*RemoveResponse)(nil),             // 11: quorumkms.v1.RemoveResponse
 	(*TransferLeadershipRequest)(nil),  // 12: quorumkms.v1.TransferLeadershipRequest
 	(*TransferLeadershipResponse)(nil), // 13: quorumkms.v1.TransferLeadershipResponse
-	(*timestamppb.Timestamp)(nil),      // 14: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 15: google.protobuf.Duration
+	(*UpgradeRequest)(nil),             // 14: quorumkms.v1.UpgradeRequest
+	(*UpgradeResponse)(nil),            // 15: quorumkms.v1.UpgradeResponse
+	(*timestamppb.Timestamp)(nil),      // 16: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 17: google.protobuf.Duration
 }
 var file_quorumkms_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.v1.Member.state:type_name -> quorumkms.v1.MemberState
-	14, // 1: quorumkms.v1.Member.since:type_name -> google.protobuf.Timestamp
-	15, // 2: quorumkms.v1.Member.lease_left:type_name -> google.protobuf.Duration
+	16, // 1: quorumkms.v1.Member.since:type_name -> google.protobuf.Timestamp
+	17, // 2: quorumkms.v1.Member.lease_left:type_name -> google.protobuf.Duration
 	2,  // 3: quorumkms.v1.HsmStatus.probes:type_name -> quorumkms.v1.HsmProbe
-	15, // 4: quorumkms.v1.StatusResponse.lease_left:type_name -> google.protobuf.Duration
+	17, // 4: quorumkms.v1.StatusResponse.lease_left:type_name -> google.protobuf.Duration
 	1,  // 5: quorumkms.v1.StatusResponse.members:type_name -> quorumkms.v1.Member
 	3,  // 6: quorumkms.v1.StatusResponse.hsm:type_name -> quorumkms.v1.HsmStatus
-	14, // 7: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
-	14, // 8: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
-	15, // 9: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
-	15, // 10: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
-	14, // 11: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
+	16, // 7: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
+	16, // 8: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
+	17, // 9: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
+	17, // 10: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
+	16, // 11: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
 	4,  // 12: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
 	6,  // 13: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
 	8,  // 14: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
 	10, // 15: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
 	12, // 16: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
-	5,  // 17: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
-	7,  // 18: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
-	9,  // 19: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
-	11, // 20: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
-	13, // 21: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
-	17, // [17:22] is the sub-list for method output_type
-	12, // [12:17] is the sub-list for method input_type
+	14, // 17: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
+	5,  // 18: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
+	7,  // 19: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
+	9,  // 20: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
+	11, // 21: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
+	13, // 22: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
+	15, // 23: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
+	18, // [18:24] is the sub-list for method output_type
+	12, // [12:18] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
 	12, // [12:12] is the sub-list for extension extendee
 	0,  // [0:12] is the sub-list for field type_name
@@ -1468,7 +1631,7 @@ func file_quorumkms_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_v1_cluster_proto_rawDesc), len(file_quorumkms_v1_cluster_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

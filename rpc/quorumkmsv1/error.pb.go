@@ -50,6 +50,7 @@ const (
 	Reason_REASON_NOT_TRUSTED              Reason = 38
 	Reason_REASON_KEY_MATERIAL_CORRUPT     Reason = 39
 	Reason_REASON_DRY_RUN                  Reason = 40 // the call would have succeeded
+	Reason_REASON_RELEASE                  Reason = 45 // the cluster's release forbids it: upgrade the nodes, then the cluster
 	// Aborted.
 	Reason_REASON_CONFLICT Reason = 50
 	// ResourceExhausted.
@@ -89,6 +90,7 @@ var (
 		38: "REASON_NOT_TRUSTED",
 		39: "REASON_KEY_MATERIAL_CORRUPT",
 		40: "REASON_DRY_RUN",
+		45: "REASON_RELEASE",
 		50: "REASON_CONFLICT",
 		60: "REASON_LIMIT",
 		61: "REASON_BUSY",
@@ -121,6 +123,7 @@ var (
 		"REASON_NOT_TRUSTED":              38,
 		"REASON_KEY_MATERIAL_CORRUPT":     39,
 		"REASON_DRY_RUN":                  40,
+		"REASON_RELEASE":                  45,
 		"REASON_CONFLICT":                 50,
 		"REASON_LIMIT":                    60,
 		"REASON_BUSY":                     61,
@@ -165,7 +168,7 @@ var File_quorumkms_v1_error_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x18quorumkms/v1/error.proto\x12\fquorumkms.v1*\x89\x06\n" +
+	"\x18quorumkms/v1/error.proto\x12\fquorumkms.v1*\x9d\x06\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_INVALID\x10\x01\x12\x1f\n" +
@@ -187,7 +190,8 @@ const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\x19REASON_MEMBERSHIP_REFUSED\x10%\x12\x16\n" +
 	"\x12REASON_NOT_TRUSTED\x10&\x12\x1f\n" +
 	"\x1bREASON_KEY_MATERIAL_CORRUPT\x10'\x12\x12\n" +
-	"\x0eREASON_DRY_RUN\x10(\x12\x13\n" +
+	"\x0eREASON_DRY_RUN\x10(\x12\x12\n" +
+	"\x0eREASON_RELEASE\x10-\x12\x13\n" +
 	"\x0fREASON_CONFLICT\x102\x12\x10\n" +
 	"\fREASON_LIMIT\x10<\x12\x0f\n" +
 	"\vREASON_BUSY\x10=\x12\x14\n" +
