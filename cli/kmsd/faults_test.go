@@ -37,7 +37,7 @@ func TestFaults(t *testing.T) {
 		name string
 		f    func(context.Context, *testCluster)
 	}{
-		{"FarBehind", testFarBehind}, {"AuditTrailFull", testAuditTrailFull}, {"DiskFull", testDiskFull}, {"SameState", testSameState},
+		{"FarBehind", testFarBehind}, {"AuditTrailFull", testAuditTrailFull}, {"DiskFull", testDiskFull}, {"Quorum", testQuorum}, {"SameState", testSameState},
 	} {
 		if !c.run(s.name, s.f) {
 			break // the next one builds on it
