@@ -72,16 +72,19 @@ func (a *app) surveyReleases(ctx context.Context, status *quorumkmsv1.StatusResp
 
 // raise has the release raised if no node is behind. The nodes check it again.
 func (a *app) raise(ctx context.Context, kms *client.Client, report *upgradeReport) error {
+	if report.newest == report.Previous {
+		return nil
+	}
 	var behind []string
 	for _, n := range report.Nodes {
 		switch {
 		case n.Knows == 0:
-			behind = append(behind, n.Node+" (no answer)")
+			behind = append(behind, n.Node+" does not answer")
 		case n.Knows < report.newest:
-			behind = append(behind, fmt.Sprintf("%s (%s, knows release %d)", n.Node, n.Version, n.Knows))
+			behind = append(behind, fmt.Sprintf("%s runs %s", n.Node, n.Version))
 		}
 	}
-	if len(behind) > 0 && report.newest > report.Previous {
+	if len(behind) > 0 {
 		return fmt.Errorf("not every node is known to know release %d: %s: upgrade and start these nodes, or remove them, and try again",
 			report.newest, clean(strings.Join(behind, ", ")))
 	}

@@ -79,6 +79,7 @@ type testCluster struct {
 type process struct {
 	c            *testCluster
 	name         string
+	program      string // the binary; empty: this one
 	dir          string
 	client, peer string
 	timing       string // of its configuration's raft line, if not testTiming
@@ -195,7 +196,7 @@ lease: {renew: %s}
 // start runs the node.
 func (p *process) start() {
 	p.c.t.Helper()
-	cmd := exec.Command(os.Args[0], "run", "--config", p.path("kmsd.yaml"))
+	cmd := exec.Command(cmp.Or(p.program, os.Args[0]), "run", "--config", p.path("kmsd.yaml"))
 	cmd.Env = append(append(os.Environ(), asMain+"=1"), p.env...)
 	out, err := cmd.StderrPipe()
 	must(p.c.t, err)

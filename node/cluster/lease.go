@@ -401,6 +401,9 @@ func (m *Member) HandleLease(ctx context.Context, r LeaseRequest) (LeaseGrant, e
 	if r.Epoch != s.Cluster().RecoveryEpoch {
 		return LeaseGrant{}, fmt.Errorf("%w: %s is of recovery epoch %d, the cluster of %d", fsm.ErrMember, r.Node, r.Epoch, s.Cluster().RecoveryEpoch)
 	}
+	if max(r.Release, fsm.FirstRelease) < s.Cluster().Release {
+		return LeaseGrant{}, fmt.Errorf("%w: %s runs a version that knows release %d, the cluster is at release %d: upgrade this node", fsm.ErrRelease, r.Node, max(r.Release, fsm.FirstRelease), s.Cluster().Release)
+	}
 	e.grantor.ack(r.Node, r.Applied)
 	e.grantor.reported(r.Node, r.Release)
 	agreed, err := e.compare(r)

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/quorumkms/quorumkms/rpc/client"
+	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+	"github.com/quorumkms/quorumkms/transport"
+)
+
+// released is where the binaries of the newest version are that is out.
+func released(t *testing.T) (dir, version string) {
+	t.Helper()
+	c := exec.Command("../../scripts/released.sh")
+	var said bytes.Buffer
+	c.Stderr = &said
+	out, err := c.Output()
+	if err != nil {
+		t.Fatalf("building the version before: %v\n%s", err, said.String())
+	}
+	dir = strings.TrimSpace(string(out))
+	return dir, filepath.Base(dir)
+}
+
+// kmsctl runs the other program, as an operator, against some nodes.
+func (c *testCluster) kmsctl(program string, to []*process, args ...string) (output string, code int) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
+	var addresses []string
+	for _, p := range to {
+		addresses = append(addresses, p.client)
+	}
+	run := exec.CommandContext(ctx, program, args...)
+	base := filepath.Join(c.certs(), filepath.Base(operatorID))
+	run.Env = append(os.Environ(), "KMSCTL_ADDRESSES="+strings.Join(addresses, ","), "KMSCTL_TRUST_DOMAIN="+testDomain,
+		"KMSCTL_CERT="+base+".crt", "KMSCTL_KEY="+base+".key", "KMSCTL_CA="+filepath.Join(c.certs(), transport.DevCACert))
+	out, err := run.CombinedOutput()
+	if err != nil && run.ProcessState == nil {
+		c.t.Fatalf("kmsctl %s: %v", strings.Join(args, " "), err)
+	}
+	return string(out), run.ProcessState.ExitCode()
+}
+
+// TestUpgrade upgrades a cluster of the version before, node by node, under load:
+// no call fails. The cluster's release can be raised when the last node is through,
+// and then no node of the old version comes back.
+func TestUpgrade(t *testing.T) {
+	old, version := released(t)
+	kmsctl := filepath.Join(t.TempDir(), "kmsctl")
+	if out, err := exec.Command("go", "build", "-o", kmsctl, "../kmsctl").CombinedOutput(); err != nil {
+		t.Fatalf("building kmsctl: %v\n%s", err, out)
+	}
+	c := newCluster(t, 3)
+	for _, p := range c.nodes {
+		p.program = filepath.Join(old, "kmsd")
+		p.raft = ", snapshot_interval: 2s, snapshot_threshold: 64, trailing_logs: 64"
+	}
+	c.begin()
+	ctx := t.Context()
+	l := c.startLoad(c.nodes...)
+	l.goesOn()
+	out, code := c.kmsctl(kmsctl, c.nodes, "cluster", "upgrade")
+	if code != 0 || !strings.Contains(out, version) || !strings.Contains(out, "is at release 1, the newest that its nodes know") {
+		t.Errorf("before the upgrade: %d\n%s", code, out)
+	}
+
+	leader := c.leader(c.nodes[0])
+	order := []*process{leader}
+	for _, p := range c.nodes {
+		if p != leader {
+			order = append([]*process{p}, order...) // the leader is in the middle
+		}
+	}
+	order[1], order[2] = order[2], order[1]
+	for i, p := range order {
+		l.during("%s is upgraded", p.name)
+		p.terminate()
+		p.program = ""
+		p.start()
+		c.until(p.name+" serves again", func(s *pb.StatusResponse) bool { return s.GetServing() && s.GetKnownRelease() > 1 }, p)
+		l.goesOn()
+		if behind := order[i+1:]; len(behind) > 0 {
+			c.refusesUpgrade(ctx, kmsctl, version, p, behind)
+		}
+	}
+	out, code = c.kmsctl(kmsctl, c.nodes, "cluster", "upgrade", "--dry-run")
+	if code != 0 || !strings.Contains(out, "is at release 1 and can be raised to release 2") {
+		t.Errorf("dry run: %d\n%s", code, out)
+	}
+	c.eventually("the leader has heard of all nodes", func() bool {
+		out, code = c.kmsctl(kmsctl, c.nodes, "cluster", "upgrade")
+		return code == 0
+	}, c.nodes...)
+	if !strings.Contains(out, "was at release 1 and is at release 2 now") {
+		t.Errorf("the upgrade says:\n%s", out)
+	}
+	for _, p := range c.nodes {
+		c.until(p.name+" knows of it", func(s *pb.StatusResponse) bool { return s.GetRelease() == 2 }, p)
+	}
+	l.during("the cluster is upgraded")
+	l.goesOn()
+
+	late := order[0]
+	late.terminate()
+	late.program = filepath.Join(old, "kmsd")
+	c.staysOut(late, order[1])
+	late.terminate()
+	late.program = ""
+	late.start()
+	c.waitVoters(3)
+	l.end(ctx, late)
+}
+
+// refusesUpgrade asks, in the middle of an upgrade, for its end.
+func (c *testCluster) refusesUpgrade(ctx context.Context, kmsctl, version string, through *process, behind []*process) {
+	c.t.Helper()
+	out, code := c.kmsctl(kmsctl, c.nodes, "cluster", "upgrade")
+	for _, p := range behind {
+		if !strings.Contains(out, p.name+" runs "+version) {
+			code = 0
+		}
+	}
+	if code != 1 {
+		c.t.Errorf("kmsctl in the middle of the upgrade: exit code %d\n%s", code, out)
+	}
+	_, err := c.dial(operatorID, through).Cluster().Upgrade(ctx, &pb.UpgradeRequest{})
+	refused(codes.FailedPrecondition, client.ErrRelease, "upgrade").check(c.t, "Upgrade in the middle of it", err)
+	s, err := c.status(through)
+	must(c.t, err)
+	if s.GetRelease() != 1 {
+		c.t.Errorf("in the middle of the upgrade the cluster is at release %d", s.GetRelease())
+	}
+}
+
+// staysOut starts a node of the old version in the upgraded cluster: it ends at the
+// entry that raised the release or, where that is in a snapshot already, gets no
+// lease.
+func (c *testCluster) staysOut(p, other *process) {
+	c.t.Helper()
+	s, err := c.status(other)
+	must(c.t, err)
+	p.start()
+	c.eventually(p.name+" of the old version stays out", func() bool {
+		select {
+		case <-p.exited:
+			return strings.Contains(p.output(), "upgrade this node")
+		default:
+		}
+		own, err := c.status(p)
+		if err == nil && own.GetServing() {
+			c.t.Fatalf("%s of the old version serves in the upgraded cluster", p.name)
+		}
+		return err == nil && own.GetAppliedIndex() > s.GetAppliedIndex()+100 // it has caught up, and then some
+	}, p)
+}
