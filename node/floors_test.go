@@ -28,6 +28,9 @@ var floors = map[string][]string{
 	"node/kms/gate": {"fsm", "node/audit"},
 	"node/kms":      {"fsm", "hsm", "node/audit", "node/kms/gate"},
 
+	"node/nodetest": {
+		"fsm", "hsm", "transport", "node/audit", "node/cluster", "node/kms/gate", "node/nodetest/history",
+	},
 	"node/nodetest/history": {},
 
 	"rpc": {
