@@ -129,8 +129,8 @@ type engine struct {
 
 	nextAddress time.Duration // when noteAddress may try again; of dutyLoop alone
 
-	transferMu sync.Mutex
-	timedOut   map[string]uint64 // raft id -> term in which a transfer to it timed out
+	transferring chan struct{}     // bounds transfers of the leadership to one
+	timedOut     map[string]uint64 // raft id -> term in which a transfer to it timed out; of the one who transfers
 
 	ctx    context.Context //nolint:containedctx // the engine's own life
 	cancel context.CancelFunc
@@ -219,6 +219,7 @@ func (m *Member) start(ctx context.Context, cluster fsm.ID, bootstrap bool) (*en
 		confirmations: newConfirmations(),
 		leaderChanged: make(chan struct{}, 1),
 		leaderMoved:   make(chan struct{}),
+		transferring:  make(chan struct{}, 1),
 		timedOut:      map[string]uint64{},
 	}
 	duration := func() time.Duration { return leaseDuration(e.machine.State()) }

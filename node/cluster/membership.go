@@ -361,8 +361,12 @@ func (e *engine) transfer(ctx context.Context, node string) error {
 	if !e.leads() {
 		return e.noLeader()
 	}
-	e.transferMu.Lock()
-	defer e.transferMu.Unlock()
+	select {
+	case e.transferring <- struct{}{}:
+		defer func() { <-e.transferring }()
+	case <-ctx.Done():
+		return fmt.Errorf("%w: it is being handed over already: %w", ErrNoLeader, ctx.Err())
+	}
 	term := e.raft.CurrentTerm()
 	to, err := e.successor(ctx, node, term)
 	if err != nil {
