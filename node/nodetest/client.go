@@ -102,6 +102,9 @@ func use(l *life, n *Node, key fsm.ID, p Pauses, call history.Call) error {
 		return err
 	}
 	time.Sleep(p.HandOver)
+	if err := gate.Recheck(ctx); err != nil {
+		return err
+	}
 	if l.end.ctx.Err() != nil {
 		return errDown // what a dead process holds reaches nobody
 	}
@@ -219,10 +222,7 @@ func (c *Client) Read(n *Node, key fsm.ID) {
 func (c *Client) QuorumRead(n *Node, key fsm.ID) {
 	l := n.running()
 	call := c.begin(l, n, history.QuorumRead, key)
-	s, err := c.await(l, confirmTimeout, func(ctx context.Context, m *cluster.Member) error {
-		_, err := m.Propose(ctx, fsm.Proposal{Command: &fsm.Tick{Hash: make([]byte, 32)}, Principal: operator})
-		return err
-	})
+	s, err := c.await(l, confirmTimeout, func(ctx context.Context, m *cluster.Member) error { return m.Confirm(ctx) })
 	c.read(call, s, key, err)
 }
 

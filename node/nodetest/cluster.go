@@ -165,6 +165,13 @@ func (c *Cluster) Propose(ctx context.Context, command fsm.Command) error {
 	}
 }
 
+// statusOf is what a member knows without asking the leader.
+func statusOf(m *cluster.Member) cluster.Status {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return m.Status(ctx)
+}
+
 // Leader is a node that leads, of several the one with the latest term; nil if none
 // does.
 func (c *Cluster) Leader() *Node {
@@ -175,7 +182,7 @@ func (c *Cluster) Leader() *Node {
 		if m == nil {
 			continue
 		}
-		if s := m.Status(); s.LeaderID == s.ID && s.Joined && s.Term >= term {
+		if s := statusOf(m); s.LeaderID == s.ID && s.Joined && s.Term >= term {
 			leader, term = n, s.Term
 		}
 	}
@@ -210,7 +217,7 @@ func (c *Cluster) Healthy() error {
 		return errors.New("the leader has ended")
 	}
 	votes := map[string]bool{}
-	status := lead.Status()
+	status := statusOf(lead)
 	for _, m := range status.Members {
 		votes[m.ID] = m.Votes
 	}
@@ -289,7 +296,8 @@ func (c *Cluster) start(n *Node) {
 
 // halts judges why a process ended by itself.
 func (c *Cluster) halts(n *Node, err error) {
-	if errors.Is(err, fsm.ErrHalted) || errors.Is(err, fsm.ErrSnapshot) || errors.Is(err, cluster.ErrStorage) {
+	if errors.Is(err, fsm.ErrHalted) || errors.Is(err, fsm.ErrSnapshot) ||
+		errors.Is(err, cluster.ErrStorage) || errors.Is(err, cluster.ErrDiverged) {
 		c.fail(fmt.Errorf("%s halted: %w", n.Name, err))
 	}
 }
@@ -329,7 +337,7 @@ func (c *Cluster) watch(l *life) {
 	})
 	c.background(func() {
 		for last := ""; ; {
-			if s := m.Status(); s.LeaderID == s.ID && s.Joined && fmt.Sprint(s.Term) != last {
+			if s := statusOf(m); s.LeaderID == s.ID && s.Joined && fmt.Sprint(s.Term) != last {
 				last = fmt.Sprint(s.Term)
 				c.Trace.Event("leader", "%s in term %s", l.node.Name, last)
 			}
@@ -358,7 +366,9 @@ func (c *Cluster) Close() {
 	c.mu.Unlock()
 	c.cancel()
 	for _, n := range c.Nodes {
-		n.Crash()
+		if l := n.running(); l != nil {
+			n.kill(l)
+		}
 		n.Disk().Resume()
 	}
 	c.workers.Wait()

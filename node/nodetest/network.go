@@ -157,6 +157,9 @@ type answer[T any] struct {
 // as the network lets it. The server learns it late, or never, when ctx ends.
 func call[T any](ctx context.Context, from *end, address string, o *order, serve func(ctx context.Context, to *end) (T, error)) (T, error) {
 	var none T
+	if err := ctx.Err(); err != nil {
+		return none, err
+	}
 	n, machine := from.network, machineOf(address)
 	serving, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	if deadline, ok := ctx.Deadline(); ok {

@@ -96,6 +96,13 @@ func (p peers) TransferLeadership(ctx context.Context, address, node string) (st
 	})
 }
 
+// Progress implements cluster.Peers.
+func (p peers) Progress(ctx context.Context, address string) ([]cluster.Progress, error) {
+	return to(ctx, p, address, func(_ context.Context, m *cluster.Member) ([]cluster.Progress, error) {
+		return m.HandleProgress()
+	})
+}
+
 // Join implements cluster.Peers. Nodes are admitted by the test.
 func (p peers) Join(context.Context, string, []byte) (cluster.JoinStream, error) {
 	return nil, errRefused

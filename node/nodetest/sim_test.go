@@ -281,7 +281,7 @@ func (w *workload) start() {
 func (w *workload) administer(client *Client, random *rand.Rand) {
 	kinds := []history.Kind{
 		history.Disable, history.Disable, history.Disable, history.Disable, history.Enable, history.Enable, history.Enable,
-		history.Enable, history.Enable, history.Enable, history.Schedule, history.Cancel, history.Cancel, history.Touch, history.Create,
+		history.Enable, history.Enable, history.Enable, history.Enable, history.Enable, history.Enable, history.Schedule, history.Cancel, history.Cancel, history.Touch, history.Create,
 	}
 	kind, id := kinds[random.IntN(len(kinds))], w.key(random)
 	if kind == history.Create {
@@ -341,7 +341,7 @@ func (n *nemesis) pauses(random *rand.Rand) Pauses {
 		case 1:
 			p.Lease = long
 		case 2:
-			p.HandOver = time.Duration(random.Int64N(int64(100 * time.Millisecond)))
+			p.HandOver = long
 		}
 	}
 	return p
