@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -85,8 +86,10 @@ type process struct {
 	timing       string // of its configuration's raft line, if not testTiming
 	raft         string // more of that line, beginning with a comma
 	renew        string // how often it renews its lease, if not testRenew
+	hsm          string // more of its hsm line
 	extra        string // further lines of its configuration
 	env          []string
+	within       []string // a command that runs the node's, such as nsenter
 
 	mu     sync.Mutex
 	cmd    *exec.Cmd
@@ -183,20 +186,21 @@ peer: {listen: %q}
 client: {listen: %q}
 tls: {cert: %s, key: %s, ca: %s}
 join: {addresses: [%s], token_file: %q}
-hsm: {token: %s, pin_file: %s}
+hsm: {token: %s, pin_file: %s%s}
 raft: {%s%s}
 lease: {renew: %s}
 %s
 `, p.name, testDomain, p.path("data"), p.peer, p.client,
 		filepath.Join(certs, p.name+".crt"), filepath.Join(certs, p.name+".key"), filepath.Join(certs, transport.DevCACert),
-		strings.Join(seeds, ", "), token, p.name, p.path("pin"), cmp.Or(p.timing, testTiming), p.raft, cmp.Or(p.renew, testRenew), p.extra)
+		strings.Join(seeds, ", "), token, p.name, p.path("pin"), p.hsm, cmp.Or(p.timing, testTiming), p.raft, cmp.Or(p.renew, testRenew), p.extra)
 	must(p.c.t, os.WriteFile(p.path("kmsd.yaml"), []byte(text), 0o600))
 }
 
 // start runs the node.
 func (p *process) start() {
 	p.c.t.Helper()
-	cmd := exec.Command(cmp.Or(p.program, os.Args[0]), "run", "--config", p.path("kmsd.yaml"))
+	args := slices.Concat(p.within, []string{cmp.Or(p.program, os.Args[0]), "run", "--config", p.path("kmsd.yaml")})
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(append(os.Environ(), asMain+"=1"), p.env...)
 	out, err := cmd.StderrPipe()
 	must(p.c.t, err)
