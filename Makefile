@@ -31,6 +31,10 @@ test: deps ## all tests
 race: deps ## all tests under the race detector
 	CGO_ENABLED=1 go test -race -timeout 40m ./...
 
+.PHONY: chaos
+chaos: ## real nodes under faults for CHAOS (3m), SEED and NODES as given; as root
+	scripts/chaos.sh chaos
+
 .PHONY: lint
 lint: ## format, vet and lint (builds the linter the first time)
 	scripts/lint.sh

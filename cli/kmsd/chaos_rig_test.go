@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -34,24 +35,26 @@ type machine struct {
 	disk    *disk
 	token   *os.File   // says what the shim does
 	off     sync.Mutex // held while the node must not run
+	seen    atomic.Pointer[view]
 }
 
 const (
 	peerPort, clientPort = 7444, 7443
 	restartPause         = 500 * time.Millisecond // of a supervisor
-	wellToken            = 'w'                    // see testdata/p11shim.c
 )
+
+// clientsAddress is the clients' on the wire; the n-th node has n in its place.
+var clientsAddress = hostAddress(254)
 
 func nodes(t *testing.T) int { return setting(t, "NODES", 3, strconv.Atoi) }
 
-// hostAddress is the n-th node's on the wire; 254 is the clients'.
 func hostAddress(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 99, 0, byte(n)}) }
 
 // newRig prepares machines and nodes; on tells which directory of a node is its disk.
 func newRig(t *testing.T, nodes int, on string) *rig {
 	t.Helper()
 	r := &rig{testCluster: newCluster(t, 0), began: time.Now(), wire: newWire(t), exits: map[int]int{}}
-	r.wire.host("", hostAddress(254))
+	r.wire.host("", clientsAddress)
 	shim := filepath.Join(r.dir, "p11shim.so")
 	run(t, "gcc", "-shared", "-fPIC", "-O2", "-o", shim, "testdata/p11shim.c")
 	module := os.Getenv("SOFTHSM2_MODULE")
@@ -69,7 +72,7 @@ func newRig(t *testing.T, nodes int, on string) *rig {
 		var err error
 		m.token, err = os.Create(filepath.Join(r.dir, name+".token"))
 		must(t, err)
-		m.condition(wellToken)
+		m.well()
 		m.hsm = ", module: " + shim
 		m.env = append(m.env, "KMSD_TEST_MODULE="+module, "KMSD_TEST_TOKEN="+m.token.Name())
 		r.hosts = append(r.hosts, m)
@@ -77,11 +80,14 @@ func newRig(t *testing.T, nodes int, on string) *rig {
 	return r
 }
 
-// condition tells the shim what the token is like from now on.
+// condition tells the shim what the token is like from now on: see
+// testdata/p11shim.c.
 func (m *machine) condition(c byte) {
 	_, err := m.token.WriteAt([]byte{c}, 0)
 	must(m.c.t, err)
 }
+
+func (m *machine) well() { m.condition('w') }
 
 // supervise starts every node again that ends, unless it must stay off, as the init
 // system of its host would, until ctx ends.

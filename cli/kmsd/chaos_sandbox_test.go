@@ -17,7 +17,8 @@ import (
 	"time"
 )
 
-// asSandbox is set in the environment of a test that runs inside its sandbox.
+// asSandbox is set in the environment of a test that runs inside its sandbox: to the
+// directory for what is to outlive it.
 const asSandbox = "KMSD_TEST_SANDBOX"
 
 // sandboxed runs the calling test again in mount, network and process namespaces of
@@ -37,7 +38,7 @@ func sandboxed(t *testing.T) bool {
 	alive, held, err := os.Pipe()
 	must(t, err)
 	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.timeout=0")
-	cmd.Env = append(os.Environ(), asSandbox+"=1", "TMPDIR="+dir)
+	cmd.Env = append(os.Environ(), asSandbox+"="+os.TempDir(), "TMPDIR="+dir)
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = os.Stdout, os.Stderr, []*os.File{held}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWPID, Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL,

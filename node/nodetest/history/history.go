@@ -177,6 +177,10 @@ func (c Call) note(f func(o *Operation, now time.Duration)) {
 	f(&c.recorder.ops[c.at], c.recorder.now())
 }
 
+// Key notes which key the operation is about, where only the answer tells: a
+// creation's.
+func (c Call) Key(key string) { c.note(func(o *Operation, _ time.Duration) { o.Key = key }) }
+
 // Authorised notes that the last check passed now.
 func (c Call) Authorised() { c.note(func(o *Operation, now time.Duration) { o.Authorised = now }) }
 

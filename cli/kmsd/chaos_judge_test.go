@@ -1,0 +1,162 @@
+//go:build linux && chaos
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/quorumkms/quorumkms/node/nodetest/history"
+)
+
+// converge waits until every node serves and all have the same state, while the
+// clients go on.
+func (l *load) converge(ctx context.Context) {
+	for _, m := range l.hosts {
+		l.eventually(m.name+" serves again", func() bool {
+			v := m.seen.Load()
+			return ctx.Err() != nil || v != nil && time.Since(v.at) < useLimit && v.GetServing()
+		}, m.process)
+	}
+	first := l.hosts[0]
+	for _, m := range l.hosts[1:] {
+		l.eventually(first.name+" and "+m.name+" are at the same index", func() bool {
+			a, b := first.seen.Load(), m.seen.Load()
+			if ctx.Err() == nil && a.GetAppliedIndex() != b.GetAppliedIndex() {
+				return false
+			}
+			if !bytes.Equal(a.GetRunningHash(), b.GetRunningHash()) {
+				l.mistake("at %d %s and %s have different hashes", a.GetAppliedIndex(), a.GetNodeName(), b.GetNodeName())
+			}
+			return true
+		}, first.process, m.process)
+	}
+	say(l.began, "every node serves, with the same state")
+}
+
+// final reads every key and opens every data key on every node.
+func (l *load) final(ctx context.Context) {
+	index := l.latest(ctx, l.nodes[0])
+	states := map[string]history.Value{}
+	for _, o := range l.record.History().Operations {
+		if o.Kind == history.Create && o.Outcome == history.OK {
+			states[o.Key] = ""
+		}
+	}
+	for _, p := range l.nodes {
+		auditor := l.caller(auditorID, p)
+		for key := range states {
+			_ = auditor.call(ctx, "DescribeKey", history.Final, key, callLimit, func(ctx context.Context) (answer, error) {
+				a, err := describe(ctx, auditor, key, index)
+				states[key] = a.value
+				return a, err
+			})
+		}
+		l.openAll(ctx, p, states)
+	}
+	say(l.began, "%d acknowledged keys and %d data keys were looked for on every node", len(states), len(l.blobs)+len(l.steady))
+}
+
+const openers = 8 // at a time
+
+// openAll opens every data key on one node: those under enabled keys, and no other.
+func (l *load) openAll(ctx context.Context, p *process, states map[string]history.Value) {
+	todo := make(chan sealed)
+	var wait sync.WaitGroup
+	for range openers {
+		c := l.caller(userID, p)
+		wait.Go(func() {
+			for s := range todo {
+				err := l.open(ctx, c, s, callLimit)
+				if enabled := states[s.key] == history.Enabled; enabled != (err == nil) {
+					l.mistake("%s, at the end: a data key under %s, which is %s: %v", p.name, s.key, states[s.key], err)
+				}
+			}
+		})
+	}
+	for _, s := range append(l.blobs, l.steady...) {
+		todo <- s
+	}
+	close(todo)
+	wait.Wait()
+}
+
+// judge applies the rules to everything that was seen.
+func (l *load) judge() {
+	for _, v := range history.Check(l.record.History(), history.Rules{Slack: callLimit}) {
+		l.mistake("%s", v)
+	}
+	for _, w := range l.wrong {
+		l.t.Error(w)
+	}
+}
+
+// vacuous fails the test if too little happened for its verdict to mean anything.
+func (l *load) vacuous(windows []window) {
+	seen := map[string]bool{}
+	for _, w := range windows {
+		seen[w.name] = true
+	}
+	restricted := history.Summarize(l.record.History()).Restrictions
+	for _, need := range []struct {
+		what         string
+		got, atLeast int
+	}{
+		{"kinds of faults", len(seen), 3},
+		{"data keys generated", l.counted("GenerateDataKey", "ok"), 200},
+		{"data keys opened", l.counted("Decrypt", "ok"), 200},
+		{"uses of disabled keys refused", l.counted("", "key disabled"), 50},
+		{"keys created", l.counted("CreateKey", "ok"), 30},
+		{"aliases moved", l.counted("UpdateAlias", "ok"), 5},
+		{"restrictions", len(restricted), 50},
+		{"calls refused for want of a lease", l.counted("", "no lease"), 1},
+	} {
+		if need.got < need.atLeast {
+			l.t.Errorf("vacuous: %s: %d, want at least %d", need.what, need.got, need.atLeast)
+		}
+	}
+	if all := len(faults()) + 2; len(seen) == all { // every fault was applied: each must have been felt
+		for what, got := range map[string]int64{
+			"packets lost": l.wire.lost.Load(), "packets delayed": l.wire.late.Load(),
+			"calls that found no token":       int64(l.counted("", "hsm unavailable")),
+			"nodes that ended for their disk": int64(l.exits[exitStorage]),
+		} {
+			if got == 0 {
+				l.t.Errorf("vacuous: no %s", what)
+			}
+		}
+	}
+}
+
+// keep saves what there is to learn from a failure.
+func (l *load) keep(seed uint64) {
+	if !l.t.Failed() {
+		return
+	}
+	dir, err := os.MkdirTemp(os.Getenv(asSandbox), fmt.Sprintf("quorumkms-chaos-%d-", seed))
+	must(l.t, err)
+	save := func(name string, f func(*os.File) error) {
+		out, err := os.Create(filepath.Join(dir, name))
+		must(l.t, err)
+		must(l.t, f(out))
+		must(l.t, out.Close())
+	}
+	save("history.jsonl", func(f *os.File) error { return l.record.History().Save(f) })
+	save("wrong.txt", func(f *os.File) error {
+		_, err := fmt.Fprintf(f, "SEED=%d NODES=%d\n%s\n", seed, len(l.nodes), strings.Join(l.wrong, "\n"))
+		return err
+	})
+	for _, p := range l.nodes {
+		save(p.name+".log", func(f *os.File) error {
+			_, err := f.WriteString(p.history())
+			return err
+		})
+	}
+	say(l.began, "FAILED. History, logs and what is wrong are in %s; the same faults again: SEED=%d NODES=%d make chaos", dir, seed, len(l.nodes))
+}
