@@ -217,3 +217,18 @@ func FuzzLoad(f *testing.F) {
 		}
 	})
 }
+
+// TestStandstill: a node that is cut off tells the same again and again; that makes a
+// history no harder to judge.
+func TestStandstill(t *testing.T) {
+	ops := []Operation{
+		op(Create, 0, 1, OK, at(1)), op(Enable, 1.1, 90, OK, at(100)), // it was repeated
+		op(Read, 1.2, 1.3, OK, saw(Enabled), at(2)), op(Disable, 2, 3, OK, at(4)), op(Read, 3, 4, OK, saw(Enabled), at(4)),
+	}
+	for i := range 60 {
+		ops = append(ops, op(Read, 3+float64(i), 4+float64(i), OK, saw(Disabled), at(3), client(2)))
+	}
+	if v := Check(history(ops...), Rules{Undecided: 5 * time.Second}); len(v) != 0 {
+		t.Error(v)
+	}
+}

@@ -90,6 +90,7 @@ func checkStates(key string, ops []Operation, r Rules) []Violation {
 	var history []porcupine.Operation
 	var shown []Operation
 	known := knownIndexes(ops)
+	told := map[Answer]bool{} // a node that stands still tells the same all the time: any order of that would be tried
 	for _, o := range ops {
 		at := 2 * int64(o.Index) //nolint:gosec // indexes are far below 2^62
 		call, back := at+1, at+1
@@ -101,8 +102,10 @@ func checkStates(key string, ops []Operation, r Rules) []Violation {
 			if o.Outcome == Unknown || o.Index == 0 {
 				back = math.MaxInt64
 			}
-		case o.Outcome != OK || o.Index == 0:
+		case o.Outcome != OK || o.Index == 0 || told[Answer{Index: o.Index, Value: o.Value}]:
 			continue
+		default:
+			told[Answer{Index: o.Index, Value: o.Value}] = true
 		}
 		history = append(history, porcupine.Operation{ClientId: o.Client, Input: o, Call: call, Return: back})
 		shown = append(shown, o)
