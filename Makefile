@@ -35,6 +35,10 @@ race: deps ## all tests under the race detector
 chaos: ## real nodes under faults for CHAOS (3m), SEED and NODES as given; as root
 	scripts/chaos.sh chaos
 
+.PHONY: powerloss
+powerloss: ## the power of all nodes fails under load, ROUNDS times (3); as root
+	scripts/chaos.sh powerloss
+
 .PHONY: lint
 lint: ## format, vet and lint (builds the linter the first time)
 	scripts/lint.sh

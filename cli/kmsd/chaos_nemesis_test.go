@@ -28,6 +28,7 @@ func faults() []fault {
 		{"kill of all", (*rig).killAll},
 		{"disk full", (*rig).diskFull},
 		{"disk hangs", (*rig).diskHangs},
+		{"power lost", (*rig).powerLost},
 		{"token errs", (*rig).tokenErrs},
 		{"token gone", (*rig).tokenGone},
 	}
@@ -85,20 +86,35 @@ func (r *rig) torment(ctx context.Context, strokes []stroke) (applied []window) 
 		if s.victim = r.leads(); s.at != leading || s.victim == nil {
 			s.victim = r.hosts[max(s.at, 0)]
 		}
-		say(r.began, "fault %d of %d for %.1f s: %s, %s (%s)", i+1, len(strokes), s.lasts.Seconds(), s.name, s.victim.name, r.conditions())
-		w := window{name: s.name, begin: time.Since(r.began)}
-		heal := s.apply(r, s)
-		sleep(ctx, s.lasts)
-		heal()
-		w.healed = time.Since(r.began)
-		sleep(ctx, s.pause)
-		w.end = time.Since(r.began)
-		applied = append(applied, w)
-		if ctx.Err() != nil {
+		say(r.began, "fault %d of %d", i+1, len(strokes))
+		if applied = append(applied, r.strike(ctx, s)); ctx.Err() != nil {
 			break
 		}
 	}
 	return applied
+}
+
+// strike applies one fault and heals it.
+func (r *rig) strike(ctx context.Context, s stroke) window {
+	w := window{name: s.name, begin: time.Since(r.began)}
+	func() {
+		say(r.began, "for %.1f s: %s, %s (%s)", s.lasts.Seconds(), s.name, s.victim.name, r.conditions())
+		defer s.apply(r, s)()
+		sleep(ctx, s.lasts)
+	}()
+	w.healed = time.Since(r.began)
+	sleep(ctx, s.pause)
+	w.end = time.Since(r.began)
+	return w
+}
+
+func (r *rig) nothing(stroke) func() { return func() {} }
+
+// follower is a machine whose node does not lead.
+func (r *rig) follower() *machine {
+	r.t.Helper()
+	r.eventually("a leader is known", func() bool { return r.leads() != nil })
+	return r.others(r.leads())[0]
 }
 
 // others are all machines but one.
@@ -160,16 +176,12 @@ func (r *rig) lossy(s stroke) func() {
 
 // freeze stops the process.
 func (r *rig) freeze(s stroke) func() {
-	s.victim.off.Lock() // it may be between two runs
-	s.victim.stopped(syscall.SIGSTOP)
-	return func() {
-		s.victim.stopped(syscall.SIGCONT)
-		s.victim.off.Unlock()
-	}
+	s.victim.send(syscall.SIGSTOP)
+	return func() { s.victim.send(syscall.SIGCONT) }
 }
 
-// stopped sends a signal to a process that may have ended.
-func (m *machine) stopped(s syscall.Signal) {
+// send sends a signal to a process that may have ended.
+func (m *machine) send(s syscall.Signal) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	_ = m.cmd.Process.Signal(s)
@@ -177,9 +189,9 @@ func (m *machine) stopped(s syscall.Signal) {
 
 // keepOff kills a node and keeps it from starting.
 func (m *machine) keepOff() (release func()) {
-	m.off.Lock()
+	m.mayNotStart()
 	m.kill()
-	return m.off.Unlock
+	return m.mayStart
 }
 
 func (r *rig) killOne(s stroke) func() { return s.victim.keepOff() }
@@ -188,7 +200,7 @@ func (r *rig) killOne(s stroke) func() { return s.victim.keepOff() }
 func (r *rig) killAll(stroke) func() {
 	var release []func()
 	for _, m := range r.hosts {
-		m.stopped(syscall.SIGKILL)
+		m.send(syscall.SIGKILL)
 	}
 	for _, m := range r.hosts {
 		release = append(release, m.keepOff())
@@ -214,6 +226,9 @@ func (r *rig) diskHangs(s stroke) func() {
 	s.victim.disk.freeze()
 	return s.victim.disk.thaw
 }
+
+// powerLost takes one machine's power away: what had not reached its disk is gone.
+func (r *rig) powerLost(s stroke) func() { return losePower(s.victim) }
 
 // tokenErrs makes the token fail always, fail with an error that says nothing, fail
 // now and then, or be slow.

@@ -37,6 +37,35 @@ func (l *load) report(windows []window) {
 	_ = out.Flush()
 }
 
+// substantial fails the test if too little happened.
+func (l *load) substantial(windows []window) {
+	kinds := map[string]bool{}
+	for _, w := range windows {
+		kinds[w.name] = true
+	}
+	l.needs([]need{
+		{"kinds of faults", len(kinds), 3},
+		{"data keys generated", l.counted("GenerateDataKey", "ok"), 200},
+		{"data keys opened", l.counted("Decrypt", "ok"), 200},
+		{"uses of disabled keys refused", l.counted("", "key disabled"), 50},
+		{"keys created", l.counted("CreateKey", "ok"), 30},
+		{"aliases moved", l.counted("UpdateAlias", "ok"), 5},
+		{"restrictions", len(history.Summarize(l.record.History()).Restrictions), 50},
+		{"calls refused for want of a lease", l.counted("", "no lease"), 1},
+	})
+	felt := map[string]need{
+		"partition":             {"packets lost", int(l.wire.lost.Load()), 1},
+		"slow, reordering link": {"packets delayed", int(l.wire.late.Load()), 1},
+		"token gone":            {"calls that found no token", l.counted("", "hsm unavailable"), 1},
+		"disk full":             {"calls that found no room", l.counted("", "audit unavailable") + l.exits[exitStorage], 1},
+	}
+	for kind, n := range felt {
+		if kinds[kind] {
+			l.needs([]need{n})
+		}
+	}
+}
+
 // reportFaults tells how long no client that knows all nodes was answered: the
 // longest time between two answers to one client, while a fault lasted or until the
 // next one.

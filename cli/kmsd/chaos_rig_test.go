@@ -34,7 +34,7 @@ type machine struct {
 	address netip.Addr
 	disk    *disk
 	token   *os.File   // says what the shim does
-	off     sync.Mutex // held while the node must not run
+	off     chan struct{} // holds something while the node must not be started
 	seen    atomic.Pointer[view]
 }
 
@@ -63,7 +63,7 @@ func newRig(t *testing.T, nodes int, on string) *rig {
 	}
 	for i := range nodes {
 		name := fmt.Sprintf("kms-%d", i+1)
-		m := &machine{address: hostAddress(i + 1)}
+		m := &machine{address: hostAddress(i + 1), off: make(chan struct{}, 1)}
 		m.disk = newDisk(t, filepath.Join(r.dir, name+".img"), filepath.Join(r.dir, name, on))
 		m.process = r.addNode(name)
 		r.wire.host(name, m.address)
@@ -80,6 +80,14 @@ func newRig(t *testing.T, nodes int, on string) *rig {
 	return r
 }
 
+// settle brings everything up to now to the disks: SoftHSM does not do that for the
+// keys in its token, nor these tests for configurations.
+func (r *rig) settle() {
+	for _, m := range r.hosts {
+		run(r.t, "sync", "--file-system", m.disk.at)
+	}
+}
+
 // condition tells the shim what the token is like from now on: see
 // testdata/p11shim.c.
 func (m *machine) condition(c byte) {
@@ -88,6 +96,9 @@ func (m *machine) condition(c byte) {
 }
 
 func (m *machine) well() { m.condition('w') }
+
+func (m *machine) mayNotStart() { m.off <- struct{}{} }
+func (m *machine) mayStart()    { <-m.off }
 
 // supervise starts every node again that ends, unless it must stay off, as the init
 // system of its host would, until ctx ends.
@@ -104,14 +115,14 @@ func (r *rig) supervise(ctx context.Context) {
 					return
 				}
 				r.ended(m, cmd.ProcessState.ExitCode())
+				sleep(ctx, restartPause)
 				select {
-				case <-time.After(restartPause):
+				case m.off <- struct{}{}:
+					m.start()
+					m.mayStart()
 				case <-ctx.Done():
 					return
 				}
-				m.off.Lock()
-				m.start()
-				m.off.Unlock()
 			}
 		})
 	}

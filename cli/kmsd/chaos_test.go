@@ -13,7 +13,7 @@ import (
 const (
 	healthyFor = 15 * time.Second // nothing is wrong at first
 	oneGoneFor = 15 * time.Second // then one follower is away
-	quietFor   = 20 * time.Second // at the end, of the time given: to converge
+	quietFor   = 10 * time.Second // of the time given, at the end: to converge
 	sayEvery   = 5 * time.Second
 )
 
@@ -25,58 +25,51 @@ func TestChaos(t *testing.T) {
 		return
 	}
 	length := setting(t, "CHAOS", 3*time.Minute, time.ParseDuration)
-	seed := setting(t, "SEED", rand.Uint64N(1_000_000), func(s string) (uint64, error) { return strconv.ParseUint(s, 10, 64) })
+	seed := setting(t, "SEED", rand.Uint64N(1_000_000), parseSeed)
+	var windows []window
+	l := underLoad(t, seed, "data", func(ctx context.Context, l *load) {
+		began := time.Now()
+		healthy := stroke{fault: fault{"nothing", (*rig).nothing}, victim: l.hosts[0], lasts: healthyFor}
+		gone := stroke{fault: fault{"one node gone", (*rig).killOne}, victim: l.follower(), lasts: oneGoneFor, pause: pauseMax}
+		windows = append(windows, l.strike(ctx, healthy), l.strike(ctx, gone))
+		windows = append(windows, l.torment(ctx, plan(seed, len(l.nodes), length-time.Since(began)-quietFor))...)
+	})
+	l.report(windows)
+	l.substantial(windows)
+}
+
+func parseSeed(s string) (uint64, error) { return strconv.ParseUint(s, 10, 64) }
+
+// underLoad starts a cluster and its clients, lets f break it, and judges what the
+// clients saw then and when all is well again. on is the directory of a node that is
+// a disk of its own.
+func underLoad(t *testing.T, seed uint64, on string, f func(context.Context, *load)) *load {
+	t.Helper()
 	ctx := interruptible(t)
-	r := newRig(t, setting(t, "NODES", 3, strconv.Atoi), "data")
+	r := newRig(t, setting(t, "NODES", 3, strconv.Atoi), on)
 	l := newLoad(r)
-	say(r.began, "seed %d: %d nodes", seed, len(r.nodes))
+	say(r.began, "seed %d: %d nodes start", seed, len(r.nodes))
 	r.begin()
+	r.settle()
 	background, stop := context.WithCancel(ctx)
 	defer r.wait.Wait()
 	defer stop()
 	r.supervise(background)
 	l.watch(background)
-	began := time.Now()
+	t.Cleanup(func() { l.keep(seed) })
 	l.begin(ctx)
-	defer l.keep(seed)
+	defer l.end()
 	r.wait.Go(func() { l.progress(background) })
-
-	windows := []window{r.quietly(ctx, "nothing", healthyFor, func() func() { return func() {} })}
-	windows = append(windows, r.quietly(ctx, "one node gone", oneGoneFor, r.follower().keepOff))
-	windows = append(windows, r.torment(ctx, plan(seed, len(r.nodes), length-time.Since(began)-quietFor))...)
+	f(ctx, l)
 	if ctx.Err() != nil {
-		t.Error("interrupted")
-		l.end()
-		return
+		t.Fatal("interrupted")
 	}
-	say(r.began, "the cluster comes to rest (%s)", r.conditions())
+	say(r.began, "nothing is wrong any more (%s)", r.conditions())
 	l.converge(ctx)
 	l.end()
 	l.final(ctx)
-	stop()
-	r.wait.Wait()
 	l.judge()
-	l.report(windows)
-	l.vacuous(windows)
-}
-
-// quietly lets the clients work with at most one thing wrong.
-func (r *rig) quietly(ctx context.Context, name string, d time.Duration, apply func() (heal func())) window {
-	say(r.began, "%s is wrong for %s", name, d)
-	w := window{name: name, begin: time.Since(r.began)}
-	heal := apply()
-	sleep(ctx, d)
-	heal()
-	w.healed = time.Since(r.began)
-	sleep(ctx, pauseMax)
-	w.end = time.Since(r.began)
-	return w
-}
-
-// follower is a machine whose node does not lead.
-func (r *rig) follower() *machine {
-	r.eventually("a leader is known", func() bool { return r.leads() != nil })
-	return r.others(r.leads())[0]
+	return l
 }
 
 // progress says now and then how things are.
