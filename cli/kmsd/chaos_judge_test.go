@@ -17,7 +17,7 @@ import (
 
 // converge waits until every node serves and all have the same state, while the
 // clients go on.
-func (l *load) converge(ctx context.Context) {
+func (l *trial) converge(ctx context.Context) {
 	for _, m := range l.hosts {
 		l.eventually(m.name+" serves again", func() bool {
 			v := m.seen.Load()
@@ -41,7 +41,7 @@ func (l *load) converge(ctx context.Context) {
 }
 
 // final reads every key and opens every data key on every node.
-func (l *load) final(ctx context.Context) {
+func (l *trial) final(ctx context.Context) {
 	index := l.latest(ctx, l.nodes[0])
 	states := map[string]history.Value{}
 	for _, o := range l.record.History().Operations {
@@ -66,7 +66,7 @@ func (l *load) final(ctx context.Context) {
 const openers = 8 // at a time
 
 // openAll opens every data key on one node: those under enabled keys, and no other.
-func (l *load) openAll(ctx context.Context, p *process, states map[string]history.Value) {
+func (l *trial) openAll(ctx context.Context, p *process, states map[string]history.Value) {
 	todo := make(chan sealed)
 	var wait sync.WaitGroup
 	for range openers {
@@ -88,7 +88,7 @@ func (l *load) openAll(ctx context.Context, p *process, states map[string]histor
 }
 
 // acknowledged says how much was.
-func (l *load) acknowledged() string {
+func (l *trial) acknowledged() string {
 	restrictions := 0
 	for _, o := range l.record.History().Operations {
 		if o.Kind.Restricts() && o.Outcome == history.OK {
@@ -99,7 +99,7 @@ func (l *load) acknowledged() string {
 }
 
 // judge applies the rules to everything that was seen.
-func (l *load) judge() {
+func (l *trial) judge() {
 	for _, v := range history.Check(l.record.History(), history.Rules{Slack: callLimit}) {
 		l.mistake("%s", v)
 	}
@@ -114,7 +114,7 @@ type need struct {
 	got, atLeast int
 }
 
-func (l *load) needs(all []need) {
+func (l *trial) needs(all []need) {
 	for _, n := range all {
 		if n.got < n.atLeast {
 			l.t.Errorf("vacuous: %s: %d, want at least %d", n.what, n.got, n.atLeast)
@@ -123,7 +123,7 @@ func (l *load) needs(all []need) {
 }
 
 // keep saves what there is to learn from a failure.
-func (l *load) keep(seed uint64) {
+func (l *trial) keep(seed uint64) {
 	if !l.t.Failed() {
 		return
 	}

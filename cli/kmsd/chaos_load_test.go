@@ -19,8 +19,8 @@ import (
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 )
 
-// load is what clients do to a rig, and what they saw.
-type load struct {
+// trial is what clients do to a rig, and what they saw.
+type trial struct {
 	*rig
 	record *history.Recorder
 	wait   sync.WaitGroup
@@ -55,8 +55,8 @@ const (
 	maxSteady     = 1024
 )
 
-func newLoad(r *rig) *load {
-	return &load{
+func newLoad(r *rig) *trial {
+	return &trial{
 		rig: r, record: history.NewRecorder(history.Since(r.began)),
 		counts: map[string]map[string]int{}, probes: map[string][]time.Duration{},
 	}
@@ -65,13 +65,13 @@ func newLoad(r *rig) *load {
 // caller is one client, and a session in the history.
 type caller struct {
 	*client.Client
-	l    *load
+	l    *trial
 	id   int
 	node string // which it asks; "any" if it takes the next when one fails
 	dice *rand.Rand
 }
 
-func (l *load) caller(id string, to ...*process) *caller {
+func (l *trial) caller(id string, to ...*process) *caller {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.callers++
@@ -85,17 +85,17 @@ func (l *load) caller(id string, to ...*process) *caller {
 // pair is an administrator and a user that ask the i-th node first.
 type pair struct{ admin, user *caller }
 
-func (l *load) pair(i int) pair {
+func (l *trial) pair(i int) pair {
 	return pair{l.caller(adminID, l.rotated(i)...), l.caller(userID, l.rotated(i)...)}
 }
 
 // rotated are all nodes, the i-th first.
-func (l *load) rotated(i int) []*process {
+func (l *trial) rotated(i int) []*process {
 	return slices.Concat(l.nodes[i:], l.nodes[:i])
 }
 
 // begin seals the first keys and starts the clients; they run until end is called.
-func (l *load) begin(ctx context.Context) {
+func (l *trial) begin(ctx context.Context) {
 	ctx, l.stop = context.WithCancel(ctx)
 	first := l.pair(0)
 	for range targets {
@@ -128,7 +128,7 @@ func (l *load) begin(ctx context.Context) {
 	work(50*time.Millisecond, func(ctx context.Context) { l.probeWrites(ctx, writer) })
 }
 
-func (l *load) end() {
+func (l *trial) end() {
 	l.stop()
 	l.wait.Wait()
 }
@@ -212,7 +212,7 @@ func ending(err error) string {
 	return err.Error()
 }
 
-func (l *load) count(name string, err error) {
+func (l *trial) count(name string, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.counts[name] == nil {
@@ -221,7 +221,7 @@ func (l *load) count(name string, err error) {
 	l.counts[name][ending(err)]++
 }
 
-func (l *load) counted(name string, ending string) (n int) {
+func (l *trial) counted(name string, ending string) (n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for call, endings := range l.counts {
@@ -233,14 +233,14 @@ func (l *load) counted(name string, ending string) (n int) {
 }
 
 // mistake notes an answer that must not be.
-func (l *load) mistake(format string, args ...any) {
+func (l *trial) mistake(format string, args ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.wrong = append(l.wrong, fmt.Sprintf("%s: ", time.Since(l.began).Round(time.Millisecond))+fmt.Sprintf(format, args...))
 }
 
 // pick is a key to use: most often one whose state changes.
-func (l *load) pick(dice *rand.Rand) sealed {
+func (l *trial) pick(dice *rand.Rand) sealed {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.steady) == 0 || dice.IntN(3) > 0 {
@@ -250,7 +250,7 @@ func (l *load) pick(dice *rand.Rand) sealed {
 }
 
 // use makes one cryptographic call.
-func (l *load) use(ctx context.Context, c *caller, limit time.Duration) {
+func (l *trial) use(ctx context.Context, c *caller, limit time.Duration) {
 	s := l.pick(c.dice)
 	switch c.dice.IntN(3) {
 	case 0:
@@ -266,7 +266,7 @@ func (l *load) use(ctx context.Context, c *caller, limit time.Duration) {
 }
 
 // seal generates a data key and remembers it.
-func (l *load) seal(ctx context.Context, c *caller, key string, limit time.Duration) (made sealed) {
+func (l *trial) seal(ctx context.Context, c *caller, key string, limit time.Duration) (made sealed) {
 	_ = c.call(ctx, "GenerateDataKey", history.Use, key, limit, func(ctx context.Context) (answer, error) {
 		r, err := c.Crypto().GenerateDataKey(ctx, &pb.GenerateDataKeyRequest{KeyId: key, Spec: pb.DataKeySpec_DATA_KEY_SPEC_AES_256})
 		if err == nil {
@@ -287,7 +287,7 @@ func (l *load) seal(ctx context.Context, c *caller, key string, limit time.Durat
 }
 
 // open decrypts a data key and compares.
-func (l *load) open(ctx context.Context, c *caller, s sealed, limit time.Duration) error {
+func (l *trial) open(ctx context.Context, c *caller, s sealed, limit time.Duration) error {
 	return c.call(ctx, "Decrypt", history.Use, s.key, limit, func(ctx context.Context) (answer, error) {
 		r, err := c.Crypto().Decrypt(ctx, &pb.DecryptRequest{Ciphertext: s.blob})
 		if err == nil && !bytes.Equal(r.GetPlaintext(), s.dek) {
@@ -297,7 +297,7 @@ func (l *load) open(ctx context.Context, c *caller, s sealed, limit time.Duratio
 	})
 }
 
-func (l *load) read(ctx context.Context, c *caller) {
+func (l *trial) read(ctx context.Context, c *caller) {
 	key := l.pick(c.dice).key
 	_ = c.call(ctx, "DescribeKey", history.Read, key, useLimit, func(ctx context.Context) (answer, error) {
 		return describe(ctx, c, key, nil)
@@ -314,7 +314,7 @@ func describe(ctx context.Context, c *caller, key string, token []byte) (answer,
 }
 
 // mint creates a key.
-func (l *load) mint(ctx context.Context, c *caller) (key string) {
+func (l *trial) mint(ctx context.Context, c *caller) (key string) {
 	_ = c.call(ctx, "CreateKey", history.Create, fmt.Sprintf("unanswered %p", &key), writeLimit, func(ctx context.Context) (answer, error) {
 		r, err := c.Keys().CreateKey(ctx, &pb.CreateKeyRequest{Description: "chaos"})
 		key = r.GetKey().GetKeyId()
@@ -324,7 +324,7 @@ func (l *load) mint(ctx context.Context, c *caller) (key string) {
 }
 
 // create makes a key that stays enabled, and seals a data key under it.
-func (l *load) create(ctx context.Context, who pair) {
+func (l *trial) create(ctx context.Context, who pair) {
 	l.mu.Lock()
 	full := len(l.steady) >= maxSteady
 	l.mu.Unlock()
@@ -341,7 +341,7 @@ func (l *load) create(ctx context.Context, who pair) {
 }
 
 // retarget puts a new key in the place of a target, or adds one.
-func (l *load) retarget(ctx context.Context, who pair, old *target) {
+func (l *trial) retarget(ctx context.Context, who pair, old *target) {
 	for ctx.Err() == nil {
 		key := l.mint(ctx, who.admin)
 		if key == "" {
@@ -363,7 +363,7 @@ func (l *load) retarget(ctx context.Context, who pair, old *target) {
 }
 
 // toggle changes the state of a key.
-func (l *load) toggle(ctx context.Context, who pair) {
+func (l *trial) toggle(ctx context.Context, who pair) {
 	c := who.admin
 	l.mu.Lock()
 	t := l.toggled[c.dice.IntN(len(l.toggled))]
@@ -385,7 +385,7 @@ func (l *load) toggle(ctx context.Context, who pair) {
 	}
 }
 
-func (l *load) change(ctx context.Context, c *caller, key string, kind history.Kind) error {
+func (l *trial) change(ctx context.Context, c *caller, key string, kind history.Kind) error {
 	names := map[history.Kind]string{history.Enable: "EnableKey", history.Disable: "DisableKey", history.Schedule: "ScheduleKeyDeletion", history.Cancel: "CancelKeyDeletion"}
 	return c.call(ctx, names[kind], kind, key, writeLimit, func(ctx context.Context) (a answer, err error) {
 		var r interface{ GetIndexToken() []byte }

@@ -16,7 +16,7 @@ import (
 )
 
 // report prints what was done and what was seen.
-func (l *load) report(windows []window) {
+func (l *trial) report(windows []window) {
 	out := tabwriter.NewWriter(os.Stdout, 0, 0, 3, ' ', 0)
 	row := func(cells ...any) {
 		for _, c := range cells {
@@ -38,7 +38,7 @@ func (l *load) report(windows []window) {
 }
 
 // substantial fails the test if too little happened.
-func (l *load) substantial(windows []window) {
+func (l *trial) substantial(windows []window) {
 	kinds := map[string]bool{}
 	for _, w := range windows {
 		kinds[w.name] = true
@@ -69,7 +69,7 @@ func (l *load) substantial(windows []window) {
 // reportFaults tells how long no client that knows all nodes was answered: the
 // longest time between two answers to one client, while a fault lasted or until the
 // next one.
-func (l *load) reportFaults(windows []window, row func(...any)) {
+func (l *trial) reportFaults(windows []window, row func(...any)) {
 	type total struct {
 		times          int
 		lasted         time.Duration
@@ -115,7 +115,7 @@ func interruption(answers []time.Duration, w window) (longest time.Duration) {
 	return longest
 }
 
-func (l *load) reportRestrictions(windows []window, row func(...any)) {
+func (l *trial) reportRestrictions(windows []window, row func(...any)) {
 	row("RESTRICTIONS (DisableKey, ScheduleKeyDeletion)", "NUMBER", "P50", "P99", "MAX")
 	all := l.record.History().Operations
 	took := func(in func(at time.Duration) bool) (out []time.Duration) {
@@ -146,7 +146,7 @@ func (l *load) reportRestrictions(windows []window, row func(...any)) {
 	}
 }
 
-func (l *load) reportCalls(row func(...any)) {
+func (l *trial) reportCalls(row func(...any)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	row("CALLS", "OK", "REFUSED OR FAILED")

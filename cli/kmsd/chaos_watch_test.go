@@ -16,13 +16,13 @@ import (
 // namer moves an alias from key to key and looks, after each acknowledged change,
 // whether any node still uses what the alias named before.
 type namer struct {
-	l     *load
+	l     *trial
 	admin *caller
 	nodes []*caller // users, one a node
 	names int
 }
 
-func (l *load) newNamer() *namer {
+func (l *trial) newNamer() *namer {
 	n := &namer{l: l, admin: l.caller(adminID, l.rotated(0)...)}
 	for _, p := range l.nodes {
 		n.nodes = append(n.nodes, l.caller(userID, p))
@@ -79,7 +79,7 @@ func (n *namer) look(ctx context.Context, c *caller, after, name, key string) {
 }
 
 // probe makes one call that must never be refused, and notes when it was answered.
-func (l *load) probe(ctx context.Context, name string, c *caller) {
+func (l *trial) probe(ctx context.Context, name string, c *caller) {
 	l.mu.Lock()
 	s := l.steady[0]
 	l.mu.Unlock()
@@ -88,7 +88,7 @@ func (l *load) probe(ctx context.Context, name string, c *caller) {
 	}
 }
 
-func (l *load) probeWrites(ctx context.Context, c *caller) {
+func (l *trial) probeWrites(ctx context.Context, c *caller) {
 	l.mu.Lock()
 	s := l.steady[0]
 	l.mu.Unlock()
@@ -97,7 +97,7 @@ func (l *load) probeWrites(ctx context.Context, c *caller) {
 	}
 }
 
-func (l *load) answered(probe string) {
+func (l *trial) answered(probe string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.probes[probe] = append(l.probes[probe], time.Since(l.began))
@@ -110,7 +110,7 @@ type view struct {
 }
 
 // watch asks every node for its status and notes the running hashes.
-func (l *load) watch(ctx context.Context) {
+func (l *trial) watch(ctx context.Context) {
 	for _, m := range l.hosts {
 		c := l.caller(operatorID, m.process)
 		l.rig.wait.Go(func() {

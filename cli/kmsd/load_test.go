@@ -13,9 +13,9 @@ import (
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 )
 
-// callLimit is what one call of the load may take, the SDK's repetitions included: an
+// loadLimit is what one call of the load may take, the SDK's repetitions included: an
 // election on a slow machine is far within it.
-const callLimit = 45 * time.Second
+const loadLimit = 45 * time.Second
 
 // load is a cluster's clients at work: two SDK clients in several goroutines, all
 // through a change of the cluster. Not one call may fail.
@@ -81,7 +81,7 @@ func (l *load) during(format string, args ...any) {
 
 // call makes one call of the load.
 func (l *load) call(ctx context.Context, kind string, f func(context.Context) error) bool {
-	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), callLimit)
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), loadLimit)
 	defer cancel()
 	before, began := *l.doing.Load(), time.Now()
 	err := f(limited)
