@@ -33,7 +33,7 @@ type machine struct {
 	*process
 	address netip.Addr
 	disk    *disk
-	token   *os.File   // says what the shim does
+	token   *os.File      // says what the shim does
 	off     chan struct{} // holds something while the node must not be started
 	seen    atomic.Pointer[view]
 }
