@@ -135,6 +135,16 @@ func splitMAC(raw []byte) (plain, mac []byte, err error) {
 	return append(bytes.Clone(head), '}'), mac, nil
 }
 
+// OpenEntry verifies an entry's MAC and decodes it. The MAC covers what is asked for,
+// by whom and when, and not the place in the log: whoever keeps entries outside it
+// must bind the index to them.
+func (k LogKey) OpenEntry(raw []byte) (*Entry, Command, error) {
+	if err := k.VerifyEntry(raw); err != nil {
+		return nil, nil, err
+	}
+	return decodeEntry(raw)
+}
+
 // decodeEntry reads an entry strictly: every field known, and the bytes exactly
 // those this release would write.
 func decodeEntry(raw []byte) (*Entry, Command, error) {

@@ -242,7 +242,7 @@ func TestRestoreRefused(t *testing.T) {
 		{"cut", &reader{Reader: bytes.NewReader(good[:len(good)-1])}, io.ErrUnexpectedEOF, "cut off"},
 		{"flipped", &reader{Reader: bytes.NewReader(flipped)}, nil, ""},
 		{"empty", &reader{Reader: bytes.NewReader(nil)}, nil, "does not begin with QKS1"},
-		{"reading fails", &reader{Reader: io.MultiReader(bytes.NewReader(good[:len(good)/2]), iotest.ErrReader(broken))}, broken, "cut off"},
+		{"reading fails", &reader{Reader: io.MultiReader(bytes.NewReader(good[:len(good)/2]), iotest.ErrReader(broken))}, broken, "disk on fire"},
 		{"closing fails", &reader{Reader: bytes.NewReader(good), closing: broken}, broken, "closing it"},
 		{"invariant broken", &reader{Reader: bytes.NewReader(snapshotOf(t, faulty.s))}, nil, "alias/faulty of tenant default names key"},
 	} {

@@ -65,6 +65,15 @@ type snapshotWriter struct {
 	err     error
 }
 
+// Records is how many records a snapshot of the state has.
+func (s *State) Records() uint64 {
+	n := s.tenants.len() + s.members.len() + s.tickets.len() + s.keys.len() + s.aliases.len() + s.requestOrder.len()
+	if s.Initialized() {
+		n++
+	}
+	return uint64(n) //nolint:gosec // not negative
+}
+
 // WriteSnapshot writes the state; it holds nothing up, since the state does not
 // change.
 func (s *State) WriteSnapshot(w io.Writer, key LogKey) error {
@@ -131,7 +140,7 @@ type snapshotReader struct {
 func (x *snapshotReader) frame() (recordKind, []byte, error) {
 	var head [frameHead]byte
 	if _, err := io.ReadFull(x.r, head[:]); err != nil {
-		return 0, nil, fmt.Errorf("%w: cut off: %w", ErrSnapshot, err)
+		return 0, nil, unreadable(err)
 	}
 	n := binary.BigEndian.Uint32(head[1:])
 	if n > maxFrame {
@@ -139,7 +148,7 @@ func (x *snapshotReader) frame() (recordKind, []byte, error) {
 	}
 	b := make([]byte, n)
 	if _, err := io.ReadFull(x.r, b); err != nil {
-		return 0, nil, fmt.Errorf("%w: cut off: %w", ErrSnapshot, err)
+		return 0, nil, unreadable(err)
 	}
 	kind := recordKind(head[0])
 	if kind != kindTrailer {
@@ -147,6 +156,13 @@ func (x *snapshotReader) frame() (recordKind, []byte, error) {
 		x.sum.Write(b)
 	}
 	return kind, b, nil
+}
+
+func unreadable(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: cut off: %w", ErrSnapshot, err)
+	}
+	return fmt.Errorf("%w: %w", ErrSnapshot, err)
 }
 
 // ReadSnapshot reads and verifies all of a snapshot before it gives a state.
@@ -172,7 +188,8 @@ func ReadSnapshot(r io.Reader, key LogKey) (*State, error) {
 		return nil, fmt.Errorf("%w: format %d, this release knows %d: upgrade this node", ErrSnapshot, header.Format, format)
 	}
 	s := NewState()
-	s.index, s.term, s.now, s.restricted = header.Index, header.Term, header.Now, header.Index
+	s.index, s.term, s.now = header.Index, header.Term, header.Now
+	s.restricted, s.changed = header.Index, header.Index
 	copy(s.hash[:], header.Hash)
 	t := &tx{s: s, hash: sha256.New()}
 	for records := uint64(0); ; records++ {
@@ -201,8 +218,11 @@ func (x *snapshotReader) trailer(b, header []byte, records uint64, key LogKey) e
 	if err := decodeStrict(b, &z); err != nil {
 		return fmt.Errorf("%w: bad trailer: %w", ErrSnapshot, err)
 	}
-	if _, err := x.r.ReadByte(); !errors.Is(err, io.EOF) {
+	switch _, err := x.r.ReadByte(); {
+	case err == nil:
 		return fmt.Errorf("%w: bytes after the trailer", ErrSnapshot)
+	case !errors.Is(err, io.EOF): // such as a backup's signature that does not verify
+		return fmt.Errorf("%w: at its end: %w", ErrSnapshot, err)
 	}
 	digest := x.sum.Sum(nil)
 	if z.Records != records || !hmac.Equal(z.SHA256, digest) {

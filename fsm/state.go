@@ -26,6 +26,7 @@ type State struct {
 
 	restricted uint64 // index of the last entry whose command restricts, or of the snapshot that was read
 	tick       *Tick  // the last entry, if it is one; no part of what is replicated
+	changed    uint64 // index of the last entry that is no Tick, or of the snapshot that was read
 
 	cluster      Cluster
 	keys         table[keyItem]
@@ -117,6 +118,11 @@ func (s *State) Hash() []byte { return bytes.Clone(s.hash[:]) }
 // this process knows: a snapshot that was read counts as one. It is no part of
 // what is replicated.
 func (s *State) Restricted() uint64 { return s.restricted }
+
+// Changed is the index of the last entry that is more than a Tick, as far as this
+// process knows: a snapshot that was read counts as one. It is no part of what is
+// replicated.
+func (s *State) Changed() uint64 { return s.changed }
 
 // Initialized tells whether the first entry has been applied.
 func (s *State) Initialized() bool { return s.cluster.Release != 0 }
@@ -259,7 +265,9 @@ func (s *State) Apply(index, term uint64, raw []byte) (*State, Result, error) {
 	if EffectOf(command) == Restricts {
 		t.s.restricted = index
 	}
-	t.s.tick, _ = command.(*Tick)
+	if t.s.tick, _ = command.(*Tick); t.s.tick == nil {
+		t.s.changed = index
+	}
 	result.Index = index
 	return t.s, result, err
 }
