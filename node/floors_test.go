@@ -19,12 +19,15 @@ var floors = map[string][]string{
 	"node/audit":      {},
 	"rpc/quorumkmsv1": {},
 	"rpc/peerv1":      {},
+	// The format of backups: the SDK's, so that kmsctl can check one without a node.
+	"rpc/client/backup": {},
 
 	"hsm/soft":    {"hsm"},
 	"hsm/p11":     {"hsm"},
 	"hsm/hsmtest": {"hsm"},
 
 	"node/cluster":  {"fsm", "hsm", "transport"},
+	"node/archive":  {"fsm", "rpc/client/backup"},
 	"node/kms/gate": {"fsm", "node/audit"},
 	"node/kms":      {"fsm", "hsm", "node/audit", "node/kms/gate"},
 
