@@ -34,7 +34,7 @@
 //
 //	'H'  header: canonical JSON of Header; first, once
 //	'E'  entry: index u64 | term u64 | the entry's bytes
-//	'C'  coverage: index u64 | time i64 (unix nanoseconds, the state's)
+//	'C'  coverage: index u64 | time i64 (unix nanoseconds, the state's; 0: as before)
 //	'G'  gap: first u64 | last u64
 //
 // The records say: behind the header's index, the restricting entries up to the

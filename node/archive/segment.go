@@ -202,7 +202,9 @@ func (s *Segment) take(key fsm.LogKey, first bool, kind byte, body []byte) error
 		if index < s.Until.Index {
 			return fmt.Errorf("a coverage of index %d behind index %d", index, s.Until.Index)
 		}
-		s.Until = Coverage{index, time.Unix(0, at).UTC()}
+		if s.Until.Index = index; at != 0 {
+			s.Until.Time = time.Unix(0, at).UTC()
+		}
 	case kind == kindGap && len(body) == twoNumbers:
 		gap := Span{binary.BigEndian.Uint64(body), binary.BigEndian.Uint64(body[8:])}
 		if gap.First <= s.Until.Index || gap.Last < gap.First {
