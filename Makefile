@@ -58,6 +58,14 @@ check: lint generated race compose-test ## everything that must hold
 fuzz: deps ## fuzz every parser for FUZZTIME each (default 20s)
 	scripts/fuzz.sh $(FUZZTIME)
 
+.PHONY: model
+model: ## check the model of the lease with Spin, and that each of its rules is needed
+	scripts/model.sh
+
+.PHONY: model-full
+model-full: ## the same with large configurations: half an hour, up to 16 GiB
+	scripts/model.sh full
+
 .PHONY: bench
 bench: deps ## Go benchmarks
 	CGO_ENABLED=1 go test -run '^$$' -bench . -benchmem ./...
