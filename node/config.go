@@ -50,7 +50,8 @@ type Address struct {
 	Advertise string `yaml:"advertise"`
 }
 
-// TLS names PEM files. They are read again on SIGHUP.
+// TLS names PEM files. They are read again when they have changed, and on SIGHUP.
+// CA may hold several certificates, while one is being replaced.
 type TLS struct {
 	Cert string `yaml:"cert"`
 	Key  string `yaml:"key"`

@@ -48,7 +48,8 @@ type Options struct {
 	Halt func(error)
 	// Console is told, for a person, what a joining node waits for.
 	Console io.Writer
-	// Hangup delivers requests to read certificates and CA again, and to call Reload.
+	// Hangup delivers requests to read certificates and CA again at once, and to call
+	// Reload.
 	Hangup <-chan os.Signal
 	// Reload, optional, reads again what else can change while the node runs.
 	Reload func() error
@@ -232,7 +233,7 @@ func (n *Node) wire() {
 		KMS: service, Member: n.member, Log: n.log, Credentials: n.creds, Announce: n.announce,
 		Node: rpc.NodeView{
 			Name: n.config.Name, TrustDomain: n.config.TrustDomain, Version: n.options.Version,
-			Partition: n.partition, Keyring: n.keyring.Stats, Reachable: n.reachable, Certificate: n.creds.NotAfter,
+			Partition: n.partition, Keyring: n.keyring.Stats, Reachable: n.reachable, Credentials: n.creds, Now: time.Now,
 		},
 	})
 }
@@ -284,6 +285,7 @@ func (n *Node) serve(ctx context.Context) error {
 	n.background("peer calls", func() error { return n.server.ServePeers(peers) })
 	n.background("client calls", func() error { return n.server.ServeClients(clients) })
 	n.background("health", func() error { n.watchHealth(serving); return nil })
+	n.background("files", func() error { n.watchFiles(serving); return nil })
 	joining, stopJoining := context.WithCancel(ctx)
 	defer stopJoining()
 	n.joining.Go(func() { n.failing("joining", n.join(joining)) })
@@ -339,35 +341,22 @@ func (n *Node) drain() {
 	n.server.Stop()
 }
 
-// watchHealth publishes the health checks and reads certificates again when asked.
+// watchHealth publishes the health checks.
 func (n *Node) watchHealth(ctx context.Context) {
 	tick := time.NewTicker(healthEvery)
 	defer tick.Stop()
 	for {
-		usable := n.member.Usable() == nil && n.member.Serves(n.member.State()) == nil && n.partition.Healthy() == nil && n.audit.Healthy() == nil
+		usable := n.member.Usable() == nil && n.member.Serves(n.member.State()) == nil && n.partition.Healthy() == nil && n.audit.Healthy() == nil &&
+			n.creds.Valid() == nil
 		n.server.SetHealth("", true)
 		n.server.SetHealth(rpc.HealthCrypto, usable)
 		n.server.SetHealth(rpc.HealthWrite, n.member.LeaderKnown())
 		select {
 		case <-tick.C:
-		case <-n.options.Hangup:
-			n.reload()
 		case <-ctx.Done():
 			return
 		}
 	}
-}
-
-func (n *Node) reload() {
-	err := n.creds.Reload()
-	if n.options.Reload != nil {
-		err = errors.Join(err, n.options.Reload())
-	}
-	if err != nil {
-		n.log.Error("not everything was read again; what was not stays as it is", "error", err)
-		return
-	}
-	n.log.Info("certificates and log level were read again", "certificate_expires", n.creds.NotAfter())
 }
 
 // join makes a new node a member of a cluster, if it was told of one.

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"encoding/hex"
 	"fmt"
 	"time"
 
@@ -27,7 +28,8 @@ type NodeView struct {
 	}
 	Keyring     func() hsm.Stats
 	Reachable   func(raftID string) bool
-	Certificate func() time.Time // when the node's certificate expires
+	Credentials *transport.Credentials
+	Now         func() time.Time
 }
 
 type clusterServer struct {
@@ -52,9 +54,10 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 	out := &pb.StatusResponse{
 		TrustDomain: s.node.TrustDomain, RaftId: st.ID, NodeName: s.node.Name, Version: s.node.Version,
 		LeaderId: st.LeaderID, Term: st.Term, AppliedIndex: st.Applied, LastLogIndex: st.LastLog,
-		LeaseLeft: durationpb.New(st.LeaseLeft), Hsm: s.hsm(), CertificateExpiry: timestamppb.New(s.node.Certificate()),
-		KnownRelease: fsm.NewestRelease,
+		LeaseLeft: durationpb.New(st.LeaseLeft), Hsm: s.hsm(), KnownRelease: fsm.NewestRelease,
+		Certificate: s.certificate(s.node.Credentials.Certificate()), CaCertificates: each(s.node.Credentials.CAs(), s.certificate),
 	}
+	out.CertificateExpiry = out.GetCertificate().GetNotAfter()
 	s.serving(out, st)
 	if st.Joined {
 		out.ClusterId = st.Cluster.String()
@@ -83,6 +86,13 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 	return out, nil
 }
 
+func (s *clusterServer) certificate(c transport.Certificate) *pb.Certificate {
+	return &pb.Certificate{
+		Subject: c.Subject(), Issuer: c.Issuer(), KeyHash: hex.EncodeToString(c.KeyHash()),
+		NotBefore: timestamppb.New(c.NotBefore()), NotAfter: timestamppb.New(c.NotAfter()), Warning: c.Warning(s.node.Now()),
+	}
+}
+
 func (s *clusterServer) serving(out *pb.StatusResponse, st cluster.Status) {
 	err := s.member.Usable()
 	if err == nil {
@@ -90,6 +100,9 @@ func (s *clusterServer) serving(out *pb.StatusResponse, st cluster.Status) {
 	}
 	if err == nil {
 		err = s.node.Partition.Healthy()
+	}
+	if err == nil {
+		err = s.node.Credentials.Valid()
 	}
 	out.Serving = err == nil
 	if err != nil {

@@ -11,7 +11,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/quorumkms/quorumkms/fsm"
@@ -72,7 +71,7 @@ func (p *Peers) to(address string) (peerpb.PeerServiceClient, error) {
 			return nil, err
 		}
 	}
-	c, err := dialPeer(address, p.credentials.Client([]string{transport.ALPNPeer}, func(id transport.Identity) error {
+	c, err := p.dial(address, p.credentials.Client([]string{transport.ALPNPeer}, func(id transport.Identity) error {
 		if name, known := p.nameAt(address); known && name != id.Name {
 			return fmt.Errorf("node %s answers at the address of %s", id.Name, name)
 		}
@@ -85,9 +84,9 @@ func (p *Peers) to(address string) (peerpb.PeerServiceClient, error) {
 	return peerpb.NewPeerServiceClient(c), nil
 }
 
-func dialPeer(address string, config *tls.Config) (*grpc.ClientConn, error) {
+func (p *Peers) dial(address string, config *tls.Config) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+address,
-		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithTransportCredentials(dialledTLS{p.credentials, config}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveAt / 3, Timeout: minPing, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -175,7 +174,7 @@ func (p *Peers) Progress(ctx context.Context, address string) ([]cluster.Progres
 // Join implements cluster.Peers: a connection of its own, to a cluster whose CA's
 // keys hash to pin.
 func (p *Peers) Join(ctx context.Context, address string, pin []byte) (cluster.JoinStream, error) {
-	conn, err := dialPeer(address, p.credentials.ClientPinned([]string{transport.ALPNPeer}, pin, nil))
+	conn, err := p.dial(address, p.credentials.ClientPinned([]string{transport.ALPNPeer}, pin, nil))
 	if err != nil {
 		return nil, err
 	}

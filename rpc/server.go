@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,7 +13,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -270,35 +268,3 @@ func (p *pacer) due(now time.Time) (missed int, due bool) {
 	missed, p.last, p.missed = p.missed, now, 0
 	return missed, true
 }
-
-// acceptedTLS is the credentials of listeners whose connections have completed
-// their TLS handshake before gRPC sees them (package transport).
-type acceptedTLS struct{}
-
-// ServerHandshake implements credentials.TransportCredentials.
-func (acceptedTLS) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	t, ok := c.(interface{ ConnectionState() tls.ConnectionState })
-	if !ok {
-		return nil, nil, fmt.Errorf("rpc: connection of type %T is not TLS", c)
-	}
-	return c, credentials.TLSInfo{
-		State:          t.ConnectionState(),
-		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
-	}, nil
-}
-
-// ClientHandshake implements credentials.TransportCredentials.
-func (acceptedTLS) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, errors.New("rpc: these credentials are a server's")
-}
-
-// Info implements credentials.TransportCredentials.
-func (acceptedTLS) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
-}
-
-// Clone implements credentials.TransportCredentials.
-func (c acceptedTLS) Clone() credentials.TransportCredentials { return c }
-
-// OverrideServerName implements credentials.TransportCredentials.
-func (acceptedTLS) OverrideServerName(string) error { return nil }

@@ -3,6 +3,7 @@ package transport
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -14,41 +15,66 @@ import (
 var ErrLimit = errors.New("too many connections")
 
 // expiryRecheck is the longest time between two looks at the wall clock, which
-// may jump, for the end of a peer's certificate.
+// may jump, for the end of a connection's certificates.
 const expiryRecheck = time.Minute
 
-// Conn is a TLS connection whose handshake is complete. It closes itself when
-// the peer's certificate expires. ConnectionState tells what the peer presented.
+// Conn is a TLS connection whose handshake is complete. It closes itself when a
+// certificate in the peer's chain or this side's own expires, by the wall clock, late
+// by at most a minute if that clock was set, and when the reloaded CAs do not vouch
+// for the peer any more. ConnectionState tells what the peer presented.
 type Conn struct {
 	*tls.Conn
+	creds *Credentials
+	usage x509.ExtKeyUsage // for which the peer's certificate must be good
 
 	mu      sync.Mutex
 	closed  bool
+	until   time.Time // when a certificate expires
 	atClose []func()
-	expiry  *time.Timer
+	timer   *time.Timer
 }
 
-// CloseAtExpiry wraps a connection whose handshake is complete so that it closes
-// when the peer's certificate expires by the wall clock, late by at most a
-// minute if that clock was set. Without a peer certificate it never does.
-func CloseAtExpiry(tc *tls.Conn) *Conn {
-	c := &Conn{Conn: tc}
-	if certs := tc.ConnectionState().PeerCertificates; len(certs) > 0 {
-		c.watch(certs[0].NotAfter)
-	}
-	return c
+// adopt wraps a connection whose handshake is complete, under a configuration of c's.
+func (c *Credentials) adopt(tc *tls.Conn, usage x509.ExtKeyUsage) *Conn {
+	conn := &Conn{Conn: tc, creds: c, usage: usage}
+	c.mu.Lock()
+	c.conns[conn] = struct{}{}
+	c.mu.Unlock()
+	conn.onClose(func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.conns, conn)
+	})
+	conn.check()
+	return conn
 }
 
-func (c *Conn) watch(notAfter time.Time) {
-	left := time.Until(notAfter)
-	if left <= 0 {
+// check looks at the certificates anew.
+func (c *Conn) check() {
+	until, err := c.creds.trusts(c.ConnectionState().PeerCertificates, c.usage)
+	if err != nil {
 		_ = c.Close()
 		return
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.closed {
-		c.expiry = time.AfterFunc(min(left, expiryRecheck), func() { c.watch(notAfter) })
+	c.until = until
+	c.mu.Unlock()
+	c.watch()
+}
+
+// watch looks at the clock, now and until the connection closes.
+func (c *Conn) watch() {
+	c.mu.Lock()
+	left := time.Until(c.until)
+	if left > 0 && !c.closed {
+		if c.timer != nil {
+			c.timer.Stop()
+		}
+		c.timer = time.AfterFunc(min(left, expiryRecheck), c.watch)
+	}
+	c.mu.Unlock()
+	if left <= 0 {
+		_ = c.Close()
 	}
 }
 
@@ -70,8 +96,8 @@ func (c *Conn) Close() error {
 		return net.ErrClosed
 	}
 	c.closed = true
-	if c.expiry != nil {
-		c.expiry.Stop()
+	if c.timer != nil {
+		c.timer.Stop()
 	}
 	hooks := c.atClose
 	c.mu.Unlock()
@@ -95,18 +121,24 @@ func (c *Conn) onClose(f func()) {
 	}
 }
 
+// Handshake completes a client's TLS handshake over raw, which it closes on an
+// error, under a configuration of c's.
+func (c *Credentials) Handshake(ctx context.Context, raw net.Conn, config *tls.Config) (*Conn, error) {
+	tc := tls.Client(raw, config)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		_ = raw.Close()
+		return nil, fmt.Errorf("handshake with %s: %w", raw.RemoteAddr(), err)
+	}
+	return c.adopt(tc, x509.ExtKeyUsageServerAuth), nil
+}
+
 // dial opens a connection to addr ("host:port") and completes its handshake.
-func dial(ctx context.Context, addr string, config *tls.Config) (*Conn, error) {
+func (c *Credentials) dial(ctx context.Context, addr string, config *tls.Config) (*Conn, error) {
 	raw, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
 	}
-	tc := tls.Client(raw, config)
-	if err := tc.HandshakeContext(ctx); err != nil {
-		_ = raw.Close()
-		return nil, fmt.Errorf("handshake with %s: %w", addr, err)
-	}
-	return CloseAtExpiry(tc), nil
+	return c.Handshake(ctx, raw, config)
 }
 
 // connSet holds open connections, so that their owner can bound their number and

@@ -24,7 +24,7 @@ func pair(t *testing.T, server, client *tls.Config) (s, c *tls.Conn) {
 	return s, c
 }
 
-func TestCloseAtExpiry(t *testing.T) {
+func TestConnClosesAtExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		home := newAuthority(t, testDomain)
 		creds := home.credentials("n1")
@@ -32,7 +32,7 @@ func TestCloseAtExpiry(t *testing.T) {
 		client := home.client(nil, home.user("u"), func(c *x509.Certificate) { c.NotAfter = time.Now().Add(life) })
 		start := time.Now()
 		s, c := pair(t, creds.Server(nil, nil), client)
-		conn := CloseAtExpiry(s)
+		conn := creds.adopt(s, x509.ExtKeyUsageClientAuth)
 		if id, err := conn.Peer(); err != nil || id != home.user("u") {
 			t.Errorf("peer %v, %v", id, err)
 		}
@@ -50,19 +50,20 @@ func TestCloseAtExpiry(t *testing.T) {
 	})
 }
 
-func TestCloseAtExpiryStopsItsTimer(t *testing.T) {
+func TestConnStopsItsTimer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		home := newAuthority(t, testDomain)
-		s, c := pair(t, home.credentials("n1").Server(nil, nil), home.client(nil, home.user("u"), nil))
+		creds := home.credentials("n1")
+		s, c := pair(t, creds.Server(nil, nil), home.client(nil, home.user("u"), nil))
 		go func() { _, _ = io.Copy(io.Discard, c) }()
-		conn := CloseAtExpiry(s)
+		conn := creds.adopt(s, x509.ExtKeyUsageClientAuth)
 		closed := 0
 		conn.onClose(func() { closed++ })
 		if err := conn.Close(); err != nil {
 			t.Error(err)
 		}
 		conn.onClose(func() { closed++ })
-		if conn.expiry.Stop() {
+		if conn.timer.Stop() {
 			t.Error("the timer still runs")
 		}
 		if closed != 2 {
@@ -72,13 +73,14 @@ func TestCloseAtExpiryStopsItsTimer(t *testing.T) {
 	})
 }
 
-func TestCloseAtExpiryWithoutCertificate(t *testing.T) {
+func TestConnWithoutCertificate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		home := newAuthority(t, testDomain)
-		s, c := pair(t, home.credentials("n1").ServerOptional(nil, nil), &tls.Config{InsecureSkipVerify: true})
-		conn := CloseAtExpiry(s)
-		if _, err := conn.Peer(); !errors.Is(err, ErrPeer) || conn.expiry != nil {
-			t.Errorf("peer %v, timer %v", err, conn.expiry)
+		creds := home.credentials("n1")
+		s, c := pair(t, creds.ServerOptional(nil, nil), &tls.Config{InsecureSkipVerify: true})
+		conn := creds.adopt(s, x509.ExtKeyUsageClientAuth)
+		if _, err := conn.Peer(); !errors.Is(err, ErrPeer) || !conn.until.Equal(creds.Certificate().NotAfter()) {
+			t.Errorf("peer %v, good until %v", err, conn.until)
 		}
 		go func() { _, _ = io.Copy(io.Discard, c) }()
 		if err := conn.Close(); err != nil {

@@ -172,6 +172,15 @@ func handshake(t *testing.T, server, client *tls.Config) (serverErr, clientErr e
 	return <-done, clientErr
 }
 
+// dial opens a connection under any configuration.
+func dial(ctx context.Context, addr string, config *tls.Config) (*tls.Conn, error) {
+	c, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*tls.Conn), nil
+}
+
 func sayHello(c net.Conn) error {
 	_, err := io.WriteString(c, "hello")
 	return errors.Join(err, c.Close())

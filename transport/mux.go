@@ -3,6 +3,7 @@ package transport
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -208,7 +209,7 @@ func (m *Mux) handshake(ctx context.Context, raw net.Conn) {
 		m.refused(raw.RemoteAddr(), fmt.Errorf("handshake: %w", err))
 		return
 	}
-	conn := CloseAtExpiry(tc)
+	conn := m.creds.adopt(tc, x509.ExtKeyUsageClientAuth)
 	conn.onClose(func() { m.conns.remove(raw) })
 	if err := m.deliver(conn); err != nil {
 		_ = conn.Close()

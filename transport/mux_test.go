@@ -41,7 +41,7 @@ func greet(t *testing.T, ln net.Listener) {
 }
 
 // visit dials m and hears the greeting.
-func visit(m *Mux, config *tls.Config) (*Conn, error) {
+func visit(m *Mux, config *tls.Config) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	c, err := dial(ctx, m.Addr().String(), config)
@@ -211,12 +211,12 @@ func TestMuxReloadWhileConnectionsRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer late.Close()
-	serial := func(c *Conn) string { return c.ConnectionState().PeerCertificates[0].SerialNumber.String() }
+	serial := func(c *tls.Conn) string { return c.ConnectionState().PeerCertificates[0].SerialNumber.String() }
 	if serial(early) == serial(late) {
 		t.Error("a new connection got the old certificate")
 	}
 
-	// Another CA: the old clients are refused, their connections stay.
+	// Another CA: the old clients are refused, and their connections end.
 	next.reissue(files, next.node("n1"), nil)
 	writeFile(t, files.CA, next.ca.CertPEM())
 	if err := creds.Reload(); err != nil {
@@ -230,9 +230,12 @@ func TestMuxReloadWhileConnectionsRun(t *testing.T) {
 		t.Fatalf("a client of the new CA: %v", err)
 	}
 	defer fresh.Close()
-	for _, c := range []*Conn{early, late, fresh} {
-		if err := echo(c, "alive", "alive"); err != nil {
-			t.Error(err)
+	if err := echo(fresh, "alive", "alive"); err != nil {
+		t.Error(err)
+	}
+	for _, c := range []*tls.Conn{early, late} {
+		if err := echo(c, "", "x"); !errors.Is(err, io.EOF) {
+			t.Errorf("a connection of a client of the CA that was removed: %v", err)
 		}
 	}
 }
@@ -260,7 +263,7 @@ func TestMuxConnectionLimit(t *testing.T) {
 	m := startMux(t, creds, Limits{Connections: 2}, refused.add)
 	greet(t, m.Protocol("p/1", nil))
 	config := creds.Client([]string{"p/1"}, nil)
-	var open []*Conn
+	var open []*tls.Conn
 	for range 2 {
 		c, err := visit(m, config)
 		if err != nil {

@@ -218,7 +218,7 @@ func (t *gossipTransport) DialTimeout(addr string, timeout time.Duration) (net.C
 func (t *gossipTransport) open(addr string, timeout time.Duration, kind byte) (*Conn, error) {
 	ctx, cancel := context.WithTimeout(t.ctx, timeout)
 	defer cancel()
-	conn, err := dial(ctx, addr, t.creds.Client([]string{ALPNGossip}, nil))
+	conn, err := t.creds.dial(ctx, addr, t.creds.Client([]string{ALPNGossip}, nil))
 	if err != nil {
 		return nil, err
 	}

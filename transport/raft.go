@@ -116,7 +116,7 @@ func (l *raftLayer) Accept() (net.Conn, error) {
 func (l *raftLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	c, err := dial(ctx, string(address), l.config.Credentials.Client([]string{ALPNRaft}, l.expect(address)))
+	c, err := l.config.Credentials.dial(ctx, string(address), l.config.Credentials.Client([]string{ALPNRaft}, l.expect(address)))
 	if err != nil {
 		return nil, err
 	}

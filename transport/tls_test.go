@@ -180,11 +180,11 @@ func TestCAKeysHash(t *testing.T) {
 	a, b := newAuthority(t, testDomain), newAuthority(t, testDomain)
 	one, two := a.ca.CertPEM(), b.ca.CertPEM()
 	hash := func(parts ...[]byte) string {
-		_, h, err := parseCA(bytes.Join(parts, []byte("a comment\n")))
+		_, cas, err := parseCA(bytes.Join(parts, []byte("a comment\n")))
 		if err != nil {
 			t.Fatal(err)
 		}
-		return string(h)
+		return string(hashKeys(keyHashes(cas)))
 	}
 	if hash(one, two) != hash(two, one) || hash(one, two) != hash(one, two, one) {
 		t.Error("order or repetition of certificates changes the hash")
@@ -203,6 +203,9 @@ func TestLoadRefuses(t *testing.T) {
 	writeFile(t, junk, []byte("junk"))
 	large := filepath.Join(t.TempDir(), "large")
 	writeFile(t, large, make([]byte, maxPEM+1))
+	half, many := filepath.Join(t.TempDir(), "half"), filepath.Join(t.TempDir(), "many")
+	writeFile(t, half, append(home.ca.CertPEM(), foreign.ca.CertPEM()[:300]...))
+	writeFile(t, many, bytes.Repeat(home.ca.CertPEM(), maxCAs+1))
 	both := usages(x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth)
 	with := func(change func(*Files)) Files { f := good; change(&f); return f }
 	pair := func(id Identity, change func(*x509.Certificate)) Files { return home.issue(id, change) }
@@ -221,6 +224,8 @@ func TestLoadRefuses(t *testing.T) {
 		{"a huge file", with(func(f *Files) { f.Cert = large }), "larger than"},
 		{"certificate of junk", with(func(f *Files) { f.Cert = junk }), "failed to find any PEM data"},
 		{"key of junk", with(func(f *Files) { f.Key = junk }), "failed to find any PEM data"},
+		{"half a CA file", with(func(f *Files) { f.CA = half }), "ends in the middle of a certificate"},
+		{"too many CAs", with(func(f *Files) { f.CA = many }), "holds 17 certificates, at most 16"},
 		{"CA of junk", with(func(f *Files) { f.CA = junk }), "holds no certificate"},
 		{"CA with a key in it", with(func(f *Files) { f.CA = f.Key }), "want certificates only"},
 		{"a leaf as CA", with(func(f *Files) { f.CA = f.Cert }), "not a CA's"},
@@ -236,7 +241,7 @@ func TestLoadRefuses(t *testing.T) {
 	} {
 		c, err := Load(tc.files, testDomain)
 		if tc.want == "" {
-			if err != nil || c.Identity() != home.node("n1") || time.Until(c.NotAfter()) <= 0 || c.TrustDomain() != testDomain {
+			if err != nil || c.Identity() != home.node("n1") || time.Until(c.Certificate().NotAfter()) <= 0 || c.TrustDomain() != testDomain {
 				t.Errorf("%s: %v", tc.name, err)
 			}
 			continue
@@ -260,7 +265,7 @@ func TestReloadKeepsTheOldOnFailure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := creds.NotAfter()
+	before := creds.Certificate().NotAfter()
 	server, client := creds.Server(nil, nil), creds.Client(nil, nil)
 	for name, spoil := range map[string]func(){
 		"a key that does not match": func() { writeFile(t, files.Key, home.ca.CertPEM()) },
@@ -277,7 +282,7 @@ func TestReloadKeepsTheOldOnFailure(t *testing.T) {
 		if err := creds.Reload(); !errors.Is(err, ErrCredentials) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if serverErr, clientErr := handshake(t, server, client); serverErr != nil || clientErr != nil || creds.NotAfter() != before {
+		if serverErr, clientErr := handshake(t, server, client); serverErr != nil || clientErr != nil || creds.Certificate().NotAfter() != before {
 			t.Errorf("%s: the old credentials no longer work: %v, %v", name, serverErr, clientErr)
 		}
 	}
@@ -297,8 +302,8 @@ func FuzzParseCA(f *testing.F) {
 	}
 	f.Add([]byte("-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if pool, hash, err := parseCA(data); err == nil && (pool == nil || len(hash) != 32) {
-			t.Fatalf("accepted without roots: %v %x", pool, hash)
+		if pool, cas, err := parseCA(data); err == nil && (pool == nil || len(cas) == 0) {
+			t.Fatalf("accepted without roots: %v, %v", pool, cas)
 		}
 	})
 }

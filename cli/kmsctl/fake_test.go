@@ -295,6 +295,8 @@ func (n *fakeNode) Status(context.Context, *quorumkmsv1.StatusRequest) (*quorumk
 	}
 	r.LastLogIndex, r.AppliedIndex, r.RunningHash = 120, 120, bytes.Repeat([]byte{0xab}, 32)
 	r.Created, r.CertificateExpiry = timestamppb.New(fakeEpoch), timestamppb.New(time.Now().Add(100*time.Hour))
+	r.Certificate = &quorumkmsv1.Certificate{Warning: "the certificate of x expires in 4 days"}
+	r.CaCertificates = []*quorumkmsv1.Certificate{{KeyHash: "0123456789abcdef"}, {KeyHash: "ba9876543210"}}
 	r.Serving, r.LeaseLeft = n.name == "n1", durationpb.New(4200*time.Millisecond)
 	if !r.GetServing() {
 		r.NotServingReason, r.AppliedIndex, r.LastLogIndex = "HSM unavailable", 90, 90

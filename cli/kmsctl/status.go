@@ -21,6 +21,8 @@ const (
 	askTime = 2 * time.Second
 	// maxAsked is the number of members that are asked at most: as many as a cluster has.
 	maxAsked = 32
+	// caDigits is how much of a CA key's hash is shown.
+	caDigits = 12
 )
 
 func (a *app) clusterStatus() *cobra.Command {
@@ -111,7 +113,6 @@ func writeStatus(w io.Writer, s *quorumkmsv1.StatusResponse, answers map[string]
 		{"  serves", servesText(s)},
 		{"  log", fmt.Sprintf("applied %d of %d, running hash %.4x", s.GetAppliedIndex(), s.GetLastLogIndex(), s.GetRunningHash())},
 		{"  HSM", hsmText(s.GetHsm())},
-		{"  certificate", expiryText(s.GetCertificateExpiry(), now)},
 	}
 	for _, p := range s.GetHsm().GetProbes() {
 		if !p.GetPassed() {
@@ -124,7 +125,37 @@ func writeStatus(w io.Writer, s *quorumkmsv1.StatusResponse, answers map[string]
 	if _, err := fmt.Fprintln(w); err != nil {
 		return err
 	}
-	return writeTable(w, memberRows(s, answers))
+	if err := writeTable(w, memberRows(s, answers)); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(w); err != nil {
+		return err
+	}
+	return writeTable(w, certificateRows(s, answers, now))
+}
+
+// certificateRows is the table of the members' certificates and of the CAs that each
+// trusts, by the beginnings of their keys' hashes.
+func certificateRows(s *quorumkmsv1.StatusResponse, answers map[string]*quorumkmsv1.StatusResponse, now time.Time) [][]string {
+	rows := [][]string{{"NODE", "CERTIFICATE EXPIRES", "TRUSTED CAS", "WARNING"}}
+	for _, m := range s.GetMembers() {
+		r := answers[m.GetRaftId()]
+		if r == nil {
+			rows = append(rows, []string{m.GetName(), "no answer", "", ""})
+			continue
+		}
+		var cas, warnings []string
+		for _, c := range r.GetCaCertificates() {
+			cas = append(cas, c.GetKeyHash()[:min(caDigits, len(c.GetKeyHash()))])
+		}
+		for _, c := range append(r.GetCaCertificates(), r.GetCertificate()) {
+			if c.GetWarning() != "" {
+				warnings = append(warnings, c.GetWarning())
+			}
+		}
+		rows = append(rows, []string{m.GetName(), expiryText(r.GetCertificateExpiry(), now), strings.Join(cas, " "), strings.Join(warnings, "; ")})
+	}
+	return rows
 }
 
 // memberRows is the table of members. What a member says of itself is exact; for

@@ -18,8 +18,9 @@ func runCommand() *cobra.Command {
 		Use: "run", Short: "Run the node", Args: cobra.NoArgs,
 		Long: `Runs the node until SIGINT or SIGTERM: then it sends clients to other nodes,
 hands the leadership over, finishes the calls under way and stops, within 20
-seconds; a second signal ends it at once, which loses nothing either. SIGHUP
-makes it read certificates, CA and log.level again.`,
+seconds; a second signal ends it at once, which loses nothing either. It reads
+certificate, key and CA files again when they have changed; SIGHUP makes it read
+them, and log.level, at once.`,
 		Example: "  kmsd run --config /etc/quorumkms/kmsd.yaml",
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := node.LoadConfig(path)

@@ -410,6 +410,91 @@ func (x *HsmStatus) GetMessages() uint64 {
 	return 0
 }
 
+// Certificate is what a node presents, or a CA that it trusts.
+type Certificate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Subject       string                 `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"` // SPIFFE id, or the name of a CA
+	Issuer        string                 `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	KeyHash       string                 `protobuf:"bytes,3,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"` // SHA-256 of its SubjectPublicKeyInfo, hex
+	NotBefore     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	NotAfter      *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	Warning       string                 `protobuf:"bytes,6,opt,name=warning,proto3" json:"warning,omitempty"` // its end is near, or behind; empty while it is not
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Certificate) Reset() {
+	*x = Certificate{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Certificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Certificate) ProtoMessage() {}
+
+func (x *Certificate) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
+func (*Certificate) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Certificate) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Certificate) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *Certificate) GetKeyHash() string {
+	if x != nil {
+		return x.KeyHash
+	}
+	return ""
+}
+
+func (x *Certificate) GetNotBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotBefore
+	}
+	return nil
+}
+
+func (x *Certificate) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+func (x *Certificate) GetWarning() string {
+	if x != nil {
+		return x.Warning
+	}
+	return ""
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -420,7 +505,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[3]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -432,7 +517,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[3]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -445,7 +530,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{3}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *StatusRequest) GetTenant() string {
@@ -486,14 +571,16 @@ type StatusResponse struct {
 	Release           uint32                 `protobuf:"varint,20,opt,name=release,proto3" json:"release,omitempty"`
 	RecoveryEpoch     uint32                 `protobuf:"varint,21,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"`
 	CertificateExpiry *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=certificate_expiry,json=certificateExpiry,proto3" json:"certificate_expiry,omitempty"`
-	KnownRelease      uint32                 `protobuf:"varint,30,opt,name=known_release,json=knownRelease,proto3" json:"known_release,omitempty"` // the newest release that the node's software knows; 0 from v0.1.0, which knows 1
+	KnownRelease      uint32                 `protobuf:"varint,30,opt,name=known_release,json=knownRelease,proto3" json:"known_release,omitempty"`      // the newest release that the node's software knows; 0 from v0.1.0, which knows 1
+	Certificate       *Certificate           `protobuf:"bytes,31,opt,name=certificate,proto3" json:"certificate,omitempty"`                             // of the node
+	CaCertificates    []*Certificate         `protobuf:"bytes,32,rep,name=ca_certificates,json=caCertificates,proto3" json:"ca_certificates,omitempty"` // that it trusts
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[4]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -505,7 +592,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[4]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -518,7 +605,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{4}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *StatusResponse) GetClusterId() string {
@@ -682,6 +769,20 @@ func (x *StatusResponse) GetKnownRelease() uint32 {
 	return 0
 }
 
+func (x *StatusResponse) GetCertificate() *Certificate {
+	if x != nil {
+		return x.Certificate
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetCaCertificates() []*Certificate {
+	if x != nil {
+		return x.CaCertificates
+	}
+	return nil
+}
+
 type InitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Administrator string                 `protobuf:"bytes,1,opt,name=administrator,proto3" json:"administrator,omitempty"`              // SPIFFE URI of the first key administrator of the tenant "default"
@@ -699,7 +800,7 @@ type InitRequest struct {
 
 func (x *InitRequest) Reset() {
 	*x = InitRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[5]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -711,7 +812,7 @@ func (x *InitRequest) String() string {
 func (*InitRequest) ProtoMessage() {}
 
 func (x *InitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[5]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -724,7 +825,7 @@ func (x *InitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitRequest.ProtoReflect.Descriptor instead.
 func (*InitRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{5}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *InitRequest) GetAdministrator() string {
@@ -787,7 +888,7 @@ type InitResponse struct {
 
 func (x *InitResponse) Reset() {
 	*x = InitResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[6]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +900,7 @@ func (x *InitResponse) String() string {
 func (*InitResponse) ProtoMessage() {}
 
 func (x *InitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[6]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +913,7 @@ func (x *InitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitResponse.ProtoReflect.Descriptor instead.
 func (*InitResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{6}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *InitResponse) GetClusterId() string {
@@ -851,7 +952,7 @@ type InviteRequest struct {
 
 func (x *InviteRequest) Reset() {
 	*x = InviteRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[7]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -863,7 +964,7 @@ func (x *InviteRequest) String() string {
 func (*InviteRequest) ProtoMessage() {}
 
 func (x *InviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[7]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +977,7 @@ func (x *InviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteRequest.ProtoReflect.Descriptor instead.
 func (*InviteRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{7}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *InviteRequest) GetNodeName() string {
@@ -941,7 +1042,7 @@ type InviteResponse struct {
 
 func (x *InviteResponse) Reset() {
 	*x = InviteResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[8]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -953,7 +1054,7 @@ func (x *InviteResponse) String() string {
 func (*InviteResponse) ProtoMessage() {}
 
 func (x *InviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[8]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -966,7 +1067,7 @@ func (x *InviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteResponse.ProtoReflect.Descriptor instead.
 func (*InviteResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{8}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *InviteResponse) GetJoinToken() string {
@@ -1017,7 +1118,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[9]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1029,7 +1130,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[9]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1042,7 +1143,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{9}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RemoveRequest) GetNode() string {
@@ -1090,7 +1191,7 @@ type RemoveResponse struct {
 
 func (x *RemoveResponse) Reset() {
 	*x = RemoveResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[10]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1102,7 +1203,7 @@ func (x *RemoveResponse) String() string {
 func (*RemoveResponse) ProtoMessage() {}
 
 func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[10]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1115,7 +1216,7 @@ func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResponse.ProtoReflect.Descriptor instead.
 func (*RemoveResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{10}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RemoveResponse) GetRaftId() string {
@@ -1145,7 +1246,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[11]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +1258,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[11]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +1271,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{11}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TransferLeadershipRequest) GetNode() string {
@@ -1218,7 +1319,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[12]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1331,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[12]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1344,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{12}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TransferLeadershipResponse) GetLeaderId() string {
@@ -1273,7 +1374,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[13]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1285,7 +1386,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[13]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1298,7 +1399,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{13}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UpgradeRequest) GetRelease() uint32 {
@@ -1347,7 +1448,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[14]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1359,7 +1460,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[14]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1372,7 +1473,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{14}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UpgradeResponse) GetRelease() uint32 {
@@ -1435,11 +1536,19 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"loadedKeys\x12\x14\n" +
 	"\x05calls\x18\n" +
 	" \x01(\x04R\x05calls\x12\x1a\n" +
-	"\bmessages\x18\v \x01(\x04R\bmessages\"H\n" +
+	"\bmessages\x18\v \x01(\x04R\bmessages\"\xe8\x01\n" +
+	"\vCertificate\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\x12\x16\n" +
+	"\x06issuer\x18\x02 \x01(\tR\x06issuer\x12\x19\n" +
+	"\bkey_hash\x18\x03 \x01(\tR\akeyHash\x129\n" +
+	"\n" +
+	"not_before\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
+	"\tnot_after\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x18\n" +
+	"\awarning\x18\x06 \x01(\tR\awarning\"H\n" +
 	"\rStatusRequest\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\xf0\x06\n" +
+	"indexToken\"\xf1\a\n" +
 	"\x0eStatusResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12!\n" +
@@ -1467,7 +1576,9 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\arelease\x18\x14 \x01(\rR\arelease\x12%\n" +
 	"\x0erecovery_epoch\x18\x15 \x01(\rR\rrecoveryEpoch\x12I\n" +
 	"\x12certificate_expiry\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\x11certificateExpiry\x12#\n" +
-	"\rknown_release\x18\x1e \x01(\rR\fknownRelease\"\x87\x02\n" +
+	"\rknown_release\x18\x1e \x01(\rR\fknownRelease\x12;\n" +
+	"\vcertificate\x18\x1f \x01(\v2\x19.quorumkms.v1.CertificateR\vcertificate\x12B\n" +
+	"\x0fca_certificates\x18  \x03(\v2\x19.quorumkms.v1.CertificateR\x0ecaCertificates\"\x87\x02\n" +
 	"\vInitRequest\x12$\n" +
 	"\radministrator\x18\x01 \x01(\tR\radministrator\x12\x1f\n" +
 	"\vno_recovery\x18\x02 \x01(\bR\n" +
@@ -1567,57 +1678,62 @@ func file_quorumkms_v1_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_quorumkms_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quorumkms_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_quorumkms_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_quorumkms_v1_cluster_proto_goTypes = []any{
 	(MemberState)(0),                   // 0: quorumkms.v1.MemberState
 	(*Member)(nil),                     // 1: quorumkms.v1.Member
 	(*HsmProbe)(nil),                   // 2: quorumkms.v1.HsmProbe
 	(*HsmStatus)(nil),                  // 3: quorumkms.v1.HsmStatus
-	(*StatusRequest)(nil),              // 4: quorumkms.v1.StatusRequest
-	(*StatusResponse)(nil),             // 5: quorumkms.v1.StatusResponse
-	(*InitRequest)(nil),                // 6: quorumkms.v1.InitRequest
-	(*InitResponse)(nil),               // 7: quorumkms.v1.InitResponse
-	(*InviteRequest)(nil),              // 8: quorumkms.v1.InviteRequest
-	(*InviteResponse)(nil),             // 9: quorumkms.v1.InviteResponse
-	(*RemoveRequest)(nil),              // 10: quorumkms.v1.RemoveRequest
-	(*RemoveResponse)(nil),             // 11: quorumkms.v1.RemoveResponse
-	(*TransferLeadershipRequest)(nil),  // 12: quorumkms.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 13: quorumkms.v1.TransferLeadershipResponse
-	(*UpgradeRequest)(nil),             // 14: quorumkms.v1.UpgradeRequest
-	(*UpgradeResponse)(nil),            // 15: quorumkms.v1.UpgradeResponse
-	(*timestamppb.Timestamp)(nil),      // 16: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 17: google.protobuf.Duration
+	(*Certificate)(nil),                // 4: quorumkms.v1.Certificate
+	(*StatusRequest)(nil),              // 5: quorumkms.v1.StatusRequest
+	(*StatusResponse)(nil),             // 6: quorumkms.v1.StatusResponse
+	(*InitRequest)(nil),                // 7: quorumkms.v1.InitRequest
+	(*InitResponse)(nil),               // 8: quorumkms.v1.InitResponse
+	(*InviteRequest)(nil),              // 9: quorumkms.v1.InviteRequest
+	(*InviteResponse)(nil),             // 10: quorumkms.v1.InviteResponse
+	(*RemoveRequest)(nil),              // 11: quorumkms.v1.RemoveRequest
+	(*RemoveResponse)(nil),             // 12: quorumkms.v1.RemoveResponse
+	(*TransferLeadershipRequest)(nil),  // 13: quorumkms.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 14: quorumkms.v1.TransferLeadershipResponse
+	(*UpgradeRequest)(nil),             // 15: quorumkms.v1.UpgradeRequest
+	(*UpgradeResponse)(nil),            // 16: quorumkms.v1.UpgradeResponse
+	(*timestamppb.Timestamp)(nil),      // 17: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 18: google.protobuf.Duration
 }
 var file_quorumkms_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.v1.Member.state:type_name -> quorumkms.v1.MemberState
-	16, // 1: quorumkms.v1.Member.since:type_name -> google.protobuf.Timestamp
-	17, // 2: quorumkms.v1.Member.lease_left:type_name -> google.protobuf.Duration
+	17, // 1: quorumkms.v1.Member.since:type_name -> google.protobuf.Timestamp
+	18, // 2: quorumkms.v1.Member.lease_left:type_name -> google.protobuf.Duration
 	2,  // 3: quorumkms.v1.HsmStatus.probes:type_name -> quorumkms.v1.HsmProbe
-	17, // 4: quorumkms.v1.StatusResponse.lease_left:type_name -> google.protobuf.Duration
-	1,  // 5: quorumkms.v1.StatusResponse.members:type_name -> quorumkms.v1.Member
-	3,  // 6: quorumkms.v1.StatusResponse.hsm:type_name -> quorumkms.v1.HsmStatus
-	16, // 7: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
-	16, // 8: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
-	17, // 9: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
-	17, // 10: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
-	16, // 11: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
-	4,  // 12: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
-	6,  // 13: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
-	8,  // 14: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
-	10, // 15: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
-	12, // 16: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
-	14, // 17: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
-	5,  // 18: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
-	7,  // 19: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
-	9,  // 20: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
-	11, // 21: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
-	13, // 22: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
-	15, // 23: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
-	18, // [18:24] is the sub-list for method output_type
-	12, // [12:18] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	17, // 4: quorumkms.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
+	17, // 5: quorumkms.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
+	18, // 6: quorumkms.v1.StatusResponse.lease_left:type_name -> google.protobuf.Duration
+	1,  // 7: quorumkms.v1.StatusResponse.members:type_name -> quorumkms.v1.Member
+	3,  // 8: quorumkms.v1.StatusResponse.hsm:type_name -> quorumkms.v1.HsmStatus
+	17, // 9: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
+	17, // 10: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
+	4,  // 11: quorumkms.v1.StatusResponse.certificate:type_name -> quorumkms.v1.Certificate
+	4,  // 12: quorumkms.v1.StatusResponse.ca_certificates:type_name -> quorumkms.v1.Certificate
+	18, // 13: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
+	18, // 14: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
+	17, // 15: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
+	5,  // 16: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
+	7,  // 17: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
+	9,  // 18: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
+	11, // 19: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
+	13, // 20: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
+	15, // 21: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
+	6,  // 22: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
+	8,  // 23: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
+	10, // 24: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
+	12, // 25: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
+	14, // 26: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
+	16, // 27: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
+	22, // [22:28] is the sub-list for method output_type
+	16, // [16:22] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_v1_cluster_proto_init() }
@@ -1631,7 +1747,7 @@ func file_quorumkms_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_v1_cluster_proto_rawDesc), len(file_quorumkms_v1_cluster_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
