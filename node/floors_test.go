@@ -17,6 +17,7 @@ var floors = map[string][]string{
 	"hsm":             {},
 	"transport":       {},
 	"node/audit":      {},
+	"node/rules":      {},
 	"rpc/quorumkmsv1": {},
 	"rpc/peerv1":      {},
 	// The format of backups: the SDK's, so that kmsctl can check one without a node.
@@ -26,25 +27,25 @@ var floors = map[string][]string{
 	"hsm/p11":     {"hsm"},
 	"hsm/hsmtest": {"hsm"},
 
-	"node/cluster":  {"fsm", "hsm", "transport"},
+	"node/cluster":  {"fsm", "hsm", "transport", "node/rules"},
 	"node/archive":  {"fsm", "rpc/client/backup"},
-	"node/kms/gate": {"fsm", "node/audit"},
-	"node/kms":      {"fsm", "hsm", "node/audit", "node/kms/gate"},
+	"node/kms/gate": {"fsm", "node/audit", "node/rules"},
+	"node/kms":      {"fsm", "hsm", "node/audit", "node/kms/gate", "node/rules"},
 
 	"node/nodetest": {
-		"fsm", "hsm", "transport", "node/audit", "node/cluster", "node/kms/gate", "node/nodetest/history",
+		"fsm", "hsm", "transport", "node/audit", "node/cluster", "node/kms/gate", "node/nodetest/history", "node/rules",
 	},
 	"node/nodetest/history": {},
 
 	"rpc": {
-		"fsm", "hsm", "transport", "node/audit", "node/cluster", "node/kms", "node/kms/gate", "rpc/quorumkmsv1", "rpc/peerv1",
+		"fsm", "hsm", "transport", "node/audit", "node/cluster", "node/kms", "node/kms/gate", "node/rules", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"node": {
-		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node/audit", "node/cluster", "node/kms", "node/kms/gate",
+		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node/audit", "node/cluster", "node/kms", "node/kms/gate", "node/rules",
 		"rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"cli/kmsd": {
-		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node", "node/audit", "node/cluster", "node/kms", "node/kms/gate",
+		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node", "node/audit", "node/cluster", "node/kms", "node/kms/gate", "node/rules",
 		"rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/rules"
 )
 
 // The lease lets a node answer by itself. A node (the lessee, the leader too)
@@ -40,6 +41,9 @@ func leaseDuration(s *fsm.State) time.Duration {
 }
 
 func withMargin(lease time.Duration) time.Duration {
+	if rules.Margin.Off() {
+		return lease
+	}
 	return time.Duration(float64(lease) * driftMargin)
 }
 
@@ -144,6 +148,9 @@ func (l *lessee) granted(g LeaseGrant) {
 	}
 	delete(l.sent, g.Nonce)
 	now, duration := l.now(), l.duration()
+	if rules.SendTime.Off() {
+		asked = now
+	}
 	invariant(asked.mono <= now.mono, "the monotonic clock went back")
 	next := []lease{{asked: asked, expires: asked.mono + duration, min: g.MinIndex}}
 	for _, old := range *l.leases.Load() {
@@ -168,7 +175,7 @@ func (x lease) left(now instant) time.Duration {
 func (l *lessee) left(applied uint64) time.Duration {
 	now, best := l.now(), time.Duration(0)
 	for _, x := range *l.leases.Load() {
-		if applied >= x.min {
+		if applied >= x.min || rules.MinIndex.Off() {
 			best = max(best, x.left(now))
 		}
 	}
@@ -217,9 +224,13 @@ func newGrantor(duration func() time.Duration, c Clock) *grantor {
 func (g *grantor) ownTerm(term uint64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if term > g.term {
-		g.term, g.floor = term, g.clock.Now()+withMargin(g.duration())
+	if term <= g.term {
+		return
 	}
+	if !rules.Floor.Off() && (g.term == 0 || !rules.FloorPerTerm.Off()) {
+		g.floor = g.clock.Now() + withMargin(g.duration())
+	}
+	g.term = term
 }
 
 // requested records the bound of a lease that is about to be granted: before the
@@ -359,7 +370,7 @@ func (g *grantor) settle(ctx context.Context, holders []string, index uint64) er
 func leaseHolders(s *fsm.State) []string {
 	var out []string
 	for _, m := range s.Members() {
-		if m.LeaseHolder() {
+		if m.LeaseHolder() && (m.Serves() || !rules.LeavingWaits.Off()) {
 			out = append(out, m.ID)
 		}
 	}
@@ -410,7 +421,9 @@ func (m *Member) HandleLease(ctx context.Context, r LeaseRequest) (LeaseGrant, e
 	if err != nil {
 		return LeaseGrant{}, err
 	}
-	if err := e.grantor.requested(r.Node, s.Restricted()); err != nil {
+	if rules.BoundFirst.Off() {
+		defer time.AfterFunc(2*e.config.Lease.Batch, func() { _ = e.grantor.requested(r.Node, s.Restricted()) })
+	} else if err := e.grantor.requested(r.Node, s.Restricted()); err != nil {
 		return LeaseGrant{}, err
 	}
 	t := waiter{request: r, agreed: agreed, index: s.Index(), answer: make(chan leaseAnswer, 1)}
@@ -521,17 +534,20 @@ func (e *engine) grantLoop() {
 func (e *engine) tick(batch []waiter) {
 	e.ticking.CompareAndSwap(0, int64(e.config.Clock.Now()))
 	mark := e.machine.Mark()
-	result, err := e.commit(e.ctx, fsm.Proposal{
-		Command:   &fsm.Tick{HashIndex: mark.Index, Hash: mark.Hash[:]},
-		Principal: e.principal(),
-	}, e.id)
+	result, err := fsm.Result{Index: e.machine.State().Index()}, error(nil)
+	if !rules.Tick.Off() {
+		result, err = e.commit(e.ctx, fsm.Proposal{
+			Command:   &fsm.Tick{HashIndex: mark.Index, Hash: mark.Hash[:]},
+			Principal: e.principal(),
+		}, e.id)
+	}
 	if err == nil {
 		e.ticking.Store(0)
 	}
 	for _, t := range batch {
 		a := leaseAnswer{err: err}
 		if err == nil {
-			invariant(result.Index > t.index, "a grant's index is that of an entry from before its request")
+			invariant(result.Index > t.index || rules.Tick.Off(), "a grant's index is that of an entry from before its request")
 			a.grant = LeaseGrant{Incarnation: t.request.Incarnation, Nonce: t.request.Nonce, MinIndex: result.Index, Agreed: t.agreed}
 		}
 		t.answer <- a
@@ -663,13 +679,17 @@ func (e *engine) ackLoop() {
 		changed := e.machine.Changed()
 		s := e.machine.State()
 		if s.Index() > e.settled.Load() {
-			if e.config.HandedOver(e.ctx) != nil {
+			if !rules.HandedOver.Off() && e.config.HandedOver(e.ctx) != nil {
 				return
 			}
 			e.settled.Store(s.Index())
 		}
-		if restricted := s.Restricted(); restricted > told {
-			if e.tellApplied(s.Index()) {
+		restricted, index := s.Restricted(), s.Index()
+		if rules.AckApplied.Off() {
+			restricted, index = e.raft.LastIndex(), e.raft.LastIndex()
+		}
+		if restricted > told {
+			if e.tellApplied(index) {
 				told = restricted
 				continue
 			}
@@ -731,7 +751,7 @@ func (m *Member) LeaseLeft() time.Duration {
 
 // Serves is nil if this node is a member that may serve, in that state.
 func (m *Member) Serves(s *fsm.State) error {
-	if self, ok := s.Member(m.ID()); !ok || !self.Serves() {
+	if self, ok := s.Member(m.ID()); (!ok || !self.Serves()) && !rules.Membership.Off() {
 		return fmt.Errorf("%w: %s", ErrRemoved, m.ID())
 	}
 	return nil

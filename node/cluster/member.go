@@ -223,7 +223,7 @@ func (m *Member) start(ctx context.Context, cluster fsm.ID, bootstrap bool) (*en
 		timedOut:      map[string]uint64{},
 	}
 	duration := func() time.Duration { return leaseDuration(e.machine.State()) }
-	e.lessee = newLessee(duration, c.Clock, c.Now, binary.BigEndian.Uint64(random[:]))
+	e.lessee = surviving(e.id, newLessee(duration, c.Clock, c.Now, binary.BigEndian.Uint64(random[:])))
 	e.grantor = newGrantor(duration, c.Clock)
 	if err := e.startRaft(bootstrap); err != nil {
 		return nil, err

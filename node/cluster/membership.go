@@ -13,6 +13,7 @@ import (
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
+	"github.com/quorumkms/quorumkms/node/rules"
 )
 
 const (
@@ -111,7 +112,7 @@ func (e *engine) step(m *fsm.Member, srv raft.Server, there bool) (done bool, er
 			return true, e.transfer(e.ctx, "")
 		}
 		applied, _, _ := e.grantor.progress(m.ID)
-		if applied < m.Revision && !e.grantor.overSince(m.ID, e.raft.CurrentTerm()) {
+		if applied < m.Revision && !e.grantor.overSince(m.ID, e.raft.CurrentTerm()) && !rules.RetireWaits.Off() {
 			return false, nil // its lease may still be alive, or this leader cannot tell yet
 		}
 		ctx, cancel := context.WithTimeout(e.ctx, dutyTimeout)

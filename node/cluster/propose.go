@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/rules"
 )
 
 const (
@@ -137,6 +138,9 @@ func (e *engine) lead(ctx context.Context, p fsm.Proposal, proposer string) (fsm
 	}
 	result, err := e.commit(ctx, p, proposer)
 	if fsm.EffectOf(p.Command) != fsm.Restricts || result.Index == 0 {
+		return result, err
+	}
+	if rules.Wait.Off() || rules.RepeatWaits.Off() && e.repeats(p, result.Index) {
 		return result, err
 	}
 	ctx, cancel := until(ctx, moved)

@@ -46,7 +46,8 @@ func (c *Cluster) NewClient() *Client {
 // Pauses are how long a cryptographic operation is held up, and where.
 type Pauses struct {
 	Work     time.Duration // before the checks
-	Lease    time.Duration // after the lease was checked, before the state is read
+	Lease    time.Duration // after the lease was checked
+	State    time.Duration // after the state was read
 	HandOver time.Duration // after the checks, before the answer goes out
 }
 
@@ -97,7 +98,7 @@ func use(l *life, n *Node, key fsm.ID, p Pauses, call history.Call) error {
 	if err != nil {
 		return err
 	}
-	g := gate.New(&view{Member: m, pause: p.Lease, call: call}, records{}, l.releases, n.Clock.Now)
+	g := gate.New(&view{Member: m, pauses: p, call: call}, records{}, l.releases, n.Clock.Now)
 	if _, err := gate.Release(ctx, g, pending, audit.Event{}, authorise); err != nil {
 		return err
 	}
@@ -112,21 +113,29 @@ func use(l *life, n *Node, key fsm.ID, p Pauses, call history.Call) error {
 	return nil
 }
 
-// view is the member as one operation's gate sees it: with a pause between the two
-// checks.
+// view is the member as one operation's gate sees it: with a pause after each of the
+// two checks, the first time.
 type view struct {
 	*cluster.Member
-	pause time.Duration
-	call  history.Call
+	pauses Pauses
+	call   history.Call
 }
 
 // Usable implements gate.Freshness.
 func (v *view) Usable() error {
 	err := v.Member.Usable()
 	v.call.Authorised()
-	time.Sleep(v.pause)
-	v.pause = 0 // once
+	time.Sleep(v.pauses.Lease)
+	v.pauses.Lease = 0
 	return err
+}
+
+// State implements gate.Freshness.
+func (v *view) State() *fsm.State {
+	s := v.Member.State()
+	time.Sleep(v.pauses.State)
+	v.pauses.State = 0
+	return s
 }
 
 // records is an audit trail that forgets.

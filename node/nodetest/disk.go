@@ -88,6 +88,19 @@ func (d *Disk) hangs() <-chan struct{} {
 	return d.stalled
 }
 
+// snapshotIndex is that of the newest snapshot; 0: none.
+func (d *Disk) snapshotIndex() uint64 {
+	d.mu.Lock()
+	c := d.now
+	d.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.snaps) == 0 {
+		return 0
+	}
+	return c.snaps[0].meta.Index
+}
+
 func (d *Disk) pause() time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -17,11 +17,17 @@ import (
 
 // Link is what happens to messages from one node to another.
 type Link struct {
-	Cut  bool
-	Loss float64 // part of the messages that are lost
-	// Late is the part of the messages that take up to Delay more than usual.
-	Late  float64
-	Delay time.Duration
+	// Match, optional, says which messages the rule is for. It is given a request of
+	// Raft, or the request or answer of a call between nodes.
+	Match func(message any) bool
+	// Alter, optional, changes what arrives.
+	Alter func(message any) any
+	Cut   bool
+	Loss  float64 // part of the messages that are lost
+	// Late is the part of the messages that take up to Delay more than usual, Least
+	// what all take more.
+	Late         float64
+	Delay, Least time.Duration
 }
 
 // Network carries messages between nodes. A message is lost or not when it is sent:
@@ -84,33 +90,39 @@ func (n *Network) at(address string) *end {
 }
 
 // fate decides what becomes of a message.
-func (n *Network) fate(from, to string) (delay time.Duration, lost bool) {
+func (n *Network) fate(from, to string, message any) (arrives any, delay time.Duration, lost bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delay = n.latency/4 + time.Duration(n.random.Int64N(int64(n.latency)*3/4+1))
 	for _, l := range n.links[[2]string{from, to}] {
-		if l.Cut || l.Loss > 0 && n.random.Float64() < l.Loss {
-			return 0, true
+		if l.Match != nil && !l.Match(message) {
+			continue
 		}
+		if l.Alter != nil {
+			message = l.Alter(message)
+		}
+		if l.Cut || l.Loss > 0 && n.random.Float64() < l.Loss {
+			return nil, 0, true
+		}
+		delay += l.Least
 		if l.Late > 0 && n.random.Float64() < l.Late {
 			delay += time.Duration(n.random.Int64N(int64(l.Delay) + 1))
 		}
 	}
-	return delay, false
+	return message, delay, false
 }
 
-// send has f run, after a while, in place of a message's arrival, unless the message
-// is lost or its sender is dead. order, unless nil, keeps messages of one stream in
-// order.
-func (n *Network) send(from *end, to string, order *order, f func()) {
+// send has f run, after a while, with what arrives of a message, unless the message is
+// lost or its sender is dead. o, unless nil, keeps messages of one stream in order.
+func (n *Network) send(from *end, to string, o *order, message any, f func(message any)) {
 	if from.ctx.Err() != nil {
 		return
 	}
-	delay, lost := n.fate(from.node, to)
+	message, delay, lost := n.fate(from.node, to, message)
 	if lost {
 		return
 	}
-	time.AfterFunc(order.behind(delay), f)
+	time.AfterFunc(o.behind(delay), func() { f(message) })
 }
 
 // order is one stream of messages.
@@ -153,9 +165,10 @@ type answer[T any] struct {
 	err   error
 }
 
-// call has serve run by the process at an address and brings its answer back, as far
-// as the network lets it. The server learns it late, or never, when ctx ends.
-func call[T any](ctx context.Context, from *end, address string, o *order, serve func(ctx context.Context, to *end) (T, error)) (T, error) {
+// call has serve run, with a request, by the process at an address and brings its
+// answer back, as far as the network lets it. The server learns it late, or never, when
+// ctx ends.
+func call[T any](ctx context.Context, from *end, address string, o *order, request any, serve func(ctx context.Context, to *end, request any) (T, error)) (T, error) {
 	var none T
 	if err := ctx.Err(); err != nil {
 		return none, err
@@ -166,26 +179,25 @@ func call[T any](ctx context.Context, from *end, address string, o *order, serve
 		serving, cancel = context.WithDeadline(serving, deadline)
 	}
 	back := make(chan answer[T], 1)
-	n.send(from, machine, o, func() {
+	n.send(from, machine, o, request, func(request any) {
 		defer cancel()
 		to := n.at(address)
 		if to == nil {
-			delay, lost := n.fate(machine, from.node)
-			if !lost {
+			if _, delay, lost := n.fate(machine, from.node, nil); !lost {
 				time.AfterFunc(delay, func() { back <- answer[T]{err: fmt.Errorf("%w: %s", errRefused, address)} })
 			}
 			return
 		}
 		stop := context.AfterFunc(to.ctx, cancel)
 		defer stop()
-		value, err := serve(serving, to)
-		n.send(to, from.node, nil, func() { back <- answer[T]{value, err} })
+		value, err := serve(serving, to, request)
+		n.send(to, from.node, nil, value, func(any) { back <- answer[T]{value, err} })
 	})
 	select {
 	case a := <-back:
 		return a.value, a.err
 	case <-ctx.Done():
-		n.send(from, machine, o, cancel)
+		n.send(from, machine, o, nil, func(any) { cancel() })
 		return none, fmt.Errorf("%w from %s: %w", errLost, address, ctx.Err())
 	case <-from.ctx.Done():
 		return none, fmt.Errorf("%w from %s: %w", errLost, address, from.ctx.Err())

@@ -19,12 +19,12 @@ type peers struct{ end *end }
 
 var _ cluster.Peers = peers{}
 
-// to makes one call; an error that the other node reports comes back as it would over
+// to makes one call with a request that the network may look at; an error that the other node reports comes back as it would over
 // the wire.
-func to[T any](ctx context.Context, p peers, address string, f func(ctx context.Context, m *cluster.Member) (T, error)) (T, error) {
+func to[T any](ctx context.Context, p peers, address string, request any, f func(ctx context.Context, m *cluster.Member) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
 	defer cancel()
-	return call(ctx, p.end, address, nil, func(ctx context.Context, at *end) (T, error) {
+	return call(ctx, p.end, address, nil, request, func(ctx context.Context, at *end, _ any) (T, error) {
 		m := at.member()
 		if m == nil {
 			var none T
@@ -53,7 +53,7 @@ func known(m *cluster.Member, node string) error {
 
 // Propose implements cluster.Peers.
 func (p peers) Propose(ctx context.Context, address string, x fsm.Proposal, proposer string) (fsm.Result, error) {
-	r, err := to(ctx, p, address, func(ctx context.Context, m *cluster.Member) (fsm.Result, error) {
+	r, err := to(ctx, p, address, x, func(ctx context.Context, m *cluster.Member) (fsm.Result, error) {
 		if err := known(m, proposer); err != nil {
 			return fsm.Result{}, err
 		}
@@ -73,7 +73,7 @@ func (p peers) Propose(ctx context.Context, address string, x fsm.Proposal, prop
 
 // Lease implements cluster.Peers.
 func (p peers) Lease(ctx context.Context, address string, r cluster.LeaseRequest) (cluster.LeaseGrant, error) {
-	return to(ctx, p, address, func(ctx context.Context, m *cluster.Member) (cluster.LeaseGrant, error) {
+	return to(ctx, p, address, r, func(ctx context.Context, m *cluster.Member) (cluster.LeaseGrant, error) {
 		if err := known(m, r.Node); err != nil {
 			return cluster.LeaseGrant{}, err
 		}
@@ -83,7 +83,7 @@ func (p peers) Lease(ctx context.Context, address string, r cluster.LeaseRequest
 
 // Ack implements cluster.Peers.
 func (p peers) Ack(ctx context.Context, address, node string, applied uint64) error {
-	_, err := to(ctx, p, address, func(_ context.Context, m *cluster.Member) (struct{}, error) {
+	_, err := to(ctx, p, address, nil, func(_ context.Context, m *cluster.Member) (struct{}, error) {
 		return struct{}{}, errors.Join(known(m, node), m.HandleAck(node, applied))
 	})
 	return err
@@ -91,14 +91,14 @@ func (p peers) Ack(ctx context.Context, address, node string, applied uint64) er
 
 // TransferLeadership implements cluster.Peers.
 func (p peers) TransferLeadership(ctx context.Context, address, node string) (string, error) {
-	return to(ctx, p, address, func(ctx context.Context, m *cluster.Member) (string, error) {
+	return to(ctx, p, address, nil, func(ctx context.Context, m *cluster.Member) (string, error) {
 		return m.HandleTransfer(ctx, node)
 	})
 }
 
 // Progress implements cluster.Peers.
 func (p peers) Progress(ctx context.Context, address string) ([]cluster.Progress, error) {
-	return to(ctx, p, address, func(_ context.Context, m *cluster.Member) ([]cluster.Progress, error) {
+	return to(ctx, p, address, nil, func(_ context.Context, m *cluster.Member) ([]cluster.Progress, error) {
 		return m.HandleProgress()
 	})
 }

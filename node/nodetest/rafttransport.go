@@ -48,7 +48,7 @@ func (t *raftTransport) SetHeartbeatHandler(func(raft.RPC)) {}
 func ask[R any](t *raftTransport, to raft.ServerAddress, timeout time.Duration, o *order, request any, data io.Reader, into *R) error {
 	ctx, cancel := context.WithTimeout(t.end.ctx, timeout)
 	defer cancel()
-	r, err := call(ctx, t.end, string(to), o, func(_ context.Context, at *end) (*R, error) {
+	r, err := call(ctx, t.end, string(to), o, request, func(_ context.Context, at *end, request any) (*R, error) {
 		back := make(chan raft.RPCResponse, 1)
 		select {
 		case at.raft <- raft.RPC{Command: request, Reader: data, RespChan: back}:

@@ -335,13 +335,15 @@ func (n *nemesis) pauses(random *rand.Rand) Pauses {
 			continue
 		}
 		long := time.Duration(random.Int64N(int64(9 * time.Second)))
-		switch random.IntN(3) {
+		switch random.IntN(4) {
 		case 0:
 			p.Work = long
 		case 1:
 			p.Lease = long
 		case 2:
 			p.HandOver = long
+		case 3:
+			p.State = long
 		}
 	}
 	return p
