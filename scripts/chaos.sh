@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs real nodes while their processes, networks, disks and tokens fail, and judges
 # what their clients saw: scripts/chaos.sh chaos|powerloss. Settings are in the
-# environment: CHAOS, SEED, NODES, ROUNDS (see `make help`).
+# environment: CHAOS, SEED, NODES, ROUNDS (see `make help`); with KEEP=1 the
+# history and logs are kept from a run without a failure too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case ${1-} in

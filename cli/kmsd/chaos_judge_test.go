@@ -122,9 +122,9 @@ func (l *trial) needs(all []need) {
 	}
 }
 
-// keep saves what there is to learn from a failure.
+// keep saves what there is to learn from a failure, or, with KEEP, from any run.
 func (l *trial) keep(seed uint64) {
-	if !l.t.Failed() {
+	if !l.t.Failed() && os.Getenv("KEEP") == "" {
 		return
 	}
 	target := map[string]string{"TestChaos": "chaos", "TestPowerLoss": "powerloss"}[l.t.Name()]
@@ -147,5 +147,5 @@ func (l *trial) keep(seed uint64) {
 			return err
 		})
 	}
-	say(l.began, "FAILED. History, logs and what is wrong are in %s; the same faults again: SEED=%d NODES=%d make %s", dir, seed, len(l.nodes), target)
+	say(l.began, "history, logs and what is wrong are in %s; the same faults again: SEED=%d NODES=%d make %s", dir, seed, len(l.nodes), target)
 }

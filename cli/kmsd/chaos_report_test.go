@@ -118,28 +118,26 @@ func interruption(answers []time.Duration, w window) (longest time.Duration) {
 func (l *trial) reportRestrictions(windows []window, row func(...any)) {
 	row("RESTRICTIONS (DisableKey, ScheduleKeyDeletion)", "NUMBER", "P50", "P99", "MAX")
 	all := l.record.History().Operations
-	took := func(in func(at time.Duration) bool) (out []time.Duration) {
+	took := func(in func(o history.Operation) bool) (out []time.Duration) {
 		for _, o := range all {
-			if o.Kind.Restricts() && o.Outcome == history.OK && in(o.Begin) {
+			if o.Kind.Restricts() && o.Outcome == history.OK && in(o) {
 				out = append(out, o.End-o.Begin)
 			}
 		}
 		slices.Sort(out)
 		return out
 	}
-	within := func(w window) func(time.Duration) bool {
-		return func(at time.Duration) bool { return at >= w.begin && at < w.healed }
-	}
+	healthy, gone := windows[0], windows[1]
 	for _, s := range []struct {
 		name string
-		in   func(time.Duration) bool
+		in   func(o history.Operation) bool
 	}{
-		{"nothing wrong", within(windows[0])},
-		{"one node gone", within(windows[1])},
-		{"one node gone, after its lease", func(at time.Duration) bool {
-			return at >= windows[1].begin+2*testLease && at < windows[1].healed
+		{"nothing wrong", func(o history.Operation) bool { return o.Begin >= healthy.begin && o.End < gone.begin }},
+		{"one node gone", func(o history.Operation) bool { return o.End >= gone.begin && o.Begin < gone.healed }},
+		{"one node gone, its lease over", func(o history.Operation) bool {
+			return o.Begin >= gone.begin+2*testLease && o.Begin < gone.healed
 		}},
-		{"other faults", func(at time.Duration) bool { return at >= windows[1].end }},
+		{"other faults", func(o history.Operation) bool { return o.Begin >= gone.end }},
 	} {
 		d := took(s.in)
 		row(s.name, len(d), seconds(history.Quantile(d, 0.5)), seconds(history.Quantile(d, 0.99)), seconds(history.Quantile(d, 1)))

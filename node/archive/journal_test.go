@@ -216,7 +216,7 @@ func TestJournalTurns(t *testing.T) {
 	a.mustRound(t)
 	var all []uint64
 	for i := range 3 {
-		all = append(all, m.restrict(byte(i + 1)))
+		all = append(all, m.restrict(byte(i+1)))
 		m.tick()
 		time.Sleep(2 * time.Millisecond)
 		a.journal.rotate.Store(true)

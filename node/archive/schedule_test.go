@@ -70,7 +70,7 @@ func TestRetention(t *testing.T) {
 	must(t, os.WriteFile(stale, nil, 0o600))
 	var restrictions []uint64
 	for i := range 5 {
-		restrictions = append(restrictions, m.restrict(byte(i + 1)))
+		restrictions = append(restrictions, m.restrict(byte(i+1)))
 		a.mustBackUp(t)
 	}
 	files, err := Backups(testCluster, dir)
