@@ -63,7 +63,10 @@ func (l *trial) final(ctx context.Context) {
 	say(l.began, "%d acknowledged keys and %d data keys were looked for on every node", len(states), len(l.blobs)+len(l.steady))
 }
 
-const openers = 8 // at a time
+const (
+	openers  = 8  // at a time
+	maxWrong = 20 // that are shown; all are kept
+)
 
 // openAll opens every data key on one node: those under enabled keys, and no other.
 func (l *trial) openAll(ctx context.Context, p *process, states map[string]history.Value) {
@@ -101,10 +104,13 @@ func (l *trial) acknowledged() string {
 // judge applies the rules to everything that was seen.
 func (l *trial) judge() {
 	for _, v := range history.Check(l.record.History(), history.Rules{Slack: callLimit}) {
-		l.mistake("%s", v)
+		l.wrong = append(l.wrong, v.String())
 	}
-	for _, w := range l.wrong {
+	for _, w := range l.wrong[:min(len(l.wrong), maxWrong)] {
 		l.t.Error(w)
+	}
+	if more := len(l.wrong) - maxWrong; more > 0 {
+		l.t.Errorf("and %d more", more)
 	}
 }
 

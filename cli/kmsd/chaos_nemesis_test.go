@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"syscall"
@@ -86,8 +87,7 @@ func (r *rig) torment(ctx context.Context, strokes []stroke) (applied []window) 
 		if s.victim = r.leads(); s.at != leading || s.victim == nil {
 			s.victim = r.hosts[max(s.at, 0)]
 		}
-		say(r.began, "fault %d of %d", i+1, len(strokes))
-		if applied = append(applied, r.strike(ctx, s)); ctx.Err() != nil {
+		if applied = append(applied, r.strike(ctx, fmt.Sprintf("fault %d of %d", i+1, len(strokes)), s)); ctx.Err() != nil {
 			break
 		}
 	}
@@ -95,10 +95,10 @@ func (r *rig) torment(ctx context.Context, strokes []stroke) (applied []window) 
 }
 
 // strike applies one fault and heals it.
-func (r *rig) strike(ctx context.Context, s stroke) window {
+func (r *rig) strike(ctx context.Context, title string, s stroke) window {
 	w := window{name: s.name, begin: time.Since(r.began)}
+	say(r.began, "%s, %.1f s: %s, %s (%s)", title, s.lasts.Seconds(), s.name, s.victim.name, r.conditions())
 	func() {
-		say(r.began, "for %.1f s: %s, %s (%s)", s.lasts.Seconds(), s.name, s.victim.name, r.conditions())
 		defer s.apply(r, s)()
 		sleep(ctx, s.lasts)
 	}()

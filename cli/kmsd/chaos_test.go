@@ -31,7 +31,7 @@ func TestChaos(t *testing.T) {
 		began := time.Now()
 		healthy := stroke{fault: fault{"nothing", (*rig).nothing}, victim: l.hosts[0], lasts: healthyFor}
 		gone := stroke{fault: fault{"one node gone", (*rig).killOne}, victim: l.follower(), lasts: oneGoneFor, pause: pauseMax}
-		windows = append(windows, l.strike(ctx, healthy), l.strike(ctx, gone))
+		windows = append(windows, l.strike(ctx, "at first", healthy), l.strike(ctx, "then", gone))
 		windows = append(windows, l.torment(ctx, plan(seed, len(l.nodes), length-time.Since(began)-quietFor))...)
 	})
 	l.report(windows)

@@ -34,7 +34,9 @@ func TestPowerLoss(t *testing.T) {
 			l.converge(ctx)
 		}
 	})
-	say(l.began, "after %d losses of power nothing is missing of %s", rounds, l.acknowledged())
+	if !t.Failed() {
+		say(l.began, "after %d losses of power nothing is missing of %s", rounds, l.acknowledged())
+	}
 	l.needs([]need{
 		{"keys created", l.counted("CreateKey", "ok"), 10 * rounds},
 		{"restrictions", len(history.Summarize(l.record.History()).Restrictions), 10 * rounds},
