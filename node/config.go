@@ -40,6 +40,7 @@ type Config struct {
 	Raft   Raft    `yaml:"raft"`
 	Lease  Lease   `yaml:"lease"`
 	Limits Limits  `yaml:"limits"`
+	Backup Backup  `yaml:"backup"`
 	Log    Log     `yaml:"log"`
 }
 
@@ -120,6 +121,27 @@ type Limits struct {
 	Handshakes  int `yaml:"handshakes"`  // unfinished TLS handshakes; default 256
 }
 
+// Backup is what the node writes by itself outside its data directory: backups, and the
+// journal of restrictions, without which a restored backup brings back what was revoked
+// after it.
+type Backup struct {
+	// Dir is a directory outside DataDir, on another disk or host: a network mount, for
+	// example. It must be there. The nodes of a cluster may share one. Empty: the node
+	// writes neither.
+	Dir string `yaml:"dir"`
+	// Every is how often a backup is written, if something has changed. Default 1h.
+	Every Duration `yaml:"every"`
+	// Keep is how many of its own backups the node keeps there. Default 24.
+	Keep int `yaml:"keep"`
+}
+
+// Limits of scheduled backups.
+const (
+	minBackupEvery = time.Second
+	maxBackupEvery = 31 * 24 * time.Hour
+	maxBackupKeep  = 10_000
+)
+
 // Log is the node's own log, on standard error.
 type Log struct {
 	Level  string `yaml:"level"`  // debug, info (default), warn, error
@@ -190,6 +212,8 @@ func (c *Config) complete() {
 	fill(&c.Lease.Consistency, kms.ConsistencyLease)
 	fill(&c.Limits.Connections, 4096)
 	fill(&c.Limits.Handshakes, 256)
+	fill(&c.Backup.Every, Duration(time.Hour))
+	fill(&c.Backup.Keep, 24)
 	fill(&c.Log.Level, "info")
 	fill(&c.Log.Format, "text")
 }
@@ -223,6 +247,10 @@ func (c *Config) Check() error {
 	bad(c.Lease.Consistency != kms.ConsistencyLease && c.Lease.Consistency != kms.ConsistencyQuorum,
 		"lease.consistency %q: want %s or %s", c.Lease.Consistency, kms.ConsistencyLease, kms.ConsistencyQuorum)
 	bad(c.Raft.Election < c.Raft.Heartbeat, "raft.election %s: must be at least raft.heartbeat, %s", time.Duration(c.Raft.Election), time.Duration(c.Raft.Heartbeat))
+	every := time.Duration(c.Backup.Every)
+	bad(within(c.Backup.Dir, c.DataDir), "backup.dir %s: must be outside data_dir: what destroys that must not destroy the backups", c.Backup.Dir)
+	bad(every < minBackupEvery || every > maxBackupEvery, "backup.every %s: must be %s to %s", every, minBackupEvery, maxBackupEvery)
+	bad(c.Backup.Keep < 1 || c.Backup.Keep > maxBackupKeep, "backup.keep %d: must be 1 to %d", c.Backup.Keep, maxBackupKeep)
 	bad(c.Log.Format != "text" && c.Log.Format != "json", "log.format %q: want text or json", c.Log.Format)
 	if len(problems) > 0 {
 		return fmt.Errorf("%w: %s", ErrConfig, strings.Join(problems, "; "))
@@ -233,6 +261,17 @@ func (c *Config) Check() error {
 func hostPort(s string) bool {
 	_, port, err := net.SplitHostPort(s)
 	return err == nil && port != ""
+}
+
+// within tells whether a path is a directory or lies in it; an empty one does not.
+func within(path, dir string) bool {
+	a, errA := filepath.Abs(path)
+	b, errB := filepath.Abs(dir)
+	if path == "" || errA != nil || errB != nil {
+		return false
+	}
+	below, err := filepath.Rel(b, a)
+	return err == nil && filepath.IsLocal(below)
 }
 
 func unspecified(s string) bool {

@@ -38,21 +38,22 @@ var floors = map[string][]string{
 	"node/nodetest/history": {},
 
 	"rpc": {
-		"fsm", "hsm", "transport", "node/audit", "node/cluster", "node/kms", "node/kms/gate", "node/rules", "rpc/quorumkmsv1", "rpc/peerv1",
+		"fsm", "hsm", "transport", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/rules",
+		"rpc/client/backup", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"node": {
-		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node/audit", "node/cluster", "node/kms", "node/kms/gate", "node/rules",
-		"rpc", "rpc/quorumkmsv1", "rpc/peerv1",
+		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/rules",
+		"rpc/client/backup", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"cli/kmsd": {
-		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node", "node/audit", "node/cluster", "node/kms", "node/kms/gate", "node/rules",
-		"rpc", "rpc/quorumkmsv1", "rpc/peerv1",
+		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/rules",
+		"rpc/client/backup", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 
 	"rpc/client":            {"rpc/quorumkmsv1"},
 	"rpc/client/envelope":   {},
 	"rpc/client/clienttest": {"rpc/client", "rpc/quorumkmsv1"},
-	"cli/kmsctl":            {"rpc/quorumkmsv1", "rpc/client", "rpc/client/envelope"},
+	"cli/kmsctl":            {"rpc/quorumkmsv1", "rpc/client", "rpc/client/envelope", "rpc/client/backup"},
 }
 
 // strangers are packages of others that must not be reached, directly, from some

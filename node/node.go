@@ -18,6 +18,7 @@ import (
 	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/hsm/p11"
 	"github.com/quorumkms/quorumkms/hsm/soft"
+	"github.com/quorumkms/quorumkms/node/archive"
 	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
@@ -36,6 +37,8 @@ var (
 	_ kms.KeyMaker   = hsm.Partition(nil)
 	_ kms.Deriver    = (*hsm.Keyring)(nil)
 	_ gate.Freshness = (*cluster.Member)(nil)
+	_ archive.Member = (*cluster.Member)(nil)
+	_ archive.Signer = hsm.Partition(nil)
 	_ gate.Recorder  = (*audit.Log)(nil)
 )
 
@@ -87,6 +90,7 @@ type Node struct {
 	peerMux   *transport.Mux
 	clientMux *transport.Mux
 	member    *cluster.Member
+	archive   *archive.Archive
 	opened    atomic.Pointer[cluster.Member] // member, for those that run while it opens
 	gossip    *transport.Gossip
 	server    *rpc.Server
@@ -229,8 +233,13 @@ func (n *Node) wire() {
 		Log: n.member, Fresh: n.member, Keys: n.partition, Deriver: n.keyring, Audit: n.audit, Out: n.releases,
 		Now: time.Now, Clock: cluster.SystemClock{}.Now, Quorum: n.config.Lease.Consistency == kms.ConsistencyQuorum,
 	})
+	b := n.config.Backup
+	n.archive = archive.New(archive.Config{
+		Name: n.config.Name, Dir: b.Dir, Every: time.Duration(b.Every), Keep: b.Keep, Member: n.member, Signer: n.partition, Now: time.Now, Log: n.log,
+	})
+	n.onClose(n.archive.Close)
 	n.server = rpc.NewServer(rpc.Config{
-		KMS: service, Member: n.member, Log: n.log, Credentials: n.creds, Announce: n.announce,
+		KMS: service, Member: n.member, Archive: n.archive, Log: n.log, Credentials: n.creds, Announce: n.announce,
 		Node: rpc.NodeView{
 			Name: n.config.Name, TrustDomain: n.config.TrustDomain, Version: n.options.Version,
 			Partition: n.partition, Keyring: n.keyring.Stats, Reachable: n.reachable, Credentials: n.creds, Now: time.Now,
@@ -284,6 +293,7 @@ func (n *Node) serve(ctx context.Context) error {
 	n.background("client listener", func() error { return n.clientMux.Serve(serving) })
 	n.background("peer calls", func() error { return n.server.ServePeers(peers) })
 	n.background("client calls", func() error { return n.server.ServeClients(clients) })
+	n.archive.Run()
 	n.background("health", func() error { n.watchHealth(serving); return nil })
 	n.background("files", func() error { n.watchFiles(serving); return nil })
 	joining, stopJoining := context.WithCancel(ctx)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
+	"github.com/quorumkms/quorumkms/node/archive"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
@@ -34,9 +35,10 @@ type NodeView struct {
 
 type clusterServer struct {
 	pb.UnimplementedClusterServiceServer
-	kms    *kms.Service
-	member *cluster.Member
-	node   NodeView
+	kms     *kms.Service
+	member  *cluster.Member
+	archive *archive.Archive
+	node    NodeView
 }
 
 var memberStates = map[fsm.MemberState]pb.MemberState{
@@ -71,6 +73,7 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 			out.DomainGeneration = g.Number
 		}
 	}
+	out.Backup = backupStatus(s.archive.Status())
 	out.Members = each(st.Members, func(m cluster.MemberStatus) *pb.Member {
 		lag := uint64(0)
 		if m.Applied != 0 {

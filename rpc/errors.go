@@ -11,9 +11,11 @@ import (
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
+	"github.com/quorumkms/quorumkms/node/archive"
 	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
+	"github.com/quorumkms/quorumkms/rpc/client/backup"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 )
 
@@ -46,6 +48,10 @@ var table = []struct {
 	{cluster.ErrShutdown, codes.Unavailable, pb.Reason_REASON_SHUTTING_DOWN},
 	{cluster.ErrInitialized, codes.FailedPrecondition, pb.Reason_REASON_ALREADY_INITIALIZED},
 	{cluster.ErrJoin, codes.FailedPrecondition, pb.Reason_REASON_MEMBERSHIP_REFUSED},
+
+	{archive.ErrBusy, codes.ResourceExhausted, pb.Reason_REASON_BUSY},
+	{backup.ErrRefused, codes.InvalidArgument, pb.Reason_REASON_INVALID},
+	{fsm.ErrSnapshot, codes.InvalidArgument, pb.Reason_REASON_INVALID},
 
 	{hsm.ErrCorrupt, codes.FailedPrecondition, pb.Reason_REASON_KEY_MATERIAL_CORRUPT},
 	{hsm.ErrBusy, codes.ResourceExhausted, pb.Reason_REASON_BUSY},

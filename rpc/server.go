@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 
+	"github.com/quorumkms/quorumkms/node/archive"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
 	"github.com/quorumkms/quorumkms/node/kms/gate"
@@ -49,10 +50,11 @@ const (
 
 // Config is what the servers need.
 type Config struct {
-	KMS    *kms.Service
-	Member *cluster.Member
-	Node   NodeView
-	Log    *slog.Logger
+	KMS     *kms.Service
+	Member  *cluster.Member
+	Archive *archive.Archive
+	Node    NodeView
+	Log     *slog.Logger
 	// Credentials are the node's own certificate and CA.
 	Credentials *transport.Credentials
 	// Announce is told the transfer key that waits for the Security Officer.
@@ -82,7 +84,8 @@ func NewServer(c Config) *Server {
 		grpc.ChainStreamInterceptor(s.streamErrors, s.authenticateStream))...)
 	pb.RegisterKeyServiceServer(s.clients, &keyServer{kms: c.KMS})
 	pb.RegisterCryptoServiceServer(s.clients, &cryptoServer{kms: c.KMS})
-	pb.RegisterClusterServiceServer(s.clients, &clusterServer{kms: c.KMS, member: c.Member, node: c.Node})
+	pb.RegisterClusterServiceServer(s.clients, &clusterServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node})
+	pb.RegisterBackupServiceServer(s.clients, &backupServer{kms: c.KMS, member: c.Member, archive: c.Archive})
 	healthpb.RegisterHealthServer(s.clients, s.health)
 	reflection.Register(s.clients)
 	s.peers = grpc.NewServer(append(options(), grpc.UnaryInterceptor(s.errors), grpc.StreamInterceptor(s.streamErrors))...)
@@ -209,15 +212,20 @@ func (s *Server) authenticate(ctx context.Context, r any, info *grpc.UnaryServer
 	return next(withCaller(ctx, caller), r)
 }
 
-// authenticateStream is authenticate for health watches and reflection.
+// authenticateStream is authenticate for streams: backups, health watches and
+// reflection. A node that stops ends them.
 func (s *Server) authenticateStream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	if _, err := s.identify(stream.Context(), info.FullMethod); err != nil {
+	caller, err := s.identify(stream.Context(), info.FullMethod)
+	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(stream.Context())
+	ctx, cancel := context.WithCancel(withCaller(stream.Context(), caller))
 	defer cancel()
 	defer context.AfterFunc(s.draining, cancel)() // who watches the health would hold up the end
-	return next(server, watched{stream, ctx})
+	if err = next(server, watched{stream, ctx}); err != nil && s.draining.Err() != nil && stream.Context().Err() == nil {
+		return fmt.Errorf("%w: %w", cluster.ErrShutdown, err)
+	}
+	return err
 }
 
 // watched is a stream with a context of its own.

@@ -78,7 +78,7 @@ func (a *app) root() *cobra.Command {
 	root := group("kmsctl", "Administer and use a QuorumKMS cluster",
 		a.clusterCommand(), a.keyCommand(),
 		a.encryptCommand(), a.decryptCommand(), a.reencryptCommand(), a.dataKeyCommand(), a.randomCommand(),
-		a.objectCommand(), a.configCommand(), a.whoamiCommand(), a.versionCommand())
+		a.objectCommand(), a.backupCommand(), a.configCommand(), a.whoamiCommand(), a.versionCommand())
 	root.Long = longHelp
 	root.SilenceErrors, root.SilenceUsage = true, true
 	flags := root.PersistentFlags()

@@ -114,6 +114,9 @@ func writeStatus(w io.Writer, s *quorumkmsv1.StatusResponse, answers map[string]
 		{"  log", fmt.Sprintf("applied %d of %d, running hash %.4x", s.GetAppliedIndex(), s.GetLastLogIndex(), s.GetRunningHash())},
 		{"  HSM", hsmText(s.GetHsm())},
 	}
+	if b := s.GetBackup(); b != nil {
+		fields = append(fields, backupFields(b)...)
+	}
 	for _, p := range s.GetHsm().GetProbes() {
 		if !p.GetPassed() {
 			fields = append(fields, [2]string{"  weakness", probeText(p)})

@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"context"
 	"errors"
 	"fmt"
 
@@ -11,25 +10,6 @@ import (
 )
 
 // What backups and the journal of restrictions are made from.
-
-// Fresh returns a state that holds everything which was acknowledged anywhere in the
-// cluster before the call: the leader commits a tick, and this node applies it.
-func (m *Member) Fresh(ctx context.Context) (*fsm.State, error) {
-	for {
-		e, err := m.engine()
-		if err != nil {
-			return nil, err
-		}
-		s := e.machine.State()
-		result, err := m.Propose(ctx, fsm.Proposal{Command: &fsm.Tick{HashIndex: s.Index(), Hash: s.Hash()}, Principal: e.principal()})
-		switch {
-		case err == nil:
-			return e.machine.Wait(ctx, result.Index)
-		case !errors.Is(err, ErrOutcomeUnknown) || ctx.Err() != nil: // another tick does no harm
-			return nil, err
-		}
-	}
-}
 
 // LogKey is the key that authenticates entries, snapshots and the journal.
 func (m *Member) LogKey() (fsm.LogKey, error) {

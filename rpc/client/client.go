@@ -272,7 +272,8 @@ func (c *Client) isClosed() bool {
 	return c.closed
 }
 
-// NewStream implements grpc.ClientConnInterface; the protocol has no streams.
+// NewStream implements grpc.ClientConnInterface. The streams of the protocol are
+// CreateBackup and VerifyBackup.
 func (c *Client) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
-	return nil, errors.New("client: no streaming calls")
+	return nil, errors.New("client: streaming calls are CreateBackup and VerifyBackup")
 }

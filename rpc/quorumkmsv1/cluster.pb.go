@@ -495,6 +495,99 @@ func (x *Certificate) GetWarning() string {
 	return ""
 }
 
+// BackupStatus is how a node's scheduled backups and its journal of restrictions do.
+type BackupStatus struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Directory      string                 `protobuf:"bytes,1,opt,name=directory,proto3" json:"directory,omitempty"`                     // empty: the node has none
+	LastBackup     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=last_backup,json=lastBackup,proto3" json:"last_backup,omitempty"` // of this node; unset while there is none
+	LastIndex      uint64                 `protobuf:"varint,3,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
+	BackupProblem  string                 `protobuf:"bytes,4,opt,name=backup_problem,json=backupProblem,proto3" json:"backup_problem,omitempty"` // empty: none
+	JournalIndex   uint64                 `protobuf:"varint,5,opt,name=journal_index,json=journalIndex,proto3" json:"journal_index,omitempty"`   // up to which the journal is on the disk
+	JournalTime    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=journal_time,json=journalTime,proto3" json:"journal_time,omitempty"`
+	JournalProblem string                 `protobuf:"bytes,7,opt,name=journal_problem,json=journalProblem,proto3" json:"journal_problem,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *BackupStatus) Reset() {
+	*x = BackupStatus{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupStatus) ProtoMessage() {}
+
+func (x *BackupStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupStatus.ProtoReflect.Descriptor instead.
+func (*BackupStatus) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *BackupStatus) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+func (x *BackupStatus) GetLastBackup() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastBackup
+	}
+	return nil
+}
+
+func (x *BackupStatus) GetLastIndex() uint64 {
+	if x != nil {
+		return x.LastIndex
+	}
+	return 0
+}
+
+func (x *BackupStatus) GetBackupProblem() string {
+	if x != nil {
+		return x.BackupProblem
+	}
+	return ""
+}
+
+func (x *BackupStatus) GetJournalIndex() uint64 {
+	if x != nil {
+		return x.JournalIndex
+	}
+	return 0
+}
+
+func (x *BackupStatus) GetJournalTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.JournalTime
+	}
+	return nil
+}
+
+func (x *BackupStatus) GetJournalProblem() string {
+	if x != nil {
+		return x.JournalProblem
+	}
+	return ""
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -505,7 +598,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[4]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -517,7 +610,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[4]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -530,7 +623,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{4}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *StatusRequest) GetTenant() string {
@@ -574,13 +667,14 @@ type StatusResponse struct {
 	KnownRelease      uint32                 `protobuf:"varint,30,opt,name=known_release,json=knownRelease,proto3" json:"known_release,omitempty"`      // the newest release that the node's software knows; 0 from v0.1.0, which knows 1
 	Certificate       *Certificate           `protobuf:"bytes,31,opt,name=certificate,proto3" json:"certificate,omitempty"`                             // of the node
 	CaCertificates    []*Certificate         `protobuf:"bytes,32,rep,name=ca_certificates,json=caCertificates,proto3" json:"ca_certificates,omitempty"` // that it trusts
+	Backup            *BackupStatus          `protobuf:"bytes,40,opt,name=backup,proto3" json:"backup,omitempty"`                                       // of the node that answers
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[5]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -592,7 +686,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[5]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -605,7 +699,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{5}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *StatusResponse) GetClusterId() string {
@@ -783,6 +877,13 @@ func (x *StatusResponse) GetCaCertificates() []*Certificate {
 	return nil
 }
 
+func (x *StatusResponse) GetBackup() *BackupStatus {
+	if x != nil {
+		return x.Backup
+	}
+	return nil
+}
+
 type InitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Administrator string                 `protobuf:"bytes,1,opt,name=administrator,proto3" json:"administrator,omitempty"`              // SPIFFE URI of the first key administrator of the tenant "default"
@@ -800,7 +901,7 @@ type InitRequest struct {
 
 func (x *InitRequest) Reset() {
 	*x = InitRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[6]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -812,7 +913,7 @@ func (x *InitRequest) String() string {
 func (*InitRequest) ProtoMessage() {}
 
 func (x *InitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[6]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -825,7 +926,7 @@ func (x *InitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitRequest.ProtoReflect.Descriptor instead.
 func (*InitRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{6}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *InitRequest) GetAdministrator() string {
@@ -888,7 +989,7 @@ type InitResponse struct {
 
 func (x *InitResponse) Reset() {
 	*x = InitResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[7]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -900,7 +1001,7 @@ func (x *InitResponse) String() string {
 func (*InitResponse) ProtoMessage() {}
 
 func (x *InitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[7]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -913,7 +1014,7 @@ func (x *InitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitResponse.ProtoReflect.Descriptor instead.
 func (*InitResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{7}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *InitResponse) GetClusterId() string {
@@ -952,7 +1053,7 @@ type InviteRequest struct {
 
 func (x *InviteRequest) Reset() {
 	*x = InviteRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[8]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -964,7 +1065,7 @@ func (x *InviteRequest) String() string {
 func (*InviteRequest) ProtoMessage() {}
 
 func (x *InviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[8]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -977,7 +1078,7 @@ func (x *InviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteRequest.ProtoReflect.Descriptor instead.
 func (*InviteRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{8}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *InviteRequest) GetNodeName() string {
@@ -1042,7 +1143,7 @@ type InviteResponse struct {
 
 func (x *InviteResponse) Reset() {
 	*x = InviteResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[9]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1155,7 @@ func (x *InviteResponse) String() string {
 func (*InviteResponse) ProtoMessage() {}
 
 func (x *InviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[9]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1168,7 @@ func (x *InviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteResponse.ProtoReflect.Descriptor instead.
 func (*InviteResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{9}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *InviteResponse) GetJoinToken() string {
@@ -1118,7 +1219,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[10]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1231,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[10]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1244,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{10}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RemoveRequest) GetNode() string {
@@ -1191,7 +1292,7 @@ type RemoveResponse struct {
 
 func (x *RemoveResponse) Reset() {
 	*x = RemoveResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[11]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1304,7 @@ func (x *RemoveResponse) String() string {
 func (*RemoveResponse) ProtoMessage() {}
 
 func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[11]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1317,7 @@ func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResponse.ProtoReflect.Descriptor instead.
 func (*RemoveResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{11}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RemoveResponse) GetRaftId() string {
@@ -1246,7 +1347,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[12]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1258,7 +1359,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[12]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1271,7 +1372,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{12}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TransferLeadershipRequest) GetNode() string {
@@ -1319,7 +1420,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[13]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1432,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[13]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1445,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{13}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TransferLeadershipResponse) GetLeaderId() string {
@@ -1374,7 +1475,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[14]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1386,7 +1487,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[14]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1399,7 +1500,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{14}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UpgradeRequest) GetRelease() uint32 {
@@ -1448,7 +1549,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[15]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +1561,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[15]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1473,7 +1574,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{15}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UpgradeResponse) GetRelease() uint32 {
@@ -1544,11 +1645,21 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"not_before\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
 	"\tnot_after\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x18\n" +
-	"\awarning\x18\x06 \x01(\tR\awarning\"H\n" +
+	"\awarning\x18\x06 \x01(\tR\awarning\"\xbc\x02\n" +
+	"\fBackupStatus\x12\x1c\n" +
+	"\tdirectory\x18\x01 \x01(\tR\tdirectory\x12;\n" +
+	"\vlast_backup\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"lastBackup\x12\x1d\n" +
+	"\n" +
+	"last_index\x18\x03 \x01(\x04R\tlastIndex\x12%\n" +
+	"\x0ebackup_problem\x18\x04 \x01(\tR\rbackupProblem\x12#\n" +
+	"\rjournal_index\x18\x05 \x01(\x04R\fjournalIndex\x12=\n" +
+	"\fjournal_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vjournalTime\x12'\n" +
+	"\x0fjournal_problem\x18\a \x01(\tR\x0ejournalProblem\"H\n" +
 	"\rStatusRequest\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\xf1\a\n" +
+	"indexToken\"\xa5\b\n" +
 	"\x0eStatusResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12!\n" +
@@ -1578,7 +1689,8 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\x12certificate_expiry\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\x11certificateExpiry\x12#\n" +
 	"\rknown_release\x18\x1e \x01(\rR\fknownRelease\x12;\n" +
 	"\vcertificate\x18\x1f \x01(\v2\x19.quorumkms.v1.CertificateR\vcertificate\x12B\n" +
-	"\x0fca_certificates\x18  \x03(\v2\x19.quorumkms.v1.CertificateR\x0ecaCertificates\"\x87\x02\n" +
+	"\x0fca_certificates\x18  \x03(\v2\x19.quorumkms.v1.CertificateR\x0ecaCertificates\x122\n" +
+	"\x06backup\x18( \x01(\v2\x1a.quorumkms.v1.BackupStatusR\x06backup\"\x87\x02\n" +
 	"\vInitRequest\x12$\n" +
 	"\radministrator\x18\x01 \x01(\tR\radministrator\x12\x1f\n" +
 	"\vno_recovery\x18\x02 \x01(\bR\n" +
@@ -1678,62 +1790,66 @@ func file_quorumkms_v1_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_quorumkms_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quorumkms_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_quorumkms_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_quorumkms_v1_cluster_proto_goTypes = []any{
 	(MemberState)(0),                   // 0: quorumkms.v1.MemberState
 	(*Member)(nil),                     // 1: quorumkms.v1.Member
 	(*HsmProbe)(nil),                   // 2: quorumkms.v1.HsmProbe
 	(*HsmStatus)(nil),                  // 3: quorumkms.v1.HsmStatus
 	(*Certificate)(nil),                // 4: quorumkms.v1.Certificate
-	(*StatusRequest)(nil),              // 5: quorumkms.v1.StatusRequest
-	(*StatusResponse)(nil),             // 6: quorumkms.v1.StatusResponse
-	(*InitRequest)(nil),                // 7: quorumkms.v1.InitRequest
-	(*InitResponse)(nil),               // 8: quorumkms.v1.InitResponse
-	(*InviteRequest)(nil),              // 9: quorumkms.v1.InviteRequest
-	(*InviteResponse)(nil),             // 10: quorumkms.v1.InviteResponse
-	(*RemoveRequest)(nil),              // 11: quorumkms.v1.RemoveRequest
-	(*RemoveResponse)(nil),             // 12: quorumkms.v1.RemoveResponse
-	(*TransferLeadershipRequest)(nil),  // 13: quorumkms.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 14: quorumkms.v1.TransferLeadershipResponse
-	(*UpgradeRequest)(nil),             // 15: quorumkms.v1.UpgradeRequest
-	(*UpgradeResponse)(nil),            // 16: quorumkms.v1.UpgradeResponse
-	(*timestamppb.Timestamp)(nil),      // 17: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 18: google.protobuf.Duration
+	(*BackupStatus)(nil),               // 5: quorumkms.v1.BackupStatus
+	(*StatusRequest)(nil),              // 6: quorumkms.v1.StatusRequest
+	(*StatusResponse)(nil),             // 7: quorumkms.v1.StatusResponse
+	(*InitRequest)(nil),                // 8: quorumkms.v1.InitRequest
+	(*InitResponse)(nil),               // 9: quorumkms.v1.InitResponse
+	(*InviteRequest)(nil),              // 10: quorumkms.v1.InviteRequest
+	(*InviteResponse)(nil),             // 11: quorumkms.v1.InviteResponse
+	(*RemoveRequest)(nil),              // 12: quorumkms.v1.RemoveRequest
+	(*RemoveResponse)(nil),             // 13: quorumkms.v1.RemoveResponse
+	(*TransferLeadershipRequest)(nil),  // 14: quorumkms.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 15: quorumkms.v1.TransferLeadershipResponse
+	(*UpgradeRequest)(nil),             // 16: quorumkms.v1.UpgradeRequest
+	(*UpgradeResponse)(nil),            // 17: quorumkms.v1.UpgradeResponse
+	(*timestamppb.Timestamp)(nil),      // 18: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 19: google.protobuf.Duration
 }
 var file_quorumkms_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.v1.Member.state:type_name -> quorumkms.v1.MemberState
-	17, // 1: quorumkms.v1.Member.since:type_name -> google.protobuf.Timestamp
-	18, // 2: quorumkms.v1.Member.lease_left:type_name -> google.protobuf.Duration
+	18, // 1: quorumkms.v1.Member.since:type_name -> google.protobuf.Timestamp
+	19, // 2: quorumkms.v1.Member.lease_left:type_name -> google.protobuf.Duration
 	2,  // 3: quorumkms.v1.HsmStatus.probes:type_name -> quorumkms.v1.HsmProbe
-	17, // 4: quorumkms.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
-	17, // 5: quorumkms.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
-	18, // 6: quorumkms.v1.StatusResponse.lease_left:type_name -> google.protobuf.Duration
-	1,  // 7: quorumkms.v1.StatusResponse.members:type_name -> quorumkms.v1.Member
-	3,  // 8: quorumkms.v1.StatusResponse.hsm:type_name -> quorumkms.v1.HsmStatus
-	17, // 9: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
-	17, // 10: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
-	4,  // 11: quorumkms.v1.StatusResponse.certificate:type_name -> quorumkms.v1.Certificate
-	4,  // 12: quorumkms.v1.StatusResponse.ca_certificates:type_name -> quorumkms.v1.Certificate
-	18, // 13: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
-	18, // 14: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
-	17, // 15: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
-	5,  // 16: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
-	7,  // 17: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
-	9,  // 18: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
-	11, // 19: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
-	13, // 20: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
-	15, // 21: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
-	6,  // 22: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
-	8,  // 23: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
-	10, // 24: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
-	12, // 25: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
-	14, // 26: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
-	16, // 27: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
-	22, // [22:28] is the sub-list for method output_type
-	16, // [16:22] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	18, // 4: quorumkms.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
+	18, // 5: quorumkms.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
+	18, // 6: quorumkms.v1.BackupStatus.last_backup:type_name -> google.protobuf.Timestamp
+	18, // 7: quorumkms.v1.BackupStatus.journal_time:type_name -> google.protobuf.Timestamp
+	19, // 8: quorumkms.v1.StatusResponse.lease_left:type_name -> google.protobuf.Duration
+	1,  // 9: quorumkms.v1.StatusResponse.members:type_name -> quorumkms.v1.Member
+	3,  // 10: quorumkms.v1.StatusResponse.hsm:type_name -> quorumkms.v1.HsmStatus
+	18, // 11: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
+	18, // 12: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
+	4,  // 13: quorumkms.v1.StatusResponse.certificate:type_name -> quorumkms.v1.Certificate
+	4,  // 14: quorumkms.v1.StatusResponse.ca_certificates:type_name -> quorumkms.v1.Certificate
+	5,  // 15: quorumkms.v1.StatusResponse.backup:type_name -> quorumkms.v1.BackupStatus
+	19, // 16: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
+	19, // 17: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
+	18, // 18: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
+	6,  // 19: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
+	8,  // 20: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
+	10, // 21: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
+	12, // 22: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
+	14, // 23: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
+	16, // 24: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
+	7,  // 25: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
+	9,  // 26: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
+	11, // 27: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
+	13, // 28: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
+	15, // 29: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
+	17, // 30: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
+	25, // [25:31] is the sub-list for method output_type
+	19, // [19:25] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_v1_cluster_proto_init() }
@@ -1747,7 +1863,7 @@ func file_quorumkms_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_v1_cluster_proto_rawDesc), len(file_quorumkms_v1_cluster_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
