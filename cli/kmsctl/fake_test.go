@@ -72,6 +72,7 @@ func newFake(t *testing.T, ca *clienttest.CA) *fake {
 			quorumkmsv1.RegisterKeyServiceServer(s, f)
 			quorumkmsv1.RegisterCryptoServiceServer(s, f)
 			quorumkmsv1.RegisterClusterServiceServer(s, &fakeNode{f: f, name: name})
+			quorumkmsv1.RegisterBackupServiceServer(s, &fakeBackups{name: name, golden: readGolden()})
 		}, grpc.UnaryInterceptor(f.intercept)))
 	}
 	f.addresses = append(f.addresses, "127.0.0.1:1")
@@ -292,6 +293,12 @@ func (n *fakeNode) Status(context.Context, *quorumkmsv1.StatusRequest) (*quorumk
 	r.LeaderId, r.Term, r.Release, r.DomainGeneration, r.KeyCount = "raft-n1", 7, n.f.release, 1, uint64(len(n.f.keys))
 	if r.KnownRelease = 2; n.name == "n2" {
 		r.KnownRelease, r.Version = 0, "v0.1.0"
+	}
+	if r.Backup = (&quorumkmsv1.BackupStatus{}); n.name == "n1" {
+		r.Backup = &quorumkmsv1.BackupStatus{
+			Directory: "/mnt/backups", LastBackup: timestamppb.New(fakeEpoch), LastIndex: 110, BackupProblem: "no space left",
+			JournalIndex: 119, JournalTime: timestamppb.New(fakeEpoch),
+		}
 	}
 	r.LastLogIndex, r.AppliedIndex, r.RunningHash = 120, 120, bytes.Repeat([]byte{0xab}, 32)
 	r.Created, r.CertificateExpiry = timestamppb.New(fakeEpoch), timestamppb.New(time.Now().Add(100*time.Hour))

@@ -45,6 +45,10 @@ func TestScripts(t *testing.T) {
 	if err != nil || len(scripts) == 0 {
 		t.Fatalf("scripts: %v, %v", scripts, err)
 	}
+	golden, err := filepath.Abs(goldenBackup)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, script := range scripts {
 		ca := clienttest.NewCA(t)
 		f := newFake(t, ca)
@@ -61,7 +65,7 @@ func TestScripts(t *testing.T) {
 			RequireUniqueNames:  true,
 			Setup: func(env *testscript.Env) error {
 				addresses := strings.Join(f.addresses[:2], ",")
-				env.Vars = append(env.Vars,
+				env.Vars = append(env.Vars, "GOLDEN="+golden,
 					"ADDRESSES="+addresses, "CERTS="+certs, "FIRST="+f.addresses[0],
 					"KMSCTL_ADDRESSES="+addresses,
 					"KMSCTL_CERT="+filepath.Join(certs, "admin", "cert.pem"),

@@ -1,0 +1,531 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc/codes"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
+	"github.com/quorumkms/quorumkms/hsm/p11"
+	"github.com/quorumkms/quorumkms/node/archive"
+	"github.com/quorumkms/quorumkms/node/audit"
+	"github.com/quorumkms/quorumkms/rpc/client"
+	"github.com/quorumkms/quorumkms/rpc/client/backup"
+	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+	"github.com/quorumkms/quorumkms/transport"
+)
+
+const (
+	testKeep  = 3
+	backupDir = "backups" // of a node
+)
+
+// TestBackups makes backups of one cluster by hand and on a schedule, and breaks the
+// disks they go to.
+func TestBackups(t *testing.T) {
+	c := newCluster(t, 3)
+	for _, p := range c.nodes {
+		p.extra = fmt.Sprintf("backup: {dir: %s, every: 2s, keep: %d}", p.path(backupDir), testKeep)
+		must(t, os.Mkdir(p.path(backupDir), 0o700))
+	}
+	c.nodes[1].mount(backupDir, smallDisk)
+	c.begin()
+	ctl := c.buildKmsctl()
+	for _, s := range []struct {
+		name string
+		f    func(context.Context, *testCluster)
+	}{
+		{"UnderLoad", func(ctx context.Context, c *testCluster) { testBackupUnderLoad(ctx, c, ctl) }},
+		{"Refused", func(ctx context.Context, c *testCluster) { testBackupRefused(ctx, c, ctl) }},
+		{"Callers", testBackupCallers},
+		{"Schedule", testSchedule},
+		{"Journal", testJournal},
+		{"JournalDiskFull", testJournalDiskFull},
+		{"WithoutQuorum", func(_ context.Context, c *testCluster) { testBackupWithoutQuorum(c, ctl) }},
+	} {
+		if !c.run(s.name, s.f) {
+			break // the next one builds on it
+		}
+	}
+}
+
+// kmsctl runs the tool as an operator of a cluster.
+type kmsctl struct {
+	c    *testCluster
+	path string
+}
+
+func (c *testCluster) buildKmsctl() kmsctl {
+	c.t.Helper()
+	path := filepath.Join(c.t.TempDir(), "kmsctl")
+	build := exec.Command("go", "build", "-o", path, "github.com/quorumkms/quorumkms/cli/kmsctl")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		c.t.Fatalf("building kmsctl: %v: %s", err, out)
+	}
+	return kmsctl{c, path}
+}
+
+// run runs a command; to are the nodes it knows, none for a command without a cluster.
+func (k kmsctl) run(to []*process, args ...string) (output string, code int) {
+	k.c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, k.path, args...)
+	base := filepath.Join(k.c.certs(), filepath.Base(operatorID))
+	cmd.Env = append(os.Environ(), "KMSCTL_CERT="+base+".crt", "KMSCTL_KEY="+base+".key", "KMSCTL_CA="+filepath.Join(k.c.certs(), transport.DevCACert),
+		"KMSCTL_CONFIG=/dev/null")
+	var addresses []string
+	for _, p := range to {
+		addresses = append(addresses, p.client)
+	}
+	cmd.Env = append(cmd.Env, "KMSCTL_ADDRESSES="+strings.Join(addresses, ","))
+	out, err := cmd.CombinedOutput()
+	if err != nil && cmd.ProcessState == nil {
+		k.c.t.Fatalf("kmsctl %s: %v", strings.Join(args, " "), err)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
+// must runs a command that must succeed.
+func (k kmsctl) must(to []*process, args ...string) string {
+	k.c.t.Helper()
+	out, code := k.run(to, args...)
+	if code != 0 {
+		k.c.t.Fatalf("kmsctl %s: exit code %d: %s", strings.Join(args, " "), code, out)
+	}
+	return out
+}
+
+// refuses runs a command that must fail, with all of these texts.
+func (k kmsctl) refuses(to []*process, code int, texts []string, args ...string) {
+	k.c.t.Helper()
+	out, got := k.run(to, args...)
+	for _, text := range texts {
+		if got != code || !strings.Contains(out, text) {
+			k.c.t.Errorf("kmsctl %s: exit code %d, want %d and %q: %s", strings.Join(args, " "), got, code, texts, out)
+		}
+	}
+}
+
+// snapshotIn is the snapshot in a backup, which has been checked.
+func snapshotIn(t *testing.T, path string) []byte {
+	t.Helper()
+	f, err := os.Open(path)
+	must(t, err)
+	defer f.Close()
+	b, err := backup.NewReader(f)
+	must(t, err)
+	all, err := io.ReadAll(b)
+	must(t, err)
+	return all
+}
+
+// testBackupUnderLoad makes backups through a follower while keys are made through
+// all nodes: each holds every key that was acknowledged before.
+func testBackupUnderLoad(ctx context.Context, c *testCluster, ctl kmsctl) {
+	_, followers := c.split()
+	to := followers[:1]
+	load, stop := context.WithCancel(ctx)
+	var mu sync.Mutex
+	var acked []string
+	var workers sync.WaitGroup
+	for i := range 6 {
+		admin := c.dial(adminID, c.nodes[i%3]).Keys()
+		workers.Go(func() {
+			for load.Err() == nil {
+				r, err := admin.CreateKey(load, &pb.CreateKeyRequest{})
+				if err == nil {
+					mu.Lock()
+					acked = append(acked, r.GetKey().GetKeyId())
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	defer workers.Wait()
+	defer stop()
+	snapshot := func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return append([]string(nil), acked...)
+	}
+	for round := range 4 {
+		least := len(snapshot()) + 5
+		c.eventually("some keys are made", func() bool { return len(snapshot()) >= least }, to...)
+		before := snapshot()
+		file := filepath.Join(c.dir, fmt.Sprintf("load-%d.qkb", round))
+		var view struct {
+			Index, Keys uint64
+			SHA256      string
+			Signer      string
+		}
+		must(c.t, json.Unmarshal([]byte(ctl.must(to, "backup", "create", file, "--output", "json")), &view))
+		inside := snapshotIn(c.t, file)
+		for _, id := range before {
+			if !bytes.Contains(inside, []byte(`{"id":"`+id)) {
+				c.t.Fatalf("round %d: key %s was acknowledged before the backup of index %d and is not in it", round, id, view.Index)
+			}
+		}
+		b, err := os.ReadFile(file)
+		must(c.t, err)
+		if sum := sha256.Sum256(b); view.SHA256 != fmt.Sprintf("%x", sum) || view.Keys < uint64(len(before)) {
+			c.t.Errorf("kmsctl says %+v of a file with the SHA-256 %x and %d keys at least", view, sum, len(before))
+		}
+		if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+			c.t.Errorf("mode %v, %v", info.Mode(), err)
+		}
+		if _, err := os.Stat(file + ".partial"); !errors.Is(err, os.ErrNotExist) {
+			c.t.Errorf("the partial file: %v", err)
+		}
+		ctl.must(to, "backup", "verify", file, "--offline", "--signer", c.fingerprint(to[0]))
+		if out := ctl.must(c.nodes, "backup", "verify", file); !strings.Contains(out, "MAC, every record and the signer fit") || !strings.Contains(out, to[0].name) {
+			c.t.Errorf("verified by the cluster: %s", out)
+		}
+	}
+	c.t.Logf("%d keys were made meanwhile", len(snapshot()))
+}
+
+// fingerprint is that of a node's identity key.
+func (c *testCluster) fingerprint(p *process) string {
+	c.t.Helper()
+	s, err := c.status(p)
+	must(c.t, err)
+	for _, m := range s.GetMembers() {
+		if m.GetName() == p.name {
+			return m.GetIdentityFingerprint()
+		}
+	}
+	c.t.Fatalf("%s is no member", p.name)
+	return ""
+}
+
+// testBackupRefused edits, cuts and extends a backup, and signs it with another key.
+func testBackupRefused(_ context.Context, c *testCluster, ctl kmsctl) {
+	good := filepath.Join(c.dir, "good.qkb")
+	ctl.must(c.nodes, "backup", "create", good)
+	ctl.refuses(c.nodes, 1, []string{"good.qkb exists", "--force"}, "backup", "create", good)
+	ctl.must(c.nodes, "backup", "create", good, "--force")
+	b, err := os.ReadFile(good)
+	must(c.t, err)
+	variant := func(name string, edit func(b []byte) []byte) string {
+		path := filepath.Join(c.dir, name+".qkb")
+		must(c.t, os.WriteFile(path, edit(bytes.Clone(b)), 0o600))
+		return path
+	}
+	flip := func(at int) func([]byte) []byte {
+		return func(b []byte) []byte {
+			b[at] ^= 1
+			return b
+		}
+	}
+	for _, row := range []struct {
+		file string
+		text string
+	}{
+		{variant("edited-key", flip(bytes.Index(b, []byte(`"token"`))+12)), "backup refused"},
+		{variant("edited-magic", flip(0)), "does not begin with QKB1"},
+		{variant("edited-end", flip(len(b)-1)), "backup refused"},
+		{variant("cut", func(b []byte) []byte { return b[:len(b)/2] }), "cut off"},
+		{variant("cut-by-one", func(b []byte) []byte { return b[:len(b)-1] }), "cut off"},
+		{variant("extended", func(b []byte) []byte { return append(b, 0) }), "bytes follow its end"},
+		{variant("empty", func([]byte) []byte { return nil }), "does not begin with QKB1"},
+	} {
+		ctl.refuses(nil, 1, []string{row.text, row.file}, "backup", "verify", row.file, "--offline")
+		f, err := os.Open(row.file)
+		must(c.t, err)
+		_, err = c.dial(operatorID, c.nodes[1]).VerifyBackup(c.t.Context(), func() (io.ReadCloser, error) { return f, nil })
+		refused(codes.InvalidArgument, client.ErrInvalid, "refused").check(c.t, filepath.Base(row.file)+" sent to a node", err)
+	}
+	forged := filepath.Join(c.dir, "forged.qkb")
+	own := forge(c.t, good, forged)
+	if out := ctl.must(nil, "backup", "verify", forged, "--offline"); !strings.Contains(out, own) || !strings.Contains(out, "NOT KNOWN") {
+		c.t.Errorf("a backup that a stranger signed: %s", out)
+	}
+	ctl.refuses(nil, 1, []string{"was signed by the key " + own}, "backup", "verify", forged, "--offline", "--signer", c.fingerprint(c.nodes[0]))
+	ctl.refuses(c.nodes, 1, []string{"is and was no member", own}, "backup", "verify", forged)
+}
+
+// forge signs a backup with a new key and returns its fingerprint.
+func forge(t *testing.T, from, to string) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	must(t, err)
+	f, err := os.Open(from)
+	must(t, err)
+	defer f.Close()
+	b, err := backup.NewReader(f)
+	must(t, err)
+	h := b.Header()
+	h.Signer = spki
+	var out bytes.Buffer
+	must(t, backup.Write(&out, h, func(w io.Writer) error {
+		_, err := io.Copy(w, b)
+		return err
+	}, func(message []byte) ([]byte, error) {
+		sum := sha256.Sum256(message)
+		return ecdsa.SignASN1(rand.Reader, key, sum[:])
+	}))
+	must(t, os.WriteFile(to, out.Bytes(), 0o600))
+	return h.Fingerprint()
+}
+
+// testBackupCallers: operators only, and on the record.
+func testBackupCallers(ctx context.Context, c *testCluster) {
+	p := c.nodes[2]
+	for _, id := range []string{adminID, userID, auditorID, serviceID} {
+		denied := refused(codes.PermissionDenied, client.ErrDenied)
+		for name, call := range map[string]func() error{
+			"CreateBackup": func() error { return c.dial(id, p).CreateBackup(ctx, io.Discard) },
+			"VerifyBackup": func() error {
+				_, err := c.dial(id, p).VerifyBackup(ctx, func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("QKB1")), nil })
+				return err
+			},
+		} {
+			e := c.recorded(p, name, func() { denied.check(c.t, name+" by "+id, call()) })
+			if e.Name != name || e.Result != audit.Denied || e.Principal != "spiffe://"+testDomain+id {
+				c.t.Errorf("%s by %s left %+v", name, id, e)
+			}
+		}
+	}
+	e := c.recorded(p, "CreateBackup", func() { must(c.t, c.dial(operatorID, p).CreateBackup(ctx, io.Discard)) })
+	if e.Name != "CreateBackup" || e.Result != audit.Success || e.Class != "operator" {
+		c.t.Errorf("a backup left %+v", e)
+	}
+	broken := errors.New("the disk is full")
+	if err := c.dial(operatorID, p).CreateBackup(ctx, failingWriter{broken}); !errors.Is(err, broken) {
+		c.t.Errorf("a writer that fails: %v", err)
+	}
+}
+
+type failingWriter struct{ err error }
+
+func (w failingWriter) Write([]byte) (int, error) { return 0, w.err }
+
+func (p *process) backups() []archive.File {
+	p.c.t.Helper()
+	files, err := archive.Backups(uuid.MustParse(p.c.clusterID()), p.path(backupDir))
+	must(p.c.t, err)
+	return files
+}
+
+// testSchedule: nodes write backups by themselves while something changes, and keep
+// no more than they are told.
+func testSchedule(ctx context.Context, c *testCluster) {
+	load, stop := context.WithCancel(ctx)
+	var made atomic.Int64
+	var worker sync.WaitGroup
+	worker.Go(func() {
+		for load.Err() == nil {
+			if _, err := c.dial(adminID).Keys().CreateKey(load, &pb.CreateKeyRequest{}); err == nil {
+				made.Add(1)
+			}
+		}
+	})
+	first := map[string]archive.File{}
+	for _, p := range c.nodes {
+		c.eventually(p.name+" has written a backup", func() bool { return len(p.backups()) > 0 }, p)
+		first[p.name] = p.backups()[0]
+	}
+	for _, p := range c.nodes {
+		c.eventually(p.name+" has let its first backup go", func() bool { _, err := os.Stat(first[p.name].Path); return err != nil }, p)
+	}
+	stop()
+	worker.Wait()
+	s, err := c.status(c.nodes[0])
+	must(c.t, err)
+	for _, p := range c.nodes {
+		c.until(p.name+" has backed everything up", func(now *pb.StatusResponse) bool {
+			b := now.GetBackup()
+			return b.GetLastIndex() >= s.GetAppliedIndex() && b.GetBackupProblem() == "" && b.GetJournalProblem() == "" && b.GetDirectory() == p.path(backupDir)
+		}, p)
+		files := p.backups()
+		newest := files[len(files)-1]
+		if len(files) > testKeep+1 || !strings.HasPrefix(newest.Node, p.name+".") { // one more while the oldest is being removed
+			c.t.Errorf("%s keeps %d backups: %+v", p.name, len(files), files)
+		}
+		f, err := os.Open(newest.Path)
+		must(c.t, err)
+		found, err := c.dial(operatorID, c.nodes[0]).VerifyBackup(ctx, func() (io.ReadCloser, error) { return f, nil })
+		must(c.t, err)
+		if found.GetSignerName() != p.name || int64(found.GetKeyCount()) < made.Load() || found.GetSignerState() != pb.MemberState_MEMBER_STATE_ACTIVE {
+			c.t.Errorf("the newest backup of %s: %v, %d keys were made", p.name, found, made.Load())
+		}
+	}
+}
+
+// logKey reads the cluster's log key from a node's token.
+func (c *testCluster) logKey(p *process) fsm.LogKey {
+	c.t.Helper()
+	for _, e := range p.env {
+		name, value, _ := strings.Cut(e, "=")
+		c.t.Setenv(name, value)
+	}
+	partition, err := p11.Open(c.t.Context(), p11.Config{Token: p.name, PIN: []byte(testPIN)})
+	must(c.t, err)
+	defer func() { must(c.t, partition.Close()) }()
+	key, err := partition.LogKey(c.t.Context(), hsm.ID(uuid.MustParse(c.clusterID())))
+	must(c.t, err)
+	return key
+}
+
+// restrictions are what some nodes' journals say together after an index.
+func (c *testCluster) restrictions(key fsm.LogKey, index uint64, of ...*process) archive.Restrictions {
+	c.t.Helper()
+	var dirs []string
+	for _, p := range of {
+		dirs = append(dirs, p.path(backupDir))
+	}
+	h, err := archive.ReadHistory(uuid.MustParse(c.clusterID()), key, dirs...)
+	must(c.t, err)
+	must(c.t, errors.Join(h.Problems...))
+	r, err := h.After(0, index)
+	must(c.t, err)
+	return r
+}
+
+// disabled are the keys that journal entries disable, in order.
+func disabled(t *testing.T, key fsm.LogKey, r archive.Restrictions) (out []string) {
+	t.Helper()
+	for _, e := range r.Entries {
+		_, command, err := key.OpenEntry(e.Raw)
+		must(t, err)
+		if d, ok := command.(*fsm.DisableKey); ok {
+			out = append(out, d.ID.String())
+		}
+	}
+	return out
+}
+
+// testJournal disables keys, with a crash of a node in between, and finds all of it in
+// that node's journal alone.
+func testJournal(ctx context.Context, c *testCluster) {
+	_, followers := c.split()
+	p := followers[0]
+	key := c.logKey(p)
+	s, err := c.status(p)
+	must(c.t, err)
+	start := s.GetAppliedIndex()
+	admin := c.dial(adminID, c.leader(followers[1])).Keys()
+	var want []string
+	disable := func(n int) {
+		for range n {
+			r, err := admin.CreateKey(ctx, &pb.CreateKeyRequest{})
+			must(c.t, err)
+			must(c.t, second(admin.DisableKey(ctx, &pb.DisableKeyRequest{KeyId: r.GetKey().GetKeyId()})))
+			want = append(want, r.GetKey().GetKeyId())
+		}
+	}
+	complete := func(what string) {
+		c.t.Helper()
+		c.eventually(what, func() bool {
+			return len(disabled(c.t, key, c.restrictions(key, start, p))) == len(want)
+		}, p)
+		r := c.restrictions(key, start, p)
+		if got := disabled(c.t, key, r); fmt.Sprint(got) != fmt.Sprint(want) || len(r.Gaps) > 0 || r.Covered.Index <= start {
+			c.t.Fatalf("%s: %q, want %q; gaps %v, covered %+v", what, got, want, r.Gaps, r.Covered)
+		}
+	}
+	disable(5)
+	complete("the journal has what was disabled")
+	disable(1)
+	p.kill() // with what it has not written yet
+	disable(2)
+	p.start()
+	c.waitVoters(3)
+	complete("the journal has what was disabled while its node was away")
+	disable(2)
+	p.terminate()
+	complete("a node that stops leaves a complete journal")
+	p.start()
+	c.waitVoters(3)
+	before := c.restrictions(key, start, p).Covered
+	disable(1)
+	complete("the journal goes on")
+	c.eventually("the coverage goes on", func() bool {
+		now := c.restrictions(key, start, p).Covered
+		return now.Index > before.Index && now.Time.After(before.Time)
+	}, p)
+}
+
+// testJournalDiskFull fills the disk of a node's backups: the node serves on, says so, and has lost nothing afterwards.
+func testJournalDiskFull(ctx context.Context, c *testCluster) {
+	p := c.nodes[1]
+	key := c.logKey(p)
+	s := c.until("all is well", func(s *pb.StatusResponse) bool {
+		return s.GetBackup().GetBackupProblem() == "" && s.GetBackup().GetJournalProblem() == ""
+	}, p)
+	start := s.GetAppliedIndex()
+	free := p.fill(backupDir)
+	user, admin := c.dial(userID, p), c.dial(adminID, p).Keys()
+	var want []string
+	work := func() {
+		r, err := admin.CreateKey(ctx, &pb.CreateKeyRequest{})
+		must(c.t, err)
+		must(c.t, second(user.Encrypt(ctx, r.GetKey().GetKeyId(), []byte("x"), nil)))
+		must(c.t, second(admin.DisableKey(ctx, &pb.DisableKeyRequest{KeyId: r.GetKey().GetKeyId()})))
+		want = append(want, r.GetKey().GetKeyId())
+	}
+	c.until("the full disk is reported", func(s *pb.StatusResponse) bool {
+		work()
+		b := s.GetBackup()
+		return strings.Contains(b.GetBackupProblem(), "no space left") && strings.Contains(b.GetJournalProblem(), "no space left") && s.GetServing()
+	}, p)
+	if !strings.Contains(p.output(), "cannot be written; the node serves on") {
+		c.t.Errorf("its log says nothing of it:\n%s", p.output())
+	}
+	if files := p.backups(); len(files) == 0 {
+		c.t.Error("the newest good backup is gone")
+	}
+	free()
+	c.until("the disk is written to again", func(s *pb.StatusResponse) bool {
+		b := s.GetBackup()
+		return b.GetBackupProblem() == "" && b.GetJournalProblem() == "" && b.GetLastIndex() > start && b.GetJournalIndex() > start
+	}, p)
+	work()
+	c.eventually("nothing is missing", func() bool {
+		return len(disabled(c.t, key, c.restrictions(key, start, p))) == len(want)
+	}, p)
+	if r := c.restrictions(key, start, p); fmt.Sprint(disabled(c.t, key, r)) != fmt.Sprint(want) || len(r.Gaps) > 0 {
+		c.t.Errorf("%d entries, %d restrictions were made; gaps %v", len(r.Entries), len(want), r.Gaps)
+	}
+}
+
+// testBackupWithoutQuorum: a node that cannot prove its freshness makes no backup.
+func testBackupWithoutQuorum(c *testCluster, ctl kmsctl) {
+	p := c.nodes[0]
+	file := filepath.Join(c.dir, "minority.qkb")
+	for _, o := range c.nodes[1:] {
+		o.kill()
+	}
+	ctl.refuses([]*process{p}, 3, []string{"no tick was committed in time"}, "backup", "create", file, "--timeout", "3s")
+	if left, err := filepath.Glob(file + "*"); err != nil || len(left) > 0 {
+		c.t.Errorf("left behind: %v, %v", left, err)
+	}
+	for _, o := range c.nodes[1:] {
+		o.start()
+	}
+	c.waitVoters(3)
+	ctl.must(c.nodes, "backup", "create", file)
+}
