@@ -63,6 +63,8 @@ var commands = []spec{
 	{"RetireNode", 1, Loosens, func() Command { return new(RetireNode) }},
 
 	{"RaiseRelease", 1, Loosens, func() Command { return new(RaiseRelease) }},
+
+	{"SetVoter", 2, Loosens, func() Command { return new(SetVoter) }},
 }
 
 // EffectOf tells the effect of a command; an unknown one restricts.

@@ -36,6 +36,7 @@ func TestCommandTable(t *testing.T) {
 		{"RemoveNode", 1, Restricts},
 		{"RetireNode", 1, Loosens},
 		{"RaiseRelease", 1, Loosens},
+		{"SetVoter", 2, Loosens},
 	}
 	var got []row
 	for _, s := range commands {

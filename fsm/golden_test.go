@@ -58,7 +58,23 @@ func goldenUpgrade(t failer) *world {
 	w.ask("raise", "2", &RaiseRelease{2, []string{nodeID("n2"), firstNode}})
 	w.ask("raise", "2", &RaiseRelease{2, []string{}})
 	w.do(&RaiseRelease{Release: 2})
+	goldenVotes(w)
 	return w
+}
+
+func goldenVotes(w *world) {
+	w.join("n4", false, MemberActive)
+	w.join("n5", true, MemberAdmitted)
+	w.do(&SetVoter{nodeID("n4"), false})
+	w.ask("promote", "n4", &SetVoter{nodeID("n4"), true})
+	w.ask("promote", "n4", &SetVoter{nodeID("n4"), true})
+	w.do(&SetVoter{firstNode, false})
+	w.do(&SetVoter{nodeID("n2"), false})
+	w.refuse(&SetVoter{nodeID("n4"), false}, ErrMember, "")
+	w.refuse(&SetVoter{nodeID("n5"), false}, ErrMember, "")
+	w.refuse(&SetVoter{nodeID("n9"), true}, ErrNotFound, "")
+	w.do(&RemoveNode{firstNode})
+	w.refuse(&SetVoter{firstNode, true}, ErrMember, "")
 }
 
 func goldenKeys(w *world) {

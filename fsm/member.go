@@ -214,6 +214,33 @@ func (c *RetireNode) apply(t *tx) (Result, error) {
 	return t.memberTo(c.ID, MemberGone, MemberLeaving, MemberGone)
 }
 
+// SetVoter gives a node a vote, or takes it. Either way the node goes on serving and
+// holding leases.
+type SetVoter struct {
+	ID    string `json:"id"`
+	Voter bool   `json:"voter"`
+}
+
+func (c *SetVoter) validate() error { return validRaftID(c.ID) }
+
+func (c *SetVoter) apply(t *tx) (Result, error) {
+	old, ok := t.s.Member(c.ID)
+	switch {
+	case !ok:
+		return Result{}, fmt.Errorf("%w: node %s", ErrNotFound, c.ID)
+	case !old.Serves():
+		return Result{}, fmt.Errorf("%w: node %s is %s, not an active member", ErrMember, c.ID, old.State)
+	case old.Voter == c.Voter:
+		return Result{ID: c.ID}, nil
+	case !c.Voter && t.s.activeVoters() == 1:
+		return Result{}, fmt.Errorf("%w: %s is the last voter", ErrMember, c.ID)
+	}
+	m := *old
+	m.Voter = c.Voter
+	t.putMember(&m)
+	return Result{ID: c.ID}, nil
+}
+
 // UpdateMember records a node's present addresses; only the node itself asks.
 type UpdateMember struct {
 	ID            string `json:"id"`

@@ -421,3 +421,29 @@ func TestNotInitializedHasNoGeneration(t *testing.T) {
 		t.Errorf("generation %+v, %v", g, err)
 	}
 }
+
+// TestVotes: a vote is given to active members and taken from them, but for the last.
+func TestVotes(t *testing.T) {
+	w := initialized(t)
+	w.join("n2", false, MemberActive)
+	before, _ := w.s.Member(nodeID("n2"))
+	w.clock += second
+	for _, voter := range []bool{true, true, false} {
+		if got := w.do(&SetVoter{nodeID("n2"), voter}); got != (Result{Index: w.s.Index(), ID: nodeID("n2")}) {
+			t.Errorf("result %+v", got)
+		}
+		m, _ := w.s.Member(nodeID("n2"))
+		if m.Voter != voter || m.State != MemberActive || m.Since != before.Since || !m.LeaseHolder() || !m.Serves() {
+			t.Errorf("with a vote %t the member is %+v", voter, m)
+		}
+	}
+	w.refuse(&SetVoter{firstNode, false}, ErrMember, "is the last voter")
+	w.do(&SetVoter{nodeID("n2"), true})
+	w.do(&SetVoter{firstNode, false})
+	w.refuse(&SetVoter{nodeID("n2"), false}, ErrMember, "is the last voter")
+	w.refuse(&RemoveNode{nodeID("n2")}, ErrMember, "is the last voter")
+	w.do(&RemoveNode{firstNode}) // it has none
+	w.refuse(&SetVoter{firstNode, true}, ErrMember, "is LEAVING, not an active member")
+	w.refuse(&SetVoter{nodeID("n9"), true}, ErrNotFound, nodeID("n9"))
+	w.refuse(&SetVoter{strings.Repeat("x", 129), true}, ErrInvalid, "raft id")
+}

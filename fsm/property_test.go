@@ -119,7 +119,7 @@ func (d drawer) command() Command {
 			c.Tenant, c.Description, c.Tags = d.tenant(), d.text(), d.tags()
 			c.Generation = uint32(d.oneOf(1, 1, 1, 1, 1, 2))
 		})
-	case "CreateTicket", "AdmitNode", "ActivateNode", "UpdateMember", "RemoveNode", "RetireNode":
+	case "CreateTicket", "AdmitNode", "ActivateNode", "UpdateMember", "RemoveNode", "RetireNode", "SetVoter":
 		return d.membership(name)
 	case "CreateAlias":
 		return &CreateAlias{d.target()}
@@ -192,6 +192,8 @@ func (d drawer) membership(name string) Command {
 		return &RemoveNode{nodeID(node)}
 	case "RetireNode":
 		return &RetireNode{nodeID(node)}
+	case "SetVoter":
+		return &SetVoter{nodeID(node), d.oneIn(2)}
 	}
 	return &UpdateMember{ID: nodeID(node), PeerAddress: d.or(node, "n1") + ":7000", ClientAddress: d.or("x", "", strings.Repeat("x", 257))}
 }

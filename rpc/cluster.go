@@ -276,3 +276,32 @@ func (s *clusterServer) Upgrade(ctx context.Context, r *pb.UpgradeRequest) (*pb.
 		},
 	})
 }
+
+func (s *clusterServer) SetVoter(ctx context.Context, r *pb.SetVoterRequest) (*pb.SetVoterResponse, error) {
+	answer := func(id string) *pb.SetVoterResponse {
+		return &pb.SetVoterResponse{RaftId: id, IndexToken: kms.IndexToken(s.member.State())}
+	}
+	return kms.Operate(ctx, s.kms, kms.Operation[*pb.SetVoterResponse]{
+		Name: "SetVoter", Target: r.GetNode(), Call: call(ctx, r), Params: []any{r.GetNode(), r.GetVoter()},
+		Check: func() error {
+			_, err := s.member.Find(r.GetNode())
+			return err
+		},
+		Repeat: func(first fsm.Result) (*pb.SetVoterResponse, error) {
+			if err := s.member.WaitVoter(ctx, first.ID, r.GetVoter()); err != nil {
+				return nil, err
+			}
+			return answer(first.ID), nil
+		},
+		Run: func(ctx context.Context, _ fsm.Proposal, propose kms.Propose) (*pb.SetVoterResponse, error) {
+			m, err := s.member.Find(r.GetNode())
+			if err != nil {
+				return nil, err
+			}
+			if err := s.member.SetVoter(ctx, m.ID, r.GetVoter(), propose); err != nil {
+				return nil, err
+			}
+			return answer(m.ID), nil
+		},
+	})
+}

@@ -22,7 +22,8 @@ const (
 
 func (a *app) clusterCommand() *cobra.Command {
 	return group("cluster", "Found a cluster, look at it, and govern its members",
-		a.clusterInit(), a.clusterStatus(), a.clusterInvite(), a.clusterRemove(), a.clusterTransfer(), a.clusterUpgrade())
+		a.clusterInit(), a.clusterStatus(), a.clusterInvite(), a.clusterRemove(), a.clusterTransfer(),
+		a.clusterVote("promote", true), a.clusterVote("demote", false), a.clusterUpgrade())
 }
 
 func (a *app) clusterInit() *cobra.Command {
@@ -182,4 +183,36 @@ func (a *app) clusterTransfer() *cobra.Command {
 			return a.printLine(r, "%s leads.", r.GetLeaderId())
 		}),
 	})
+}
+
+func (a *app) clusterVote(name string, voter bool) *cobra.Command {
+	c := &cobra.Command{
+		Use:   name + " NODE",
+		Short: "Give a node a vote",
+		Long: `Give a node a vote. NODE is its name or raft id. The command returns when the node
+votes: it does so as soon as it has caught up with the others.
+
+The cluster goes on while more than half of its voters are in touch with each
+other: of 3 one may fail, of 5 two. An even number tolerates no more failures than
+the odd one below it.`,
+		Example: "  kmsctl cluster promote kms4",
+	}
+	done := "%s (%s) votes."
+	if !voter {
+		c.Short = "Take a node's vote; it goes on serving"
+		c.Long = `Take a node's vote. NODE is its name or raft id. It goes on serving cryptography, and
+restrictions such as disabling a key go on waiting for it. If it leads, it hands the
+leadership over first. The last vote is not taken, nor one without which too few of
+the voters left would be in touch with each other.`
+		c.Example = "  kmsctl cluster demote kms4"
+		done = "%s (%s) has no vote; it goes on serving."
+	}
+	c.RunE = a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
+		r, err := kms.Cluster().SetVoter(ctx, &quorumkmsv1.SetVoterRequest{Node: args[0], Voter: voter, DryRun: a.dryRun, RequestId: a.requestID})
+		if err != nil {
+			return err
+		}
+		return a.printLine(r, done, args[0], r.GetRaftId())
+	})
+	return a.mutates(c)
 }

@@ -347,6 +347,13 @@ func (n *fakeNode) Remove(_ context.Context, r *quorumkmsv1.RemoveRequest) (*quo
 	return &quorumkmsv1.RemoveResponse{RaftId: "raft-" + strings.TrimPrefix(r.GetNode(), "raft-")}, nil
 }
 
+func (n *fakeNode) SetVoter(_ context.Context, r *quorumkmsv1.SetVoterRequest) (*quorumkmsv1.SetVoterResponse, error) {
+	if r.GetNode() == "n1" && !r.GetVoter() {
+		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_MEMBERSHIP_REFUSED, "n1 is the last voter")
+	}
+	return &quorumkmsv1.SetVoterResponse{RaftId: "raft-" + r.GetNode()}, nil
+}
+
 func (n *fakeNode) TransferLeadership(_ context.Context, r *quorumkmsv1.TransferLeadershipRequest) (*quorumkmsv1.TransferLeadershipResponse, error) {
 	to := r.GetNode()
 	if to == "" {

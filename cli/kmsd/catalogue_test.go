@@ -135,6 +135,9 @@ func wholeCalls() []named {
 		{"Remove", groupOperate, func(ctx context.Context, c *client.Client) error {
 			return second(c.Cluster().Remove(ctx, &pb.RemoveRequest{Node: "kms-3"}))
 		}},
+		{"SetVoter", groupOperate, func(ctx context.Context, c *client.Client) error {
+			return second(c.Cluster().SetVoter(ctx, &pb.SetVoterRequest{Node: "kms-3", Voter: true}))
+		}},
 		{"TransferLeadership", groupOperate, func(ctx context.Context, c *client.Client) error {
 			return second(c.Cluster().TransferLeadership(ctx, &pb.TransferLeadershipRequest{}))
 		}},

@@ -28,11 +28,9 @@ const (
 	addressPause = 2 * time.Second
 	// offerTimeout bounds what one node that does not answer may cost.
 	offerTimeout = 1500 * time.Millisecond
-	// heardLately is how lately a node must have been heard of to count as in touch.
-	heardLately = 2 * time.Second
-	// transferRecent is how lately a follower must have been heard of to be handed the
-	// leadership: Raft stops taking commands until the follower has answered.
-	transferRecent = time.Second
+	// touchSlack is how late a node's request for its lease may be before the node does
+	// not count as in touch any more.
+	touchSlack = 500 * time.Millisecond
 )
 
 // dutyLoop is the leader's duty to make Raft's configuration follow the members in
@@ -102,6 +100,13 @@ func (e *engine) step(m *fsm.Member, srv raft.Server, there bool) (done bool, er
 	switch m.State {
 	case fsm.MemberActive:
 		switch {
+		case voter && !m.Voter && m.ID == e.id:
+			return true, e.transfer(e.ctx, "")
+		case voter && !m.Voter:
+			if err := e.keepsQuorum(m.ID); err != nil {
+				return false, err
+			}
+			return true, e.raft.DemoteVoter(id, 0, dutyTimeout).Error()
 		case !there || srv.Address != address && !voter:
 			return true, e.raft.AddNonvoter(id, address, 0, dutyTimeout).Error()
 		case srv.Address != address, m.Voter && !voter && e.caughtUp(m):
@@ -121,6 +126,9 @@ func (e *engine) step(m *fsm.Member, srv raft.Server, there bool) (done bool, er
 		return true, err
 	case fsm.MemberGone:
 		if there {
+			if err := e.keepsQuorum(m.ID); err != nil {
+				return false, err
+			}
 			return true, e.raft.RemoveServer(id, 0, dutyTimeout).Error()
 		}
 	case fsm.MemberAdmitted:
@@ -130,8 +138,66 @@ func (e *engine) step(m *fsm.Member, srv raft.Server, there bool) (done bool, er
 
 // caughtUp tells whether a non-voter has applied nearly everything, and lately.
 func (e *engine) caughtUp(m *fsm.Member) bool {
-	applied, ago, ok := e.grantor.progress(m.ID)
-	return ok && ago < heardLately && applied >= m.Revision && applied+voterLag >= e.machine.State().Index()
+	applied, _, _ := e.grantor.progress(m.ID)
+	return e.inTouch(m.ID) && applied >= m.Revision && applied+voterLag >= e.machine.State().Index()
+}
+
+// inTouch tells the leader whether a node has asked for its lease when it should have.
+func (e *engine) inTouch(id string) bool {
+	_, ago, ok := e.grantor.progress(id)
+	return ok && e.recent(ago)
+}
+
+func (e *engine) recent(ago time.Duration) bool { return ago < e.config.Lease.Renew+touchSlack }
+
+// keepsQuorum says why the voters without one of them could commit nothing, if so: a
+// majority of those left must be in touch.
+func (e *engine) keepsQuorum(without string) error {
+	voters, live := 0, 0
+	for id, srv := range e.servers() {
+		if srv.Suffrage != raft.Voter || id == without {
+			continue
+		}
+		voters++
+		if id == e.id || e.inTouch(id) {
+			live++
+		}
+	}
+	if 2*live > voters {
+		return nil
+	}
+	return fmt.Errorf("%w: without %s only %d of %d voters would be in touch with each other, and nothing could be written any more: bring the others back, or remove those first that are gone for good",
+		fsm.ErrMember, without, live, voters)
+}
+
+// mayLose refuses, at the leader, what would cost the cluster its quorum. It gives
+// nodes the time to be heard of.
+func (e *engine) mayLose(ctx context.Context, c fsm.Command) error {
+	id := ""
+	switch x := c.(type) {
+	case *fsm.RemoveNode:
+		id = x.ID
+	case *fsm.SetVoter:
+		if !x.Voter {
+			id = x.ID
+		}
+	}
+	if m, ok := e.machine.State().Member(id); !ok || !m.Serves() || !m.Voter || e.servers()[id].Suffrage != raft.Voter {
+		return nil // nothing is lost, or it is decided already
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*e.config.Lease.Renew)
+	defer cancel()
+	for {
+		err := e.keepsQuorum(id)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-time.After(retryPause):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // noteAddress records this node's addresses in the state when they have changed.
@@ -282,15 +348,60 @@ func (m *Member) Remove(ctx context.Context, id string, propose func(context.Con
 	if err != nil {
 		return err
 	}
-	if _, leader := e.leader(); leader == id {
-		if _, err := m.TransferLeadership(ctx, ""); err != nil {
-			return fmt.Errorf("the node leads the cluster, and the leadership could not be handed over: %w", err)
-		}
+	if err := m.leadsNot(ctx, e, id); err != nil {
+		return err
 	}
 	if _, err := propose(ctx, &fsm.RemoveNode{ID: id}); err != nil {
 		return err
 	}
 	return m.WaitGone(ctx, id)
+}
+
+// leadsNot takes the leadership from a node that is about to lose its vote.
+func (m *Member) leadsNot(ctx context.Context, e *engine, id string) error {
+	if _, leader := e.leader(); leader == id {
+		if _, err := m.TransferLeadership(ctx, ""); err != nil {
+			return fmt.Errorf("the node leads the cluster, and the leadership could not be handed over: %w", err)
+		}
+	}
+	return nil
+}
+
+// SetVoter gives a node a vote or takes it, and returns when it is so.
+func (m *Member) SetVoter(ctx context.Context, id string, voter bool, propose func(context.Context, fsm.Command) (fsm.Result, error)) error {
+	e, err := m.engine()
+	if err != nil {
+		return err
+	}
+	if !voter {
+		if err := m.leadsNot(ctx, e, id); err != nil {
+			return err
+		}
+	}
+	if _, err := propose(ctx, &fsm.SetVoter{ID: id, Voter: voter}); err != nil {
+		return err
+	}
+	return m.WaitVoter(ctx, id, voter)
+}
+
+// WaitVoter returns when a node votes, or does so no more.
+func (m *Member) WaitVoter(ctx context.Context, id string, voter bool) error {
+	e, err := m.engine()
+	if err != nil {
+		return err
+	}
+	for {
+		if srv, ok := e.servers()[id]; !ok || (srv.Suffrage == raft.Voter) == voter {
+			return nil
+		}
+		select {
+		case <-time.After(retryPause):
+		case <-e.ctx.Done():
+			return ErrShutdown
+		case <-ctx.Done():
+			return fmt.Errorf("%w: the change is committed, but not in effect yet (a node gets its vote when it has caught up): %w", ErrOutcomeUnknown, ctx.Err())
+		}
+	}
 }
 
 // WaitGone returns when a removed node is gone from the state.
@@ -312,126 +423,4 @@ func (m *Member) WaitGone(ctx context.Context, id string) error {
 			return fmt.Errorf("%w: the removal is committed but not finished: %w", ErrOutcomeUnknown, ctx.Err())
 		}
 	}
-}
-
-// TransferLeadership hands the leadership to a node, or to the best follower if
-// node is empty, and returns the leader's raft id.
-func (m *Member) TransferLeadership(ctx context.Context, node string) (string, error) {
-	e, err := m.engine()
-	if err != nil {
-		return "", err
-	}
-	address, id := e.leader()
-	switch {
-	case id == "":
-		return "", e.noLeader()
-	case id == node:
-		return id, nil
-	case id != e.id:
-		return e.config.Peers.TransferLeadership(ctx, address, node)
-	}
-	return m.HandleTransfer(ctx, node)
-}
-
-// HandleTransfer is the leader's side of TransferLeadership.
-func (m *Member) HandleTransfer(ctx context.Context, node string) (string, error) {
-	e, err := m.engine()
-	if err != nil {
-		return "", err
-	}
-	if err := e.transfer(ctx, node); err != nil {
-		return "", err
-	}
-	for {
-		if _, id := e.leader(); id != "" && id != e.id {
-			return id, nil
-		}
-		select {
-		case <-time.After(retryPause):
-		case <-e.ctx.Done():
-			return "", ErrShutdown
-		case <-ctx.Done():
-			return "", fmt.Errorf("%w: no new leader is known yet: %w", ErrNoLeader, ctx.Err())
-		}
-	}
-}
-
-// transfer hands the leadership over. To a follower that did not take it in time it is
-// not handed again in the same term: Raft's flag for it may be stuck for good.
-func (e *engine) transfer(ctx context.Context, node string) error {
-	if !e.leads() {
-		return e.noLeader()
-	}
-	select {
-	case e.transferring <- struct{}{}:
-		defer func() { <-e.transferring }()
-	case <-ctx.Done():
-		return fmt.Errorf("%w: it is being handed over already: %w", ErrNoLeader, ctx.Err())
-	}
-	term := e.raft.CurrentTerm()
-	to, err := e.successor(ctx, node, term)
-	if err != nil {
-		return err
-	}
-	e.log.Info("handing the leadership over", "to", to.ID)
-	if err := e.raft.LeadershipTransferToServer(raft.ServerID(to.ID), raft.ServerAddress(to.PeerAddress)).Error(); err != nil {
-		switch {
-		case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrEnqueueTimeout), errors.Is(err, raft.ErrLeadershipTransferInProgress):
-		default:
-			e.timedOut[to.ID] = term
-		}
-		return fmt.Errorf("%w: handing the leadership to %s: %w", ErrNoLeader, to.ID, err)
-	}
-	return nil
-}
-
-// successor picks a follower that was heard of in the last second: the one named, or
-// the one that has applied the most. It waits for one to be heard of, as nodes are at
-// each renewal of their leases.
-func (e *engine) successor(ctx context.Context, node string, term uint64) (*fsm.Member, error) {
-	ctx, cancel := context.WithTimeout(ctx, e.config.Lease.Renew+transferRecent)
-	defer cancel()
-	for {
-		voters := e.heirs(node, term)
-		if len(voters) == 0 {
-			return nil, fmt.Errorf("%w: no voter can take the leadership", fsm.ErrMember)
-		}
-		best, most := (*fsm.Member)(nil), uint64(0)
-		for _, m := range voters {
-			if applied, ago, ok := e.grantor.progress(m.ID); ok && ago < transferRecent && applied >= most {
-				best, most = m, applied
-			}
-		}
-		if best != nil {
-			return best, nil
-		}
-		select {
-		case <-time.After(retryPause):
-		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: no voter that was heard of in the last %s can take the leadership", fsm.ErrMember, transferRecent)
-		}
-	}
-}
-
-// heirs are the voters that may be handed the leadership in this term: the one named,
-// or all.
-func (e *engine) heirs(node string, term uint64) (out []*fsm.Member) {
-	for _, m := range e.machine.State().Members() {
-		if m.Serves() && m.Voter && m.ID != e.id && e.timedOut[m.ID] != term && (node == "" || node == m.ID) {
-			out = append(out, m)
-		}
-	}
-	return out
-}
-
-// StepDown hands the leadership over if this node has it and another could take it.
-func (m *Member) StepDown(ctx context.Context) error {
-	e, err := m.engine()
-	if err != nil || !e.leads() {
-		return nil //nolint:nilerr // nothing to hand over
-	}
-	if !slices.ContainsFunc(e.machine.State().Members(), func(m *fsm.Member) bool { return m.Serves() && m.Voter && m.ID != e.id }) {
-		return nil
-	}
-	return e.transfer(ctx, "")
 }

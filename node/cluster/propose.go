@@ -132,6 +132,12 @@ func (m *Member) HandlePropose(ctx context.Context, p fsm.Proposal, proposer str
 // the leadership goes meanwhile, the next leader hears who has applied it: the command
 // is repeated there, which is sooner than every lease's end.
 func (e *engine) lead(ctx context.Context, p fsm.Proposal, proposer string) (fsm.Result, error) {
+	if !e.leads() {
+		return fsm.Result{}, e.noLeader()
+	}
+	if err := e.mayLose(ctx, p.Command); err != nil {
+		return fsm.Result{}, err
+	}
 	moved := e.leaderMove()
 	if c, ok := p.Command.(*fsm.RaiseRelease); ok {
 		p.Command = e.vouch(c)

@@ -64,7 +64,7 @@ func (m *Member) Status(ctx context.Context) Status {
 		}
 		s := MemberStatus{Member: x, Votes: servers[x.ID].Suffrage == raft.Voter && servers[x.ID].ID != "", Leader: x.ID == out.LeaderID}
 		p, ok := known[x.ID]
-		s.Applied, s.LeaseLeft, s.Heard = p.Applied, p.LeaseLeft, s.Leader || ok && p.Ago < heardLately
+		s.Applied, s.LeaseLeft, s.Heard = p.Applied, p.LeaseLeft, s.Leader || ok && e.recent(p.Ago)
 		out.Members = append(out.Members, s)
 	}
 	return out

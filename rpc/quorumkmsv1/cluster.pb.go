@@ -1598,6 +1598,142 @@ func (x *UpgradeResponse) GetIndexToken() []byte {
 	return nil
 }
 
+type SetVoterRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // name or raft id
+	Voter         bool                   `protobuf:"varint,2,opt,name=voter,proto3" json:"voter,omitempty"`
+	DryRun        bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId     string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetVoterRequest) Reset() {
+	*x = SetVoterRequest{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetVoterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetVoterRequest) ProtoMessage() {}
+
+func (x *SetVoterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetVoterRequest.ProtoReflect.Descriptor instead.
+func (*SetVoterRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *SetVoterRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *SetVoterRequest) GetVoter() bool {
+	if x != nil {
+		return x.Voter
+	}
+	return false
+}
+
+func (x *SetVoterRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *SetVoterRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SetVoterRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *SetVoterRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type SetVoterResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RaftId        string                 `protobuf:"bytes,1,opt,name=raft_id,json=raftId,proto3" json:"raft_id,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetVoterResponse) Reset() {
+	*x = SetVoterResponse{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetVoterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetVoterResponse) ProtoMessage() {}
+
+func (x *SetVoterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetVoterResponse.ProtoReflect.Descriptor instead.
+func (*SetVoterResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SetVoterResponse) GetRaftId() string {
+	if x != nil {
+		return x.RaftId
+	}
+	return ""
+}
+
+func (x *SetVoterResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
 var File_quorumkms_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_cluster_proto_rawDesc = "" +
@@ -1762,19 +1898,33 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\arelease\x18\x01 \x01(\rR\arelease\x12)\n" +
 	"\x10previous_release\x18\x02 \x01(\rR\x0fpreviousRelease\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xac\x01\n" +
+	"\x0fSetVoterRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
+	"\x05voter\x18\x02 \x01(\bR\x05voter\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"L\n" +
+	"\x10SetVoterResponse\x12\x17\n" +
+	"\araft_id\x18\x01 \x01(\tR\x06raftId\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
 	"indexToken*\x90\x01\n" +
 	"\vMemberState\x12\x1c\n" +
 	"\x18MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15MEMBER_STATE_ADMITTED\x10\x01\x12\x17\n" +
 	"\x13MEMBER_STATE_ACTIVE\x10\x02\x12\x18\n" +
 	"\x14MEMBER_STATE_LEAVING\x10\x03\x12\x15\n" +
-	"\x11MEMBER_STATE_GONE\x10\x042\xcf\x03\n" +
+	"\x11MEMBER_STATE_GONE\x10\x042\x9a\x04\n" +
 	"\x0eClusterService\x12C\n" +
 	"\x06Status\x12\x1b.quorumkms.v1.StatusRequest\x1a\x1c.quorumkms.v1.StatusResponse\x12=\n" +
 	"\x04Init\x12\x19.quorumkms.v1.InitRequest\x1a\x1a.quorumkms.v1.InitResponse\x12C\n" +
 	"\x06Invite\x12\x1b.quorumkms.v1.InviteRequest\x1a\x1c.quorumkms.v1.InviteResponse\x12C\n" +
 	"\x06Remove\x12\x1b.quorumkms.v1.RemoveRequest\x1a\x1c.quorumkms.v1.RemoveResponse\x12g\n" +
-	"\x12TransferLeadership\x12'.quorumkms.v1.TransferLeadershipRequest\x1a(.quorumkms.v1.TransferLeadershipResponse\x12F\n" +
+	"\x12TransferLeadership\x12'.quorumkms.v1.TransferLeadershipRequest\x1a(.quorumkms.v1.TransferLeadershipResponse\x12I\n" +
+	"\bSetVoter\x12\x1d.quorumkms.v1.SetVoterRequest\x1a\x1e.quorumkms.v1.SetVoterResponse\x12F\n" +
 	"\aUpgrade\x12\x1c.quorumkms.v1.UpgradeRequest\x1a\x1d.quorumkms.v1.UpgradeResponseB<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
 
 var (
@@ -1790,7 +1940,7 @@ func file_quorumkms_v1_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_quorumkms_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quorumkms_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_quorumkms_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_quorumkms_v1_cluster_proto_goTypes = []any{
 	(MemberState)(0),                   // 0: quorumkms.v1.MemberState
 	(*Member)(nil),                     // 1: quorumkms.v1.Member
@@ -1810,43 +1960,47 @@ var file_quorumkms_v1_cluster_proto_goTypes = []any{
 	(*TransferLeadershipResponse)(nil), // 15: quorumkms.v1.TransferLeadershipResponse
 	(*UpgradeRequest)(nil),             // 16: quorumkms.v1.UpgradeRequest
 	(*UpgradeResponse)(nil),            // 17: quorumkms.v1.UpgradeResponse
-	(*timestamppb.Timestamp)(nil),      // 18: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 19: google.protobuf.Duration
+	(*SetVoterRequest)(nil),            // 18: quorumkms.v1.SetVoterRequest
+	(*SetVoterResponse)(nil),           // 19: quorumkms.v1.SetVoterResponse
+	(*timestamppb.Timestamp)(nil),      // 20: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 21: google.protobuf.Duration
 }
 var file_quorumkms_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.v1.Member.state:type_name -> quorumkms.v1.MemberState
-	18, // 1: quorumkms.v1.Member.since:type_name -> google.protobuf.Timestamp
-	19, // 2: quorumkms.v1.Member.lease_left:type_name -> google.protobuf.Duration
+	20, // 1: quorumkms.v1.Member.since:type_name -> google.protobuf.Timestamp
+	21, // 2: quorumkms.v1.Member.lease_left:type_name -> google.protobuf.Duration
 	2,  // 3: quorumkms.v1.HsmStatus.probes:type_name -> quorumkms.v1.HsmProbe
-	18, // 4: quorumkms.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
-	18, // 5: quorumkms.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
-	18, // 6: quorumkms.v1.BackupStatus.last_backup:type_name -> google.protobuf.Timestamp
-	18, // 7: quorumkms.v1.BackupStatus.journal_time:type_name -> google.protobuf.Timestamp
-	19, // 8: quorumkms.v1.StatusResponse.lease_left:type_name -> google.protobuf.Duration
+	20, // 4: quorumkms.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
+	20, // 5: quorumkms.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
+	20, // 6: quorumkms.v1.BackupStatus.last_backup:type_name -> google.protobuf.Timestamp
+	20, // 7: quorumkms.v1.BackupStatus.journal_time:type_name -> google.protobuf.Timestamp
+	21, // 8: quorumkms.v1.StatusResponse.lease_left:type_name -> google.protobuf.Duration
 	1,  // 9: quorumkms.v1.StatusResponse.members:type_name -> quorumkms.v1.Member
 	3,  // 10: quorumkms.v1.StatusResponse.hsm:type_name -> quorumkms.v1.HsmStatus
-	18, // 11: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
-	18, // 12: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
+	20, // 11: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
+	20, // 12: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
 	4,  // 13: quorumkms.v1.StatusResponse.certificate:type_name -> quorumkms.v1.Certificate
 	4,  // 14: quorumkms.v1.StatusResponse.ca_certificates:type_name -> quorumkms.v1.Certificate
 	5,  // 15: quorumkms.v1.StatusResponse.backup:type_name -> quorumkms.v1.BackupStatus
-	19, // 16: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
-	19, // 17: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
-	18, // 18: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
+	21, // 16: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
+	21, // 17: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
+	20, // 18: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
 	6,  // 19: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
 	8,  // 20: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
 	10, // 21: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
 	12, // 22: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
 	14, // 23: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
-	16, // 24: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
-	7,  // 25: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
-	9,  // 26: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
-	11, // 27: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
-	13, // 28: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
-	15, // 29: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
-	17, // 30: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
-	25, // [25:31] is the sub-list for method output_type
-	19, // [19:25] is the sub-list for method input_type
+	18, // 24: quorumkms.v1.ClusterService.SetVoter:input_type -> quorumkms.v1.SetVoterRequest
+	16, // 25: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
+	7,  // 26: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
+	9,  // 27: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
+	11, // 28: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
+	13, // 29: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
+	15, // 30: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
+	19, // 31: quorumkms.v1.ClusterService.SetVoter:output_type -> quorumkms.v1.SetVoterResponse
+	17, // 32: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
+	26, // [26:33] is the sub-list for method output_type
+	19, // [19:26] is the sub-list for method input_type
 	19, // [19:19] is the sub-list for extension type_name
 	19, // [19:19] is the sub-list for extension extendee
 	0,  // [0:19] is the sub-list for field type_name
@@ -1863,7 +2017,7 @@ func file_quorumkms_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_v1_cluster_proto_rawDesc), len(file_quorumkms_v1_cluster_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ const (
 	ClusterService_Invite_FullMethodName             = "/quorumkms.v1.ClusterService/Invite"
 	ClusterService_Remove_FullMethodName             = "/quorumkms.v1.ClusterService/Remove"
 	ClusterService_TransferLeadership_FullMethodName = "/quorumkms.v1.ClusterService/TransferLeadership"
+	ClusterService_SetVoter_FullMethodName           = "/quorumkms.v1.ClusterService/SetVoter"
 	ClusterService_Upgrade_FullMethodName            = "/quorumkms.v1.ClusterService/Upgrade"
 )
 
@@ -42,6 +43,9 @@ type ClusterServiceClient interface {
 	// Remove takes a node out. It returns when the node can serve nothing any more.
 	Remove(ctx context.Context, in *RemoveRequest, opts ...grpc.CallOption) (*RemoveResponse, error)
 	TransferLeadership(ctx context.Context, in *TransferLeadershipRequest, opts ...grpc.CallOption) (*TransferLeadershipResponse, error)
+	// SetVoter gives a node a vote or takes it; the node serves either way. It returns
+	// when it is so.
+	SetVoter(ctx context.Context, in *SetVoterRequest, opts ...grpc.CallOption) (*SetVoterResponse, error)
 	// Upgrade raises the cluster's release of the formats, once every node runs a
 	// version that knows it. It never falls again.
 	Upgrade(ctx context.Context, in *UpgradeRequest, opts ...grpc.CallOption) (*UpgradeResponse, error)
@@ -105,6 +109,16 @@ func (c *clusterServiceClient) TransferLeadership(ctx context.Context, in *Trans
 	return out, nil
 }
 
+func (c *clusterServiceClient) SetVoter(ctx context.Context, in *SetVoterRequest, opts ...grpc.CallOption) (*SetVoterResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetVoterResponse)
+	err := c.cc.Invoke(ctx, ClusterService_SetVoter_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *clusterServiceClient) Upgrade(ctx context.Context, in *UpgradeRequest, opts ...grpc.CallOption) (*UpgradeResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(UpgradeResponse)
@@ -130,6 +144,9 @@ type ClusterServiceServer interface {
 	// Remove takes a node out. It returns when the node can serve nothing any more.
 	Remove(context.Context, *RemoveRequest) (*RemoveResponse, error)
 	TransferLeadership(context.Context, *TransferLeadershipRequest) (*TransferLeadershipResponse, error)
+	// SetVoter gives a node a vote or takes it; the node serves either way. It returns
+	// when it is so.
+	SetVoter(context.Context, *SetVoterRequest) (*SetVoterResponse, error)
 	// Upgrade raises the cluster's release of the formats, once every node runs a
 	// version that knows it. It never falls again.
 	Upgrade(context.Context, *UpgradeRequest) (*UpgradeResponse, error)
@@ -157,6 +174,9 @@ func (UnimplementedClusterServiceServer) Remove(context.Context, *RemoveRequest)
 }
 func (UnimplementedClusterServiceServer) TransferLeadership(context.Context, *TransferLeadershipRequest) (*TransferLeadershipResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method TransferLeadership not implemented")
+}
+func (UnimplementedClusterServiceServer) SetVoter(context.Context, *SetVoterRequest) (*SetVoterResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetVoter not implemented")
 }
 func (UnimplementedClusterServiceServer) Upgrade(context.Context, *UpgradeRequest) (*UpgradeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Upgrade not implemented")
@@ -272,6 +292,24 @@ func _ClusterService_TransferLeadership_Handler(srv interface{}, ctx context.Con
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ClusterService_SetVoter_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetVoterRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).SetVoter(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_SetVoter_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).SetVoter(ctx, req.(*SetVoterRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ClusterService_Upgrade_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(UpgradeRequest)
 	if err := dec(in); err != nil {
@@ -316,6 +354,10 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "TransferLeadership",
 			Handler:    _ClusterService_TransferLeadership_Handler,
+		},
+		{
+			MethodName: "SetVoter",
+			Handler:    _ClusterService_SetVoter_Handler,
 		},
 		{
 			MethodName: "Upgrade",
