@@ -133,10 +133,16 @@ func (c *testCluster) issue(path, file string) transport.Files {
 
 func (c *testCluster) addNode(name string) *process {
 	c.t.Helper()
-	c.issue("/node/"+name, name)
-	p := c.prepare(name, name)
+	p := c.prepareNode(name)
 	c.nodes = append(c.nodes, p)
 	return p
+}
+
+// prepareNode makes a node's certificate and directory; it lives as long as c.t.
+func (c *testCluster) prepareNode(name string) *process {
+	c.t.Helper()
+	c.issue("/node/"+name, name)
+	return c.prepare(name, name)
 }
 
 // prepare makes a directory with a token for a node that has its certificate.
@@ -305,19 +311,23 @@ func (c *testCluster) found(p *process) {
 }
 
 // join invites a node, starts it and plays the donor's Security Officer.
-func (c *testCluster) join(p *process) {
+func (c *testCluster) join(p *process) { c.joinAs(p, &pb.InviteRequest{}, c.nodes[0]) }
+
+// joinAs is join on other terms, asked for at a node.
+func (c *testCluster) joinAs(p *process, r *pb.InviteRequest, ask *process) {
 	c.t.Helper()
-	c.startJoining(p)
+	c.startJoining(p, r, ask)
 	c.trustFirst(p)
 	c.until(p.name+" has joined", func(s *pb.StatusResponse) bool { return s.GetServing() }, p)
 	c.officer(p, "untrust")
 }
 
-func (c *testCluster) startJoining(p *process) {
+func (c *testCluster) startJoining(p *process, r *pb.InviteRequest, ask *process) {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
 	defer cancel()
-	inv, err := c.dial(operatorID, c.nodes[0]).Cluster().Invite(ctx, &pb.InviteRequest{NodeName: p.name})
+	r.NodeName = p.name
+	inv, err := c.dial(operatorID, ask).Cluster().Invite(ctx, r)
 	must(c.t, err)
 	p.configure(inv.GetJoinToken())
 	p.start()
