@@ -92,6 +92,7 @@ type Node struct {
 	member    *cluster.Member
 	archive   *archive.Archive
 	opened    atomic.Pointer[cluster.Member] // member, for those that run while it opens
+	raft      atomic.Pointer[transport.RaftTransport]
 	gossip    *transport.Gossip
 	server    *rpc.Server
 	cleanup   []func() error // in the order of opening
@@ -193,10 +194,15 @@ func (n *Node) openMember(ctx context.Context) error {
 }
 
 func (n *Node) raftTransport(proof func(role string, channel []byte) []byte) (raft.Transport, error) {
-	return transport.NewRaftTransport(transport.RaftConfig{
+	t, err := transport.NewRaftTransport(transport.RaftConfig{
 		Mux: n.peerMux, Credentials: n.creds, Advertise: n.config.Peer.Advertise, Logger: n.log, Proof: proof, Allow: n.notRemoved,
 		ServerIdentity: func(address raft.ServerAddress) (string, bool) { return n.peerName(string(address)) },
 	})
+	if err != nil {
+		return nil, err
+	}
+	n.raft.Store(t)
+	return t, nil
 }
 
 // notRemoved refuses nodes that this one knows to be removed: while it holds a lease,

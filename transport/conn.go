@@ -184,6 +184,18 @@ func (s *connSet) track(c *Conn) error {
 	return nil
 }
 
+// list is the connections held that are complete.
+func (s *connSet) list() (out []*Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.open {
+		if complete, ok := c.(*Conn); ok {
+			out = append(out, complete)
+		}
+	}
+	return out
+}
+
 // closeAll closes every connection held, and waits for it; no more are taken.
 func (s *connSet) closeAll() {
 	s.mu.Lock()

@@ -37,7 +37,7 @@ type RaftConfig struct {
 	// has not yet replayed its log knows no members and must still find a leader.
 	ServerIdentity func(address raft.ServerAddress) (name string, ok bool)
 	// Allow, optional, refuses nodes that may no longer speak Raft, such as removed
-	// ones. It is asked at each incoming connection.
+	// ones. It is asked at each incoming connection, and at Recheck.
 	Allow func(Identity) error
 	// Proof, optional, gives what an end of a connection in that role ("dialer",
 	// "acceptor") must show to belong to the cluster: proofSize bytes that depend on
@@ -57,6 +57,7 @@ type RaftConfig struct {
 // (raft.WithPreVote) and for Close on the concrete type.
 type RaftTransport struct {
 	*raft.NetworkTransport
+	layer *raftLayer
 }
 
 var (
@@ -82,7 +83,19 @@ func NewRaftTransport(c RaftConfig) (*RaftTransport, error) {
 		config:   c,
 		listener: c.Mux.register(ALPNRaft, nodesAnd(c.Allow), tls.RequireAnyClientCert),
 	}
-	return &RaftTransport{raft.NewNetworkTransport(layer, c.Pool, c.Timeout, debugLog(c.Logger).Writer())}, nil
+	return &RaftTransport{raft.NewNetworkTransport(layer, c.Pool, c.Timeout, debugLog(c.Logger).Writer()), layer}, nil
+}
+
+// Recheck closes the connections of nodes that Allow refuses by now.
+func (t *RaftTransport) Recheck() {
+	if t.layer.config.Allow == nil {
+		return
+	}
+	for _, c := range t.layer.conns.list() {
+		if id, err := c.Peer(); err != nil || t.layer.config.Allow(id) != nil {
+			_ = c.Close()
+		}
+	}
 }
 
 // SetHeartbeatHandler ignores the fast path: heartbeats handled beside Raft's
@@ -112,9 +125,10 @@ func (l *raftLayer) Accept() (net.Conn, error) {
 	return &provenConn{Conn: c, proof: l.config.Proof}, nil
 }
 
-// Dial implements raft.StreamLayer.
+// Dial implements raft.StreamLayer: timeout is for all of it.
 func (l *raftLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	deadline := time.Now().Add(timeout)
+	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
 	c, err := l.config.Credentials.dial(ctx, string(address), l.config.Credentials.Client([]string{ALPNRaft}, l.expect(address)))
 	if err != nil {
@@ -124,7 +138,7 @@ func (l *raftLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net
 		return nil, err
 	}
 	if l.config.Proof != nil {
-		if err := exchange(c, l.config.Proof, true, timeout); err != nil {
+		if err := exchange(c, l.config.Proof, true, deadline); err != nil {
 			return nil, errors.Join(fmt.Errorf("%s: %w", address, err), c.Close())
 		}
 	}
@@ -144,7 +158,7 @@ type provenConn struct {
 // Read implements net.Conn.
 func (c *provenConn) Read(b []byte) (int, error) {
 	c.once.Do(func() {
-		if c.err = exchange(c.Conn, c.proof, false, proofTimeout); c.err != nil {
+		if c.err = exchange(c.Conn, c.proof, false, time.Now().Add(proofTimeout)); c.err != nil {
 			c.err = errors.Join(c.err, c.Close())
 		}
 	})
@@ -163,13 +177,13 @@ const (
 )
 
 // exchange shows this end's proof and checks the other's. The dialer begins.
-func exchange(c *Conn, proof func(role string, channel []byte) []byte, dialer bool, timeout time.Duration) error {
+func exchange(c *Conn, proof func(role string, channel []byte) []byte, dialer bool, deadline time.Time) error {
 	state := c.ConnectionState()
 	channel, err := state.ExportKeyingMaterial(proofLabel, nil, proofSize)
 	if err != nil {
 		return err
 	}
-	if err := c.SetDeadline(time.Now().Add(timeout)); err != nil {
+	if err := c.SetDeadline(deadline); err != nil {
 		return err
 	}
 	show := func(role string) error {

@@ -167,6 +167,43 @@ func TestRaftTransportClose(t *testing.T) {
 	}
 }
 
+// TestRaftTransportRecheck: the open connections of a node that is refused by now are
+// cut, and no others.
+func TestRaftTransportRecheck(t *testing.T) {
+	noLeaks(t)
+	home := newAuthority(t, testDomain)
+	var removed atomic.Bool
+	b := startRaft(t, home, "b", func(c *RaftConfig) {
+		c.Allow = func(id Identity) error {
+			if id.Name == "removed" && removed.Load() {
+				return errors.New("no longer a member")
+			}
+			return nil
+		}
+	})
+	heartbeats := answer(t, b)
+	stays, goes := startRaft(t, home, "a", nil), startRaft(t, home, "removed", nil)
+	speak := func(want ...error) {
+		t.Helper()
+		for i, from := range []*RaftTransport{stays, goes} {
+			if err := heartbeat(from, b); (err == nil) != (want[i] == nil) {
+				t.Errorf("node %d: %v", i, err)
+			}
+		}
+	}
+	speak(nil, nil)
+	b.Recheck()
+	speak(nil, nil)
+	open := len(stays.layer.conns.list())
+	removed.Store(true)
+	speak(nil, nil) // on the connections that stand
+	b.Recheck()
+	speak(nil, net.ErrClosed)
+	if heartbeats.Load() != 7 || len(stays.layer.conns.list()) != open {
+		t.Errorf("%d heartbeats, %d connections, before %d", heartbeats.Load(), len(stays.layer.conns.list()), open)
+	}
+}
+
 func TestRaftTransportDialTimeout(t *testing.T) {
 	noLeaks(t)
 	home := newAuthority(t, testDomain)
