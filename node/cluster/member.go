@@ -241,7 +241,7 @@ func (m *Member) start(ctx context.Context, cluster fsm.ID, bootstrap bool) (*en
 func (e *engine) startRaft(bootstrap bool) error {
 	c := e.config
 	dir := filepath.Join(c.DataDir, raftDir)
-	logger := raftLogger(c.Log)
+	logger := raftLogger(c.Log, c.Clock)
 	open := c.Storage
 	if open == nil {
 		open = func(dir string) (Storage, error) { return openFiles(dir, c.Log) }

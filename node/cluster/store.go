@@ -55,7 +55,7 @@ func openFiles(dir string, log *slog.Logger) (Storage, error) {
 	if err != nil {
 		return Storage{}, err
 	}
-	snapshots, err := raft.NewFileSnapshotStoreWithLogger(dir, retainSnapshots, raftLogger(log))
+	snapshots, err := raft.NewFileSnapshotStoreWithLogger(dir, retainSnapshots, raftLogger(log, SystemClock{}))
 	if err != nil {
 		return Storage{}, errors.Join(fmt.Errorf("%w: snapshots: %w", ErrDataDir, err), db.Close())
 	}
