@@ -118,11 +118,11 @@ func testRefusedTokens(ctx context.Context, c *testCluster) {
 	pinned := good
 	pinned.Pin = make([]byte, len(good.Pin))
 	joiner.configure(pinned.String())
-	joiner.start()
-	c.eventually("the joiner refuses a cluster of another CA", func() bool {
-		return strings.Contains(joiner.output(), "the CA keys are not those the join token pins")
-	}, joiner)
-	joiner.terminate()
+	c.failsToStart("a token that pins another CA", joiner, exitFailed, "joining refused", "the CA keys are not those the join token pins")
+
+	joiner.configure(unknown.String())
+	joiner.edit("join: {addresses: [", "join: {addresses: ["+freeAddress(c.t)+", ") // where nobody answers
+	c.failsToStart("a refusal while another member does not answer", joiner, exitFailed, "join ticket refused", "unknown or used", "connection refused")
 	if m := c.member(c.nodes[0], "kms-4"); m != nil {
 		c.t.Errorf("kms-4 is a member: %v", m)
 	}

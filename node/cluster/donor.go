@@ -127,6 +127,9 @@ func (e *engine) ticketKey(p JoinProof) (ed25519.PublicKey, error) {
 	if ok && m.Alive() && m.Ticket == p.TicketID && len(m.TicketKey) == ed25519.PublicKeySize && bytes.Equal(m.Identity, p.Identity) {
 		return m.TicketKey, nil
 	}
+	if err := e.member.Usable(); err != nil { // what this node knows may be old
+		return nil, err
+	}
 	return nil, fmt.Errorf("%w: unknown or used", fsm.ErrTicket)
 }
 

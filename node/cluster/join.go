@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"encoding/binary"
@@ -149,6 +150,9 @@ func (m *Member) Join(ctx context.Context, j Joining) error {
 	if len(j.Addresses) == 0 {
 		return fmt.Errorf("%w: no address of a member is configured (join.addresses)", ErrJoin)
 	}
+	if !bytes.Equal(m.config.Pin(), j.Token.Pin) {
+		return fmt.Errorf("%w: the CA keys are not those the join token pins: tls.ca is another than that of the cluster that sent the invitation", ErrJoin)
+	}
 	var failures []error
 	for _, address := range j.Addresses {
 		if address == m.config.PeerAddress {
@@ -163,25 +167,14 @@ func (m *Member) Join(ctx context.Context, j Joining) error {
 	if len(failures) == 0 {
 		return fmt.Errorf("%w: join.addresses names this node only", ErrJoin)
 	}
-	for _, err := range failures {
-		if !Permanent(err) {
-			return &retryable{errors.Join(failures...)}
-		}
-	}
 	return errors.Join(failures...)
 }
 
-// Permanent tells whether trying to join again with the same token is pointless.
+// Permanent tells whether trying to join again with the same token is pointless: a
+// member that was reached refused it for good, whether or not others were reached.
 func Permanent(err error) bool {
-	var again *retryable
-	return !errors.As(err, &again) &&
-		(errors.Is(err, fsm.ErrTicket) || errors.Is(err, fsm.ErrMember) || errors.Is(err, ErrJoin) || errors.Is(err, hsm.ErrRefused))
+	return errors.Is(err, fsm.ErrTicket) || errors.Is(err, fsm.ErrMember) || errors.Is(err, ErrJoin) || errors.Is(err, hsm.ErrRefused)
 }
-
-// retryable wraps failures of which at least one may pass.
-type retryable struct{ error }
-
-func (r *retryable) Unwrap() error { return r.error }
 
 func (m *Member) enter(ctx context.Context, cluster fsm.ID) error {
 	id := m.identity
