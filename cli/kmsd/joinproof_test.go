@@ -70,7 +70,7 @@ func (f *forger) hello(ctx context.Context, h cluster.JoinHello) (conversation, 
 
 func (f *forger) open(ctx context.Context) conversation {
 	f.c.t.Helper()
-	x, err := f.hello(ctx, cluster.JoinHello{Cluster: f.token.Cluster, Release: fsm.FirstRelease})
+	x, err := f.hello(ctx, cluster.JoinHello{Cluster: f.token.Cluster, Release: fsm.NewestRelease})
 	must(f.c.t, err)
 	return x
 }
@@ -147,7 +147,7 @@ func testForgedProofs(ctx context.Context, c *testCluster) {
 	}
 	first, next := f.open(ctx), f.open(ctx)
 	f.refused("a proof of another connection", next, f.honest(ctx, first, keep), fsm.ErrTicket, "signature does not verify")
-	_, err = f.hello(ctx, cluster.JoinHello{Cluster: fsm.ID{1}, Release: fsm.FirstRelease})
+	_, err = f.hello(ctx, cluster.JoinHello{Cluster: fsm.ID{1}, Release: fsm.NewestRelease})
 	if !errors.Is(err, cluster.ErrJoin) || !strings.Contains(err.Error(), "the invitation is to cluster") {
 		c.t.Errorf("another cluster's id: %v", err)
 	}
