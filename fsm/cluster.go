@@ -28,9 +28,10 @@ type Cluster struct {
 	TrustDomain   string       `json:"trust_domain"`
 	Release       int          `json:"release"` // the gate: no command of a later release is proposed
 	RecoveryEpoch uint32       `json:"recovery_epoch"`
-	Created       int64        `json:"created"`  // unix seconds
-	Operator      string       `json:"operator"` // SPIFFE URI of the first operator
-	LeaseMillis   int64        `json:"lease_ms"` // how long a lease lasts: the same for all nodes
+	RecoveryID    ID           `json:"recovery_id,omitzero"` // of the history that the last recovery began
+	Created       int64        `json:"created"`              // unix seconds
+	Operator      string       `json:"operator"`             // SPIFFE URI of the first operator
+	LeaseMillis   int64        `json:"lease_ms"`             // how long a lease lasts: the same for all nodes
 	Generations   []Generation `json:"generations"`
 	Revision      uint64       `json:"revision"`
 }

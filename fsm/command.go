@@ -64,6 +64,9 @@ var commands = []spec{
 
 	{"RaiseRelease", 1, Loosens, func() Command { return new(RaiseRelease) }},
 
+	{"RecoverCluster", 1, Restricts, func() Command { return new(RecoverCluster) }},
+	{"RestoreCluster", 1, Restricts, func() Command { return new(RestoreCluster) }},
+
 	{"SetVoter", 2, Loosens, func() Command { return new(SetVoter) }},
 }
 

@@ -36,6 +36,8 @@ func TestCommandTable(t *testing.T) {
 		{"RemoveNode", 1, Restricts},
 		{"RetireNode", 1, Loosens},
 		{"RaiseRelease", 1, Loosens},
+		{"RecoverCluster", 1, Restricts},
+		{"RestoreCluster", 1, Restricts},
 		{"SetVoter", 2, Loosens},
 	}
 	var got []row

@@ -59,6 +59,7 @@ func goldenUpgrade(t failer) *world {
 	w.ask("raise", "2", &RaiseRelease{2, []string{}})
 	w.do(&RaiseRelease{Release: 2})
 	goldenVotes(w)
+	goldenRecoveries(w)
 	return w
 }
 
@@ -73,8 +74,8 @@ func goldenVotes(w *world) {
 	w.refuse(&SetVoter{nodeID("n4"), false}, ErrMember, "")
 	w.refuse(&SetVoter{nodeID("n5"), false}, ErrMember, "")
 	w.refuse(&SetVoter{nodeID("n9"), true}, ErrNotFound, "")
-	w.do(&RemoveNode{firstNode})
-	w.refuse(&SetVoter{firstNode, true}, ErrMember, "")
+	w.do(&RemoveNode{nodeID("n2")})
+	w.refuse(&SetVoter{nodeID("n2"), true}, ErrMember, "")
 }
 
 func goldenKeys(w *world) {
@@ -275,7 +276,7 @@ func wantTwins(t *testing.T, a, b *State) {
 	for _, w := range []*world{x, y} {
 		w.do(createKey(1 << 40))
 		w.do(&CreateAlias{alias("alias/twin", 1<<40)})
-		w.do(rotateKey(1<<40, 2))
+		w.do(rotateKey(1<<40, w.s.NextVersion(w.key(1<<40))))
 		w.ask("twin", "", &DisableKey{ref(1 << 40)})
 	}
 	if !bytes.Equal(x.s.Hash(), y.s.Hash()) {

@@ -316,7 +316,7 @@ func (c *CancelKeyDeletion) apply(t *tx) (Result, error) {
 // RotateKey adds a version, which becomes the current one.
 type RotateKey struct {
 	KeyRef
-	Version    uint32       `json:"version"` // must be the current version + 1
+	Version    uint32       `json:"version"` // must be the next: see NextVersion
 	Generation uint32       `json:"generation"`
 	Cause      VersionCause `json:"cause"`
 	Token      []byte       `json:"token"`
@@ -337,7 +337,7 @@ func (c *RotateKey) apply(t *tx) (Result, error) {
 		if err := t.s.generationActive(c.Generation); err != nil {
 			return err
 		}
-		if want := k.Current().Version + 1; c.Version != want {
+		if want := t.s.NextVersion(k); c.Version != want {
 			return fmt.Errorf("%w: key %s: version %d was made, %d is next", ErrConflict, k.ID, c.Version, want)
 		}
 		if len(k.Versions) >= MaxKeyVersions {

@@ -291,11 +291,15 @@ func (t *tx) memberTo(id string, to MemberState, from ...MemberState) (Result, e
 		return Result{}, fmt.Errorf("%w: node %s is %s, it cannot become %s", ErrMember, id, old.State, to)
 	}
 	if old.State != to {
-		m := *old
-		m.State, m.Since = to, t.seconds()
-		t.putMember(&m)
+		t.memberIs(old, to)
 	}
 	return Result{ID: id}, nil
+}
+
+func (t *tx) memberIs(old *Member, to MemberState) {
+	m := *old
+	m.State, m.Since = to, t.seconds()
+	t.putMember(&m)
 }
 
 const nameRule = "must be 1 to 64 of a-z 0-9 . _ - and begin with a letter or digit"

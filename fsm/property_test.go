@@ -121,6 +121,8 @@ func (d drawer) command() Command {
 		})
 	case "CreateTicket", "AdmitNode", "ActivateNode", "UpdateMember", "RemoveNode", "RetireNode", "SetVoter":
 		return d.membership(name)
+	case "RecoverCluster", "RestoreCluster":
+		return d.recovery(name)
 	case "CreateAlias":
 		return &CreateAlias{d.target()}
 	case "UpdateAlias":
@@ -162,7 +164,7 @@ func (d drawer) keyCommand(name string) Command {
 	case "RotateKey":
 		c := &RotateKey{KeyRef: r, Version: uint32(2 + d.upTo(2)), Generation: 1, Cause: CauseOnDemand, Token: []byte("token")}
 		if k, ok := d.w.s.Key(r.ID); ok && !d.oneIn(4) {
-			c.Version = k.Current().Version + 1
+			c.Version = d.w.s.NextVersion(k)
 		}
 		return c
 	case "TagKey":
@@ -172,6 +174,16 @@ func (d drawer) keyCommand(name string) Command {
 	}
 	d.t.Fatalf("command %s is not drawn", name)
 	return nil
+}
+
+func (d drawer) recovery(name string) Command {
+	epoch := d.w.s.Cluster().RecoveryEpoch + uint32(d.oneOf(1, 1, 1, 1, 0, 2))
+	if name == "RecoverCluster" {
+		return &RecoverCluster{Epoch: epoch, ID: keyID(uint64(epoch)), Node: d.or(firstNode, nodeID(d.node()))}
+	}
+	return edited(restoreCluster(epoch), func(c *RestoreCluster) {
+		c.DisableKeys, c.Node = d.oneIn(2), d.or(fmt.Sprintf("n9-%d", epoch), firstNode)
+	})
 }
 
 func (d drawer) membership(name string) Command {

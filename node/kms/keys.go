@@ -250,7 +250,7 @@ func (s *Service) makeToken(ctx context.Context, st *fsm.State, c Call, command 
 func (s *Service) RotateKeyOnDemand(ctx context.Context, c Call, key string, expect uint64) (fsm.Result, *fsm.State, error) {
 	return s.onKey(ctx, "RotateKeyOnDemand", c, key, expect, nil,
 		func(ctx context.Context, st *fsm.State, k *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
-			command := &fsm.RotateKey{KeyRef: ref, Version: k.Current().Version + 1, Cause: fsm.CauseOnDemand}
+			command := &fsm.RotateKey{KeyRef: ref, Version: st.NextVersion(k), Cause: fsm.CauseOnDemand}
 			var err error
 			command.Generation, command.Token, err = s.makeToken(ctx, st, c, command, k.ID, command.Version)
 			return command, err

@@ -1,0 +1,149 @@
+package fsm
+
+import (
+	"fmt"
+
+	"github.com/google/uuid"
+)
+
+const (
+	// versionBits is how many bits of a key version's number count the versions of one
+	// recovery epoch; the bits above are the epoch. A history that was lost may have
+	// minted numbers that nobody remembers; those of later epochs are others.
+	versionBits = 20
+	// recoveryRelease is the release of the record that a recovery writes, to which it
+	// raises the cluster: all nodes but one are out, and that one knows it.
+	recoveryRelease = 2
+	// MaxRecoveryEpoch is the last epoch whose version numbers fit 32 bits.
+	MaxRecoveryEpoch = 1<<(32-versionBits) - 1
+)
+
+// History names one history of a cluster. Each recovery and each restore begins
+// another: what was made in one may be unknown to the next.
+type History struct {
+	Epoch uint32 // of the recovery it began with; 0: the founding
+	ID    ID     // chosen at random at that recovery; zero: the founding
+}
+
+// History is the history this state belongs to.
+func (s *State) History() History {
+	return History{Epoch: s.cluster.RecoveryEpoch, ID: s.cluster.RecoveryID}
+}
+
+// NextVersion is the number of the next version of a key: one more than the current
+// one's, and in an epoch of its own behind a recovery.
+func (s *State) NextVersion(k *Key) uint32 {
+	return max(k.Current().Version+1, s.cluster.RecoveryEpoch<<versionBits+1)
+}
+
+// RecoverCluster begins a new history with what the log of one member held: all
+// other members are out, and the open join tickets with them. It is a command of the
+// first release, as RestoreCluster is: what they are for must not wait for an upgrade,
+// and no node that does not know them is a member afterwards.
+type RecoverCluster struct {
+	Epoch uint32 `json:"epoch"` // the present one + 1
+	ID    ID     `json:"id"`    // of the history that begins
+	Node  string `json:"node"`  // raft id of the member that was recovered from
+}
+
+func (c *RecoverCluster) validate() error {
+	if err := validHistory(History{c.Epoch, c.ID}); err != nil {
+		return err
+	}
+	return validRaftID(c.Node)
+}
+
+func (c *RecoverCluster) apply(t *tx) (Result, error) {
+	if want := t.s.cluster.RecoveryEpoch + 1; c.Epoch != want {
+		return Result{}, fmt.Errorf("%w: recovery epoch %d was asked for, %d is next", ErrConflict, c.Epoch, want)
+	}
+	self, ok := t.s.Member(c.Node)
+	if !ok || !self.Serves() {
+		return Result{}, fmt.Errorf("%w: node %s is no active member", ErrMember, c.Node)
+	}
+	for _, m := range t.s.Members() {
+		if m.Alive() && m.ID != c.Node {
+			t.memberIs(m, MemberLeaving)
+		}
+	}
+	if !self.Voter {
+		m := *self
+		m.Voter = true
+		t.putMember(&m)
+	}
+	t.beginHistory(History{c.Epoch, c.ID})
+	return Result{ID: c.Node}, nil
+}
+
+// RestoreCluster begins a new history with a backup, in one new node: all members
+// that the backup knows are gone, and the open join tickets with them.
+type RestoreCluster struct {
+	Epoch         uint32 `json:"epoch"`          // later than the backup's
+	ID            ID     `json:"id"`             // of the history that begins
+	Backup        []byte `json:"backup"`         // SHA-256 of what was restored, 32 bytes
+	DisableKeys   bool   `json:"disable_keys"`   // what was revoked after the backup is not fully known
+	JournalEnd    uint64 `json:"journal_end"`    // index up to which the journal says what was revoked; 0: no journal
+	Node          string `json:"node"`           // raft id of the new node
+	Name          string `json:"name"`           //
+	PeerAddress   string `json:"peer_address"`   //
+	ClientAddress string `json:"client_address"` //
+	Identity      []byte `json:"identity"`       //
+}
+
+func (c *RestoreCluster) validate() error {
+	if err := validHistory(History{c.Epoch, c.ID}); err != nil {
+		return err
+	}
+	if len(c.Backup) != 32 {
+		return invalid("the backup's hash has %d bytes, must be 32", len(c.Backup))
+	}
+	return validMember(c.Node, c.Name, c.PeerAddress, c.ClientAddress, c.Identity)
+}
+
+func (c *RestoreCluster) apply(t *tx) (Result, error) {
+	if present := t.s.cluster.RecoveryEpoch; c.Epoch <= present {
+		return Result{}, fmt.Errorf("%w: recovery epoch %d was asked for, the backup is of %d", ErrConflict, c.Epoch, present)
+	}
+	if _, ok := t.s.Member(c.Node); ok {
+		return Result{}, fmt.Errorf("%w: the backup knows node %s: a restore needs a new one", ErrMember, c.Node)
+	}
+	for _, m := range t.s.Members() {
+		if m.Alive() {
+			t.memberIs(m, MemberGone)
+		}
+	}
+	t.putMember(&Member{
+		ID: c.Node, Name: c.Name, PeerAddress: c.PeerAddress, ClientAddress: c.ClientAddress, Identity: c.Identity,
+		State: MemberActive, Voter: true, Since: t.seconds(),
+	})
+	if c.DisableKeys {
+		for _, item := range t.s.keys.all() {
+			if item.key.State == KeyEnabled {
+				k := *item.key
+				k.State = KeyDisabled
+				t.putKey(&k)
+			}
+		}
+	}
+	t.beginHistory(History{c.Epoch, c.ID})
+	return Result{ID: c.Node}, nil
+}
+
+func (t *tx) beginHistory(h History) {
+	for _, open := range t.s.Tickets() {
+		t.dropTicket(open)
+	}
+	c := t.s.cluster
+	c.RecoveryEpoch, c.RecoveryID, c.Release = h.Epoch, h.ID, max(c.Release, recoveryRelease)
+	t.putCluster(c)
+}
+
+func validHistory(h History) error {
+	if h.Epoch == 0 || h.Epoch > MaxRecoveryEpoch {
+		return invalid("recovery epoch %d: must be 1 to %d", h.Epoch, MaxRecoveryEpoch)
+	}
+	if h.ID == uuid.Nil {
+		return invalid("the id of the new history is missing")
+	}
+	return nil
+}

@@ -1,0 +1,201 @@
+package fsm
+
+import (
+	"bytes"
+	"fmt"
+	"reflect"
+	"testing"
+)
+
+func recoverCluster(epoch uint32) *RecoverCluster {
+	return &RecoverCluster{Epoch: epoch, ID: keyID(100 + uint64(epoch)), Node: firstNode}
+}
+
+func restoreCluster(epoch uint32) *RestoreCluster {
+	return &RestoreCluster{
+		Epoch: epoch, ID: keyID(200 + uint64(epoch)), Backup: bytes.Repeat([]byte{0xba}, 32), JournalEnd: 99,
+		Node: fmt.Sprintf("n9-%d", epoch), Name: "n9", PeerAddress: "n9:7000", ClientAddress: "n9:7001", Identity: []byte("identity of n9"),
+	}
+}
+
+// wide is a cluster with members in every state, keys in every state and an open ticket.
+func wide(t failer) *world {
+	w := initialized(t)
+	for n := uint64(1); n <= 3; n++ {
+		w.do(createKey(n))
+	}
+	w.do(rotateKey(1, 2))
+	w.do(&DisableKey{ref(2)})
+	w.do(&ScheduleKeyDeletion{ref(3), 7})
+	w.do(&CreateAlias{alias("alias/db", 1)})
+	w.join("n2", true, MemberActive)
+	w.join("n3", false, MemberActive)
+	w.join("n4", true, MemberGone)
+	w.join("n5", true, MemberLeaving)
+	w.join("n6", true, MemberAdmitted)
+	w.do(ticketFor("n7"))
+	w.clock += second
+	return w
+}
+
+// goldenRecoveries adds recoveries and restores to a golden log.
+func goldenRecoveries(w *world) {
+	w.do(createKey(1))
+	w.do(createKey(2))
+	w.do(&DisableKey{ref(2)})
+	w.do(ticketFor("n7"))
+	w.refuse(recoverCluster(2), ErrConflict, "")
+	w.ask("recover", "1", recoverCluster(1))
+	w.ask("recover", "1", recoverCluster(1))
+	w.do(rotateKey(1, 1<<20+1))
+	w.refuse(restoreCluster(1), ErrConflict, "")
+	w.do(restoreCluster(3))
+	w.do(rotateKey(1, 3<<20+1))
+	w.do(edited(restoreCluster(4), func(c *RestoreCluster) { c.DisableKeys = true }))
+}
+
+func states(s *State) map[string]MemberState {
+	out := map[string]MemberState{}
+	for _, m := range s.Members() {
+		out[m.Name] = m.State
+	}
+	return out
+}
+
+func TestRecoverCluster(t *testing.T) {
+	w := wide(t)
+	if got := w.s.History(); got != (History{}) {
+		t.Errorf("the founding history is %+v", got)
+	}
+	keys := w.s.Keys(DefaultTenant, ID{}, 10)
+	before := w.s.Cluster()
+	w.do(recoverCluster(1))
+	if got, want := w.s.History(), (History{Epoch: 1, ID: keyID(101)}); got != want {
+		t.Errorf("history %+v, want %+v", got, want)
+	}
+	want := map[string]MemberState{
+		"n1": MemberActive, "n2": MemberLeaving, "n3": MemberLeaving, "n4": MemberGone, "n5": MemberLeaving, "n6": MemberLeaving,
+	}
+	if got := states(w.s); !reflect.DeepEqual(got, want) {
+		t.Errorf("members are %v, want %v", got, want)
+	}
+	if open := w.s.Tickets(); len(open) != 0 {
+		t.Errorf("%d tickets of the old history are open", len(open))
+	}
+	if got := w.s.Keys(DefaultTenant, ID{}, 10); !reflect.DeepEqual(got, keys) {
+		t.Error("keys have changed")
+	}
+	before.RecoveryEpoch, before.RecoveryID, before.Revision = 1, keyID(101), w.s.Index()
+	if got := w.s.Cluster(); !reflect.DeepEqual(got, before) {
+		t.Errorf("cluster is\n%+v\nwant\n%+v", got, before)
+	}
+	for _, name := range []string{"n2", "n3", "n5", "n6"} {
+		w.do(&RetireNode{nodeID(name)})
+	}
+	w.do(ticketFor("n2")) // its name is free again, its raft id is not
+	w.refuse(admit("n2"), ErrMember, "under a new id")
+	w.do(edited(admit("n2"), func(c *AdmitNode) { c.ID += "0" }))
+}
+
+// TestRecoverFromNonVoter: the member that was furthest has the vote afterwards.
+func TestRecoverFromNonVoter(t *testing.T) {
+	w := wide(t)
+	w.do(edited(recoverCluster(1), func(c *RecoverCluster) { c.Node = nodeID("n3") }))
+	if m := w.s.MemberByName("n3"); !m.Voter || !m.Serves() || w.s.MemberByName("n1").State != MemberLeaving {
+		t.Errorf("n3 is %+v, n1 %+v", m, w.s.MemberByName("n1"))
+	}
+}
+
+func TestRestoreCluster(t *testing.T) {
+	for _, disable := range []bool{false, true} {
+		w := wide(t)
+		w.do(edited(restoreCluster(7), func(c *RestoreCluster) { c.DisableKeys = disable }))
+		if got, want := w.s.History(), (History{Epoch: 7, ID: keyID(207)}); got != want {
+			t.Errorf("history %+v, want %+v", got, want)
+		}
+		want := map[string]MemberState{
+			"n1": MemberGone, "n2": MemberGone, "n3": MemberGone, "n4": MemberGone, "n5": MemberGone, "n6": MemberGone, "n9": MemberActive,
+		}
+		if got := states(w.s); !reflect.DeepEqual(got, want) {
+			t.Errorf("members are %v, want %v", got, want)
+		}
+		if m := w.s.MemberByName("n9"); !m.Voter || m.PeerAddress != "n9:7000" || m.ClientAddress != "n9:7001" || string(m.Identity) != "identity of n9" {
+			t.Errorf("the new node is %+v", m)
+		}
+		first := KeyEnabled
+		if disable {
+			first = KeyDisabled
+		}
+		for n, state := range map[uint64]KeyState{1: first, 2: KeyDisabled, 3: KeyPendingDeletion} {
+			if got := w.key(n).State; got != state {
+				t.Errorf("disable %v: key %d is %s, want %s", disable, n, got, state)
+			}
+		}
+		if len(w.s.Tickets()) != 0 {
+			t.Error("tickets of the old history are open")
+		}
+	}
+}
+
+// TestRecoveryRaisesRelease: a cluster of the first release can be recovered, and no
+// node of that release is let in afterwards.
+func TestRecoveryRaisesRelease(t *testing.T) {
+	for _, c := range []Command{recoverCluster(1), restoreCluster(1)} {
+		w := newWorld(t)
+		w.do(firstInit())
+		w.do(c)
+		if got := w.s.Cluster().Release; got != 2 {
+			t.Errorf("%s: release %d, want 2", NameOf(c), got)
+		}
+	}
+}
+
+// TestNextVersion: no history mints a number that an earlier one may have minted.
+func TestNextVersion(t *testing.T) {
+	w := wide(t)
+	next := func(want uint32) {
+		t.Helper()
+		if got := w.s.NextVersion(w.key(1)); got != want {
+			t.Fatalf("next version %d, want %d", got, want)
+		}
+		w.refuse(rotateKey(1, want+1), ErrConflict, "is next")
+		w.do(rotateKey(1, want))
+	}
+	next(3)
+	w.do(recoverCluster(1))
+	w.refuse(rotateKey(1, 4), ErrConflict, "is next")
+	next(1<<20 + 1)
+	next(1<<20 + 2)
+	w.do(restoreCluster(MaxRecoveryEpoch))
+	next(MaxRecoveryEpoch<<20 + 1)
+	next(MaxRecoveryEpoch<<20 + 2)
+	if MaxRecoveryEpoch<<20+MaxKeyVersions > 1<<32-1 {
+		t.Error("the last versions of the last epoch do not fit")
+	}
+}
+
+func TestRecoveryRefusals(t *testing.T) {
+	testRefusals(t, wide, []refusal{
+		{"the present epoch", edited(recoverCluster(1), func(c *RecoverCluster) { c.Epoch = 2 }), ErrConflict, "epoch 2 was asked for, 1 is next"},
+		{"epoch 0", edited(recoverCluster(1), func(c *RecoverCluster) { c.Epoch = 0 }), ErrInvalid, "recovery epoch 0: must be 1 to 4095"},
+		{"epoch 4096", edited(recoverCluster(1), func(c *RecoverCluster) { c.Epoch = 4096 }), ErrInvalid, "recovery epoch 4096"},
+		{"no id", edited(recoverCluster(1), func(c *RecoverCluster) { c.ID = ID{} }), ErrInvalid, "id of the new history"},
+		{"no node", edited(recoverCluster(1), func(c *RecoverCluster) { c.Node = "" }), ErrInvalid, "raft id"},
+		{"nobody", edited(recoverCluster(1), func(c *RecoverCluster) { c.Node = "n99" }), ErrMember, "n99 is no active member"},
+		{"a node that is gone", edited(recoverCluster(1), func(c *RecoverCluster) { c.Node = nodeID("n4") }), ErrMember, "no active member"},
+		{"a node that leaves", edited(recoverCluster(1), func(c *RecoverCluster) { c.Node = nodeID("n5") }), ErrMember, "no active member"},
+		{"a node that joins", edited(recoverCluster(1), func(c *RecoverCluster) { c.Node = nodeID("n6") }), ErrMember, "no active member"},
+
+		{"restore: no hash", edited(restoreCluster(1), func(c *RestoreCluster) { c.Backup = nil }), ErrInvalid, "hash has 0 bytes"},
+		{"restore: epoch 0", edited(restoreCluster(1), func(c *RestoreCluster) { c.Epoch = 0 }), ErrInvalid, "recovery epoch 0"},
+		{"restore: no id", edited(restoreCluster(1), func(c *RestoreCluster) { c.ID = ID{} }), ErrInvalid, "id of the new history"},
+		{"restore: a member", edited(restoreCluster(1), func(c *RestoreCluster) { c.Node = firstNode }), ErrMember, "knows node"},
+		{"restore: one that is gone", edited(restoreCluster(1), func(c *RestoreCluster) { c.Node = nodeID("n4") }), ErrMember, "knows node"},
+		{"restore: bad name", edited(restoreCluster(1), func(c *RestoreCluster) { c.Name = "A" }), ErrInvalid, "node name"},
+	})
+	w := wide(t)
+	w.do(restoreCluster(5))
+	for _, epoch := range []uint32{1, 4, 5} {
+		w.refuse(edited(restoreCluster(epoch), func(c *RestoreCluster) { c.Node = "other" }), ErrConflict, "the backup is of 5")
+	}
+}
