@@ -21,8 +21,8 @@ const (
 // History names one history of a cluster. Each recovery and each restore begins
 // another: what was made in one may be unknown to the next.
 type History struct {
-	Epoch uint32 // of the recovery it began with; 0: the founding
-	ID    ID     // chosen at random at that recovery; zero: the founding
+	Epoch uint32 `json:"epoch"` // of the recovery it began with; 0: the founding
+	ID    ID     `json:"id"`    // chosen at random at that recovery; zero: the founding
 }
 
 // History is the history this state belongs to.

@@ -60,6 +60,7 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 		Certificate: s.certificate(s.node.Credentials.Certificate()), CaCertificates: each(s.node.Credentials.CAs(), s.certificate),
 	}
 	out.CertificateExpiry = out.GetCertificate().GetNotAfter()
+	out.Splits = st.Splits
 	s.serving(out, st)
 	if st.Joined {
 		out.ClusterId = st.Cluster.String()

@@ -52,7 +52,8 @@ func (w *joinerWire) Receive() (cluster.JoinMessage, error) {
 	}
 	switch x := r.GetStep().(type) {
 	case *peerpb.JoinResponse_Challenge:
-		return cluster.JoinChallenge{Nonce: x.Challenge.GetNonce(), Donor: x.Challenge.GetDonor(), Epoch: x.Challenge.GetRecoveryEpoch()}, nil
+		history, err := historyFrom(&peerpb.History{RecoveryEpoch: x.Challenge.GetRecoveryEpoch(), Id: x.Challenge.GetRecoveryId()})
+		return cluster.JoinChallenge{Nonce: x.Challenge.GetNonce(), Donor: x.Challenge.GetDonor(), History: history}, err
 	case *peerpb.JoinResponse_Waiting:
 		return cluster.JoinWaiting{Fingerprint: x.Waiting.GetFingerprint(), DonorName: x.Waiting.GetDonorName()}, nil
 	case *peerpb.JoinResponse_Transfer:
@@ -100,7 +101,10 @@ func (w *donorWire) Send(m cluster.JoinMessage) error {
 	r := &peerpb.JoinResponse{}
 	switch x := m.(type) {
 	case cluster.JoinChallenge:
-		r.Step = &peerpb.JoinResponse_Challenge{Challenge: &peerpb.JoinChallenge{Nonce: x.Nonce, Donor: x.Donor, RecoveryEpoch: x.Epoch}}
+		h := historyTo(x.History)
+		r.Step = &peerpb.JoinResponse_Challenge{Challenge: &peerpb.JoinChallenge{
+			Nonce: x.Nonce, Donor: x.Donor, RecoveryEpoch: h.GetRecoveryEpoch(), RecoveryId: h.GetId(),
+		}}
 	case cluster.JoinWaiting:
 		r.Step = &peerpb.JoinResponse_Waiting{Waiting: &peerpb.JoinWaiting{Fingerprint: x.Fingerprint, DonorName: x.DonorName}}
 	case cluster.JoinTransfer:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/google/uuid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
@@ -119,6 +120,50 @@ func (s *peerServer) TransferLeadership(ctx context.Context, r *peerpb.TransferR
 	}
 	leader, err := s.member.HandleTransfer(ctx, r.GetNode())
 	return &peerpb.TransferResponse{LeaderId: leader, Failure: failure(err)}, nil
+}
+
+func (s *peerServer) Survey(ctx context.Context, r *peerpb.SurveyRequest) (*peerpb.SurveyResponse, error) {
+	caller, err := callerOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	history, err := historyFrom(r.GetHistory())
+	if err != nil {
+		return nil, err
+	}
+	found, err := s.member.HandleSurvey(cluster.SurveyRequest{
+		Cluster: idFrom(r.GetClusterId()), Node: r.GetNode(), History: history, Proof: r.GetProof(),
+	}, caller.Name)
+	if err != nil {
+		return &peerpb.SurveyResponse{Failure: failure(err)}, nil
+	}
+	return &peerpb.SurveyResponse{
+		ClusterId: found.Cluster[:], Node: found.Node, History: historyTo(found.History),
+		LastLogTerm: found.LastTerm, LastLogIndex: found.LastIndex, AppliedIndex: found.Applied, LeaderId: found.Leader,
+	}, nil
+}
+
+func historyTo(h fsm.History) *peerpb.History {
+	if h.ID == uuid.Nil {
+		return &peerpb.History{RecoveryEpoch: h.Epoch}
+	}
+	return &peerpb.History{RecoveryEpoch: h.Epoch, Id: h.ID[:]}
+}
+
+func historyFrom(h *peerpb.History) (fsm.History, error) {
+	if n := len(h.GetId()); n != 0 && n != len(fsm.ID{}) {
+		return fsm.History{}, fmt.Errorf("%w: a history's id has %d bytes, want 16", fsm.ErrInvalid, n)
+	}
+	return fsm.History{Epoch: h.GetRecoveryEpoch(), ID: idFrom(h.GetId())}, nil
+}
+
+// idFrom is an id of 16 bytes, or else none.
+func idFrom(b []byte) fsm.ID {
+	id, err := uuid.FromBytes(b)
+	if err != nil {
+		return uuid.Nil
+	}
+	return id
 }
 
 func (s *peerServer) Join(stream peerpb.PeerService_JoinServer) error {

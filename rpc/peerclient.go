@@ -171,6 +171,26 @@ func (p *Peers) Progress(ctx context.Context, address string) ([]cluster.Progres
 	}), failed(r.GetFailure())
 }
 
+// Survey implements cluster.Peers.
+func (p *Peers) Survey(ctx context.Context, address string, r cluster.SurveyRequest) (cluster.Survey, error) {
+	c, err := p.to(address)
+	if err != nil {
+		return cluster.Survey{}, err
+	}
+	x, err := c.Survey(ctx, &peerpb.SurveyRequest{ClusterId: r.Cluster[:], Node: r.Node, History: historyTo(r.History), Proof: r.Proof})
+	if err == nil {
+		err = failed(x.GetFailure())
+	}
+	if err != nil {
+		return cluster.Survey{}, err
+	}
+	history, err := historyFrom(x.GetHistory())
+	return cluster.Survey{
+		Cluster: idFrom(x.GetClusterId()), Node: x.GetNode(), History: history,
+		LastTerm: x.GetLastLogTerm(), LastIndex: x.GetLastLogIndex(), Applied: x.GetAppliedIndex(), Leader: x.GetLeaderId(),
+	}, err
+}
+
 // Join implements cluster.Peers: a connection of its own, to a cluster whose CA's
 // keys hash to pin.
 func (p *Peers) Join(ctx context.Context, address string, pin []byte) (cluster.JoinStream, error) {

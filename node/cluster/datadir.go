@@ -25,11 +25,12 @@ const (
 	stageInitializing stage = "initializing" // founding: nothing was acknowledged yet
 	stageEntering     stage = "entering"     // joined; Raft may or may not have run under this id
 	stageMember       stage = "member"
+	stageRecovering   stage = "recovering" // becoming the only member of a recovered cluster: it goes on after a crash
 )
 
 func (s stage) known() bool {
 	switch s {
-	case stageNew, stageInitializing, stageEntering, stageMember:
+	case stageNew, stageInitializing, stageEntering, stageMember, stageRecovering:
 		return true
 	}
 	return false
@@ -43,6 +44,17 @@ type identity struct {
 	Name    string `json:"name"`
 	Stage   stage  `json:"stage"`
 	Cluster fsm.ID `json:"cluster"`
+	// History is the history of the cluster that the directory belongs to, for good.
+	History fsm.History `json:"history,omitzero"`
+	// Recovery is whose recovery is under way in stageRecovering.
+	Recovery *recoverer `json:"recovery,omitempty"`
+}
+
+// recoverer is who asked for a recovery, and how.
+type recoverer struct {
+	Principal string `json:"principal"`
+	Request   string `json:"request"`
+	Digest    []byte `json:"digest"`
 }
 
 const (
@@ -92,11 +104,11 @@ func openIdentity(dir, name string) (identity, error) {
 	if id.Name != name {
 		return identity{}, fmt.Errorf("%w %s belongs to node %s, not %s", ErrDataDir, dir, id.Name, name)
 	}
-	if _, err := os.Stat(filepath.Join(dir, raftDir, raftFile)); id.Stage == stageMember && err != nil {
+	if _, err := os.Stat(filepath.Join(dir, raftDir, raftFile)); (id.Stage == stageMember || id.Stage == stageRecovering) && err != nil {
 		return identity{}, fmt.Errorf("%w %s: its log is missing, and with it this node's votes (%w): start with an empty directory and join anew", ErrDataDir, dir, err)
 	}
 	if id.Stage == stageInitializing {
-		id.Stage, id.Cluster = stageNew, uuid.Nil
+		id.Stage, id.Cluster, id.History = stageNew, uuid.Nil, fsm.History{}
 		return id, errors.Join(id.clear(dir), id.save(dir))
 	}
 	return id, nil

@@ -21,7 +21,8 @@ func (m *Member) HandleJoin(ctx context.Context, stream JoinStream, peer string,
 	if err != nil {
 		return err
 	}
-	cluster := e.machine.State().Cluster()
+	s := e.machine.State()
+	cluster := s.Cluster()
 	hello, err := receive[JoinHello](stream)
 	if err != nil {
 		return err
@@ -36,7 +37,7 @@ func (m *Member) HandleJoin(ctx context.Context, stream JoinStream, peer string,
 	if err != nil {
 		return err
 	}
-	if err := stream.Send(JoinChallenge{Nonce: nonce, Donor: e.id, Epoch: cluster.RecoveryEpoch}); err != nil {
+	if err := stream.Send(JoinChallenge{Nonce: nonce, Donor: e.id, History: s.History()}); err != nil {
 		return err
 	}
 	proof, err := receive[JoinProof](stream)

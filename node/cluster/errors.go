@@ -29,6 +29,9 @@ var (
 	ErrStuck = errors.New("this node leads the cluster and has committed nothing")
 	// ErrJoin means: the other side refused, or failed a proof, while joining.
 	ErrJoin = errors.New("joining refused")
+	// ErrRecovery means: this node is not the one, or now not the time, to recover the
+	// cluster from.
+	ErrRecovery = errors.New("recovery refused")
 	// ErrInitialized means: this node belongs to a cluster already.
 	ErrInitialized = errors.New("already initialized")
 	// ErrDataDir means: the data directory cannot be used.

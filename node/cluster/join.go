@@ -42,9 +42,9 @@ type JoinHello struct {
 
 // JoinChallenge answers it.
 type JoinChallenge struct {
-	Nonce []byte // 32 bytes
-	Donor string // raft id
-	Epoch uint32
+	Nonce   []byte // 32 bytes
+	Donor   string // raft id
+	History fsm.History
 }
 
 // JoinProof says who the joiner is, and proves it.
@@ -158,9 +158,9 @@ func (m *Member) Join(ctx context.Context, j Joining) error {
 		if address == m.config.PeerAddress {
 			continue
 		}
-		err := m.joinThrough(ctx, j, address)
+		history, err := m.joinThrough(ctx, j, address)
 		if err == nil {
-			return m.enter(ctx, j.Token.Cluster)
+			return m.enter(ctx, j.Token.Cluster, history)
 		}
 		failures = append(failures, fmt.Errorf("through %s: %w", address, err))
 	}
@@ -176,67 +176,69 @@ func Permanent(err error) bool {
 	return errors.Is(err, fsm.ErrTicket) || errors.Is(err, fsm.ErrMember) || errors.Is(err, ErrJoin) || errors.Is(err, hsm.ErrRefused)
 }
 
-func (m *Member) enter(ctx context.Context, cluster fsm.ID) error {
+func (m *Member) enter(ctx context.Context, cluster fsm.ID, history fsm.History) error {
 	id := m.identity
-	if id.Stage != stageEntering || id.Cluster != cluster {
+	if id.Stage != stageEntering || id.Cluster != cluster || id.History != history {
 		if err := id.clear(m.config.DataDir); err != nil { // Raft has never run under this id
 			return err
 		}
-		id.Cluster, id.Stage = cluster, stageEntering
+		id.Cluster, id.History, id.Stage = cluster, history, stageEntering
 		if err := id.save(m.config.DataDir); err != nil {
 			return err
 		}
 		m.identity = id // from here on Raft may have run
 	}
-	e, err := m.start(ctx, cluster, false)
+	e, err := m.start(ctx, id, nil)
 	if err != nil {
 		return err
 	}
 	return m.become(e, id)
 }
 
-func (m *Member) joinThrough(ctx context.Context, j Joining, address string) (err error) {
+// joinThrough joins through the member at an address and returns the history of the
+// cluster it is in.
+func (m *Member) joinThrough(ctx context.Context, j Joining, address string) (history fsm.History, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := m.config.Peers.Join(ctx, address, j.Token.Pin)
 	if err != nil {
-		return err
+		return history, err
 	}
 	defer func() { err = errors.Join(err, stream.Close()) }()
 	if err := stream.Send(JoinHello{Cluster: j.Token.Cluster, Release: fsm.NewestRelease}); err != nil {
-		return err
+		return history, err
 	}
 	challenge, err := receive[JoinChallenge](stream)
 	if err != nil {
-		return err
+		return history, err
 	}
 	if len(challenge.Nonce) != joinNonce {
-		return fmt.Errorf("%w: a nonce of %d bytes", ErrJoin, len(challenge.Nonce))
+		return history, fmt.Errorf("%w: a nonce of %d bytes", ErrJoin, len(challenge.Nonce))
 	}
 	channel, err := stream.Channel()
 	if err != nil {
-		return err
+		return history, err
 	}
 	proof, err := m.prove(ctx, j.Token, challenge, channel)
 	if err != nil {
-		return err
+		return history, err
 	}
 	if err := stream.Send(proof); err != nil {
-		return err
+		return history, err
 	}
 	transfer, err := awaitTransfer(stream, j.Waiting)
 	if err != nil {
-		return err
+		return history, err
 	}
 	if !j.Token.names(transfer.Generation) {
-		return fmt.Errorf("%w: the donor's domain key is not that of the cluster that sent the invitation", ErrJoin)
+		return history, fmt.Errorf("%w: the donor's domain key is not that of the cluster that sent the invitation", ErrJoin)
 	}
 	if proof.HoldsGeneration != transfer.Generation.Number {
 		if _, err := m.config.Domain.Import(ctx, transfer.Message, hsm.ImportExpectation{
-			Cluster: hsm.ID(j.Token.Cluster), Epoch: challenge.Epoch, Donor: challenge.Donor, Recipient: m.ID(),
+			Cluster: hsm.ID(j.Token.Cluster), Epoch: challenge.History.Epoch, Donor: challenge.Donor, Recipient: m.ID(),
 			DonorIdentity: transfer.DonorIdentity, Generation: transfer.Generation,
 		}); err != nil {
-			return fmt.Errorf("taking the domain key in: %w", err)
+			return history, fmt.Errorf("taking the domain key in: %w", err)
 		}
 	}
 	possession, err := m.config.Domain.Possess(ctx, hsm.Possession{
@@ -244,13 +246,13 @@ func (m *Member) joinThrough(ctx context.Context, j Joining, address string) (er
 		Exporter: channel.Exporter, Nonce: transfer.Nonce,
 	})
 	if err != nil {
-		return fmt.Errorf("proving possession of the domain key: %w", err)
+		return history, fmt.Errorf("proving possession of the domain key: %w", err)
 	}
 	if err := stream.Send(JoinPossession{Proof: possession}); err != nil {
-		return err
+		return history, err
 	}
 	_, err = receive[JoinAccepted](stream)
-	return err
+	return challenge.History, err
 }
 
 func (m *Member) prove(ctx context.Context, token JoinToken, challenge JoinChallenge, channel Channel) (JoinProof, error) {

@@ -170,6 +170,9 @@ func (x lease) left(now instant) time.Duration {
 	return x.expires - now.mono
 }
 
+// forget drops every lease.
+func (l *lessee) forget() { l.leases.Store(&[]lease{}) }
+
 // left is how long this node may still answer if it learns nothing more, given
 // the index it has applied; zero or less: not at all.
 func (l *lessee) left(applied uint64) time.Duration {

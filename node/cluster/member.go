@@ -41,6 +41,7 @@ type Peers interface {
 	TransferLeadership(ctx context.Context, address, node string) (leader string, err error)
 	// Progress asks the leader at address how far the members are.
 	Progress(ctx context.Context, address string) ([]Progress, error)
+	Survey(ctx context.Context, address string, r SurveyRequest) (Survey, error)
 	// Join opens the conversation with a member at address whose CA's keys hash to pin.
 	Join(ctx context.Context, address string, pin []byte) (JoinStream, error)
 }
@@ -105,11 +106,13 @@ type engine struct {
 	config     *Config
 	id         string
 	cluster    fsm.ID
+	history    fsm.History // of the cluster; with another one no Raft is spoken
 	logKey     fsm.LogKey
 	log        *slog.Logger
 	raft       *raft.Raft
 	machine    *fsm.Machine
 	store      *store
+	snapshots  raft.SnapshotStore
 	transport  raft.Transport
 	lessee     *lessee
 	grantor    *grantor
@@ -132,6 +135,10 @@ type engine struct {
 	transferring chan struct{}     // bounds transfers of the leadership to one
 	timedOut     map[string]uint64 // raft id -> term in which a transfer to it timed out; of the one who transfers
 
+	outlived chan error // that the cluster was recovered without this node
+	splitsMu sync.Mutex
+	splits   map[string]string // peer address -> what other history lives there
+
 	ctx    context.Context //nolint:containedctx // the engine's own life
 	cancel context.CancelFunc
 	wait   sync.WaitGroup
@@ -147,16 +154,19 @@ func Open(ctx context.Context, c Config) (*Member, error) {
 		return nil, err
 	}
 	m := &Member{config: c, id: id.RaftID, identity: id, empty: fsm.NewState()}
-	if id.Stage == stageMember || id.Stage == stageEntering {
-		e, err := m.start(ctx, id.Cluster, false)
-		if err != nil {
-			return nil, err
-		}
-		if err := m.become(e, id); err != nil {
-			return nil, err
-		}
+	var e *engine
+	switch id.Stage {
+	case stageMember, stageEntering:
+		e, err = m.start(ctx, id, nil)
+	case stageRecovering:
+		e, _, err = m.startRecovered(ctx, id)
+	case stageNew, stageInitializing:
+		return m, nil
 	}
-	return m, nil
+	if err != nil {
+		return nil, err
+	}
+	return m, m.become(e, id)
 }
 
 // ID is the node's raft id.
@@ -199,19 +209,20 @@ func (m *Member) engine() (*engine, error) {
 	return m.running, nil
 }
 
-// start runs Raft for a cluster whose domain key the HSM holds.
-func (m *Member) start(ctx context.Context, cluster fsm.ID, bootstrap bool) (*engine, error) {
+// start runs Raft for the cluster of an identity, whose domain key the HSM holds.
+// prepare, unless nil, changes Raft's stores before.
+func (m *Member) start(ctx context.Context, id identity, prepare prepare) (*engine, error) {
 	c := &m.config
-	key, err := c.Domain.LogKey(ctx, hsm.ID(cluster))
+	key, err := c.Domain.LogKey(ctx, hsm.ID(id.Cluster))
 	if err != nil {
-		return nil, fmt.Errorf("the HSM of this node does not hold the domain key of cluster %s: %w", cluster, err)
+		return nil, fmt.Errorf("the HSM of this node does not hold the domain key of cluster %s: %w", id.Cluster, err)
 	}
 	var random [8]byte
 	if _, err := rand.Read(random[:]); err != nil {
 		return nil, err
 	}
 	e := &engine{
-		member: m, config: c, id: m.id, cluster: cluster, logKey: key, log: c.Log,
+		member: m, config: c, id: m.id, cluster: id.Cluster, history: id.History, logKey: key, log: c.Log,
 		machine:       fsm.NewMachine(key, c.Halt),
 		waiters:       make(chan waiter, fsm.MaxMembers),
 		renewals:      make(chan struct{}, maxRenewals),
@@ -221,11 +232,13 @@ func (m *Member) start(ctx context.Context, cluster fsm.ID, bootstrap bool) (*en
 		leaderMoved:   make(chan struct{}),
 		transferring:  make(chan struct{}, 1),
 		timedOut:      map[string]uint64{},
+		outlived:      make(chan error, 1),
+		splits:        map[string]string{},
 	}
 	duration := func() time.Duration { return leaseDuration(e.machine.State()) }
 	e.lessee = surviving(e.id, newLessee(duration, c.Clock, c.Now, binary.BigEndian.Uint64(random[:])))
 	e.grantor = newGrantor(duration, c.Clock)
-	if err := e.startRaft(bootstrap); err != nil {
+	if err := e.startRaft(prepare); err != nil {
 		return nil, err
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
@@ -235,10 +248,24 @@ func (m *Member) start(ctx context.Context, cluster fsm.ID, bootstrap bool) (*en
 	e.wait.Go(e.confirmLoop)
 	e.wait.Go(e.ackLoop)
 	e.wait.Go(e.dutyLoop)
+	e.wait.Go(e.splitLoop)
 	return e, nil
 }
 
-func (e *engine) startRaft(bootstrap bool) error {
+// prepare changes Raft's stores before Raft starts on them.
+type prepare func(e *engine, rc *raft.Config) error
+
+// bootstrap makes an empty log that of a cluster of this node alone.
+func bootstrap(e *engine, rc *raft.Config) error {
+	return raft.BootstrapCluster(rc, e.store, e.store, e.snapshots, e.transport, e.alone())
+}
+
+// alone is the configuration of a cluster of this node alone.
+func (e *engine) alone() raft.Configuration {
+	return raft.Configuration{Servers: []raft.Server{{ID: raft.ServerID(e.id), Address: raft.ServerAddress(e.config.PeerAddress)}}}
+}
+
+func (e *engine) startRaft(prepare prepare) error {
 	c := e.config
 	dir := filepath.Join(c.DataDir, raftDir)
 	logger := raftLogger(c.Log, c.Clock)
@@ -250,8 +277,7 @@ func (e *engine) startRaft(bootstrap bool) error {
 	if err != nil {
 		return err
 	}
-	e.store = &store{LogStorage: storage.Log, fatal: c.Halt}
-	snapshots := storage.Snapshots
+	e.store, e.snapshots = &store{LogStorage: storage.Log, fatal: c.Halt}, storage.Snapshots
 	if e.transport, err = c.Transport(e.proof); err != nil {
 		return errors.Join(err, e.store.Close())
 	}
@@ -264,13 +290,12 @@ func (e *engine) startRaft(bootstrap bool) error {
 	rc.BatchApplyCh = true
 	rc.SnapshotInterval, rc.SnapshotThreshold, rc.TrailingLogs = c.Raft.SnapshotInterval, c.Raft.SnapshotThreshold, c.Raft.TrailingLogs
 	rc.NoLegacyTelemetry = true
-	if bootstrap {
-		servers := raft.Configuration{Servers: []raft.Server{{ID: rc.LocalID, Address: raft.ServerAddress(c.PeerAddress)}}}
-		if err := raft.BootstrapCluster(rc, e.store, e.store, snapshots, e.transport, servers); err != nil {
+	if prepare != nil {
+		if err := prepare(e, rc); err != nil {
 			return errors.Join(fmt.Errorf("%w: %w", ErrDataDir, err), e.closeStores())
 		}
 	}
-	if e.raft, err = raft.NewRaft(rc, e.machine, e.store, e.store, snapshots, e.transport); err != nil {
+	if e.raft, err = raft.NewRaft(rc, e.machine, e.store, e.store, e.snapshots, e.transport); err != nil {
 		return errors.Join(fmt.Errorf("%w: starting raft: %w", ErrDataDir, err), e.closeStores())
 	}
 	return nil
@@ -291,8 +316,13 @@ func (e *engine) closeTransport() error {
 	return nil
 }
 
-// proof shows that this node knows the cluster's log key, on one connection.
+// proof shows that this node knows the cluster's log key and is of the same history,
+// on one connection. Nodes of two histories may hold different entries of one term
+// and index: they must never speak Raft with each other.
 func (e *engine) proof(role string, channel []byte) []byte {
+	if e.history != (fsm.History{}) {
+		channel = append(historyBytes(e.history), channel...)
+	}
 	return e.logKey.Prove("quorumkms/raft/v1/"+role, channel)
 }
 
@@ -332,6 +362,7 @@ func (e *engine) principal() string {
 func (e *engine) stop() error {
 	e.cancel()
 	e.wait.Wait()
+	e.lessee.forget()
 	stopped := e.raft.Shutdown()
 	err := e.closeTransport() // a snapshot on its way to a stalled node must not hold the end up
 	return errors.Join(err, stopped.Error(), e.store.Close())
@@ -403,7 +434,7 @@ func (m *Member) Found(ctx context.Context, f Founding) (fsm.ID, error) {
 	if err != nil {
 		return uuid.Nil, fmt.Errorf("making the domain key: %w", err)
 	}
-	e, err := m.start(ctx, id.Cluster, true)
+	e, err := m.start(ctx, id, bootstrap)
 	if err != nil {
 		return uuid.Nil, err
 	}
@@ -416,23 +447,23 @@ func (m *Member) Found(ctx context.Context, f Founding) (fsm.ID, error) {
 	for _, k := range generation.Checks {
 		command.Checks = append(command.Checks, fsm.DomainCheck{Kind: uint8(k.Kind), Value: k.Value[:]})
 	}
-	if err := e.foundingEntry(ctx, fsm.Proposal{Command: command, Principal: f.Operator, Request: f.Request, Digest: f.Digest}); err != nil {
+	if _, err := e.firstEntry(ctx, fsm.Proposal{Command: command, Principal: f.Operator, Request: f.Request, Digest: f.Digest}); err != nil {
 		return uuid.Nil, errors.Join(err, e.stop())
 	}
 	return id.Cluster, m.become(e, id)
 }
 
-// foundingEntry commits the first entry as soon as this node leads itself.
-func (e *engine) foundingEntry(ctx context.Context, p fsm.Proposal) error {
+// firstEntry commits the first entry of a history as soon as this node leads itself.
+func (e *engine) firstEntry(ctx context.Context, p fsm.Proposal) (fsm.Result, error) {
 	for {
-		_, err := e.commit(ctx, p, e.id)
+		result, err := e.commit(ctx, p, e.id)
 		if !errors.Is(err, ErrNoLeader) {
-			return err
+			return result, err
 		}
 		select {
 		case <-time.After(retryPause):
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", err, ctx.Err())
+			return fsm.Result{}, fmt.Errorf("%w: %w", err, ctx.Err())
 		}
 	}
 }
@@ -440,7 +471,7 @@ func (e *engine) foundingEntry(ctx context.Context, p fsm.Proposal) error {
 // become records that the node is a member, for good: Raft has run under its id.
 func (m *Member) become(e *engine, id identity) error {
 	if id.Stage != stageMember {
-		id.Stage = stageMember
+		id.Stage, id.Recovery = stageMember, nil
 		if err := id.save(m.config.DataDir); err != nil {
 			return errors.Join(err, e.stop())
 		}

@@ -42,7 +42,7 @@ func (e *engine) dutyLoop() {
 	for {
 		changed := e.machine.Changed()
 		s := e.machine.State()
-		if e.leads() && s.Initialized() {
+		if e.leads() && s.Initialized() && s.History() == e.history {
 			if err := e.duty(s); err != nil && e.ctx.Err() == nil {
 				e.log.Warn("membership step failed, it is tried again", "error", err)
 			}

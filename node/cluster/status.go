@@ -22,6 +22,7 @@ type Status struct {
 	State     *fsm.State
 	Members   []MemberStatus
 	Joined    bool
+	Splits    []string // other histories of this cluster that were found alive
 }
 
 // MemberStatus is one living member.
@@ -57,6 +58,7 @@ func (m *Member) Status(ctx context.Context) Status {
 	_, out.LeaderID = e.leader()
 	out.Term, out.LastLog = e.raft.CurrentTerm(), e.raft.LastIndex()
 	out.Applied, out.LeaseLeft = out.State.Index(), max(0, m.LeaseLeft())
+	out.Splits = e.splitsSeen()
 	servers, known := e.servers(), e.progress(ctx)
 	for _, x := range out.State.Members() {
 		if !x.Alive() {

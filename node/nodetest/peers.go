@@ -103,6 +103,13 @@ func (p peers) Progress(ctx context.Context, address string) ([]cluster.Progress
 	})
 }
 
+// Survey implements cluster.Peers.
+func (p peers) Survey(ctx context.Context, address string, r cluster.SurveyRequest) (cluster.Survey, error) {
+	return to(ctx, p, address, r, func(_ context.Context, m *cluster.Member) (cluster.Survey, error) {
+		return m.HandleSurvey(r, p.end.node)
+	})
+}
+
 // Join implements cluster.Peers. Nodes are admitted by the test.
 func (p peers) Join(context.Context, string, []byte) (cluster.JoinStream, error) {
 	return nil, errRefused

@@ -760,6 +760,227 @@ func (x *ProgressResponse) GetFailure() *Failure {
 	return nil
 }
 
+// History is one history of the cluster: each recovery and each restore begins another.
+type History struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RecoveryEpoch uint32                 `protobuf:"varint,1,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"`
+	Id            []byte                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"` // 16 bytes; empty for the founding
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *History) Reset() {
+	*x = History{}
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *History) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*History) ProtoMessage() {}
+
+func (x *History) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use History.ProtoReflect.Descriptor instead.
+func (*History) Descriptor() ([]byte, []int) {
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *History) GetRecoveryEpoch() uint32 {
+	if x != nil {
+		return x.RecoveryEpoch
+	}
+	return 0
+}
+
+func (x *History) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+type SurveyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"` // raft id
+	History       *History               `protobuf:"bytes,3,opt,name=history,proto3" json:"history,omitempty"`
+	Proof         []byte                 `protobuf:"bytes,4,opt,name=proof,proto3" json:"proof,omitempty"` // of the history, under the log key
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SurveyRequest) Reset() {
+	*x = SurveyRequest{}
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SurveyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SurveyRequest) ProtoMessage() {}
+
+func (x *SurveyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SurveyRequest.ProtoReflect.Descriptor instead.
+func (*SurveyRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *SurveyRequest) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *SurveyRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *SurveyRequest) GetHistory() *History {
+	if x != nil {
+		return x.History
+	}
+	return nil
+}
+
+func (x *SurveyRequest) GetProof() []byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+type SurveyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"` // raft id
+	History       *History               `protobuf:"bytes,3,opt,name=history,proto3" json:"history,omitempty"`
+	LastLogTerm   uint64                 `protobuf:"varint,4,opt,name=last_log_term,json=lastLogTerm,proto3" json:"last_log_term,omitempty"`
+	LastLogIndex  uint64                 `protobuf:"varint,5,opt,name=last_log_index,json=lastLogIndex,proto3" json:"last_log_index,omitempty"`
+	AppliedIndex  uint64                 `protobuf:"varint,6,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
+	LeaderId      string                 `protobuf:"bytes,7,opt,name=leader_id,json=leaderId,proto3" json:"leader_id,omitempty"` // empty while it knows none
+	Failure       *Failure               `protobuf:"bytes,8,opt,name=failure,proto3" json:"failure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SurveyResponse) Reset() {
+	*x = SurveyResponse{}
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SurveyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SurveyResponse) ProtoMessage() {}
+
+func (x *SurveyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SurveyResponse.ProtoReflect.Descriptor instead.
+func (*SurveyResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SurveyResponse) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *SurveyResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *SurveyResponse) GetHistory() *History {
+	if x != nil {
+		return x.History
+	}
+	return nil
+}
+
+func (x *SurveyResponse) GetLastLogTerm() uint64 {
+	if x != nil {
+		return x.LastLogTerm
+	}
+	return 0
+}
+
+func (x *SurveyResponse) GetLastLogIndex() uint64 {
+	if x != nil {
+		return x.LastLogIndex
+	}
+	return 0
+}
+
+func (x *SurveyResponse) GetAppliedIndex() uint64 {
+	if x != nil {
+		return x.AppliedIndex
+	}
+	return 0
+}
+
+func (x *SurveyResponse) GetLeaderId() string {
+	if x != nil {
+		return x.LeaderId
+	}
+	return ""
+}
+
+func (x *SurveyResponse) GetFailure() *Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
 type JoinRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Step:
@@ -774,7 +995,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[12]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -786,7 +1007,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[12]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -799,7 +1020,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{12}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *JoinRequest) GetStep() isJoinRequest_Step {
@@ -874,7 +1095,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +1107,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +1120,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{13}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *JoinResponse) GetStep() isJoinResponse_Step {
@@ -998,7 +1219,7 @@ type JoinHello struct {
 
 func (x *JoinHello) Reset() {
 	*x = JoinHello{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1231,7 @@ func (x *JoinHello) String() string {
 func (*JoinHello) ProtoMessage() {}
 
 func (x *JoinHello) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1244,7 @@ func (x *JoinHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinHello.ProtoReflect.Descriptor instead.
 func (*JoinHello) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{14}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *JoinHello) GetClusterId() []byte {
@@ -1045,13 +1266,14 @@ type JoinChallenge struct {
 	Nonce         []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"` // 32 bytes
 	Donor         string                 `protobuf:"bytes,2,opt,name=donor,proto3" json:"donor,omitempty"` // raft id
 	RecoveryEpoch uint32                 `protobuf:"varint,3,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"`
+	RecoveryId    []byte                 `protobuf:"bytes,4,opt,name=recovery_id,json=recoveryId,proto3" json:"recovery_id,omitempty"` // of the history; empty for the founding
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *JoinChallenge) Reset() {
 	*x = JoinChallenge{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1063,7 +1285,7 @@ func (x *JoinChallenge) String() string {
 func (*JoinChallenge) ProtoMessage() {}
 
 func (x *JoinChallenge) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1076,7 +1298,7 @@ func (x *JoinChallenge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinChallenge.ProtoReflect.Descriptor instead.
 func (*JoinChallenge) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *JoinChallenge) GetNonce() []byte {
@@ -1100,6 +1322,13 @@ func (x *JoinChallenge) GetRecoveryEpoch() uint32 {
 	return 0
 }
 
+func (x *JoinChallenge) GetRecoveryId() []byte {
+	if x != nil {
+		return x.RecoveryId
+	}
+	return nil
+}
+
 type JoinProof struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	TicketId          string                 `protobuf:"bytes,1,opt,name=ticket_id,json=ticketId,proto3" json:"ticket_id,omitempty"`
@@ -1120,7 +1349,7 @@ type JoinProof struct {
 
 func (x *JoinProof) Reset() {
 	*x = JoinProof{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1132,7 +1361,7 @@ func (x *JoinProof) String() string {
 func (*JoinProof) ProtoMessage() {}
 
 func (x *JoinProof) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1145,7 +1374,7 @@ func (x *JoinProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinProof.ProtoReflect.Descriptor instead.
 func (*JoinProof) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *JoinProof) GetTicketId() string {
@@ -1242,7 +1471,7 @@ type JoinWaiting struct {
 
 func (x *JoinWaiting) Reset() {
 	*x = JoinWaiting{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1483,7 @@ func (x *JoinWaiting) String() string {
 func (*JoinWaiting) ProtoMessage() {}
 
 func (x *JoinWaiting) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1496,7 @@ func (x *JoinWaiting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinWaiting.ProtoReflect.Descriptor instead.
 func (*JoinWaiting) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *JoinWaiting) GetFingerprint() string {
@@ -1294,7 +1523,7 @@ type DomainCheck struct {
 
 func (x *DomainCheck) Reset() {
 	*x = DomainCheck{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1535,7 @@ func (x *DomainCheck) String() string {
 func (*DomainCheck) ProtoMessage() {}
 
 func (x *DomainCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1548,7 @@ func (x *DomainCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DomainCheck.ProtoReflect.Descriptor instead.
 func (*DomainCheck) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DomainCheck) GetKind() uint32 {
@@ -1349,7 +1578,7 @@ type JoinTransfer struct {
 
 func (x *JoinTransfer) Reset() {
 	*x = JoinTransfer{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1590,7 @@ func (x *JoinTransfer) String() string {
 func (*JoinTransfer) ProtoMessage() {}
 
 func (x *JoinTransfer) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1603,7 @@ func (x *JoinTransfer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinTransfer.ProtoReflect.Descriptor instead.
 func (*JoinTransfer) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{19}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *JoinTransfer) GetMessage() []byte {
@@ -1421,7 +1650,7 @@ type JoinPossession struct {
 
 func (x *JoinPossession) Reset() {
 	*x = JoinPossession{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1662,7 @@ func (x *JoinPossession) String() string {
 func (*JoinPossession) ProtoMessage() {}
 
 func (x *JoinPossession) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1675,7 @@ func (x *JoinPossession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinPossession.ProtoReflect.Descriptor instead.
 func (*JoinPossession) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *JoinPossession) GetProof() []byte {
@@ -1465,7 +1694,7 @@ type JoinAccepted struct {
 
 func (x *JoinAccepted) Reset() {
 	*x = JoinAccepted{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1477,7 +1706,7 @@ func (x *JoinAccepted) String() string {
 func (*JoinAccepted) ProtoMessage() {}
 
 func (x *JoinAccepted) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1490,7 +1719,7 @@ func (x *JoinAccepted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinAccepted.ProtoReflect.Descriptor instead.
 func (*JoinAccepted) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{21}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *JoinAccepted) GetPeerAddresses() []string {
@@ -1559,7 +1788,26 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"lease_left\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\tleaseLeft\"\x85\x01\n" +
 	"\x10ProgressResponse\x12;\n" +
 	"\amembers\x18\x01 \x03(\v2!.quorumkms.peer.v1.MemberProgressR\amembers\x124\n" +
-	"\afailure\x18\x02 \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"\xc6\x01\n" +
+	"\afailure\x18\x02 \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"@\n" +
+	"\aHistory\x12%\n" +
+	"\x0erecovery_epoch\x18\x01 \x01(\rR\rrecoveryEpoch\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\fR\x02id\"\x8e\x01\n" +
+	"\rSurveyRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x124\n" +
+	"\ahistory\x18\x03 \x01(\v2\x1a.quorumkms.peer.v1.HistoryR\ahistory\x12\x14\n" +
+	"\x05proof\x18\x04 \x01(\fR\x05proof\"\xbb\x02\n" +
+	"\x0eSurveyResponse\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x124\n" +
+	"\ahistory\x18\x03 \x01(\v2\x1a.quorumkms.peer.v1.HistoryR\ahistory\x12\"\n" +
+	"\rlast_log_term\x18\x04 \x01(\x04R\vlastLogTerm\x12$\n" +
+	"\x0elast_log_index\x18\x05 \x01(\x04R\flastLogIndex\x12#\n" +
+	"\rapplied_index\x18\x06 \x01(\x04R\fappliedIndex\x12\x1b\n" +
+	"\tleader_id\x18\a \x01(\tR\bleaderId\x124\n" +
+	"\afailure\x18\b \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"\xc6\x01\n" +
 	"\vJoinRequest\x124\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1c.quorumkms.peer.v1.JoinHelloH\x00R\x05hello\x124\n" +
 	"\x05proof\x18\x02 \x01(\v2\x1c.quorumkms.peer.v1.JoinProofH\x00R\x05proof\x12C\n" +
@@ -1577,11 +1825,13 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\tJoinHello\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x18\n" +
-	"\arelease\x18\x02 \x01(\rR\arelease\"b\n" +
+	"\arelease\x18\x02 \x01(\rR\arelease\"\x83\x01\n" +
 	"\rJoinChallenge\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x14\n" +
 	"\x05donor\x18\x02 \x01(\tR\x05donor\x12%\n" +
-	"\x0erecovery_epoch\x18\x03 \x01(\rR\rrecoveryEpoch\"\xaf\x03\n" +
+	"\x0erecovery_epoch\x18\x03 \x01(\rR\rrecoveryEpoch\x12\x1f\n" +
+	"\vrecovery_id\x18\x04 \x01(\fR\n" +
+	"recoveryId\"\xaf\x03\n" +
 	"\tJoinProof\x12\x1b\n" +
 	"\tticket_id\x18\x01 \x01(\tR\bticketId\x12\x17\n" +
 	"\araft_id\x18\x02 \x01(\tR\x06raftId\x12\x12\n" +
@@ -1614,13 +1864,14 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\x0eJoinPossession\x12\x14\n" +
 	"\x05proof\x18\x01 \x01(\fR\x05proof\"5\n" +
 	"\fJoinAccepted\x12%\n" +
-	"\x0epeer_addresses\x18\x01 \x03(\tR\rpeerAddresses2\xf2\x03\n" +
+	"\x0epeer_addresses\x18\x01 \x03(\tR\rpeerAddresses2\xc1\x04\n" +
 	"\vPeerService\x12P\n" +
 	"\aPropose\x12!.quorumkms.peer.v1.ProposeRequest\x1a\".quorumkms.peer.v1.ProposeResponse\x12J\n" +
 	"\x05Lease\x12\x1f.quorumkms.peer.v1.LeaseRequest\x1a .quorumkms.peer.v1.LeaseResponse\x12D\n" +
 	"\x03Ack\x12\x1d.quorumkms.peer.v1.AckRequest\x1a\x1e.quorumkms.peer.v1.AckResponse\x12]\n" +
 	"\x12TransferLeadership\x12\".quorumkms.peer.v1.TransferRequest\x1a#.quorumkms.peer.v1.TransferResponse\x12S\n" +
-	"\bProgress\x12\".quorumkms.peer.v1.ProgressRequest\x1a#.quorumkms.peer.v1.ProgressResponse\x12K\n" +
+	"\bProgress\x12\".quorumkms.peer.v1.ProgressRequest\x1a#.quorumkms.peer.v1.ProgressResponse\x12M\n" +
+	"\x06Survey\x12 .quorumkms.peer.v1.SurveyRequest\x1a!.quorumkms.peer.v1.SurveyResponse\x12K\n" +
 	"\x04Join\x12\x1e.quorumkms.peer.v1.JoinRequest\x1a\x1f.quorumkms.peer.v1.JoinResponse(\x010\x01B2Z0github.com/quorumkms/quorumkms/rpc/peerv1;peerv1b\x06proto3"
 
 var (
@@ -1635,7 +1886,7 @@ func file_quorumkms_peer_v1_peer_proto_rawDescGZIP() []byte {
 	return file_quorumkms_peer_v1_peer_proto_rawDescData
 }
 
-var file_quorumkms_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_quorumkms_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_quorumkms_peer_v1_peer_proto_goTypes = []any{
 	(*Failure)(nil),             // 0: quorumkms.peer.v1.Failure
 	(*ProposeRequest)(nil),      // 1: quorumkms.peer.v1.ProposeRequest
@@ -1649,52 +1900,60 @@ var file_quorumkms_peer_v1_peer_proto_goTypes = []any{
 	(*ProgressRequest)(nil),     // 9: quorumkms.peer.v1.ProgressRequest
 	(*MemberProgress)(nil),      // 10: quorumkms.peer.v1.MemberProgress
 	(*ProgressResponse)(nil),    // 11: quorumkms.peer.v1.ProgressResponse
-	(*JoinRequest)(nil),         // 12: quorumkms.peer.v1.JoinRequest
-	(*JoinResponse)(nil),        // 13: quorumkms.peer.v1.JoinResponse
-	(*JoinHello)(nil),           // 14: quorumkms.peer.v1.JoinHello
-	(*JoinChallenge)(nil),       // 15: quorumkms.peer.v1.JoinChallenge
-	(*JoinProof)(nil),           // 16: quorumkms.peer.v1.JoinProof
-	(*JoinWaiting)(nil),         // 17: quorumkms.peer.v1.JoinWaiting
-	(*DomainCheck)(nil),         // 18: quorumkms.peer.v1.DomainCheck
-	(*JoinTransfer)(nil),        // 19: quorumkms.peer.v1.JoinTransfer
-	(*JoinPossession)(nil),      // 20: quorumkms.peer.v1.JoinPossession
-	(*JoinAccepted)(nil),        // 21: quorumkms.peer.v1.JoinAccepted
-	(*durationpb.Duration)(nil), // 22: google.protobuf.Duration
+	(*History)(nil),             // 12: quorumkms.peer.v1.History
+	(*SurveyRequest)(nil),       // 13: quorumkms.peer.v1.SurveyRequest
+	(*SurveyResponse)(nil),      // 14: quorumkms.peer.v1.SurveyResponse
+	(*JoinRequest)(nil),         // 15: quorumkms.peer.v1.JoinRequest
+	(*JoinResponse)(nil),        // 16: quorumkms.peer.v1.JoinResponse
+	(*JoinHello)(nil),           // 17: quorumkms.peer.v1.JoinHello
+	(*JoinChallenge)(nil),       // 18: quorumkms.peer.v1.JoinChallenge
+	(*JoinProof)(nil),           // 19: quorumkms.peer.v1.JoinProof
+	(*JoinWaiting)(nil),         // 20: quorumkms.peer.v1.JoinWaiting
+	(*DomainCheck)(nil),         // 21: quorumkms.peer.v1.DomainCheck
+	(*JoinTransfer)(nil),        // 22: quorumkms.peer.v1.JoinTransfer
+	(*JoinPossession)(nil),      // 23: quorumkms.peer.v1.JoinPossession
+	(*JoinAccepted)(nil),        // 24: quorumkms.peer.v1.JoinAccepted
+	(*durationpb.Duration)(nil), // 25: google.protobuf.Duration
 }
 var file_quorumkms_peer_v1_peer_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.peer.v1.ProposeResponse.failure:type_name -> quorumkms.peer.v1.Failure
 	0,  // 1: quorumkms.peer.v1.LeaseResponse.failure:type_name -> quorumkms.peer.v1.Failure
 	0,  // 2: quorumkms.peer.v1.TransferResponse.failure:type_name -> quorumkms.peer.v1.Failure
-	22, // 3: quorumkms.peer.v1.MemberProgress.ago:type_name -> google.protobuf.Duration
-	22, // 4: quorumkms.peer.v1.MemberProgress.lease_left:type_name -> google.protobuf.Duration
+	25, // 3: quorumkms.peer.v1.MemberProgress.ago:type_name -> google.protobuf.Duration
+	25, // 4: quorumkms.peer.v1.MemberProgress.lease_left:type_name -> google.protobuf.Duration
 	10, // 5: quorumkms.peer.v1.ProgressResponse.members:type_name -> quorumkms.peer.v1.MemberProgress
 	0,  // 6: quorumkms.peer.v1.ProgressResponse.failure:type_name -> quorumkms.peer.v1.Failure
-	14, // 7: quorumkms.peer.v1.JoinRequest.hello:type_name -> quorumkms.peer.v1.JoinHello
-	16, // 8: quorumkms.peer.v1.JoinRequest.proof:type_name -> quorumkms.peer.v1.JoinProof
-	20, // 9: quorumkms.peer.v1.JoinRequest.possession:type_name -> quorumkms.peer.v1.JoinPossession
-	15, // 10: quorumkms.peer.v1.JoinResponse.challenge:type_name -> quorumkms.peer.v1.JoinChallenge
-	17, // 11: quorumkms.peer.v1.JoinResponse.waiting:type_name -> quorumkms.peer.v1.JoinWaiting
-	19, // 12: quorumkms.peer.v1.JoinResponse.transfer:type_name -> quorumkms.peer.v1.JoinTransfer
-	21, // 13: quorumkms.peer.v1.JoinResponse.accepted:type_name -> quorumkms.peer.v1.JoinAccepted
-	0,  // 14: quorumkms.peer.v1.JoinResponse.failure:type_name -> quorumkms.peer.v1.Failure
-	18, // 15: quorumkms.peer.v1.JoinTransfer.checks:type_name -> quorumkms.peer.v1.DomainCheck
-	1,  // 16: quorumkms.peer.v1.PeerService.Propose:input_type -> quorumkms.peer.v1.ProposeRequest
-	3,  // 17: quorumkms.peer.v1.PeerService.Lease:input_type -> quorumkms.peer.v1.LeaseRequest
-	5,  // 18: quorumkms.peer.v1.PeerService.Ack:input_type -> quorumkms.peer.v1.AckRequest
-	7,  // 19: quorumkms.peer.v1.PeerService.TransferLeadership:input_type -> quorumkms.peer.v1.TransferRequest
-	9,  // 20: quorumkms.peer.v1.PeerService.Progress:input_type -> quorumkms.peer.v1.ProgressRequest
-	12, // 21: quorumkms.peer.v1.PeerService.Join:input_type -> quorumkms.peer.v1.JoinRequest
-	2,  // 22: quorumkms.peer.v1.PeerService.Propose:output_type -> quorumkms.peer.v1.ProposeResponse
-	4,  // 23: quorumkms.peer.v1.PeerService.Lease:output_type -> quorumkms.peer.v1.LeaseResponse
-	6,  // 24: quorumkms.peer.v1.PeerService.Ack:output_type -> quorumkms.peer.v1.AckResponse
-	8,  // 25: quorumkms.peer.v1.PeerService.TransferLeadership:output_type -> quorumkms.peer.v1.TransferResponse
-	11, // 26: quorumkms.peer.v1.PeerService.Progress:output_type -> quorumkms.peer.v1.ProgressResponse
-	13, // 27: quorumkms.peer.v1.PeerService.Join:output_type -> quorumkms.peer.v1.JoinResponse
-	22, // [22:28] is the sub-list for method output_type
-	16, // [16:22] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	12, // 7: quorumkms.peer.v1.SurveyRequest.history:type_name -> quorumkms.peer.v1.History
+	12, // 8: quorumkms.peer.v1.SurveyResponse.history:type_name -> quorumkms.peer.v1.History
+	0,  // 9: quorumkms.peer.v1.SurveyResponse.failure:type_name -> quorumkms.peer.v1.Failure
+	17, // 10: quorumkms.peer.v1.JoinRequest.hello:type_name -> quorumkms.peer.v1.JoinHello
+	19, // 11: quorumkms.peer.v1.JoinRequest.proof:type_name -> quorumkms.peer.v1.JoinProof
+	23, // 12: quorumkms.peer.v1.JoinRequest.possession:type_name -> quorumkms.peer.v1.JoinPossession
+	18, // 13: quorumkms.peer.v1.JoinResponse.challenge:type_name -> quorumkms.peer.v1.JoinChallenge
+	20, // 14: quorumkms.peer.v1.JoinResponse.waiting:type_name -> quorumkms.peer.v1.JoinWaiting
+	22, // 15: quorumkms.peer.v1.JoinResponse.transfer:type_name -> quorumkms.peer.v1.JoinTransfer
+	24, // 16: quorumkms.peer.v1.JoinResponse.accepted:type_name -> quorumkms.peer.v1.JoinAccepted
+	0,  // 17: quorumkms.peer.v1.JoinResponse.failure:type_name -> quorumkms.peer.v1.Failure
+	21, // 18: quorumkms.peer.v1.JoinTransfer.checks:type_name -> quorumkms.peer.v1.DomainCheck
+	1,  // 19: quorumkms.peer.v1.PeerService.Propose:input_type -> quorumkms.peer.v1.ProposeRequest
+	3,  // 20: quorumkms.peer.v1.PeerService.Lease:input_type -> quorumkms.peer.v1.LeaseRequest
+	5,  // 21: quorumkms.peer.v1.PeerService.Ack:input_type -> quorumkms.peer.v1.AckRequest
+	7,  // 22: quorumkms.peer.v1.PeerService.TransferLeadership:input_type -> quorumkms.peer.v1.TransferRequest
+	9,  // 23: quorumkms.peer.v1.PeerService.Progress:input_type -> quorumkms.peer.v1.ProgressRequest
+	13, // 24: quorumkms.peer.v1.PeerService.Survey:input_type -> quorumkms.peer.v1.SurveyRequest
+	15, // 25: quorumkms.peer.v1.PeerService.Join:input_type -> quorumkms.peer.v1.JoinRequest
+	2,  // 26: quorumkms.peer.v1.PeerService.Propose:output_type -> quorumkms.peer.v1.ProposeResponse
+	4,  // 27: quorumkms.peer.v1.PeerService.Lease:output_type -> quorumkms.peer.v1.LeaseResponse
+	6,  // 28: quorumkms.peer.v1.PeerService.Ack:output_type -> quorumkms.peer.v1.AckResponse
+	8,  // 29: quorumkms.peer.v1.PeerService.TransferLeadership:output_type -> quorumkms.peer.v1.TransferResponse
+	11, // 30: quorumkms.peer.v1.PeerService.Progress:output_type -> quorumkms.peer.v1.ProgressResponse
+	14, // 31: quorumkms.peer.v1.PeerService.Survey:output_type -> quorumkms.peer.v1.SurveyResponse
+	16, // 32: quorumkms.peer.v1.PeerService.Join:output_type -> quorumkms.peer.v1.JoinResponse
+	26, // [26:33] is the sub-list for method output_type
+	19, // [19:26] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_peer_v1_peer_proto_init() }
@@ -1702,12 +1961,12 @@ func file_quorumkms_peer_v1_peer_proto_init() {
 	if File_quorumkms_peer_v1_peer_proto != nil {
 		return
 	}
-	file_quorumkms_peer_v1_peer_proto_msgTypes[12].OneofWrappers = []any{
+	file_quorumkms_peer_v1_peer_proto_msgTypes[15].OneofWrappers = []any{
 		(*JoinRequest_Hello)(nil),
 		(*JoinRequest_Proof)(nil),
 		(*JoinRequest_Possession)(nil),
 	}
-	file_quorumkms_peer_v1_peer_proto_msgTypes[13].OneofWrappers = []any{
+	file_quorumkms_peer_v1_peer_proto_msgTypes[16].OneofWrappers = []any{
 		(*JoinResponse_Challenge)(nil),
 		(*JoinResponse_Waiting)(nil),
 		(*JoinResponse_Transfer)(nil),
@@ -1720,7 +1979,7 @@ func file_quorumkms_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_peer_v1_peer_proto_rawDesc), len(file_quorumkms_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

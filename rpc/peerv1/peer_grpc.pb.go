@@ -24,6 +24,7 @@ const (
 	PeerService_Ack_FullMethodName                = "/quorumkms.peer.v1.PeerService/Ack"
 	PeerService_TransferLeadership_FullMethodName = "/quorumkms.peer.v1.PeerService/TransferLeadership"
 	PeerService_Progress_FullMethodName           = "/quorumkms.peer.v1.PeerService/Progress"
+	PeerService_Survey_FullMethodName             = "/quorumkms.peer.v1.PeerService/Survey"
 	PeerService_Join_FullMethodName               = "/quorumkms.peer.v1.PeerService/Join"
 )
 
@@ -32,7 +33,7 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // PeerService is what nodes say to each other. It is served on the node listener
-// only, to certificates of class node; all but Join to members only.
+// only, to certificates of class node; all but Survey and Join to members only.
 type PeerServiceClient interface {
 	// Propose hands a command to the leader. It is never forwarded again.
 	Propose(ctx context.Context, in *ProposeRequest, opts ...grpc.CallOption) (*ProposeResponse, error)
@@ -44,6 +45,8 @@ type PeerServiceClient interface {
 	TransferLeadership(ctx context.Context, in *TransferRequest, opts ...grpc.CallOption) (*TransferResponse, error)
 	// Progress asks the leader how far the members are.
 	Progress(ctx context.Context, in *ProgressRequest, opts ...grpc.CallOption) (*ProgressResponse, error)
+	// Survey asks a node what it has of the cluster. It is answered to any node.
+	Survey(ctx context.Context, in *SurveyRequest, opts ...grpc.CallOption) (*SurveyResponse, error)
 	// Join is one conversation on one connection; its proofs are bound to it.
 	Join(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[JoinRequest, JoinResponse], error)
 }
@@ -106,6 +109,16 @@ func (c *peerServiceClient) Progress(ctx context.Context, in *ProgressRequest, o
 	return out, nil
 }
 
+func (c *peerServiceClient) Survey(ctx context.Context, in *SurveyRequest, opts ...grpc.CallOption) (*SurveyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SurveyResponse)
+	err := c.cc.Invoke(ctx, PeerService_Survey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *peerServiceClient) Join(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[JoinRequest, JoinResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &PeerService_ServiceDesc.Streams[0], PeerService_Join_FullMethodName, cOpts...)
@@ -124,7 +137,7 @@ type PeerService_JoinClient = grpc.BidiStreamingClient[JoinRequest, JoinResponse
 // for forward compatibility.
 //
 // PeerService is what nodes say to each other. It is served on the node listener
-// only, to certificates of class node; all but Join to members only.
+// only, to certificates of class node; all but Survey and Join to members only.
 type PeerServiceServer interface {
 	// Propose hands a command to the leader. It is never forwarded again.
 	Propose(context.Context, *ProposeRequest) (*ProposeResponse, error)
@@ -136,6 +149,8 @@ type PeerServiceServer interface {
 	TransferLeadership(context.Context, *TransferRequest) (*TransferResponse, error)
 	// Progress asks the leader how far the members are.
 	Progress(context.Context, *ProgressRequest) (*ProgressResponse, error)
+	// Survey asks a node what it has of the cluster. It is answered to any node.
+	Survey(context.Context, *SurveyRequest) (*SurveyResponse, error)
 	// Join is one conversation on one connection; its proofs are bound to it.
 	Join(grpc.BidiStreamingServer[JoinRequest, JoinResponse]) error
 	mustEmbedUnimplementedPeerServiceServer()
@@ -162,6 +177,9 @@ func (UnimplementedPeerServiceServer) TransferLeadership(context.Context, *Trans
 }
 func (UnimplementedPeerServiceServer) Progress(context.Context, *ProgressRequest) (*ProgressResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Progress not implemented")
+}
+func (UnimplementedPeerServiceServer) Survey(context.Context, *SurveyRequest) (*SurveyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Survey not implemented")
 }
 func (UnimplementedPeerServiceServer) Join(grpc.BidiStreamingServer[JoinRequest, JoinResponse]) error {
 	return status.Error(codes.Unimplemented, "method Join not implemented")
@@ -277,6 +295,24 @@ func _PeerService_Progress_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PeerService_Survey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SurveyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServiceServer).Survey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PeerService_Survey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServiceServer).Survey(ctx, req.(*SurveyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _PeerService_Join_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(PeerServiceServer).Join(&grpc.GenericServerStream[JoinRequest, JoinResponse]{ServerStream: stream})
 }
@@ -310,6 +346,10 @@ var PeerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Progress",
 			Handler:    _PeerService_Progress_Handler,
+		},
+		{
+			MethodName: "Survey",
+			Handler:    _PeerService_Survey_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

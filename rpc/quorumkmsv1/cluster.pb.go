@@ -668,6 +668,7 @@ type StatusResponse struct {
 	Certificate       *Certificate           `protobuf:"bytes,31,opt,name=certificate,proto3" json:"certificate,omitempty"`                             // of the node
 	CaCertificates    []*Certificate         `protobuf:"bytes,32,rep,name=ca_certificates,json=caCertificates,proto3" json:"ca_certificates,omitempty"` // that it trusts
 	Backup            *BackupStatus          `protobuf:"bytes,40,opt,name=backup,proto3" json:"backup,omitempty"`                                       // of the node that answers
+	Splits            []string               `protobuf:"bytes,41,rep,name=splits,proto3" json:"splits,omitempty"`                                       // other histories of this cluster that were found alive: an alarm
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -880,6 +881,13 @@ func (x *StatusResponse) GetCaCertificates() []*Certificate {
 func (x *StatusResponse) GetBackup() *BackupStatus {
 	if x != nil {
 		return x.Backup
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetSplits() []string {
+	if x != nil {
+		return x.Splits
 	}
 	return nil
 }
@@ -1734,6 +1742,451 @@ func (x *SetVoterResponse) GetIndexToken() []byte {
 	return nil
 }
 
+type RecoveryPlanRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoveryPlanRequest) Reset() {
+	*x = RecoveryPlanRequest{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoveryPlanRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoveryPlanRequest) ProtoMessage() {}
+
+func (x *RecoveryPlanRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoveryPlanRequest.ProtoReflect.Descriptor instead.
+func (*RecoveryPlanRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RecoveryPlanRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *RecoveryPlanRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type RecoveryPlanResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	RecoveryEpoch uint32                 `protobuf:"varint,2,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"` // the present one
+	RaftId        string                 `protobuf:"bytes,3,opt,name=raft_id,json=raftId,proto3" json:"raft_id,omitempty"`                       // of the node that answers
+	NodeName      string                 `protobuf:"bytes,4,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
+	Members       []*Survivor            `protobuf:"bytes,5,rep,name=members,proto3" json:"members,omitempty"`                    // this node too
+	Wait          *durationpb.Duration   `protobuf:"bytes,6,opt,name=wait,proto3" json:"wait,omitempty"`                          // how long a recovery waits for leases of the others
+	KeyCount      uint64                 `protobuf:"varint,7,opt,name=key_count,json=keyCount,proto3" json:"key_count,omitempty"` // with this node's whole log
+	Refusal       string                 `protobuf:"bytes,8,opt,name=refusal,proto3" json:"refusal,omitempty"`                    // why it cannot be recovered from this node; empty: it can
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoveryPlanResponse) Reset() {
+	*x = RecoveryPlanResponse{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoveryPlanResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoveryPlanResponse) ProtoMessage() {}
+
+func (x *RecoveryPlanResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoveryPlanResponse.ProtoReflect.Descriptor instead.
+func (*RecoveryPlanResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RecoveryPlanResponse) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *RecoveryPlanResponse) GetRecoveryEpoch() uint32 {
+	if x != nil {
+		return x.RecoveryEpoch
+	}
+	return 0
+}
+
+func (x *RecoveryPlanResponse) GetRaftId() string {
+	if x != nil {
+		return x.RaftId
+	}
+	return ""
+}
+
+func (x *RecoveryPlanResponse) GetNodeName() string {
+	if x != nil {
+		return x.NodeName
+	}
+	return ""
+}
+
+func (x *RecoveryPlanResponse) GetMembers() []*Survivor {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *RecoveryPlanResponse) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+func (x *RecoveryPlanResponse) GetKeyCount() uint64 {
+	if x != nil {
+		return x.KeyCount
+	}
+	return 0
+}
+
+func (x *RecoveryPlanResponse) GetRefusal() string {
+	if x != nil {
+		return x.Refusal
+	}
+	return ""
+}
+
+func (x *RecoveryPlanResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+// Survivor is one living member as the node that answers finds it.
+type Survivor struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RaftId        string                 `protobuf:"bytes,1,opt,name=raft_id,json=raftId,proto3" json:"raft_id,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	PeerAddress   string                 `protobuf:"bytes,3,opt,name=peer_address,json=peerAddress,proto3" json:"peer_address,omitempty"`
+	ClientAddress string                 `protobuf:"bytes,4,opt,name=client_address,json=clientAddress,proto3" json:"client_address,omitempty"`
+	Votes         bool                   `protobuf:"varint,5,opt,name=votes,proto3" json:"votes,omitempty"`
+	Answers       bool                   `protobuf:"varint,6,opt,name=answers,proto3" json:"answers,omitempty"`
+	Problem       string                 `protobuf:"bytes,7,opt,name=problem,proto3" json:"problem,omitempty"` // why it does not
+	LastLogTerm   uint64                 `protobuf:"varint,8,opt,name=last_log_term,json=lastLogTerm,proto3" json:"last_log_term,omitempty"`
+	LastLogIndex  uint64                 `protobuf:"varint,9,opt,name=last_log_index,json=lastLogIndex,proto3" json:"last_log_index,omitempty"`
+	AppliedIndex  uint64                 `protobuf:"varint,10,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
+	LeaderId      string                 `protobuf:"bytes,11,opt,name=leader_id,json=leaderId,proto3" json:"leader_id,omitempty"` // as it knows
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Survivor) Reset() {
+	*x = Survivor{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Survivor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Survivor) ProtoMessage() {}
+
+func (x *Survivor) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Survivor.ProtoReflect.Descriptor instead.
+func (*Survivor) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Survivor) GetRaftId() string {
+	if x != nil {
+		return x.RaftId
+	}
+	return ""
+}
+
+func (x *Survivor) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Survivor) GetPeerAddress() string {
+	if x != nil {
+		return x.PeerAddress
+	}
+	return ""
+}
+
+func (x *Survivor) GetClientAddress() string {
+	if x != nil {
+		return x.ClientAddress
+	}
+	return ""
+}
+
+func (x *Survivor) GetVotes() bool {
+	if x != nil {
+		return x.Votes
+	}
+	return false
+}
+
+func (x *Survivor) GetAnswers() bool {
+	if x != nil {
+		return x.Answers
+	}
+	return false
+}
+
+func (x *Survivor) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *Survivor) GetLastLogTerm() uint64 {
+	if x != nil {
+		return x.LastLogTerm
+	}
+	return 0
+}
+
+func (x *Survivor) GetLastLogIndex() uint64 {
+	if x != nil {
+		return x.LastLogIndex
+	}
+	return 0
+}
+
+func (x *Survivor) GetAppliedIndex() uint64 {
+	if x != nil {
+		return x.AppliedIndex
+	}
+	return 0
+}
+
+func (x *Survivor) GetLeaderId() string {
+	if x != nil {
+		return x.LeaderId
+	}
+	return ""
+}
+
+type RecoverRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	RecoveryEpoch uint32                 `protobuf:"varint,2,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"` // the present one
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`                                         // name or raft id of the node that is called
+	DeadNodes     []string               `protobuf:"bytes,4,rep,name=dead_nodes,json=deadNodes,proto3" json:"dead_nodes,omitempty"`              // names of all members that do not answer
+	DryRun        bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId     string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverRequest) Reset() {
+	*x = RecoverRequest{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverRequest) ProtoMessage() {}
+
+func (x *RecoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverRequest.ProtoReflect.Descriptor instead.
+func (*RecoverRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RecoverRequest) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *RecoverRequest) GetRecoveryEpoch() uint32 {
+	if x != nil {
+		return x.RecoveryEpoch
+	}
+	return 0
+}
+
+func (x *RecoverRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *RecoverRequest) GetDeadNodes() []string {
+	if x != nil {
+		return x.DeadNodes
+	}
+	return nil
+}
+
+func (x *RecoverRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *RecoverRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RecoverRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *RecoverRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type RecoverResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RaftId        string                 `protobuf:"bytes,1,opt,name=raft_id,json=raftId,proto3" json:"raft_id,omitempty"`
+	RecoveryEpoch uint32                 `protobuf:"varint,2,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"` // the new one
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverResponse) Reset() {
+	*x = RecoverResponse{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverResponse) ProtoMessage() {}
+
+func (x *RecoverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverResponse.ProtoReflect.Descriptor instead.
+func (*RecoverResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RecoverResponse) GetRaftId() string {
+	if x != nil {
+		return x.RaftId
+	}
+	return ""
+}
+
+func (x *RecoverResponse) GetRecoveryEpoch() uint32 {
+	if x != nil {
+		return x.RecoveryEpoch
+	}
+	return 0
+}
+
+func (x *RecoverResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
 var File_quorumkms_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_cluster_proto_rawDesc = "" +
@@ -1795,7 +2248,7 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\rStatusRequest\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\xa5\b\n" +
+	"indexToken\"\xbd\b\n" +
 	"\x0eStatusResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12!\n" +
@@ -1826,7 +2279,8 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\rknown_release\x18\x1e \x01(\rR\fknownRelease\x12;\n" +
 	"\vcertificate\x18\x1f \x01(\v2\x19.quorumkms.v1.CertificateR\vcertificate\x12B\n" +
 	"\x0fca_certificates\x18  \x03(\v2\x19.quorumkms.v1.CertificateR\x0ecaCertificates\x122\n" +
-	"\x06backup\x18( \x01(\v2\x1a.quorumkms.v1.BackupStatusR\x06backup\"\x87\x02\n" +
+	"\x06backup\x18( \x01(\v2\x1a.quorumkms.v1.BackupStatusR\x06backup\x12\x16\n" +
+	"\x06splits\x18) \x03(\tR\x06splits\"\x87\x02\n" +
 	"\vInitRequest\x12$\n" +
 	"\radministrator\x18\x01 \x01(\tR\radministrator\x12\x1f\n" +
 	"\vno_recovery\x18\x02 \x01(\bR\n" +
@@ -1911,13 +2365,60 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\x10SetVoterResponse\x12\x17\n" +
 	"\araft_id\x18\x01 \x01(\tR\x06raftId\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"N\n" +
+	"\x13RecoveryPlanRequest\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xcb\x02\n" +
+	"\x14RecoveryPlanResponse\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12%\n" +
+	"\x0erecovery_epoch\x18\x02 \x01(\rR\rrecoveryEpoch\x12\x17\n" +
+	"\araft_id\x18\x03 \x01(\tR\x06raftId\x12\x1b\n" +
+	"\tnode_name\x18\x04 \x01(\tR\bnodeName\x120\n" +
+	"\amembers\x18\x05 \x03(\v2\x16.quorumkms.v1.SurvivorR\amembers\x12-\n" +
+	"\x04wait\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x04wait\x12\x1b\n" +
+	"\tkey_count\x18\a \x01(\x04R\bkeyCount\x12\x18\n" +
+	"\arefusal\x18\b \x01(\tR\arefusal\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xd7\x02\n" +
+	"\bSurvivor\x12\x17\n" +
+	"\araft_id\x18\x01 \x01(\tR\x06raftId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
+	"\fpeer_address\x18\x03 \x01(\tR\vpeerAddress\x12%\n" +
+	"\x0eclient_address\x18\x04 \x01(\tR\rclientAddress\x12\x14\n" +
+	"\x05votes\x18\x05 \x01(\bR\x05votes\x12\x18\n" +
+	"\aanswers\x18\x06 \x01(\bR\aanswers\x12\x18\n" +
+	"\aproblem\x18\a \x01(\tR\aproblem\x12\"\n" +
+	"\rlast_log_term\x18\b \x01(\x04R\vlastLogTerm\x12$\n" +
+	"\x0elast_log_index\x18\t \x01(\x04R\flastLogIndex\x12#\n" +
+	"\rapplied_index\x18\n" +
+	" \x01(\x04R\fappliedIndex\x12\x1b\n" +
+	"\tleader_id\x18\v \x01(\tR\bleaderId\"\xfa\x01\n" +
+	"\x0eRecoverRequest\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12%\n" +
+	"\x0erecovery_epoch\x18\x02 \x01(\rR\rrecoveryEpoch\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x1d\n" +
+	"\n" +
+	"dead_nodes\x18\x04 \x03(\tR\tdeadNodes\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"r\n" +
+	"\x0fRecoverResponse\x12\x17\n" +
+	"\araft_id\x18\x01 \x01(\tR\x06raftId\x12%\n" +
+	"\x0erecovery_epoch\x18\x02 \x01(\rR\rrecoveryEpoch\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
 	"indexToken*\x90\x01\n" +
 	"\vMemberState\x12\x1c\n" +
 	"\x18MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15MEMBER_STATE_ADMITTED\x10\x01\x12\x17\n" +
 	"\x13MEMBER_STATE_ACTIVE\x10\x02\x12\x18\n" +
 	"\x14MEMBER_STATE_LEAVING\x10\x03\x12\x15\n" +
-	"\x11MEMBER_STATE_GONE\x10\x042\x9a\x04\n" +
+	"\x11MEMBER_STATE_GONE\x10\x042\xb9\x05\n" +
 	"\x0eClusterService\x12C\n" +
 	"\x06Status\x12\x1b.quorumkms.v1.StatusRequest\x1a\x1c.quorumkms.v1.StatusResponse\x12=\n" +
 	"\x04Init\x12\x19.quorumkms.v1.InitRequest\x1a\x1a.quorumkms.v1.InitResponse\x12C\n" +
@@ -1925,7 +2426,9 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\x06Remove\x12\x1b.quorumkms.v1.RemoveRequest\x1a\x1c.quorumkms.v1.RemoveResponse\x12g\n" +
 	"\x12TransferLeadership\x12'.quorumkms.v1.TransferLeadershipRequest\x1a(.quorumkms.v1.TransferLeadershipResponse\x12I\n" +
 	"\bSetVoter\x12\x1d.quorumkms.v1.SetVoterRequest\x1a\x1e.quorumkms.v1.SetVoterResponse\x12F\n" +
-	"\aUpgrade\x12\x1c.quorumkms.v1.UpgradeRequest\x1a\x1d.quorumkms.v1.UpgradeResponseB<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
+	"\aUpgrade\x12\x1c.quorumkms.v1.UpgradeRequest\x1a\x1d.quorumkms.v1.UpgradeResponse\x12U\n" +
+	"\fRecoveryPlan\x12!.quorumkms.v1.RecoveryPlanRequest\x1a\".quorumkms.v1.RecoveryPlanResponse\x12F\n" +
+	"\aRecover\x12\x1c.quorumkms.v1.RecoverRequest\x1a\x1d.quorumkms.v1.RecoverResponseB<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
 
 var (
 	file_quorumkms_v1_cluster_proto_rawDescOnce sync.Once
@@ -1940,7 +2443,7 @@ func file_quorumkms_v1_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_quorumkms_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quorumkms_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_quorumkms_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_quorumkms_v1_cluster_proto_goTypes = []any{
 	(MemberState)(0),                   // 0: quorumkms.v1.MemberState
 	(*Member)(nil),                     // 1: quorumkms.v1.Member
@@ -1962,48 +2465,59 @@ var file_quorumkms_v1_cluster_proto_goTypes = []any{
 	(*UpgradeResponse)(nil),            // 17: quorumkms.v1.UpgradeResponse
 	(*SetVoterRequest)(nil),            // 18: quorumkms.v1.SetVoterRequest
 	(*SetVoterResponse)(nil),           // 19: quorumkms.v1.SetVoterResponse
-	(*timestamppb.Timestamp)(nil),      // 20: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 21: google.protobuf.Duration
+	(*RecoveryPlanRequest)(nil),        // 20: quorumkms.v1.RecoveryPlanRequest
+	(*RecoveryPlanResponse)(nil),       // 21: quorumkms.v1.RecoveryPlanResponse
+	(*Survivor)(nil),                   // 22: quorumkms.v1.Survivor
+	(*RecoverRequest)(nil),             // 23: quorumkms.v1.RecoverRequest
+	(*RecoverResponse)(nil),            // 24: quorumkms.v1.RecoverResponse
+	(*timestamppb.Timestamp)(nil),      // 25: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 26: google.protobuf.Duration
 }
 var file_quorumkms_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.v1.Member.state:type_name -> quorumkms.v1.MemberState
-	20, // 1: quorumkms.v1.Member.since:type_name -> google.protobuf.Timestamp
-	21, // 2: quorumkms.v1.Member.lease_left:type_name -> google.protobuf.Duration
+	25, // 1: quorumkms.v1.Member.since:type_name -> google.protobuf.Timestamp
+	26, // 2: quorumkms.v1.Member.lease_left:type_name -> google.protobuf.Duration
 	2,  // 3: quorumkms.v1.HsmStatus.probes:type_name -> quorumkms.v1.HsmProbe
-	20, // 4: quorumkms.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
-	20, // 5: quorumkms.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
-	20, // 6: quorumkms.v1.BackupStatus.last_backup:type_name -> google.protobuf.Timestamp
-	20, // 7: quorumkms.v1.BackupStatus.journal_time:type_name -> google.protobuf.Timestamp
-	21, // 8: quorumkms.v1.StatusResponse.lease_left:type_name -> google.protobuf.Duration
+	25, // 4: quorumkms.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
+	25, // 5: quorumkms.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
+	25, // 6: quorumkms.v1.BackupStatus.last_backup:type_name -> google.protobuf.Timestamp
+	25, // 7: quorumkms.v1.BackupStatus.journal_time:type_name -> google.protobuf.Timestamp
+	26, // 8: quorumkms.v1.StatusResponse.lease_left:type_name -> google.protobuf.Duration
 	1,  // 9: quorumkms.v1.StatusResponse.members:type_name -> quorumkms.v1.Member
 	3,  // 10: quorumkms.v1.StatusResponse.hsm:type_name -> quorumkms.v1.HsmStatus
-	20, // 11: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
-	20, // 12: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
+	25, // 11: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
+	25, // 12: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
 	4,  // 13: quorumkms.v1.StatusResponse.certificate:type_name -> quorumkms.v1.Certificate
 	4,  // 14: quorumkms.v1.StatusResponse.ca_certificates:type_name -> quorumkms.v1.Certificate
 	5,  // 15: quorumkms.v1.StatusResponse.backup:type_name -> quorumkms.v1.BackupStatus
-	21, // 16: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
-	21, // 17: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
-	20, // 18: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
-	6,  // 19: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
-	8,  // 20: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
-	10, // 21: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
-	12, // 22: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
-	14, // 23: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
-	18, // 24: quorumkms.v1.ClusterService.SetVoter:input_type -> quorumkms.v1.SetVoterRequest
-	16, // 25: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
-	7,  // 26: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
-	9,  // 27: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
-	11, // 28: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
-	13, // 29: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
-	15, // 30: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
-	19, // 31: quorumkms.v1.ClusterService.SetVoter:output_type -> quorumkms.v1.SetVoterResponse
-	17, // 32: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
-	26, // [26:33] is the sub-list for method output_type
-	19, // [19:26] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	26, // 16: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
+	26, // 17: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
+	25, // 18: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
+	22, // 19: quorumkms.v1.RecoveryPlanResponse.members:type_name -> quorumkms.v1.Survivor
+	26, // 20: quorumkms.v1.RecoveryPlanResponse.wait:type_name -> google.protobuf.Duration
+	6,  // 21: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
+	8,  // 22: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
+	10, // 23: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
+	12, // 24: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
+	14, // 25: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
+	18, // 26: quorumkms.v1.ClusterService.SetVoter:input_type -> quorumkms.v1.SetVoterRequest
+	16, // 27: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
+	20, // 28: quorumkms.v1.ClusterService.RecoveryPlan:input_type -> quorumkms.v1.RecoveryPlanRequest
+	23, // 29: quorumkms.v1.ClusterService.Recover:input_type -> quorumkms.v1.RecoverRequest
+	7,  // 30: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
+	9,  // 31: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
+	11, // 32: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
+	13, // 33: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
+	15, // 34: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
+	19, // 35: quorumkms.v1.ClusterService.SetVoter:output_type -> quorumkms.v1.SetVoterResponse
+	17, // 36: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
+	21, // 37: quorumkms.v1.ClusterService.RecoveryPlan:output_type -> quorumkms.v1.RecoveryPlanResponse
+	24, // 38: quorumkms.v1.ClusterService.Recover:output_type -> quorumkms.v1.RecoverResponse
+	30, // [30:39] is the sub-list for method output_type
+	21, // [21:30] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_v1_cluster_proto_init() }
@@ -2017,7 +2531,7 @@ func file_quorumkms_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_v1_cluster_proto_rawDesc), len(file_quorumkms_v1_cluster_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   19,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

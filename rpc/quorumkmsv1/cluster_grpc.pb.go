@@ -26,6 +26,8 @@ const (
 	ClusterService_TransferLeadership_FullMethodName = "/quorumkms.v1.ClusterService/TransferLeadership"
 	ClusterService_SetVoter_FullMethodName           = "/quorumkms.v1.ClusterService/SetVoter"
 	ClusterService_Upgrade_FullMethodName            = "/quorumkms.v1.ClusterService/Upgrade"
+	ClusterService_RecoveryPlan_FullMethodName       = "/quorumkms.v1.ClusterService/RecoveryPlan"
+	ClusterService_Recover_FullMethodName            = "/quorumkms.v1.ClusterService/Recover"
 )
 
 // ClusterServiceClient is the client API for ClusterService service.
@@ -49,6 +51,12 @@ type ClusterServiceClient interface {
 	// Upgrade raises the cluster's release of the formats, once every node runs a
 	// version that knows it. It never falls again.
 	Upgrade(ctx context.Context, in *UpgradeRequest, opts ...grpc.CallOption) (*UpgradeResponse, error)
+	// RecoveryPlan tells what a recovery of the cluster from the node that is called
+	// would mean. It reads the node's whole log and asks the other members.
+	RecoveryPlan(ctx context.Context, in *RecoveryPlanRequest, opts ...grpc.CallOption) (*RecoveryPlanResponse, error)
+	// Recover makes the node that is called the only member, after a majority was lost
+	// for good. It returns when no other node can answer any more.
+	Recover(ctx context.Context, in *RecoverRequest, opts ...grpc.CallOption) (*RecoverResponse, error)
 }
 
 type clusterServiceClient struct {
@@ -129,6 +137,26 @@ func (c *clusterServiceClient) Upgrade(ctx context.Context, in *UpgradeRequest, 
 	return out, nil
 }
 
+func (c *clusterServiceClient) RecoveryPlan(ctx context.Context, in *RecoveryPlanRequest, opts ...grpc.CallOption) (*RecoveryPlanResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RecoveryPlanResponse)
+	err := c.cc.Invoke(ctx, ClusterService_RecoveryPlan_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterServiceClient) Recover(ctx context.Context, in *RecoverRequest, opts ...grpc.CallOption) (*RecoverResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RecoverResponse)
+	err := c.cc.Invoke(ctx, ClusterService_Recover_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // ClusterServiceServer is the server API for ClusterService service.
 // All implementations must embed UnimplementedClusterServiceServer
 // for forward compatibility.
@@ -150,6 +178,12 @@ type ClusterServiceServer interface {
 	// Upgrade raises the cluster's release of the formats, once every node runs a
 	// version that knows it. It never falls again.
 	Upgrade(context.Context, *UpgradeRequest) (*UpgradeResponse, error)
+	// RecoveryPlan tells what a recovery of the cluster from the node that is called
+	// would mean. It reads the node's whole log and asks the other members.
+	RecoveryPlan(context.Context, *RecoveryPlanRequest) (*RecoveryPlanResponse, error)
+	// Recover makes the node that is called the only member, after a majority was lost
+	// for good. It returns when no other node can answer any more.
+	Recover(context.Context, *RecoverRequest) (*RecoverResponse, error)
 	mustEmbedUnimplementedClusterServiceServer()
 }
 
@@ -180,6 +214,12 @@ func (UnimplementedClusterServiceServer) SetVoter(context.Context, *SetVoterRequ
 }
 func (UnimplementedClusterServiceServer) Upgrade(context.Context, *UpgradeRequest) (*UpgradeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Upgrade not implemented")
+}
+func (UnimplementedClusterServiceServer) RecoveryPlan(context.Context, *RecoveryPlanRequest) (*RecoveryPlanResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RecoveryPlan not implemented")
+}
+func (UnimplementedClusterServiceServer) Recover(context.Context, *RecoverRequest) (*RecoverResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Recover not implemented")
 }
 func (UnimplementedClusterServiceServer) mustEmbedUnimplementedClusterServiceServer() {}
 func (UnimplementedClusterServiceServer) testEmbeddedByValue()                        {}
@@ -328,6 +368,42 @@ func _ClusterService_Upgrade_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ClusterService_RecoveryPlan_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RecoveryPlanRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).RecoveryPlan(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_RecoveryPlan_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).RecoveryPlan(ctx, req.(*RecoveryPlanRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ClusterService_Recover_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RecoverRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).Recover(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_Recover_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).Recover(ctx, req.(*RecoverRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // ClusterService_ServiceDesc is the grpc.ServiceDesc for ClusterService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -362,6 +438,14 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Upgrade",
 			Handler:    _ClusterService_Upgrade_Handler,
+		},
+		{
+			MethodName: "RecoveryPlan",
+			Handler:    _ClusterService_RecoveryPlan_Handler,
+		},
+		{
+			MethodName: "Recover",
+			Handler:    _ClusterService_Recover_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
