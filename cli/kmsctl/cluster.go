@@ -23,7 +23,8 @@ const (
 func (a *app) clusterCommand() *cobra.Command {
 	return group("cluster", "Found a cluster, look at it, and govern its members",
 		a.clusterInit(), a.clusterStatus(), a.clusterInvite(), a.clusterRemove(), a.clusterTransfer(),
-		a.clusterVote("promote", true), a.clusterVote("demote", false), a.clusterUpgrade())
+		a.clusterVote("promote", true), a.clusterVote("demote", false), a.clusterUpgrade(),
+		a.clusterRecover())
 }
 
 func (a *app) clusterInit() *cobra.Command {

@@ -49,6 +49,8 @@ type fake struct {
 	keys     []*fakeKey
 	aliases  map[string]string // to key ids
 	answered map[string]proto.Message
+	lost     bool   // a majority, for good: from the leadership's transfer to "nobody" on
+	epoch    uint32 // of the last recovery
 }
 
 type fakeKey struct {
@@ -356,8 +358,11 @@ func (n *fakeNode) SetVoter(_ context.Context, r *quorumkmsv1.SetVoterRequest) (
 
 func (n *fakeNode) TransferLeadership(_ context.Context, r *quorumkmsv1.TransferLeadershipRequest) (*quorumkmsv1.TransferLeadershipResponse, error) {
 	to := r.GetNode()
-	if to == "" {
+	switch to {
+	case "":
 		to = "n2"
+	case "nobody":
+		n.f.lost = true
 	}
 	return &quorumkmsv1.TransferLeadershipResponse{LeaderId: "raft-" + to}, nil
 }
@@ -366,4 +371,36 @@ func (n *fakeNode) Upgrade(_ context.Context, r *quorumkmsv1.UpgradeRequest) (*q
 	out := &quorumkmsv1.UpgradeResponse{Release: r.GetRelease(), PreviousRelease: n.f.release}
 	n.f.release = r.GetRelease()
 	return out, nil
+}
+
+// RecoveryPlan shows five members, of which three are dead; n1 is the most advanced.
+func (n *fakeNode) RecoveryPlan(context.Context, *quorumkmsv1.RecoveryPlanRequest) (*quorumkmsv1.RecoveryPlanResponse, error) {
+	r := &quorumkmsv1.RecoveryPlanResponse{
+		ClusterId: n.f.cluster, RecoveryEpoch: n.f.epoch, RaftId: "raft-" + n.name, NodeName: n.name,
+		Wait: durationpb.New(7500 * time.Millisecond), KeyCount: 12,
+	}
+	switch {
+	case !n.f.lost:
+		r.Refusal = "recovery refused: node n1 knows a leader (raft-n1): the cluster is alive"
+	case n.name == "n2":
+		r.Refusal = "recovery refused: node n1 has more: recover from n1"
+	}
+	for i, name := range []string{"n1", "n2", "n3", "n4", "n5"} {
+		m := &quorumkmsv1.Survivor{RaftId: "raft-" + name, Name: name, ClientAddress: "127.0.0.1:1", Votes: true}
+		if i < 2 {
+			m.Answers, m.ClientAddress = true, n.f.addresses[i]
+			m.LastLogTerm, m.LastLogIndex, m.AppliedIndex = 7, uint64(120-30*i), uint64(110-30*i)
+		}
+		r.Members = append(r.Members, m)
+	}
+	return r, nil
+}
+
+func (n *fakeNode) Recover(_ context.Context, r *quorumkmsv1.RecoverRequest) (*quorumkmsv1.RecoverResponse, error) {
+	if !n.f.lost || r.GetClusterId() != n.f.cluster || r.GetRecoveryEpoch() != n.f.epoch || r.GetNode() != "raft-n1" || n.name != "n1" ||
+		!slices.Equal(r.GetDeadNodes(), []string{"n3", "n4", "n5"}) {
+		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_MEMBERSHIP_REFUSED, fmt.Sprintf("recovery refused: %v", r))
+	}
+	n.f.lost, n.f.epoch = false, n.f.epoch+1
+	return &quorumkmsv1.RecoverResponse{RaftId: "raft-n1", RecoveryEpoch: n.f.epoch}, nil
 }

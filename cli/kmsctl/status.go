@@ -122,6 +122,9 @@ func writeStatus(w io.Writer, s *quorumkmsv1.StatusResponse, answers map[string]
 			fields = append(fields, [2]string{"  weakness", probeText(p)})
 		}
 	}
+	for _, split := range s.GetSplits() {
+		fields = append(fields, [2]string{"ALARM", split})
+	}
 	if err := writeFields(w, fields); err != nil {
 		return err
 	}
