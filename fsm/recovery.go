@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"fmt"
+	"reflect"
 
 	"github.com/google/uuid"
 )
@@ -82,7 +83,7 @@ type RestoreCluster struct {
 	ID            ID     `json:"id"`             // of the history that begins
 	Backup        []byte `json:"backup"`         // SHA-256 of what was restored, 32 bytes
 	DisableKeys   bool   `json:"disable_keys"`   // what was revoked after the backup is not fully known
-	JournalEnd    uint64 `json:"journal_end"`    // index up to which the journal says what was revoked; 0: no journal
+	JournalEnd    uint64 `json:"journal_end"`    // index up to which it is known what was revoked; 0: it is not
 	Node          string `json:"node"`           // raft id of the new node
 	Name          string `json:"name"`           //
 	PeerAddress   string `json:"peer_address"`   //
@@ -146,4 +147,41 @@ func validHistory(h History) error {
 		return invalid("the id of the new history is missing")
 	}
 	return nil
+}
+
+// Replay is a restricting command of a lost history as it is made again in the present
+// one: without the revision that it expected. It is nil if it is not made again, since
+// it concerns members of that history, or no state at all.
+func Replay(c Command) Command {
+	switch c.(type) {
+	case *Repeat, *RemoveNode, *RecoverCluster, *RestoreCluster:
+		return nil
+	}
+	again := reflect.New(reflect.TypeOf(c).Elem())
+	again.Elem().Set(reflect.ValueOf(c).Elem())
+	if expect := again.Elem().FieldByName("Expect"); expect.IsValid() {
+		expect.SetZero()
+	}
+	return again.Interface().(Command)
+}
+
+// Instead is what takes the place of a replayed command that was refused because its
+// key is not in this history: an alias that had been moved to that key must not lead
+// to another one again. Nil if nothing does.
+func Instead(c Command) Command {
+	if u, ok := c.(*UpdateAlias); ok {
+		return &DeleteAlias{Tenant: u.Tenant, Name: u.Name}
+	}
+	return nil
+}
+
+// KeyOf is the key that a command is about; ok is false if it is about none.
+func KeyOf(c Command) (id ID, ok bool) {
+	v := reflect.ValueOf(c).Elem()
+	for _, name := range []string{"ID", "Key"} {
+		if f := v.FieldByName(name); f.IsValid() && f.Type() == reflect.TypeFor[ID]() {
+			return f.Interface().(ID), true
+		}
+	}
+	return ID{}, false
 }

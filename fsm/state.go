@@ -139,6 +139,18 @@ func (s *State) Key(id ID) (*Key, bool) {
 // KeyCount is the number of keys of all tenants.
 func (s *State) KeyCount() int { return s.keys.len() }
 
+// CountKeys is the number of keys in a state, of all tenants. It looks at every key.
+func (s *State) CountKeys(state KeyState) int {
+	n := 0
+	s.keys.tree.Scan(func(item keyItem) bool {
+		if item.key.State == state {
+			n++
+		}
+		return true
+	})
+	return n
+}
+
 // Keys returns up to limit keys of a tenant in the order of their ids, beginning
 // behind after.
 func (s *State) Keys(tenant string, after ID, limit int) []*Key {

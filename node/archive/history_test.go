@@ -57,12 +57,14 @@ func TestHistory(t *testing.T) {
 		{"two gaps", []*script{begin(t, a, 0, 5).gap(6, 8).covered(10).gap(11, 12).covered(14)}, 5, "[] covered 5@0 gaps [{6 8} {11 12}]"},
 		{
 			"a gap that another node fills",
-			[]*script{begin(t, a, 0, 5).covered(10).gap(11, 20).covered(30), begin(t, b, 0, 2).entry(9).entry(15).covered(25)}, 5,
+			[]*script{begin(t, a, 0, 5).covered(10).gap(11, 20).covered(30), begin(t, b, 0, 2).entry(9).entry(15).covered(25)},
+			5,
 			"[9 15] covered 30@30 gaps []",
 		},
 		{
 			"a gap that another node fills in part",
-			[]*script{begin(t, a, 0, 5).covered(10).gap(11, 20).covered(30), begin(t, b, 0, 12).entry(15).covered(25)}, 5,
+			[]*script{begin(t, a, 0, 5).covered(10).gap(11, 20).covered(30), begin(t, b, 0, 12).entry(15).covered(25)},
+			5,
 			"[15] covered 10@10 gaps [{11 12}]",
 		},
 		{"the same from two nodes", []*script{begin(t, a, 0, 5).entry(8).covered(10), begin(t, b, 0, 5).entry(8).covered(12)}, 5, "[8] covered 12@12 gaps []"},

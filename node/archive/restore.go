@@ -1,0 +1,120 @@
+package archive
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/rpc/client/backup"
+)
+
+// Restoration is what a restore of a backup with its journals comes to.
+type Restoration struct {
+	backup.Header
+	SHA256  []byte // of the backup
+	State   *fsm.State
+	Signer  fsm.Member // as the backup knows it
+	Epoch   uint32     // recovery epoch of the history that begins
+	Covered Coverage   // up to where the journals are complete
+	Gaps    []Span     // from which restrictions may be missing; behind Covered
+	// Doubt says why it is not known what was revoked after the backup, so that keys
+	// come back disabled; empty if it is known up to Covered.
+	Doubt   string
+	Replay  []fsm.Command // restrictions after the backup, as they are made again
+	Enabled int           // keys of the backup that are enabled
+	Unknown int           // keys that the journals name and the backup lacks: made after it
+}
+
+// PlanRestore reads a backup and the journals in the directories, and checks
+// everything but whether the HSM holds the domain key. epoch is the least recovery
+// epoch of the new history; it is raised above every one that the files tell of.
+// backup.ErrRefused, fsm.ErrSnapshot and ErrJournal: a file that was altered is no
+// basis for anything; without it there is a gap instead.
+func PlanRestore(file io.Reader, key fsm.LogKey, epoch uint32, journals ...string) (*Restoration, error) {
+	sum := sha256.New()
+	s, h, err := Open(&bounded{io.TeeReader(file, sum), MaxBackup}, key)
+	if err != nil {
+		return nil, err
+	}
+	r := &Restoration{Header: h, SHA256: sum.Sum(nil), State: s, Epoch: max(epoch, h.RecoveryEpoch+1), Covered: Coverage{Index: h.Index}}
+	m, ok := s.Member(h.Node)
+	if !ok || string(m.Identity) != string(h.Signer) {
+		return nil, fmt.Errorf("%w: node %s, whose key %s signed it, is and was no member of its cluster", backup.ErrRefused, h.Node, h.Fingerprint())
+	}
+	r.Signer = *m
+	r.Enabled = s.CountKeys(fsm.KeyEnabled)
+	history, err := ReadHistory(s.Cluster().ID, key, journals...)
+	if err != nil {
+		return nil, err
+	}
+	if len(history.Problems) > 0 {
+		return nil, fmt.Errorf("%w (%d files in all; whoever restores without them has a gap)", history.Problems[0], len(history.Problems))
+	}
+	return r, r.take(history, key)
+}
+
+// take adds what the journals say.
+func (r *Restoration) take(h *History, key fsm.LogKey) error {
+	known, err := h.After(r.RecoveryEpoch, r.Index)
+	if err != nil {
+		return err
+	}
+	r.Covered, r.Gaps = known.Covered, known.Gaps
+	var epochs []uint32
+	for _, s := range h.Segments {
+		r.Epoch = max(r.Epoch, s.RecoveryEpoch+1)
+		if s.RecoveryEpoch > r.RecoveryEpoch {
+			epochs = append(epochs, s.RecoveryEpoch)
+		}
+	}
+	entries := known.Entries
+	slices.Sort(epochs)
+	for _, epoch := range slices.Compact(epochs) {
+		later, err := h.After(epoch, 0)
+		if err != nil {
+			return err
+		}
+		entries = append(entries, later.Entries...)
+	}
+	switch {
+	case len(epochs) > 0:
+		r.Doubt = fmt.Sprintf("the cluster was recovered after the backup (epoch %d, the backup is of %d): no journal tells how the two follow each other", epochs[len(epochs)-1], r.RecoveryEpoch)
+	case len(h.Segments) == 0:
+		r.Doubt = "there is no journal"
+	case len(r.Gaps) > 0:
+		r.Doubt = fmt.Sprintf("the journal has a gap behind index %d", r.Covered.Index)
+	case r.Covered.Time.IsZero():
+		r.Doubt = fmt.Sprintf("no journal covers what follows the backup's index %d", r.Index)
+	}
+	return r.replay(entries, key)
+}
+
+func (r *Restoration) replay(entries []Entry, key fsm.LogKey) error {
+	lost := map[fsm.ID]bool{}
+	for _, e := range entries {
+		_, command, err := key.OpenEntry(e.Raw)
+		if err != nil {
+			return err
+		}
+		if again := fsm.Replay(command); again != nil {
+			r.Replay = append(r.Replay, again)
+		}
+		if id, ok := fsm.KeyOf(command); ok {
+			if _, there := r.State.Key(id); !there {
+				lost[id] = true
+			}
+		}
+	}
+	r.Unknown = len(lost)
+	return nil
+}
+
+// JournalEnd is the index up to which it is known what was revoked; 0: it is not.
+func (r *Restoration) JournalEnd() uint64 {
+	if r.Doubt != "" {
+		return 0
+	}
+	return r.Covered.Index
+}

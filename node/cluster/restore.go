@@ -1,0 +1,176 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/raft"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
+)
+
+// A restore makes a new node the only member of a cluster whose nodes are lost, with
+// the state of a backup. The state becomes the first snapshot of an empty log, and
+// what the restore changes are entries behind it: RestoreCluster, then each restriction
+// that was made after the backup. Until all of it is done, and no lease of the old
+// nodes can be alive, the node belongs to no cluster: after a crash it begins anew.
+
+// Restoration says what is restored. All of it has been verified.
+type Restoration struct {
+	State      *fsm.State
+	Backup     []byte // SHA-256 of the backup
+	Epoch      uint32 // of the history that begins
+	Disable    bool   // bring every key back disabled
+	JournalEnd uint64
+	Replay     []fsm.Command // restrictions, in their order
+	// Proposal carries who asks, and the request id.
+	Proposal fsm.Proposal
+	// Progress, optional, is told how many restrictions have been made again.
+	Progress func(done int)
+}
+
+// Restored is what came of it.
+type Restored struct {
+	History fsm.History
+	Refused int // restrictions that changed nothing: as a rule their key is not in the backup
+}
+
+// RestoreKey is the log key of a cluster that might be restored in this node: it says
+// whether the node is new, and its HSM partition holds the domain key.
+func (m *Member) RestoreKey(ctx context.Context, cluster fsm.ID) (fsm.LogKey, error) {
+	m.mu.Lock()
+	running, at := m.running != nil, m.identity.Cluster
+	m.mu.Unlock()
+	if running {
+		return nil, fmt.Errorf("%w: this node belongs to cluster %s: a backup is restored into a node with an empty data directory", ErrInitialized, at)
+	}
+	key, err := m.config.Domain.LogKey(ctx, hsm.ID(cluster))
+	if err != nil {
+		return nil, fmt.Errorf("%w: the HSM partition of this node does not hold the domain key of cluster %s: %w", ErrRecovery, cluster, err)
+	}
+	return key, nil
+}
+
+// HoldsDomain fails unless this node's HSM partition holds every domain key generation
+// of a state, by their check values.
+func (m *Member) HoldsDomain(ctx context.Context, s *fsm.State) error {
+	c := s.Cluster()
+	held, err := m.config.Domain.Generations(ctx, hsm.ID(c.ID))
+	if err != nil {
+		return err
+	}
+	for _, g := range c.Generations {
+		same := func(h hsm.Generation) bool {
+			return h.Number == g.Number && slices.Equal(h.Checks, hsmGeneration(g).Checks)
+		}
+		if !slices.ContainsFunc(held, same) {
+			return fmt.Errorf("%w: the HSM partition of this node does not hold generation %d of the domain key as the backup knows it", ErrRecovery, g.Number)
+		}
+	}
+	return nil
+}
+
+// Restore makes this node the only member of the cluster in r.State.
+func (m *Member) Restore(ctx context.Context, r Restoration) (Restored, error) {
+	release, err := m.reserve()
+	if err != nil {
+		return Restored{}, err
+	}
+	defer release()
+	if err := m.HoldsDomain(ctx, r.State); err != nil {
+		return Restored{}, err
+	}
+	id := m.identity
+	id.Stage, id.Cluster, id.History = stageInitializing, r.State.Cluster().ID, fsm.History{Epoch: r.Epoch, ID: uuid.New()}
+	if err := errors.Join(id.clear(m.config.DataDir), id.save(m.config.DataDir)); err != nil {
+		return Restored{}, err
+	}
+	e, err := m.start(ctx, id, restored(r.State))
+	if err != nil {
+		return Restored{}, err
+	}
+	refused, err := e.restore(ctx, r)
+	if err != nil {
+		return Restored{}, errors.Join(err, e.stop())
+	}
+	return Restored{History: id.History, Refused: refused}, m.become(e, id)
+}
+
+// restored makes a state the snapshot of an empty log of this node alone.
+func restored(s *fsm.State) prepare {
+	return func(e *engine, _ *raft.Config) error {
+		if err := e.store.SetUint64([]byte(keyTerm), s.Term()); err != nil {
+			return err
+		}
+		sink, err := e.snapshots.Create(raft.SnapshotVersionMax, s.Index(), s.Term(), e.alone(), firstIndex, e.transport)
+		if err != nil {
+			return err
+		}
+		if err := s.WriteSnapshot(sink, e.logKey); err != nil {
+			return errors.Join(err, sink.Cancel())
+		}
+		return sink.Close()
+	}
+}
+
+const (
+	keyTerm    = "CurrentTerm" // Raft's own name of its term in the stable store
+	firstIndex = 1             // where a configuration stands that no entry made
+)
+
+// restore commits what changes, and waits until no lease of the old nodes can be alive.
+func (e *engine) restore(ctx context.Context, r Restoration) (refused int, err error) {
+	c := e.config
+	_, err = e.firstEntry(ctx, fsm.Proposal{
+		Command: &fsm.RestoreCluster{
+			Epoch: e.history.Epoch, ID: e.history.ID, Backup: r.Backup, DisableKeys: r.Disable, JournalEnd: r.JournalEnd,
+			Node: e.id, Name: c.Name, PeerAddress: c.PeerAddress, ClientAddress: c.ClientAddress, Identity: c.Domain.Identity(),
+		},
+		Principal: r.Proposal.Principal, Request: r.Proposal.Request, Digest: r.Proposal.Digest,
+	})
+	if err != nil {
+		return 0, err
+	}
+	for i, command := range r.Replay {
+		for ; command != nil; command = fsm.Instead(command) {
+			_, err := e.commit(ctx, fsm.Proposal{Command: command, Principal: r.Proposal.Principal}, e.id)
+			if err == nil {
+				break
+			}
+			if fsm.Code(err) == "" || errors.Is(err, fsm.ErrHalted) {
+				return 0, fmt.Errorf("restriction %d of %d: %w", i+1, len(r.Replay), err)
+			}
+			e.log.Warn("a restriction after the backup changes nothing", "command", fsm.NameOf(command), "reason", err)
+			refused++
+			if !errors.Is(err, fsm.ErrNotFound) {
+				break
+			}
+		}
+		if r.Progress != nil {
+			r.Progress(i + 1)
+		}
+	}
+	return refused, e.waitFloor(ctx)
+}
+
+// waitFloor returns when no lease from before this node's term can be alive.
+func (e *engine) waitFloor(ctx context.Context) error {
+	for {
+		left := e.grantor.over("") - e.config.Clock.Now()
+		if left <= 0 {
+			return nil
+		}
+		select {
+		case <-time.After(left): // the clock is read again behind it
+		case <-e.ctx.Done():
+			return ErrShutdown
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
