@@ -66,6 +66,7 @@ const (
 	// Security Officer, as <SHA-256 of the SPKI, hex>.der.
 	TransferDir = "transfer"
 	auditDir    = "audit"
+	restoreDir  = "restore"
 	lockFile    = "lock"
 
 	// drainTimeout bounds how long calls under way may take when the node stops.
@@ -190,6 +191,9 @@ func (n *Node) openMember(ctx context.Context) error {
 	n.opened.Store(n.member)
 	n.onClose(n.member.Close)
 	n.audit.SetNode(n.member.ID())
+	if err := os.RemoveAll(filepath.Join(c.DataDir, restoreDir)); err != nil { // what a crash has left
+		return fmt.Errorf("%w: %w", cluster.ErrDataDir, err)
+	}
 	return nil
 }
 
@@ -245,7 +249,7 @@ func (n *Node) wire() {
 	})
 	n.onClose(n.archive.Close)
 	n.server = rpc.NewServer(rpc.Config{
-		KMS: service, Member: n.member, Archive: n.archive, Log: n.log, Credentials: n.creds, Announce: n.announce,
+		KMS: service, Member: n.member, Archive: n.archive, RestoreDir: filepath.Join(n.config.DataDir, restoreDir), Log: n.log, Credentials: n.creds, Announce: n.announce,
 		Node: rpc.NodeView{
 			Name: n.config.Name, TrustDomain: n.config.TrustDomain, Version: n.options.Version,
 			Partition: n.partition, Keyring: n.keyring.Stats, Reachable: n.reachable, Credentials: n.creds, Now: time.Now,

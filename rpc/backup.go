@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -29,6 +30,10 @@ type backupServer struct {
 	kms     *kms.Service
 	member  *cluster.Member
 	archive *archive.Archive
+	node    NodeView
+
+	restoreDir string
+	restoring  sync.Mutex // one restore at a time
 }
 
 // Create records the call before the first byte leaves; one that breaks off is

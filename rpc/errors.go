@@ -52,6 +52,7 @@ var table = []struct {
 
 	{archive.ErrBusy, codes.ResourceExhausted, pb.Reason_REASON_BUSY},
 	{backup.ErrRefused, codes.InvalidArgument, pb.Reason_REASON_INVALID},
+	{archive.ErrJournal, codes.InvalidArgument, pb.Reason_REASON_INVALID},
 	{fsm.ErrSnapshot, codes.InvalidArgument, pb.Reason_REASON_INVALID},
 
 	{hsm.ErrCorrupt, codes.FailedPrecondition, pb.Reason_REASON_KEY_MATERIAL_CORRUPT},

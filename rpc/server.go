@@ -53,8 +53,10 @@ type Config struct {
 	KMS     *kms.Service
 	Member  *cluster.Member
 	Archive *archive.Archive
-	Node    NodeView
-	Log     *slog.Logger
+	// RestoreDir is a directory of the node's own for files that are being restored.
+	RestoreDir string
+	Node       NodeView
+	Log        *slog.Logger
 	// Credentials are the node's own certificate and CA.
 	Credentials *transport.Credentials
 	// Announce is told the transfer key that waits for the Security Officer.
@@ -85,7 +87,7 @@ func NewServer(c Config) *Server {
 	pb.RegisterKeyServiceServer(s.clients, &keyServer{kms: c.KMS})
 	pb.RegisterCryptoServiceServer(s.clients, &cryptoServer{kms: c.KMS})
 	pb.RegisterClusterServiceServer(s.clients, &clusterServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node})
-	pb.RegisterBackupServiceServer(s.clients, &backupServer{kms: c.KMS, member: c.Member, archive: c.Archive})
+	pb.RegisterBackupServiceServer(s.clients, &backupServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node, restoreDir: c.RestoreDir})
 	healthpb.RegisterHealthServer(s.clients, s.health)
 	reflection.Register(s.clients)
 	s.peers = grpc.NewServer(append(options(), grpc.UnaryInterceptor(s.errors), grpc.StreamInterceptor(s.streamErrors))...)

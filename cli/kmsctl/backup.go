@@ -25,9 +25,9 @@ import (
 const partialEnd = ".partial"
 
 func (a *app) backupCommand() *cobra.Command {
-	g := group("backup", "Make backups of the cluster, and check them",
-		a.backupCreate(), a.backupVerify())
-	g.Long = `Make backups of the cluster, and check them.
+	g := group("backup", "Make backups of the cluster, check them, and restore them",
+		a.backupCreate(), a.backupVerify(), a.backupRestore())
+	g.Long = `Make backups of the cluster, check them, and restore them.
 
 A backup holds the whole state: keys, wrapped under the domain key as they are on the
 nodes' disks, their metadata, aliases and members. It opens nothing without an HSM

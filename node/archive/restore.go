@@ -21,10 +21,11 @@ type Restoration struct {
 	Gaps    []Span     // from which restrictions may be missing; behind Covered
 	// Doubt says why it is not known what was revoked after the backup, so that keys
 	// come back disabled; empty if it is known up to Covered.
-	Doubt   string
-	Replay  []fsm.Command // restrictions after the backup, as they are made again
-	Enabled int           // keys of the backup that are enabled
-	Unknown int           // keys that the journals name and the backup lacks: made after it
+	Doubt    string
+	Replay   []fsm.Command // restrictions after the backup, as they are made again
+	Segments int           // of the journal that were used
+	Enabled  int           // keys of the backup that are enabled
+	Unknown  int           // keys that the journals name and the backup lacks: made after it
 }
 
 // PlanRestore reads a backup and the journals in the directories, and checks
@@ -61,7 +62,7 @@ func (r *Restoration) take(h *History, key fsm.LogKey) error {
 	if err != nil {
 		return err
 	}
-	r.Covered, r.Gaps = known.Covered, known.Gaps
+	r.Covered, r.Gaps, r.Segments = known.Covered, known.Gaps, len(h.Segments)
 	var epochs []uint32
 	for _, s := range h.Segments {
 		r.Epoch = max(r.Epoch, s.RecoveryEpoch+1)

@@ -78,7 +78,7 @@ func (m *Member) PlanRecovery(ctx context.Context) (RecoveryPlan, error) {
 	if err != nil {
 		return RecoveryPlan{}, err
 	}
-	p := RecoveryPlan{State: s, Wait: withMargin(leaseDuration(s))}
+	p := RecoveryPlan{State: s, Wait: LeaseWait(s)}
 	servers := e.servers()
 	for _, x := range s.Members() {
 		if x.Alive() {

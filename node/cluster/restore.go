@@ -40,15 +40,19 @@ type Restored struct {
 	Refused int // restrictions that changed nothing: as a rule their key is not in the backup
 }
 
-// RestoreKey is the log key of a cluster that might be restored in this node: it says
-// whether the node is new, and its HSM partition holds the domain key.
-func (m *Member) RestoreKey(ctx context.Context, cluster fsm.ID) (fsm.LogKey, error) {
+// MayRestore is nil while this node belongs to no cluster.
+func (m *Member) MayRestore() error {
 	m.mu.Lock()
-	running, at := m.running != nil, m.identity.Cluster
-	m.mu.Unlock()
-	if running {
-		return nil, fmt.Errorf("%w: this node belongs to cluster %s: a backup is restored into a node with an empty data directory", ErrInitialized, at)
+	defer m.mu.Unlock()
+	if m.running == nil {
+		return nil
 	}
+	return fmt.Errorf("%w: this node belongs to cluster %s: a backup is restored into a node with an empty data directory", ErrInitialized, m.identity.Cluster)
+}
+
+// RestoreKey is the log key of a cluster that might be restored in this node: its HSM
+// partition must hold the domain key.
+func (m *Member) RestoreKey(ctx context.Context, cluster fsm.ID) (fsm.LogKey, error) {
 	key, err := m.config.Domain.LogKey(ctx, hsm.ID(cluster))
 	if err != nil {
 		return nil, fmt.Errorf("%w: the HSM partition of this node does not hold the domain key of cluster %s: %w", ErrRecovery, cluster, err)
@@ -174,3 +178,6 @@ func (e *engine) waitFloor(ctx context.Context) error {
 		}
 	}
 }
+
+// LeaseWait is how long leases of a lost cluster's nodes may be alive.
+func LeaseWait(s *fsm.State) time.Duration { return withMargin(leaseDuration(s)) }

@@ -273,7 +273,7 @@ func (c *Client) isClosed() bool {
 }
 
 // NewStream implements grpc.ClientConnInterface. The streams of the protocol are
-// CreateBackup and VerifyBackup.
+// CreateBackup, VerifyBackup and RestoreBackup.
 func (c *Client) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
-	return nil, errors.New("client: streaming calls are CreateBackup and VerifyBackup")
+	return nil, errors.New("client: streaming calls are CreateBackup, VerifyBackup and RestoreBackup")
 }

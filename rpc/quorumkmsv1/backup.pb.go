@@ -9,6 +9,7 @@ package quorumkmsv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -334,11 +335,764 @@ func (x *VerifyBackupResponse) GetIndexToken() []byte {
 	return nil
 }
 
+type RestoreRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Step:
+	//
+	//	*RestoreRequest_Begin
+	//	*RestoreRequest_File
+	//	*RestoreRequest_Data
+	//	*RestoreRequest_End
+	//	*RestoreRequest_Confirm
+	Step          isRestoreRequest_Step `protobuf_oneof:"step"`
+	DryRun        bool                  `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`         // in the first message
+	RequestId     string                `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"` // in the first message
+	Tenant        string                `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte                `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreRequest) Reset() {
+	*x = RestoreRequest{}
+	mi := &file_quorumkms_v1_backup_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreRequest) ProtoMessage() {}
+
+func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_backup_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
+func (*RestoreRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_backup_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RestoreRequest) GetStep() isRestoreRequest_Step {
+	if x != nil {
+		return x.Step
+	}
+	return nil
+}
+
+func (x *RestoreRequest) GetBegin() *RestoreBegin {
+	if x != nil {
+		if x, ok := x.Step.(*RestoreRequest_Begin); ok {
+			return x.Begin
+		}
+	}
+	return nil
+}
+
+func (x *RestoreRequest) GetFile() *RestoreFile {
+	if x != nil {
+		if x, ok := x.Step.(*RestoreRequest_File); ok {
+			return x.File
+		}
+	}
+	return nil
+}
+
+func (x *RestoreRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Step.(*RestoreRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *RestoreRequest) GetEnd() *RestoreEnd {
+	if x != nil {
+		if x, ok := x.Step.(*RestoreRequest_End); ok {
+			return x.End
+		}
+	}
+	return nil
+}
+
+func (x *RestoreRequest) GetConfirm() *RestoreConfirm {
+	if x != nil {
+		if x, ok := x.Step.(*RestoreRequest_Confirm); ok {
+			return x.Confirm
+		}
+	}
+	return nil
+}
+
+func (x *RestoreRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *RestoreRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RestoreRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *RestoreRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type isRestoreRequest_Step interface {
+	isRestoreRequest_Step()
+}
+
+type RestoreRequest_Begin struct {
+	Begin *RestoreBegin `protobuf:"bytes,1,opt,name=begin,proto3,oneof"`
+}
+
+type RestoreRequest_File struct {
+	File *RestoreFile `protobuf:"bytes,2,opt,name=file,proto3,oneof"`
+}
+
+type RestoreRequest_Data struct {
+	Data []byte `protobuf:"bytes,3,opt,name=data,proto3,oneof"` // of that file, what follows the data before, at most 512 KiB
+}
+
+type RestoreRequest_End struct {
+	End *RestoreEnd `protobuf:"bytes,4,opt,name=end,proto3,oneof"` // of the files
+}
+
+type RestoreRequest_Confirm struct {
+	Confirm *RestoreConfirm `protobuf:"bytes,5,opt,name=confirm,proto3,oneof"`
+}
+
+func (*RestoreRequest_Begin) isRestoreRequest_Step() {}
+
+func (*RestoreRequest_File) isRestoreRequest_Step() {}
+
+func (*RestoreRequest_Data) isRestoreRequest_Step() {}
+
+func (*RestoreRequest_End) isRestoreRequest_Step() {}
+
+func (*RestoreRequest_Confirm) isRestoreRequest_Step() {}
+
+type RestoreBegin struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	BackupSha256  []byte                 `protobuf:"bytes,1,opt,name=backup_sha256,json=backupSha256,proto3" json:"backup_sha256,omitempty"`     // of the backup's file
+	RecoveryEpoch uint32                 `protobuf:"varint,2,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"` // at least, of the history that begins; unset: one more than the files tell of
+	DisableKeys   bool                   `protobuf:"varint,3,opt,name=disable_keys,json=disableKeys,proto3" json:"disable_keys,omitempty"`       // bring every key back disabled, whatever the journal says
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreBegin) Reset() {
+	*x = RestoreBegin{}
+	mi := &file_quorumkms_v1_backup_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreBegin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreBegin) ProtoMessage() {}
+
+func (x *RestoreBegin) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_backup_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreBegin.ProtoReflect.Descriptor instead.
+func (*RestoreBegin) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_backup_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RestoreBegin) GetBackupSha256() []byte {
+	if x != nil {
+		return x.BackupSha256
+	}
+	return nil
+}
+
+func (x *RestoreBegin) GetRecoveryEpoch() uint32 {
+	if x != nil {
+		return x.RecoveryEpoch
+	}
+	return 0
+}
+
+func (x *RestoreBegin) GetDisableKeys() bool {
+	if x != nil {
+		return x.DisableKeys
+	}
+	return false
+}
+
+// RestoreFile begins a file: the backup first, then segments of the journal.
+type RestoreFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // without directories; a segment keeps the name that the node gave it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreFile) Reset() {
+	*x = RestoreFile{}
+	mi := &file_quorumkms_v1_backup_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreFile) ProtoMessage() {}
+
+func (x *RestoreFile) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_backup_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreFile.ProtoReflect.Descriptor instead.
+func (*RestoreFile) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_backup_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RestoreFile) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RestoreEnd struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreEnd) Reset() {
+	*x = RestoreEnd{}
+	mi := &file_quorumkms_v1_backup_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreEnd) ProtoMessage() {}
+
+func (x *RestoreEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_backup_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreEnd.ProtoReflect.Descriptor instead.
+func (*RestoreEnd) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_backup_proto_rawDescGZIP(), []int{7}
+}
+
+type RestoreConfirm struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreConfirm) Reset() {
+	*x = RestoreConfirm{}
+	mi := &file_quorumkms_v1_backup_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreConfirm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreConfirm) ProtoMessage() {}
+
+func (x *RestoreConfirm) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_backup_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreConfirm.ProtoReflect.Descriptor instead.
+func (*RestoreConfirm) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_backup_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RestoreConfirm) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+type RestoreResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Step:
+	//
+	//	*RestoreResponse_Plan
+	//	*RestoreResponse_Progress
+	//	*RestoreResponse_Done
+	Step          isRestoreResponse_Step `protobuf_oneof:"step"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreResponse) Reset() {
+	*x = RestoreResponse{}
+	mi := &file_quorumkms_v1_backup_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreResponse) ProtoMessage() {}
+
+func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_backup_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
+func (*RestoreResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_backup_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RestoreResponse) GetStep() isRestoreResponse_Step {
+	if x != nil {
+		return x.Step
+	}
+	return nil
+}
+
+func (x *RestoreResponse) GetPlan() *RestorePlan {
+	if x != nil {
+		if x, ok := x.Step.(*RestoreResponse_Plan); ok {
+			return x.Plan
+		}
+	}
+	return nil
+}
+
+func (x *RestoreResponse) GetProgress() *RestoreProgress {
+	if x != nil {
+		if x, ok := x.Step.(*RestoreResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *RestoreResponse) GetDone() *RestoreDone {
+	if x != nil {
+		if x, ok := x.Step.(*RestoreResponse_Done); ok {
+			return x.Done
+		}
+	}
+	return nil
+}
+
+func (x *RestoreResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type isRestoreResponse_Step interface {
+	isRestoreResponse_Step()
+}
+
+type RestoreResponse_Plan struct {
+	Plan *RestorePlan `protobuf:"bytes,1,opt,name=plan,proto3,oneof"`
+}
+
+type RestoreResponse_Progress struct {
+	Progress *RestoreProgress `protobuf:"bytes,2,opt,name=progress,proto3,oneof"`
+}
+
+type RestoreResponse_Done struct {
+	Done *RestoreDone `protobuf:"bytes,3,opt,name=done,proto3,oneof"`
+}
+
+func (*RestoreResponse_Plan) isRestoreResponse_Step() {}
+
+func (*RestoreResponse_Progress) isRestoreResponse_Step() {}
+
+func (*RestoreResponse_Done) isRestoreResponse_Step() {}
+
+type RestorePlan struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId         string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	BackupEpoch       uint32                 `protobuf:"varint,2,opt,name=backup_epoch,json=backupEpoch,proto3" json:"backup_epoch,omitempty"`
+	Index             uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"` // of the last log entry in the backup
+	Created           *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created,proto3" json:"created,omitempty"`
+	SignerName        string                 `protobuf:"bytes,5,opt,name=signer_name,json=signerName,proto3" json:"signer_name,omitempty"`
+	SignerFingerprint string                 `protobuf:"bytes,6,opt,name=signer_fingerprint,json=signerFingerprint,proto3" json:"signer_fingerprint,omitempty"`
+	KeyCount          uint64                 `protobuf:"varint,7,opt,name=key_count,json=keyCount,proto3" json:"key_count,omitempty"`
+	EnabledKeys       uint64                 `protobuf:"varint,8,opt,name=enabled_keys,json=enabledKeys,proto3" json:"enabled_keys,omitempty"`
+	RecoveryEpoch     uint32                 `protobuf:"varint,9,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"`        // of the history that begins
+	JournalSegments   uint32                 `protobuf:"varint,10,opt,name=journal_segments,json=journalSegments,proto3" json:"journal_segments,omitempty"` // that were used
+	JournalIndex      uint64                 `protobuf:"varint,11,opt,name=journal_index,json=journalIndex,proto3" json:"journal_index,omitempty"`          // up to which it is known what was revoked
+	JournalTime       *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=journal_time,json=journalTime,proto3" json:"journal_time,omitempty"`              // what was revoked later is not known; unset: nothing is known
+	Restrictions      uint64                 `protobuf:"varint,13,opt,name=restrictions,proto3" json:"restrictions,omitempty"`                              // that are made again
+	UnknownKeys       uint64                 `protobuf:"varint,14,opt,name=unknown_keys,json=unknownKeys,proto3" json:"unknown_keys,omitempty"`             // that the journal names and the backup lacks
+	DisableKeys       bool                   `protobuf:"varint,15,opt,name=disable_keys,json=disableKeys,proto3" json:"disable_keys,omitempty"`
+	Doubt             string                 `protobuf:"bytes,16,opt,name=doubt,proto3" json:"doubt,omitempty"` // why it is not known what was revoked; empty: it is
+	Wait              *durationpb.Duration   `protobuf:"bytes,17,opt,name=wait,proto3" json:"wait,omitempty"`
+	NodeName          string                 `protobuf:"bytes,18,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"` // of the node that will be the only member
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *RestorePlan) Reset() {
+	*x = RestorePlan{}
+	mi := &file_quorumkms_v1_backup_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestorePlan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestorePlan) ProtoMessage() {}
+
+func (x *RestorePlan) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_backup_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestorePlan.ProtoReflect.Descriptor instead.
+func (*RestorePlan) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_backup_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RestorePlan) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *RestorePlan) GetBackupEpoch() uint32 {
+	if x != nil {
+		return x.BackupEpoch
+	}
+	return 0
+}
+
+func (x *RestorePlan) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *RestorePlan) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *RestorePlan) GetSignerName() string {
+	if x != nil {
+		return x.SignerName
+	}
+	return ""
+}
+
+func (x *RestorePlan) GetSignerFingerprint() string {
+	if x != nil {
+		return x.SignerFingerprint
+	}
+	return ""
+}
+
+func (x *RestorePlan) GetKeyCount() uint64 {
+	if x != nil {
+		return x.KeyCount
+	}
+	return 0
+}
+
+func (x *RestorePlan) GetEnabledKeys() uint64 {
+	if x != nil {
+		return x.EnabledKeys
+	}
+	return 0
+}
+
+func (x *RestorePlan) GetRecoveryEpoch() uint32 {
+	if x != nil {
+		return x.RecoveryEpoch
+	}
+	return 0
+}
+
+func (x *RestorePlan) GetJournalSegments() uint32 {
+	if x != nil {
+		return x.JournalSegments
+	}
+	return 0
+}
+
+func (x *RestorePlan) GetJournalIndex() uint64 {
+	if x != nil {
+		return x.JournalIndex
+	}
+	return 0
+}
+
+func (x *RestorePlan) GetJournalTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.JournalTime
+	}
+	return nil
+}
+
+func (x *RestorePlan) GetRestrictions() uint64 {
+	if x != nil {
+		return x.Restrictions
+	}
+	return 0
+}
+
+func (x *RestorePlan) GetUnknownKeys() uint64 {
+	if x != nil {
+		return x.UnknownKeys
+	}
+	return 0
+}
+
+func (x *RestorePlan) GetDisableKeys() bool {
+	if x != nil {
+		return x.DisableKeys
+	}
+	return false
+}
+
+func (x *RestorePlan) GetDoubt() string {
+	if x != nil {
+		return x.Doubt
+	}
+	return ""
+}
+
+func (x *RestorePlan) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+func (x *RestorePlan) GetNodeName() string {
+	if x != nil {
+		return x.NodeName
+	}
+	return ""
+}
+
+type RestoreProgress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Restrictions  uint64                 `protobuf:"varint,1,opt,name=restrictions,proto3" json:"restrictions,omitempty"` // that have been made again
+	Of            uint64                 `protobuf:"varint,2,opt,name=of,proto3" json:"of,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreProgress) Reset() {
+	*x = RestoreProgress{}
+	mi := &file_quorumkms_v1_backup_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreProgress) ProtoMessage() {}
+
+func (x *RestoreProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_backup_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreProgress.ProtoReflect.Descriptor instead.
+func (*RestoreProgress) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_backup_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RestoreProgress) GetRestrictions() uint64 {
+	if x != nil {
+		return x.Restrictions
+	}
+	return 0
+}
+
+func (x *RestoreProgress) GetOf() uint64 {
+	if x != nil {
+		return x.Of
+	}
+	return 0
+}
+
+type RestoreDone struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	RaftId        string                 `protobuf:"bytes,2,opt,name=raft_id,json=raftId,proto3" json:"raft_id,omitempty"`
+	RecoveryEpoch uint32                 `protobuf:"varint,3,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"`
+	Refused       uint64                 `protobuf:"varint,4,opt,name=refused,proto3" json:"refused,omitempty"` // restrictions that changed nothing: as a rule their key is not in the backup
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreDone) Reset() {
+	*x = RestoreDone{}
+	mi := &file_quorumkms_v1_backup_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreDone) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreDone) ProtoMessage() {}
+
+func (x *RestoreDone) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_backup_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreDone.ProtoReflect.Descriptor instead.
+func (*RestoreDone) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_backup_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RestoreDone) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
+func (x *RestoreDone) GetRaftId() string {
+	if x != nil {
+		return x.RaftId
+	}
+	return ""
+}
+
+func (x *RestoreDone) GetRecoveryEpoch() uint32 {
+	if x != nil {
+		return x.RecoveryEpoch
+	}
+	return 0
+}
+
+func (x *RestoreDone) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
 var File_quorumkms_v1_backup_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_backup_proto_rawDesc = "" +
 	"\n" +
-	"\x19quorumkms/v1/backup.proto\x12\fquorumkms.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aquorumkms/v1/cluster.proto\"N\n" +
+	"\x19quorumkms/v1/backup.proto\x12\fquorumkms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aquorumkms/v1/cluster.proto\"N\n" +
 	"\x13CreateBackupRequest\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
@@ -370,10 +1124,73 @@ const file_quorumkms_v1_backup_proto_rawDesc = "" +
 	"\rapplied_index\x18\f \x01(\x04R\fappliedIndex\x12#\n" +
 	"\rapplied_epoch\x18\r \x01(\rR\fappliedEpoch\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken2\xb5\x01\n" +
+	"indexToken\"\xec\x02\n" +
+	"\x0eRestoreRequest\x122\n" +
+	"\x05begin\x18\x01 \x01(\v2\x1a.quorumkms.v1.RestoreBeginH\x00R\x05begin\x12/\n" +
+	"\x04file\x18\x02 \x01(\v2\x19.quorumkms.v1.RestoreFileH\x00R\x04file\x12\x14\n" +
+	"\x04data\x18\x03 \x01(\fH\x00R\x04data\x12,\n" +
+	"\x03end\x18\x04 \x01(\v2\x18.quorumkms.v1.RestoreEndH\x00R\x03end\x128\n" +
+	"\aconfirm\x18\x05 \x01(\v2\x1c.quorumkms.v1.RestoreConfirmH\x00R\aconfirm\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexTokenB\x06\n" +
+	"\x04step\"}\n" +
+	"\fRestoreBegin\x12#\n" +
+	"\rbackup_sha256\x18\x01 \x01(\fR\fbackupSha256\x12%\n" +
+	"\x0erecovery_epoch\x18\x02 \x01(\rR\rrecoveryEpoch\x12!\n" +
+	"\fdisable_keys\x18\x03 \x01(\bR\vdisableKeys\"!\n" +
+	"\vRestoreFile\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\f\n" +
+	"\n" +
+	"RestoreEnd\"/\n" +
+	"\x0eRestoreConfirm\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\"\xd9\x01\n" +
+	"\x0fRestoreResponse\x12/\n" +
+	"\x04plan\x18\x01 \x01(\v2\x19.quorumkms.v1.RestorePlanH\x00R\x04plan\x12;\n" +
+	"\bprogress\x18\x02 \x01(\v2\x1d.quorumkms.v1.RestoreProgressH\x00R\bprogress\x12/\n" +
+	"\x04done\x18\x03 \x01(\v2\x19.quorumkms.v1.RestoreDoneH\x00R\x04done\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexTokenB\x06\n" +
+	"\x04step\"\xad\x05\n" +
+	"\vRestorePlan\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12!\n" +
+	"\fbackup_epoch\x18\x02 \x01(\rR\vbackupEpoch\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\x124\n" +
+	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x1f\n" +
+	"\vsigner_name\x18\x05 \x01(\tR\n" +
+	"signerName\x12-\n" +
+	"\x12signer_fingerprint\x18\x06 \x01(\tR\x11signerFingerprint\x12\x1b\n" +
+	"\tkey_count\x18\a \x01(\x04R\bkeyCount\x12!\n" +
+	"\fenabled_keys\x18\b \x01(\x04R\venabledKeys\x12%\n" +
+	"\x0erecovery_epoch\x18\t \x01(\rR\rrecoveryEpoch\x12)\n" +
+	"\x10journal_segments\x18\n" +
+	" \x01(\rR\x0fjournalSegments\x12#\n" +
+	"\rjournal_index\x18\v \x01(\x04R\fjournalIndex\x12=\n" +
+	"\fjournal_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\vjournalTime\x12\"\n" +
+	"\frestrictions\x18\r \x01(\x04R\frestrictions\x12!\n" +
+	"\funknown_keys\x18\x0e \x01(\x04R\vunknownKeys\x12!\n" +
+	"\fdisable_keys\x18\x0f \x01(\bR\vdisableKeys\x12\x14\n" +
+	"\x05doubt\x18\x10 \x01(\tR\x05doubt\x12-\n" +
+	"\x04wait\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\x04wait\x12\x1b\n" +
+	"\tnode_name\x18\x12 \x01(\tR\bnodeName\"E\n" +
+	"\x0fRestoreProgress\x12\"\n" +
+	"\frestrictions\x18\x01 \x01(\x04R\frestrictions\x12\x0e\n" +
+	"\x02of\x18\x02 \x01(\x04R\x02of\"\x86\x01\n" +
+	"\vRestoreDone\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x17\n" +
+	"\araft_id\x18\x02 \x01(\tR\x06raftId\x12%\n" +
+	"\x0erecovery_epoch\x18\x03 \x01(\rR\rrecoveryEpoch\x12\x18\n" +
+	"\arefused\x18\x04 \x01(\x04R\arefused2\x81\x02\n" +
 	"\rBackupService\x12Q\n" +
 	"\x06Create\x12!.quorumkms.v1.CreateBackupRequest\x1a\".quorumkms.v1.CreateBackupResponse0\x01\x12Q\n" +
-	"\x06Verify\x12!.quorumkms.v1.VerifyBackupRequest\x1a\".quorumkms.v1.VerifyBackupResponse(\x01B<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
+	"\x06Verify\x12!.quorumkms.v1.VerifyBackupRequest\x1a\".quorumkms.v1.VerifyBackupResponse(\x01\x12J\n" +
+	"\aRestore\x12\x1c.quorumkms.v1.RestoreRequest\x1a\x1d.quorumkms.v1.RestoreResponse(\x010\x01B<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
 
 var (
 	file_quorumkms_v1_backup_proto_rawDescOnce sync.Once
@@ -387,27 +1204,49 @@ func file_quorumkms_v1_backup_proto_rawDescGZIP() []byte {
 	return file_quorumkms_v1_backup_proto_rawDescData
 }
 
-var file_quorumkms_v1_backup_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_quorumkms_v1_backup_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_quorumkms_v1_backup_proto_goTypes = []any{
 	(*CreateBackupRequest)(nil),   // 0: quorumkms.v1.CreateBackupRequest
 	(*CreateBackupResponse)(nil),  // 1: quorumkms.v1.CreateBackupResponse
 	(*VerifyBackupRequest)(nil),   // 2: quorumkms.v1.VerifyBackupRequest
 	(*VerifyBackupResponse)(nil),  // 3: quorumkms.v1.VerifyBackupResponse
-	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
-	(MemberState)(0),              // 5: quorumkms.v1.MemberState
+	(*RestoreRequest)(nil),        // 4: quorumkms.v1.RestoreRequest
+	(*RestoreBegin)(nil),          // 5: quorumkms.v1.RestoreBegin
+	(*RestoreFile)(nil),           // 6: quorumkms.v1.RestoreFile
+	(*RestoreEnd)(nil),            // 7: quorumkms.v1.RestoreEnd
+	(*RestoreConfirm)(nil),        // 8: quorumkms.v1.RestoreConfirm
+	(*RestoreResponse)(nil),       // 9: quorumkms.v1.RestoreResponse
+	(*RestorePlan)(nil),           // 10: quorumkms.v1.RestorePlan
+	(*RestoreProgress)(nil),       // 11: quorumkms.v1.RestoreProgress
+	(*RestoreDone)(nil),           // 12: quorumkms.v1.RestoreDone
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(MemberState)(0),              // 14: quorumkms.v1.MemberState
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
 }
 var file_quorumkms_v1_backup_proto_depIdxs = []int32{
-	4, // 0: quorumkms.v1.VerifyBackupResponse.created:type_name -> google.protobuf.Timestamp
-	5, // 1: quorumkms.v1.VerifyBackupResponse.signer_state:type_name -> quorumkms.v1.MemberState
-	0, // 2: quorumkms.v1.BackupService.Create:input_type -> quorumkms.v1.CreateBackupRequest
-	2, // 3: quorumkms.v1.BackupService.Verify:input_type -> quorumkms.v1.VerifyBackupRequest
-	1, // 4: quorumkms.v1.BackupService.Create:output_type -> quorumkms.v1.CreateBackupResponse
-	3, // 5: quorumkms.v1.BackupService.Verify:output_type -> quorumkms.v1.VerifyBackupResponse
-	4, // [4:6] is the sub-list for method output_type
-	2, // [2:4] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	13, // 0: quorumkms.v1.VerifyBackupResponse.created:type_name -> google.protobuf.Timestamp
+	14, // 1: quorumkms.v1.VerifyBackupResponse.signer_state:type_name -> quorumkms.v1.MemberState
+	5,  // 2: quorumkms.v1.RestoreRequest.begin:type_name -> quorumkms.v1.RestoreBegin
+	6,  // 3: quorumkms.v1.RestoreRequest.file:type_name -> quorumkms.v1.RestoreFile
+	7,  // 4: quorumkms.v1.RestoreRequest.end:type_name -> quorumkms.v1.RestoreEnd
+	8,  // 5: quorumkms.v1.RestoreRequest.confirm:type_name -> quorumkms.v1.RestoreConfirm
+	10, // 6: quorumkms.v1.RestoreResponse.plan:type_name -> quorumkms.v1.RestorePlan
+	11, // 7: quorumkms.v1.RestoreResponse.progress:type_name -> quorumkms.v1.RestoreProgress
+	12, // 8: quorumkms.v1.RestoreResponse.done:type_name -> quorumkms.v1.RestoreDone
+	13, // 9: quorumkms.v1.RestorePlan.created:type_name -> google.protobuf.Timestamp
+	13, // 10: quorumkms.v1.RestorePlan.journal_time:type_name -> google.protobuf.Timestamp
+	15, // 11: quorumkms.v1.RestorePlan.wait:type_name -> google.protobuf.Duration
+	0,  // 12: quorumkms.v1.BackupService.Create:input_type -> quorumkms.v1.CreateBackupRequest
+	2,  // 13: quorumkms.v1.BackupService.Verify:input_type -> quorumkms.v1.VerifyBackupRequest
+	4,  // 14: quorumkms.v1.BackupService.Restore:input_type -> quorumkms.v1.RestoreRequest
+	1,  // 15: quorumkms.v1.BackupService.Create:output_type -> quorumkms.v1.CreateBackupResponse
+	3,  // 16: quorumkms.v1.BackupService.Verify:output_type -> quorumkms.v1.VerifyBackupResponse
+	9,  // 17: quorumkms.v1.BackupService.Restore:output_type -> quorumkms.v1.RestoreResponse
+	15, // [15:18] is the sub-list for method output_type
+	12, // [12:15] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_v1_backup_proto_init() }
@@ -416,13 +1255,25 @@ func file_quorumkms_v1_backup_proto_init() {
 		return
 	}
 	file_quorumkms_v1_cluster_proto_init()
+	file_quorumkms_v1_backup_proto_msgTypes[4].OneofWrappers = []any{
+		(*RestoreRequest_Begin)(nil),
+		(*RestoreRequest_File)(nil),
+		(*RestoreRequest_Data)(nil),
+		(*RestoreRequest_End)(nil),
+		(*RestoreRequest_Confirm)(nil),
+	}
+	file_quorumkms_v1_backup_proto_msgTypes[9].OneofWrappers = []any{
+		(*RestoreResponse_Plan)(nil),
+		(*RestoreResponse_Progress)(nil),
+		(*RestoreResponse_Done)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_v1_backup_proto_rawDesc), len(file_quorumkms_v1_backup_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

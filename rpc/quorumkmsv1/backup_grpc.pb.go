@@ -19,8 +19,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	BackupService_Create_FullMethodName = "/quorumkms.v1.BackupService/Create"
-	BackupService_Verify_FullMethodName = "/quorumkms.v1.BackupService/Verify"
+	BackupService_Create_FullMethodName  = "/quorumkms.v1.BackupService/Create"
+	BackupService_Verify_FullMethodName  = "/quorumkms.v1.BackupService/Verify"
+	BackupService_Restore_FullMethodName = "/quorumkms.v1.BackupService/Restore"
 )
 
 // BackupServiceClient is the client API for BackupService service.
@@ -35,6 +36,11 @@ type BackupServiceClient interface {
 	Create(ctx context.Context, in *CreateBackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CreateBackupResponse], error)
 	// Verify takes a backup in pieces and checks all of it.
 	Verify(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[VerifyBackupRequest, VerifyBackupResponse], error)
+	// Restore makes the node that is called, which belongs to no cluster, the only member
+	// of the cluster of a backup. The client begins, sends the files and ends; the node
+	// answers with what a restore comes to; the client confirms; the node tells how far
+	// it is, and that it is done. A dry run ends behind the plan.
+	Restore(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RestoreRequest, RestoreResponse], error)
 }
 
 type backupServiceClient struct {
@@ -77,6 +83,19 @@ func (c *backupServiceClient) Verify(ctx context.Context, opts ...grpc.CallOptio
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type BackupService_VerifyClient = grpc.ClientStreamingClient[VerifyBackupRequest, VerifyBackupResponse]
 
+func (c *backupServiceClient) Restore(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RestoreRequest, RestoreResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &BackupService_ServiceDesc.Streams[2], BackupService_Restore_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RestoreRequest, RestoreResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type BackupService_RestoreClient = grpc.BidiStreamingClient[RestoreRequest, RestoreResponse]
+
 // BackupServiceServer is the server API for BackupService service.
 // All implementations must embed UnimplementedBackupServiceServer
 // for forward compatibility.
@@ -89,6 +108,11 @@ type BackupServiceServer interface {
 	Create(*CreateBackupRequest, grpc.ServerStreamingServer[CreateBackupResponse]) error
 	// Verify takes a backup in pieces and checks all of it.
 	Verify(grpc.ClientStreamingServer[VerifyBackupRequest, VerifyBackupResponse]) error
+	// Restore makes the node that is called, which belongs to no cluster, the only member
+	// of the cluster of a backup. The client begins, sends the files and ends; the node
+	// answers with what a restore comes to; the client confirms; the node tells how far
+	// it is, and that it is done. A dry run ends behind the plan.
+	Restore(grpc.BidiStreamingServer[RestoreRequest, RestoreResponse]) error
 	mustEmbedUnimplementedBackupServiceServer()
 }
 
@@ -104,6 +128,9 @@ func (UnimplementedBackupServiceServer) Create(*CreateBackupRequest, grpc.Server
 }
 func (UnimplementedBackupServiceServer) Verify(grpc.ClientStreamingServer[VerifyBackupRequest, VerifyBackupResponse]) error {
 	return status.Error(codes.Unimplemented, "method Verify not implemented")
+}
+func (UnimplementedBackupServiceServer) Restore(grpc.BidiStreamingServer[RestoreRequest, RestoreResponse]) error {
+	return status.Error(codes.Unimplemented, "method Restore not implemented")
 }
 func (UnimplementedBackupServiceServer) mustEmbedUnimplementedBackupServiceServer() {}
 func (UnimplementedBackupServiceServer) testEmbeddedByValue()                       {}
@@ -144,6 +171,13 @@ func _BackupService_Verify_Handler(srv interface{}, stream grpc.ServerStream) er
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type BackupService_VerifyServer = grpc.ClientStreamingServer[VerifyBackupRequest, VerifyBackupResponse]
 
+func _BackupService_Restore_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(BackupServiceServer).Restore(&grpc.GenericServerStream[RestoreRequest, RestoreResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type BackupService_RestoreServer = grpc.BidiStreamingServer[RestoreRequest, RestoreResponse]
+
 // BackupService_ServiceDesc is the grpc.ServiceDesc for BackupService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -160,6 +194,12 @@ var BackupService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Verify",
 			Handler:       _BackupService_Verify_Handler,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Restore",
+			Handler:       _BackupService_Restore_Handler,
+			ServerStreams: true,
 			ClientStreams: true,
 		},
 	},
