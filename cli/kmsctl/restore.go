@@ -45,17 +45,16 @@ The command shows what the restore comes to and asks to type the cluster's id;
 --confirm gives it in scripts.`,
 		Example: `  kmsctl backup restore kms.qkb --journal /mnt/backup --to kms1.example.org:7443 --dry-run
   kmsctl backup restore kms.qkb --journal /mnt/backup --to kms1.example.org:7443`,
-		RunE: a.remote(func(ctx context.Context, _ *client.Client, args []string) error {
-			if to == "" {
-				return usagef("--to is missing: the address of the new node")
-			}
+		RunE: a.to(&to, func(ctx context.Context, args []string) error {
 			segments, err := journalFiles(journals)
 			if err != nil {
 				return err
 			}
 			r.Backup = client.RestoreFile{Open: func() (io.ReadCloser, error) { return os.Open(args[0]) }}
 			r.Journals, r.DryRun, r.RequestID = segments, a.dryRun, a.requestID
-			r.Confirm = func(p *quorumkmsv1.RestorePlan) error { return a.confirmRestore(ctx, args[0], p, len(segments), confirmed) }
+			r.Confirm = func(p *quorumkmsv1.RestorePlan) error {
+				return a.confirmRestore(ctx, args[0], p, len(segments), confirmed)
+			}
 			return a.restore(ctx, to, r)
 		}),
 	}
@@ -65,6 +64,25 @@ The command shows what the restore comes to and asks to type the cluster's id;
 	c.Flags().BoolVar(&r.DisableKeys, "disable-keys", false, "bring every key back disabled")
 	c.Flags().Uint32Var(&r.Epoch, "epoch", 0, "recovery epoch to begin, at least")
 	return a.mutates(c)
+}
+
+// to is the RunE of a command that asks one node, which it names itself.
+func (a *app) to(address *string, f func(ctx context.Context, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		if *address == "" {
+			return usagef("--to is missing: the address of the new node")
+		}
+		for i := range a.settings {
+			if a.settings[i].Name == setAddresses {
+				a.settings[i].Value, a.settings[i].Source = *address, "--to"
+			}
+		}
+		if _, err := a.clientConfig(); err != nil {
+			return err
+		}
+		a.started = true
+		return f(cmd.Context(), args)
+	}
 }
 
 // journalFiles finds the segments in the directories.

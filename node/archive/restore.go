@@ -53,7 +53,13 @@ func PlanRestore(file io.Reader, key fsm.LogKey, epoch uint32, journals ...strin
 	if len(history.Problems) > 0 {
 		return nil, fmt.Errorf("%w (%d files in all; whoever restores without them has a gap)", history.Problems[0], len(history.Problems))
 	}
-	return r, r.take(history, key)
+	if err := r.take(history, key); err != nil {
+		return nil, err
+	}
+	if r.Epoch > fsm.MaxRecoveryEpoch {
+		return nil, fmt.Errorf("%w: recovery epoch %d: must be at most %d", fsm.ErrInvalid, r.Epoch, fsm.MaxRecoveryEpoch)
+	}
+	return r, nil
 }
 
 // take adds what the journals say.

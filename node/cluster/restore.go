@@ -36,7 +36,6 @@ type Restoration struct {
 
 // Restored is what came of it.
 type Restored struct {
-	History fsm.History
 	Refused int // restrictions that changed nothing: as a rule their key is not in the backup
 }
 
@@ -94,15 +93,18 @@ func (m *Member) Restore(ctx context.Context, r Restoration) (Restored, error) {
 	if err := errors.Join(id.clear(m.config.DataDir), id.save(m.config.DataDir)); err != nil {
 		return Restored{}, err
 	}
+	fresh := func(err error) error {
+		return errors.Join(err, m.identity.clear(m.config.DataDir), m.identity.save(m.config.DataDir))
+	}
 	e, err := m.start(ctx, id, restored(r.State))
 	if err != nil {
-		return Restored{}, err
+		return Restored{}, fresh(err)
 	}
 	refused, err := e.restore(ctx, r)
 	if err != nil {
-		return Restored{}, errors.Join(err, e.stop())
+		return Restored{}, fresh(errors.Join(err, e.stop()))
 	}
-	return Restored{History: id.History, Refused: refused}, m.become(e, id)
+	return Restored{Refused: refused}, m.become(e, id)
 }
 
 // restored makes a state the snapshot of an empty log of this node alone.
