@@ -4,10 +4,12 @@ import (
 	"context"
 
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/google/uuid"
 
 	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/archive"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
@@ -23,12 +25,27 @@ func (s *clusterServer) RecoveryPlan(ctx context.Context, r *pb.RecoveryPlanRequ
 			if err != nil {
 				return nil, err
 			}
-			return s.plan(p), nil
+			missed, err := s.missed(p)
+			if err != nil {
+				return nil, err
+			}
+			return s.plan(p, missed), nil
 		},
 	})
 }
 
-func (s *clusterServer) plan(p cluster.RecoveryPlan) *pb.RecoveryPlanResponse {
+// missed is what the journals know and this node lacks.
+func (s *clusterServer) missed(p cluster.RecoveryPlan) (archive.Missed, error) {
+	last := uint64(0)
+	for _, m := range p.Members {
+		if m.ID == s.member.ID() {
+			last = m.Found.LastIndex
+		}
+	}
+	return s.archive.Missed(p.State, last)
+}
+
+func (s *clusterServer) plan(p cluster.RecoveryPlan, missed archive.Missed) *pb.RecoveryPlanResponse {
 	c := p.State.Cluster()
 	out := &pb.RecoveryPlanResponse{
 		ClusterId: c.ID.String(), RecoveryEpoch: c.RecoveryEpoch, RaftId: s.member.ID(), NodeName: s.node.Name,
@@ -40,6 +57,10 @@ func (s *clusterServer) plan(p cluster.RecoveryPlan) *pb.RecoveryPlanResponse {
 				AppliedIndex: m.Found.Applied, LeaderId: m.Found.Leader,
 			}
 		}),
+	}
+	out.JournalDirectory, out.JournalProblem, out.MissedRestrictions = missed.Dir, missed.Problem, uint64(len(missed.Replay))
+	if !missed.Until.IsZero() {
+		out.JournalTime = timestamppb.New(missed.Until)
 	}
 	if p.Refusal != nil {
 		out.Refusal = p.Refusal.Error()
@@ -58,7 +79,12 @@ func (s *clusterServer) Recover(ctx context.Context, r *pb.RecoverRequest) (*pb.
 		Name: "Recover", Target: r.GetNode(), Call: call(ctx, r),
 		Params: []any{r.GetClusterId(), r.GetRecoveryEpoch(), r.GetNode(), r.GetDeadNodes()},
 		Check: func() error {
-			_, err := s.member.CheckRecovery(ctx, want)
+			p, err := s.member.CheckRecovery(ctx, want)
+			if err != nil {
+				return err
+			}
+			missed, err := s.missed(p)
+			want.Replay = missed.Replay
 			return err
 		},
 		Repeat: func(fsm.Result) (*pb.RecoverResponse, error) {

@@ -185,12 +185,26 @@ func writePlan(w io.Writer, p *quorumkmsv1.RecoveryPlanResponse) error {
 	_, err := fmt.Fprintf(w, `
 Cluster %s will go on with node %s alone: %d keys, recovery epoch %d.
   - What only the dead nodes held is lost, also if it was acknowledged.
+  - %s
   - The dead nodes must be powered off NOW and stay so until their data
     directories are emptied: together they could be a second cluster.
   - It takes %s, until nothing that they may still hold can be valid.
 
-`, p.GetClusterId(), clean(p.GetNodeName()), p.GetKeyCount(), p.GetRecoveryEpoch()+1, p.GetWait().AsDuration())
+`, p.GetClusterId(), clean(p.GetNodeName()), p.GetKeyCount(), p.GetRecoveryEpoch()+1, clean(missedText(p)), p.GetWait().AsDuration())
 	return err
+}
+
+// missedText says what becomes of restrictions that only the dead nodes held.
+func missedText(p *quorumkmsv1.RecoveryPlanResponse) string {
+	text := fmt.Sprintf("%d restrictions that this node lacks are in the journals in %s, up to %s: they are made again.",
+		p.GetMissedRestrictions(), p.GetJournalDirectory(), orDash(timeText(p.GetJournalTime())))
+	switch {
+	case p.GetJournalDirectory() == "":
+		return "That holds for what was revoked, too: this node has no journal (backup.dir)."
+	case p.GetJournalProblem() != "":
+		return text + " NOT ALL could be read: " + p.GetJournalProblem()
+	}
+	return text
 }
 
 // deadNodes are the members of a plan that do not answer.

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -81,9 +83,16 @@ func (r restrictions) hold(ctx context.Context, c *testCluster, p *process) {
 	refused(codes.FailedPrecondition, client.ErrKeyDisabled).check(c.t, "a key that was disabled", second(user.Decrypt(ctx, r.disabled.blob, nil)))
 }
 
-// TestRecover loses two of three nodes for good.
+// TestRecover loses two of three nodes for good, the third having been away for the
+// last restriction.
 func TestRecover(t *testing.T) {
-	c := startCluster(t, 3)
+	c := newCluster(t, 3)
+	journal := filepath.Join(c.dir, "journal")
+	must(t, os.Mkdir(journal, 0o700))
+	for _, p := range c.nodes {
+		p.extra = fmt.Sprintf("backup: {dir: %s}", journal)
+	}
+	c.begin()
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	defer cancel()
 	made := c.restrict(ctx)
@@ -91,6 +100,8 @@ func TestRecover(t *testing.T) {
 	for _, p := range c.nodes { // what was acknowledged is with a majority: let it be with all
 		made.hold(ctx, c, p)
 	}
+	late := c.object(ctx, "alias/late") // disabled while the survivor is away
+	c.eventually("the survivor knows it", func() bool { return second(c.dial(userID, survivor).Decrypt(ctx, late.blob, nil)) == nil }, survivor)
 	before, err := c.status(survivor)
 	must(t, err)
 
@@ -105,14 +116,23 @@ func TestRecover(t *testing.T) {
 	refused(codes.PermissionDenied, client.ErrDenied).check(t, "Recover of an administrator",
 		second(c.dial(adminID, survivor).Cluster().Recover(ctx, recovery(plan))))
 
+	survivor.pause()
+	must(t, second(c.dial(adminID, lost...).Keys().DisableKey(ctx, &pb.DisableKeyRequest{KeyId: late.key})))
+	s, err := c.status(lost[0])
+	must(t, err)
+	c.until("the journal covers it", func(now *pb.StatusResponse) bool { return now.GetBackup().GetJournalIndex() >= s.GetAppliedIndex() }, lost[0])
 	for _, p := range lost {
 		p.kill()
 	}
+	survivor.resume()
 	c.leaderless(survivor)
 	survivor.kill() // a node that was started without a leader knows no state: only its log
 	survivor.start()
 	c.until("the survivor is back", func(s *pb.StatusResponse) bool { return s.GetClusterId() != "" }, survivor)
 	plan = c.plan(ctx, survivor)
+	if plan.GetMissedRestrictions() != 1 || plan.GetJournalTime() == nil || plan.GetJournalProblem() != "" || plan.GetJournalDirectory() != journal {
+		t.Errorf("the journal is told as %v", plan)
+	}
 	if plan.GetRefusal() != "" || plan.GetKeyCount() != before.GetKeyCount() || plan.GetWait().AsDuration() != testLease*5/4 {
 		t.Fatalf("the plan is %v", plan)
 	}
@@ -153,6 +173,8 @@ func TestRecover(t *testing.T) {
 	}
 	c.until("the survivor serves", func(s *pb.StatusResponse) bool { return s.GetServing() && len(s.GetMembers()) == 1 }, survivor)
 	made.hold(ctx, c, survivor)
+	refused(codes.FailedPrecondition, client.ErrKeyDisabled).check(t, "what was disabled while the survivor was away",
+		second(c.dial(userID, survivor).Decrypt(ctx, late.blob, nil)))
 	recoveryRefused("the cluster is alive").check(t, "once more", fromStatus(second(cluster.Recover(ctx, recovery(c.plan(ctx, survivor))))))
 
 	rotated, err := c.dial(adminID, survivor).Keys().RotateKeyOnDemand(ctx, &pb.RotateKeyOnDemandRequest{KeyId: made.rotated.key})

@@ -2,9 +2,11 @@ package archive
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/rpc/client/backup"
@@ -124,4 +126,59 @@ func (r *Restoration) JournalEnd() uint64 {
 		return 0
 	}
 	return r.Covered.Index
+}
+
+// Missed is what the journals in this node's directory tell of and its own log lacks:
+// it was away when the others made these restrictions.
+type Missed struct {
+	Dir     string // empty: this node has none
+	Replay  []fsm.Command
+	Until   time.Time // up to when the journals go; zero if that is not known
+	Problem string    // why not all of it could be read
+}
+
+// Missed compares the journals with a log that ends with the index last.
+func (a *Archive) Missed(s *fsm.State, last uint64) (Missed, error) {
+	m := Missed{Dir: a.config.Dir}
+	if m.Dir == "" {
+		return m, nil
+	}
+	key, err := a.config.Member.LogKey()
+	if err != nil {
+		return m, err
+	}
+	history, err := ReadHistory(s.Cluster().ID, key, m.Dir)
+	if err != nil {
+		m.Problem = err.Error()
+		return m, nil
+	}
+	if len(history.Problems) > 0 {
+		m.Problem = errors.Join(history.Problems...).Error()
+	}
+	known, err := history.After(s.Cluster().RecoveryEpoch, 0)
+	if err != nil {
+		return m, err
+	}
+	for _, segment := range history.Segments {
+		if t := segment.Until.Time; segment.RecoveryEpoch == s.Cluster().RecoveryEpoch && t.After(m.Until) {
+			m.Until = t
+		}
+	}
+	for _, e := range known.Entries {
+		term, _, found, err := a.config.Member.LogEntry(e.Index)
+		if err != nil {
+			return m, err
+		}
+		if found && term == e.Term || !found && e.Index <= last {
+			continue
+		}
+		_, command, err := key.OpenEntry(e.Raw)
+		if err != nil {
+			return m, err
+		}
+		if again := fsm.Replay(command); again != nil {
+			m.Replay = append(m.Replay, again)
+		}
+	}
+	return m, nil
 }

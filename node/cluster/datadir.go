@@ -55,6 +55,14 @@ type recoverer struct {
 	Principal string `json:"principal"`
 	Request   string `json:"request"`
 	Digest    []byte `json:"digest"`
+	// Replay are restrictions that this node's log lacks, in their order.
+	Replay []replayed `json:"replay,omitempty"`
+}
+
+// replayed is a command as entries carry it.
+type replayed struct {
+	Command string          `json:"command"`
+	Body    json.RawMessage `json:"body"`
 }
 
 const (

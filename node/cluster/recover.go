@@ -3,6 +3,7 @@ package cluster
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
@@ -204,9 +205,16 @@ type Recovery struct {
 	Epoch   uint32   // the present recovery epoch
 	Node    string   // name or raft id of this node
 	Dead    []string // names of all members that do not answer
+	// Replay are restrictions that this node's log lacks, in their order: at most
+	// maxReplay.
+	Replay []fsm.Command
 	// Proposal carries who asks, and the request id.
 	Proposal fsm.Proposal
 }
+
+// maxReplay bounds the restrictions that a recovery makes again: they wait in
+// node.json.
+const maxReplay = 10_000
 
 // CheckRecovery tells what a recovery would mean, or why it is refused.
 func (m *Member) CheckRecovery(ctx context.Context, r Recovery) (RecoveryPlan, error) {
@@ -228,6 +236,8 @@ func (m *Member) CheckRecovery(ctx context.Context, r Recovery) (RecoveryPlan, e
 		return p, refuse("the cluster is in recovery epoch %d, not %d", c.RecoveryEpoch, r.Epoch)
 	case r.Node != m.id && r.Node != m.config.Name:
 		return p, refuse("this is node %s (%s), not %s", m.config.Name, m.id, r.Node)
+	case len(r.Replay) > maxReplay:
+		return p, refuse("the journals know %d restrictions that this node lacks, at most %d can be made again: restore a backup instead", len(r.Replay), maxReplay)
 	case !slices.Equal(slices.Compact(given), p.Dead()):
 		return p, refuse("the members that do not answer are %s; named as dead were %s", list(p.Dead()), list(given))
 	}
@@ -259,11 +269,18 @@ func (m *Member) Recover(ctx context.Context, r Recovery) (fsm.Result, error) {
 	id := m.identity
 	id.Stage, id.History = stageRecovering, fsm.History{Epoch: r.Epoch + 1, ID: uuid.New()}
 	id.Recovery = &recoverer{Principal: r.Proposal.Principal, Request: r.Proposal.Request, Digest: r.Proposal.Digest}
+	for _, c := range r.Replay {
+		body, err := json.Marshal(c)
+		if err != nil {
+			return fsm.Result{}, err
+		}
+		id.Recovery.Replay = append(id.Recovery.Replay, replayed{fsm.NameOf(c), body})
+	}
 	if err := id.save(m.config.DataDir); err != nil {
 		return fsm.Result{}, err
 	}
 	m.config.Log.Warn("recovering the cluster from this node alone", "epoch", id.History.Epoch, "principal", r.Proposal.Principal,
-		"dead", p.Dead(), "rejoin", p.Rejoin(m.id), "log_index", p.State.Index())
+		"dead", p.Dead(), "rejoin", p.Rejoin(m.id), "log_index", p.State.Index(), "restrictions_made_again", len(r.Replay))
 	result, err := m.goOnAlone(context.WithoutCancel(ctx), old, id)
 	if err != nil {
 		m.config.Halt(fmt.Errorf("the recovery was not finished, it goes on at the next start: %w", err))
@@ -286,23 +303,42 @@ func (m *Member) goOnAlone(ctx context.Context, old *engine, id identity) (fsm.R
 }
 
 // startRecovered starts Raft with this node alone and commits RecoverCluster, unless
-// an earlier attempt has.
+// an earlier attempt has, and the restrictions that the node lacks: made twice, they
+// are made.
 func (m *Member) startRecovered(ctx context.Context, id identity) (*engine, fsm.Result, error) {
 	e, err := m.start(ctx, id, recovered)
 	if err != nil {
 		return nil, fsm.Result{}, err
 	}
-	if s := e.machine.State(); s.History() == id.History {
-		return e, fsm.Result{Index: s.Index(), ID: e.id}, nil
-	}
-	result, err := e.firstEntry(ctx, fsm.Proposal{
-		Command:   &fsm.RecoverCluster{Epoch: id.History.Epoch, ID: id.History.ID, Node: e.id},
-		Principal: id.Recovery.Principal, Request: id.Recovery.Request, Digest: id.Recovery.Digest,
-	})
+	result, err := e.recover(ctx, id)
 	if err != nil {
 		return nil, fsm.Result{}, errors.Join(err, e.stop())
 	}
 	return e, result, nil
+}
+
+func (e *engine) recover(ctx context.Context, id identity) (fsm.Result, error) {
+	r := id.Recovery
+	command := fsm.Command(&fsm.RecoverCluster{Epoch: id.History.Epoch, ID: id.History.ID, Node: e.id})
+	if e.machine.State().History() == id.History {
+		s := e.machine.State()
+		command = &fsm.Tick{HashIndex: s.Index(), Hash: s.Hash()}
+		r = &recoverer{Principal: e.principal(), Replay: r.Replay}
+	}
+	result, err := e.firstEntry(ctx, fsm.Proposal{Command: command, Principal: r.Principal, Request: r.Request, Digest: r.Digest})
+	if err != nil {
+		return result, err
+	}
+	var again []fsm.Command
+	for _, x := range r.Replay {
+		c, err := fsm.DecodeCommand(x.Command, x.Body)
+		if err != nil {
+			return result, err
+		}
+		again = append(again, c)
+	}
+	_, err = e.replayAll(ctx, again, id.Recovery.Principal, func(int) {})
+	return result, err
 }
 
 // recovered makes this node's log that of a cluster of this node alone. Done twice it

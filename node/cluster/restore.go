@@ -142,26 +142,37 @@ func (e *engine) restore(ctx context.Context, r Restoration) (refused int, err e
 	if err != nil {
 		return 0, err
 	}
-	for i, command := range r.Replay {
+	progress := r.Progress
+	if progress == nil {
+		progress = func(int) {}
+	}
+	if refused, err = e.replayAll(ctx, r.Replay, r.Proposal.Principal, progress); err != nil {
+		return 0, err
+	}
+	return refused, e.waitFloor(ctx)
+}
+
+// replayAll makes restrictions of a lost history again, and counts those that change
+// nothing: as a rule their key is not in this one.
+func (e *engine) replayAll(ctx context.Context, all []fsm.Command, principal string, progress func(done int)) (refused int, err error) {
+	for i, command := range all {
 		for ; command != nil; command = fsm.Instead(command) {
-			_, err := e.commit(ctx, fsm.Proposal{Command: command, Principal: r.Proposal.Principal}, e.id)
+			_, err := e.commit(ctx, fsm.Proposal{Command: command, Principal: principal}, e.id)
 			if err == nil {
 				break
 			}
 			if fsm.Code(err) == "" || errors.Is(err, fsm.ErrHalted) {
-				return 0, fmt.Errorf("restriction %d of %d: %w", i+1, len(r.Replay), err)
+				return 0, fmt.Errorf("restriction %d of %d: %w", i+1, len(all), err)
 			}
-			e.log.Warn("a restriction after the backup changes nothing", "command", fsm.NameOf(command), "reason", err)
+			e.log.Warn("a restriction of the lost history changes nothing", "command", fsm.NameOf(command), "reason", err)
 			refused++
 			if !errors.Is(err, fsm.ErrNotFound) {
 				break
 			}
 		}
-		if r.Progress != nil {
-			r.Progress(i + 1)
-		}
+		progress(i + 1)
 	}
-	return refused, e.waitFloor(ctx)
+	return refused, nil
 }
 
 // waitFloor returns when no lease from before this node's term can be alive.

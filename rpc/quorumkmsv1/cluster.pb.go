@@ -1795,18 +1795,22 @@ func (x *RecoveryPlanRequest) GetIndexToken() []byte {
 }
 
 type RecoveryPlanResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	RecoveryEpoch uint32                 `protobuf:"varint,2,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"` // the present one
-	RaftId        string                 `protobuf:"bytes,3,opt,name=raft_id,json=raftId,proto3" json:"raft_id,omitempty"`                       // of the node that answers
-	NodeName      string                 `protobuf:"bytes,4,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
-	Members       []*Survivor            `protobuf:"bytes,5,rep,name=members,proto3" json:"members,omitempty"`                    // this node too
-	Wait          *durationpb.Duration   `protobuf:"bytes,6,opt,name=wait,proto3" json:"wait,omitempty"`                          // how long a recovery waits for leases of the others
-	KeyCount      uint64                 `protobuf:"varint,7,opt,name=key_count,json=keyCount,proto3" json:"key_count,omitempty"` // with this node's whole log
-	Refusal       string                 `protobuf:"bytes,8,opt,name=refusal,proto3" json:"refusal,omitempty"`                    // why it cannot be recovered from this node; empty: it can
-	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId          string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	RecoveryEpoch      uint32                 `protobuf:"varint,2,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"` // the present one
+	RaftId             string                 `protobuf:"bytes,3,opt,name=raft_id,json=raftId,proto3" json:"raft_id,omitempty"`                       // of the node that answers
+	NodeName           string                 `protobuf:"bytes,4,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
+	Members            []*Survivor            `protobuf:"bytes,5,rep,name=members,proto3" json:"members,omitempty"`                                                   // this node too
+	Wait               *durationpb.Duration   `protobuf:"bytes,6,opt,name=wait,proto3" json:"wait,omitempty"`                                                         // how long a recovery waits for leases of the others
+	KeyCount           uint64                 `protobuf:"varint,7,opt,name=key_count,json=keyCount,proto3" json:"key_count,omitempty"`                                // with this node's whole log
+	Refusal            string                 `protobuf:"bytes,8,opt,name=refusal,proto3" json:"refusal,omitempty"`                                                   // why it cannot be recovered from this node; empty: it can
+	JournalDirectory   string                 `protobuf:"bytes,9,opt,name=journal_directory,json=journalDirectory,proto3" json:"journal_directory,omitempty"`         // backup.dir of this node; empty: it has none
+	JournalTime        *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=journal_time,json=journalTime,proto3" json:"journal_time,omitempty"`                       // up to when the journals in it go; unset: not known
+	MissedRestrictions uint64                 `protobuf:"varint,11,opt,name=missed_restrictions,json=missedRestrictions,proto3" json:"missed_restrictions,omitempty"` // that they know and this node lacks: they are made again
+	JournalProblem     string                 `protobuf:"bytes,12,opt,name=journal_problem,json=journalProblem,proto3" json:"journal_problem,omitempty"`              // why not all of the journals could be read
+	IndexToken         []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *RecoveryPlanResponse) Reset() {
@@ -1891,6 +1895,34 @@ func (x *RecoveryPlanResponse) GetKeyCount() uint64 {
 func (x *RecoveryPlanResponse) GetRefusal() string {
 	if x != nil {
 		return x.Refusal
+	}
+	return ""
+}
+
+func (x *RecoveryPlanResponse) GetJournalDirectory() string {
+	if x != nil {
+		return x.JournalDirectory
+	}
+	return ""
+}
+
+func (x *RecoveryPlanResponse) GetJournalTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.JournalTime
+	}
+	return nil
+}
+
+func (x *RecoveryPlanResponse) GetMissedRestrictions() uint64 {
+	if x != nil {
+		return x.MissedRestrictions
+	}
+	return 0
+}
+
+func (x *RecoveryPlanResponse) GetJournalProblem() string {
+	if x != nil {
+		return x.JournalProblem
 	}
 	return ""
 }
@@ -2369,7 +2401,7 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\x13RecoveryPlanRequest\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\xcb\x02\n" +
+	"indexToken\"\x91\x04\n" +
 	"\x14RecoveryPlanResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12%\n" +
@@ -2379,7 +2411,12 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\amembers\x18\x05 \x03(\v2\x16.quorumkms.v1.SurvivorR\amembers\x12-\n" +
 	"\x04wait\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x04wait\x12\x1b\n" +
 	"\tkey_count\x18\a \x01(\x04R\bkeyCount\x12\x18\n" +
-	"\arefusal\x18\b \x01(\tR\arefusal\x12\x1f\n" +
+	"\arefusal\x18\b \x01(\tR\arefusal\x12+\n" +
+	"\x11journal_directory\x18\t \x01(\tR\x10journalDirectory\x12=\n" +
+	"\fjournal_time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\vjournalTime\x12/\n" +
+	"\x13missed_restrictions\x18\v \x01(\x04R\x12missedRestrictions\x12'\n" +
+	"\x0fjournal_problem\x18\f \x01(\tR\x0ejournalProblem\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
 	"indexToken\"\xd7\x02\n" +
 	"\bSurvivor\x12\x17\n" +
@@ -2495,29 +2532,30 @@ var file_quorumkms_v1_cluster_proto_depIdxs = []int32{
 	25, // 18: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
 	22, // 19: quorumkms.v1.RecoveryPlanResponse.members:type_name -> quorumkms.v1.Survivor
 	26, // 20: quorumkms.v1.RecoveryPlanResponse.wait:type_name -> google.protobuf.Duration
-	6,  // 21: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
-	8,  // 22: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
-	10, // 23: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
-	12, // 24: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
-	14, // 25: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
-	18, // 26: quorumkms.v1.ClusterService.SetVoter:input_type -> quorumkms.v1.SetVoterRequest
-	16, // 27: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
-	20, // 28: quorumkms.v1.ClusterService.RecoveryPlan:input_type -> quorumkms.v1.RecoveryPlanRequest
-	23, // 29: quorumkms.v1.ClusterService.Recover:input_type -> quorumkms.v1.RecoverRequest
-	7,  // 30: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
-	9,  // 31: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
-	11, // 32: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
-	13, // 33: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
-	15, // 34: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
-	19, // 35: quorumkms.v1.ClusterService.SetVoter:output_type -> quorumkms.v1.SetVoterResponse
-	17, // 36: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
-	21, // 37: quorumkms.v1.ClusterService.RecoveryPlan:output_type -> quorumkms.v1.RecoveryPlanResponse
-	24, // 38: quorumkms.v1.ClusterService.Recover:output_type -> quorumkms.v1.RecoverResponse
-	30, // [30:39] is the sub-list for method output_type
-	21, // [21:30] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	25, // 21: quorumkms.v1.RecoveryPlanResponse.journal_time:type_name -> google.protobuf.Timestamp
+	6,  // 22: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
+	8,  // 23: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
+	10, // 24: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
+	12, // 25: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
+	14, // 26: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
+	18, // 27: quorumkms.v1.ClusterService.SetVoter:input_type -> quorumkms.v1.SetVoterRequest
+	16, // 28: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
+	20, // 29: quorumkms.v1.ClusterService.RecoveryPlan:input_type -> quorumkms.v1.RecoveryPlanRequest
+	23, // 30: quorumkms.v1.ClusterService.Recover:input_type -> quorumkms.v1.RecoverRequest
+	7,  // 31: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
+	9,  // 32: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
+	11, // 33: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
+	13, // 34: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
+	15, // 35: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
+	19, // 36: quorumkms.v1.ClusterService.SetVoter:output_type -> quorumkms.v1.SetVoterResponse
+	17, // 37: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
+	21, // 38: quorumkms.v1.ClusterService.RecoveryPlan:output_type -> quorumkms.v1.RecoveryPlanResponse
+	24, // 39: quorumkms.v1.ClusterService.Recover:output_type -> quorumkms.v1.RecoverResponse
+	31, // [31:40] is the sub-list for method output_type
+	22, // [22:31] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_v1_cluster_proto_init() }
