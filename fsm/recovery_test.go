@@ -199,3 +199,31 @@ func TestRecoveryRefusals(t *testing.T) {
 		w.refuse(edited(restoreCluster(epoch), func(c *RestoreCluster) { c.Node = "other" }), ErrConflict, "the backup is of 5")
 	}
 }
+
+// TestReplay: what a lost history restricted is made again without what it expected.
+func TestReplay(t *testing.T) {
+	id := keyID(1)
+	pinned := &DisableKey{KeyRef: KeyRef{ID: id, Tenant: "t", Expect: 7}}
+	again := Replay(pinned).(*DisableKey)
+	if again.ID != id || again.Tenant != "t" || again.Expect != 0 || pinned.Expect != 7 {
+		t.Errorf("again %+v of %+v", again, pinned)
+	}
+	for _, c := range []Command{&Repeat{}, &RemoveNode{ID: "n"}, &RecoverCluster{}, &RestoreCluster{}} {
+		if got := Replay(c); got != nil {
+			t.Errorf("%s is made again: %+v", NameOf(c), got)
+		}
+	}
+	moved := Replay(&UpdateAlias{AliasTarget: AliasTarget{Tenant: "t", Name: "alias/a", Key: id, Expect: 3}})
+	if got, ok := Instead(moved).(*DeleteAlias); !ok || *got != (DeleteAlias{Tenant: "t", Name: "alias/a"}) {
+		t.Errorf("instead of %+v: %+v", moved, got)
+	}
+	if got := Instead(pinned); got != nil {
+		t.Errorf("instead of %+v: %+v", pinned, got)
+	}
+	if got, ok := KeyOf(moved); !ok || got != id {
+		t.Errorf("the key of %+v is %v", moved, got)
+	}
+	if got, ok := KeyOf(&RemoveNode{ID: "n"}); ok {
+		t.Errorf("a removal is about key %v", got)
+	}
+}
