@@ -54,7 +54,7 @@ type Pauses struct {
 func (c *Client) begin(l *life, n *Node, kind history.Kind, key fsm.ID) history.Call {
 	o := history.Operation{Client: c.number, Node: n.Name, Kind: kind, Key: key.String()}
 	if l != nil {
-		o.Node = l.id
+		o.Node = l.name()
 	}
 	if kind == history.Read || kind == history.QuorumRead {
 		o.After = c.seen

@@ -331,7 +331,7 @@ func (c *Cluster) watch(l *life) {
 				}
 				continue
 			}
-			c.History.Observe(l.id, s.Index(), fmt.Sprintf("%x", s.Hash()))
+			c.History.Observe(l.name(), s.Index(), fmt.Sprintf("%x", s.Hash()))
 			index = s.Index() + 1
 		}
 	})

@@ -39,11 +39,18 @@ type Node struct {
 // life is one process.
 type life struct {
 	node     *Node
-	id       string // raft id
 	end      *end
 	cancel   context.CancelFunc
 	opened   atomic.Pointer[cluster.Member]
 	releases *gate.Releases
+}
+
+// name is the process's raft id, or its machine's name while it opens.
+func (l *life) name() string {
+	if m := l.opened.Load(); m != nil {
+		return m.ID()
+	}
+	return l.node.Name
 }
 
 // restartPause is how long a supervisor waits before it starts a process that has
@@ -112,7 +119,7 @@ func (n *Node) Start() error {
 		return nil
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &life{node: n, id: n.id, cancel: cancel, releases: gate.NewReleases()}
+	l := &life{node: n, cancel: cancel, releases: gate.NewReleases()}
 	l.end = &end{
 		network: n.cluster.Network, node: n.Name, address: n.address(), ctx: ctx,
 		raft: make(chan raft.RPC), member: l.opened.Load,
