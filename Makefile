@@ -54,6 +54,15 @@ generated: ## fail if generated code is not what the protocol buffers give
 .PHONY: check
 check: lint generated race compose-test ## everything that must hold
 
+SEEDS    ?= 50
+FIRST    ?= 1
+DURATION ?= 120s
+
+.PHONY: sim
+sim: ## simulate SEEDS clusters under faults for DURATION of virtual time each (default 50, 120s), then each without a rule
+	cd node/nodetest && go test -timeout 30m -run 'TestSim|TestScripts' -sim.seeds $(SEEDS) -sim.first $(FIRST) -sim.duration $(DURATION) .
+	cd node/nodetest && go test -timeout 30m -tags mutant -run TestMutants .
+
 .PHONY: fuzz
 fuzz: deps ## fuzz every parser for FUZZTIME each (default 20s)
 	scripts/fuzz.sh $(FUZZTIME)

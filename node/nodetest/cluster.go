@@ -34,8 +34,8 @@ type Options struct {
 	// Latency is how long a message takes, DiskLatency a write, at most.
 	Latency     time.Duration
 	DiskLatency time.Duration
-	// Clock makes the clock of the node with that number, from 0. Nil: all are true.
-	Clock func(number int) Clock
+	// Drift is that of the clock of the node with that number, from 0. Nil: none.
+	Drift func(number int) Drift
 }
 
 // Defaults are the production timing, with snapshots so small that lagging nodes need
@@ -83,12 +83,12 @@ func New(dir string, o Options) (*Cluster, error) {
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	start := time.Now()
 	for i := range o.Voters + o.NonVoters {
-		clock := Clock{Rate: 1}
-		if o.Clock != nil {
-			clock = o.Clock(i)
+		drift := Drift{Rate: 1}
+		if o.Drift != nil {
+			drift = o.Drift(i)
 		}
-		clock.start, clock.zero = start, time.Duration(i+1)*time.Hour
-		n := &Node{cluster: c, Name: fmt.Sprintf("n%d", i), Clock: &clock, voter: i < o.Voters}
+		clock := &Clock{start: start, zero: time.Duration(i+1) * time.Hour, drift: drift}
+		n := &Node{cluster: c, Name: fmt.Sprintf("n%d", i), Clock: clock, voter: i < o.Voters}
 		if err := n.wipe(); err != nil {
 			return c, err
 		}

@@ -72,6 +72,9 @@ func (n *nemesis) begin(f fault) (undo func()) {
 	case alone:
 		leader := n.counted(0)
 		return n.cut(func(from, to *Node) bool { return from == leader || to == leader })
+	case aloneHung:
+		leader := n.counted(0)
+		return all([]func(){hang(leader), n.cut(func(from, to *Node) bool { return from == leader || to == leader })})
 	case withHung:
 		return n.withHung(n.counted(0), n.counted(1+f.a%(len(c.Nodes)-1)))
 	case split:
@@ -134,7 +137,7 @@ func (n *nemesis) beginLocal(f fault, a *Node) (undo func()) {
 		return func() { c.start(a) }
 	case rejoin:
 		return n.rejoin(a, f.lasts)
-	case isolate, deaf, mute, oneWay, bridge, alone, withHung, split, late, lateLink, loss:
+	case isolate, deaf, mute, oneWay, bridge, alone, withHung, aloneHung, split, late, lateLink, loss:
 	}
 	return func() {}
 }

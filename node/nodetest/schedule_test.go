@@ -35,6 +35,7 @@ const (
 	bridge     faultKind = "bridge"      // a and b see each other through others only
 	alone      faultKind = "alone"       // the leader is cut off
 	withHung   faultKind = "with-hung"   // the leader keeps one follower only, whose disk hangs
+	aloneHung  faultKind = "alone-hung"  // the leader is cut off, and its disk hangs
 	split      faultKind = "split"       // the machines up to a, and the others
 	late       faultKind = "late"        // part of all messages is late
 	lateLink   faultKind = "late-link"   // all messages from a to b may be late
@@ -50,12 +51,14 @@ const (
 	rejoin     faultKind = "rejoin"    // a is removed and comes back as a new node
 )
 
-// chances are how often each kind is drawn, and how long it lasts, in seconds.
-var chances = []struct {
+// chance is how often a kind is drawn, and how long it lasts, in seconds.
+type chance struct {
 	kind        faultKind
 	weight      int
 	least, most float64
-}{
+}
+
+var chances = []chance{
 	{isolate, 6, 1, 12},
 	{deaf, 4, 1, 10},
 	{mute, 4, 1, 10},
@@ -63,6 +66,7 @@ var chances = []struct {
 	{bridge, 4, 1, 12},
 	{alone, 8, 1, 12},
 	{withHung, 8, 2, 10},
+	{aloneHung, 4, 2, 10},
 	{split, 3, 1, 10},
 	{late, 5, 2, 10},
 	{lateLink, 5, 2, 12},

@@ -213,7 +213,7 @@ func grantorScripts() []script {
 			return s.disable(s.leader)
 		}},
 		{name: "the leader's clock is fast, the follower's slow", rule: rules.Margin, adjust: func(o *Options) {
-			o.Clock = func(n int) Clock { return Clock{Rate: 1.1 - 0.2*float64(min(n, 1))} }
+			o.Drift = func(n int) Drift { return Drift{Rate: 1.1 - 0.2*float64(min(n, 1))} }
 		}, run: func(s *stage) error {
 			if s.leader != s.Nodes[0] {
 				return errors.New("another node leads than the one that founded the cluster")
@@ -333,6 +333,17 @@ func lesseeScripts() []script {
 			return s.disable(s.leader)
 		}},
 		{name: "a follower comes back between the two checks", rule: rules.LeaseFirst, run: returnBetweenChecks},
+		{name: "a virtual machine was paused", rule: rules.Leap, run: func(s *stage) error {
+			s.use(s.victim, Pauses{})
+			s.cutOff(s.victim)
+			s.victim.Clock.Stop()
+			if err := s.disable(s.leader); err != nil {
+				return err
+			}
+			s.victim.Clock.Resume()
+			s.probe(s.victim)
+			return nil
+		}},
 		{name: "a pause between the two checks", rule: rules.Recheck, run: func(s *stage) error {
 			s.use(s.victim, Pauses{})
 			s.cutOff(s.victim)

@@ -83,13 +83,25 @@ func TestSim(t *testing.T) {
 			})
 		}
 	})
-	fmt.Printf("%d seeds, %s of virtual time\n%s\n", *seeds, virtual.Round(time.Second), total)
-	for _, k := range slices.Sorted(maps.Keys(counts)) {
-		fmt.Printf("  %-14s %d\n", k, counts[k])
-	}
+	summarize(*seeds, virtual, total, counts)
 	if total.Released == 0 || total.Waited(time.Second) == 0 {
 		t.Errorf("the runs prove nothing: %d uses released, %d restrictions had to wait", total.Released, total.Waited(time.Second))
 	}
+}
+
+// summarize prints what the runs are worth.
+func summarize(seeds int, virtual time.Duration, total history.Summary, counts map[string]int) {
+	fmt.Printf("%d seeds, %s of virtual time\n%s\n", seeds, virtual.Round(time.Second), total)
+	var faults, events []string
+	for _, k := range slices.Sorted(maps.Keys(counts)) {
+		line := fmt.Sprintf("%s %d", k, counts[k])
+		if slices.ContainsFunc(chances, func(c chance) bool { return string(c.kind) == k }) {
+			faults = append(faults, line)
+		} else {
+			events = append(events, line)
+		}
+	}
+	fmt.Printf("faults: %s\nevents: %s\n", strings.Join(faults, ", "), strings.Join(events, ", "))
 }
 
 // report saves the trace of a failure and tells how often it comes again.
@@ -135,7 +147,7 @@ func simulate(t *testing.T, seed uint64) outcome {
 	faults := schedule(seed, voters+nonVoters, *duration)
 	synctest.Test(t, func(t *testing.T) {
 		options := Defaults(seed, voters)
-		options.NonVoters, options.Clock = nonVoters, clocks(seed)
+		options.NonVoters, options.Drift = nonVoters, drifts(seed)
 		start := time.Now()
 		c, err := New(dir, options)
 		if err == nil {
@@ -155,11 +167,11 @@ func simulate(t *testing.T, seed uint64) outcome {
 // driftSlack is what 100 ms on a slow clock are longer in true time.
 const driftSlack = 12 * time.Millisecond
 
-// clocks draws the nodes' clocks: up to 10 % fast or slow, half of them for good.
-func clocks(seed uint64) func(int) Clock {
-	return func(number int) Clock {
+// drifts draws the nodes' clocks: up to 10 % fast or slow, in turn.
+func drifts(seed uint64) func(int) Drift {
+	return func(number int) Drift {
 		random := rand.New(rand.NewPCG(seed, uint64(number)+0xc10c)) //nolint:gosec // a small count
-		return Clock{Rate: 0.9 + random.Float64()*0.2, Period: 20 * time.Second}
+		return Drift{Rate: 0.9 + random.Float64()*0.2, Period: 20 * time.Second}
 	}
 }
 
@@ -279,11 +291,7 @@ func (w *workload) start() {
 
 // administer writes once. Keys come back from Disabled soon, from Pending later.
 func (w *workload) administer(client *Client, random *rand.Rand) {
-	kinds := []history.Kind{
-		history.Disable, history.Disable, history.Disable, history.Disable, history.Enable, history.Enable, history.Enable,
-		history.Enable, history.Enable, history.Enable, history.Enable, history.Enable, history.Enable, history.Schedule, history.Cancel, history.Cancel, history.Touch, history.Create,
-	}
-	kind, id := kinds[random.IntN(len(kinds))], w.key(random)
+	kind, id := drawKind(random), w.key(random)
 	if kind == history.Create {
 		id = uuid.New()
 	}
@@ -293,6 +301,20 @@ func (w *workload) administer(client *Client, random *rand.Rand) {
 		defer w.mu.Unlock()
 		w.keys = append(w.keys, id)
 	}
+}
+
+// drawKind draws a write: Enable more often than what forbids.
+func drawKind(random *rand.Rand) history.Kind {
+	n := random.IntN(20)
+	for _, k := range []struct {
+		kind  history.Kind
+		parts int
+	}{{history.Disable, 4}, {history.Enable, 8}, {history.Schedule, 1}, {history.Cancel, 4}, {history.Touch, 1}} {
+		if n -= k.parts; n < 0 {
+			return k.kind
+		}
+	}
+	return history.Create
 }
 
 func (w *workload) stop() {

@@ -30,6 +30,8 @@ const (
 	MinIndex
 	// InMemory: a lease outlives its process.
 	InMemory
+	// Leap: a lease is believed though the machine was paused.
+	Leap
 	// AckApplied: a node confirms what it has received and not applied.
 	AckApplied
 	// HandedOver: a node confirms while results from earlier states are on their way.
@@ -51,7 +53,7 @@ const (
 )
 
 var names = [count]string{
-	"Wait", "RepeatWaits", "Tick", "BoundFirst", "Floor", "FloorPerTerm", "Margin", "SendTime", "MinIndex", "InMemory",
+	"Wait", "RepeatWaits", "Tick", "BoundFirst", "Floor", "FloorPerTerm", "Margin", "SendTime", "MinIndex", "InMemory", "Leap",
 	"AckApplied", "HandedOver", "LeavingWaits", "RetireWaits", "Membership", "FinalCheck", "LeaseFirst", "Recheck",
 }
 
