@@ -172,6 +172,12 @@ func statusOf(m *cluster.Member) cluster.Status {
 	return m.Status(ctx)
 }
 
+// leads tells whether a member believes that it leads.
+func leads(m *cluster.Member) bool {
+	_, err := m.HandleProgress()
+	return err == nil
+}
+
 // Leader is a node that leads, of several the one with the latest term; nil if none
 // does.
 func (c *Cluster) Leader() *Node {
@@ -182,7 +188,10 @@ func (c *Cluster) Leader() *Node {
 		if m == nil {
 			continue
 		}
-		if s := statusOf(m); s.LeaderID == s.ID && s.Joined && s.Term >= term {
+		if !leads(m) {
+			continue
+		}
+		if s := statusOf(m); s.Term >= term {
 			leader, term = n, s.Term
 		}
 	}
@@ -336,10 +345,12 @@ func (c *Cluster) watch(l *life) {
 		}
 	})
 	c.background(func() {
-		for last := ""; ; {
-			if s := statusOf(m); s.LeaderID == s.ID && s.Joined && fmt.Sprint(s.Term) != last {
-				last = fmt.Sprint(s.Term)
-				c.Trace.Event("leader", "%s in term %s", l.node.Name, last)
+		for last := uint64(0); ; {
+			if leads(m) {
+				if term := statusOf(m).Term; term != last {
+					last = term
+					c.Trace.Event("leader", "%s in term %d", l.node.Name, term)
+				}
 			}
 			if sleepFor(l.end.ctx, 100*time.Millisecond) != nil {
 				return

@@ -183,7 +183,7 @@ func (n *Node) halted(l *life, err error) {
 // Crash ends the running process at once: its memory is lost, its disk is kept.
 func (n *Node) Crash() {
 	if l := n.running(); l != nil && n.kill(l) {
-		n.cluster.Trace.Event("crash", "%s", n.Name)
+		n.cluster.Trace.Event("killed", "%s", n.Name)
 	}
 }
 
