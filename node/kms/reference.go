@@ -100,13 +100,14 @@ const (
 	awaitAtMost    = time.Second // how long a node waits to reach a caller's index
 )
 
-// IndexToken tells how new a state is.
+// IndexToken tells how new a state is. Ticks do not count: a follower that has not heard
+// of the last one yet, as after the leader's death, answers all the same.
 func IndexToken(st *fsm.State) []byte {
 	c := st.Cluster()
 	b := make([]byte, 0, indexTokenSize)
 	b = append(b, c.ID[:]...)
 	b = binary.BigEndian.AppendUint32(b, c.RecoveryEpoch)
-	return binary.BigEndian.AppendUint64(b, st.Index())
+	return binary.BigEndian.AppendUint64(b, st.Changed())
 }
 
 // await returns a state at least as new as the token, waiting a second at most:
