@@ -35,9 +35,14 @@ func TestRolling(t *testing.T) {
 		name string
 		f    func(context.Context)
 	}{
-		{"Restart", r.restart}, {"KilledLeader", r.killedLeader}, {"AwayForLong", r.awayForLong},
-		{"ReplaceDeadNode", r.replaceDeadNode}, {"FiveAndBack", r.fiveAndBack}, {"NonVoter", r.nonVoter},
-		{"ReplaceAll", r.replaceAll}, {"QuorumIsKept", r.quorumIsKept},
+		{"Restart", r.restart},
+		{"KilledLeader", r.killedLeader},
+		{"AwayForLong", r.awayForLong},
+		{"ReplaceDeadNode", r.replaceDeadNode},
+		{"FiveAndBack", r.fiveAndBack},
+		{"NonVoter", r.nonVoter},
+		{"ReplaceAll", r.replaceAll},
+		{"QuorumIsKept", r.quorumIsKept},
 	} {
 		if !c.run(s.name, func(ctx context.Context, _ *testCluster) {
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Minute)

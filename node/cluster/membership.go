@@ -28,9 +28,6 @@ const (
 	addressPause = 2 * time.Second
 	// offerTimeout bounds what one node that does not answer may cost.
 	offerTimeout = 1500 * time.Millisecond
-	// touchSlack is how late a node's request for its lease may be before the node does
-	// not count as in touch any more.
-	touchSlack = 500 * time.Millisecond
 )
 
 // dutyLoop is the leader's duty to make Raft's configuration follow the members in
@@ -140,64 +137,6 @@ func (e *engine) step(m *fsm.Member, srv raft.Server, there bool) (done bool, er
 func (e *engine) caughtUp(m *fsm.Member) bool {
 	applied, _, _ := e.grantor.progress(m.ID)
 	return e.inTouch(m.ID) && applied >= m.Revision && applied+voterLag >= e.machine.State().Index()
-}
-
-// inTouch tells the leader whether a node has asked for its lease when it should have.
-func (e *engine) inTouch(id string) bool {
-	_, ago, ok := e.grantor.progress(id)
-	return ok && e.recent(ago)
-}
-
-func (e *engine) recent(ago time.Duration) bool { return ago < e.config.Lease.Renew+touchSlack }
-
-// keepsQuorum says why the voters without one of them could commit nothing, if so: a
-// majority of those left must be in touch.
-func (e *engine) keepsQuorum(without string) error {
-	voters, live := 0, 0
-	for id, srv := range e.servers() {
-		if srv.Suffrage != raft.Voter || id == without {
-			continue
-		}
-		voters++
-		if id == e.id || e.inTouch(id) {
-			live++
-		}
-	}
-	if 2*live > voters {
-		return nil
-	}
-	return fmt.Errorf("%w: without %s only %d of %d voters would be in touch with each other, and nothing could be written any more: bring the others back, or remove those first that are gone for good",
-		fsm.ErrMember, without, live, voters)
-}
-
-// mayLose refuses, at the leader, what would cost the cluster its quorum. It gives
-// nodes the time to be heard of.
-func (e *engine) mayLose(ctx context.Context, c fsm.Command) error {
-	id := ""
-	switch x := c.(type) {
-	case *fsm.RemoveNode:
-		id = x.ID
-	case *fsm.SetVoter:
-		if !x.Voter {
-			id = x.ID
-		}
-	}
-	if m, ok := e.machine.State().Member(id); !ok || !m.Serves() || !m.Voter || e.servers()[id].Suffrage != raft.Voter {
-		return nil // nothing is lost, or it is decided already
-	}
-	ctx, cancel := context.WithTimeout(ctx, 2*e.config.Lease.Renew)
-	defer cancel()
-	for {
-		err := e.keepsQuorum(id)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-time.After(retryPause):
-		case <-ctx.Done():
-			return err
-		}
-	}
 }
 
 // noteAddress records this node's addresses in the state when they have changed.
@@ -365,43 +304,6 @@ func (m *Member) leadsNot(ctx context.Context, e *engine, id string) error {
 		}
 	}
 	return nil
-}
-
-// SetVoter gives a node a vote or takes it, and returns when it is so.
-func (m *Member) SetVoter(ctx context.Context, id string, voter bool, propose func(context.Context, fsm.Command) (fsm.Result, error)) error {
-	e, err := m.engine()
-	if err != nil {
-		return err
-	}
-	if !voter {
-		if err := m.leadsNot(ctx, e, id); err != nil {
-			return err
-		}
-	}
-	if _, err := propose(ctx, &fsm.SetVoter{ID: id, Voter: voter}); err != nil {
-		return err
-	}
-	return m.WaitVoter(ctx, id, voter)
-}
-
-// WaitVoter returns when a node votes, or does so no more.
-func (m *Member) WaitVoter(ctx context.Context, id string, voter bool) error {
-	e, err := m.engine()
-	if err != nil {
-		return err
-	}
-	for {
-		if srv, ok := e.servers()[id]; !ok || (srv.Suffrage == raft.Voter) == voter {
-			return nil
-		}
-		select {
-		case <-time.After(retryPause):
-		case <-e.ctx.Done():
-			return ErrShutdown
-		case <-ctx.Done():
-			return fmt.Errorf("%w: the change is committed, but not in effect yet (a node gets its vote when it has caught up): %w", ErrOutcomeUnknown, ctx.Err())
-		}
-	}
 }
 
 // WaitGone returns when a removed node is gone from the state.
