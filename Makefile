@@ -75,6 +75,10 @@ model: ## check the model of the lease with Spin, and that each of its rules is 
 model-full: ## the same with large configurations: half an hour, up to 16 GiB
 	scripts/model.sh full
 
+.PHONY: timing
+timing: deps ## measure Raft's timing and the lease: stalled disks, leaders that die and stop (half an hour, root)
+	CGO_ENABLED=1 go test -tags measure -run TestTiming -v -timeout 2h -count 1 ./cli/kmsd | grep -E '^(---|FAIL|ok)|RESULT'
+
 .PHONY: bench
 bench: deps ## Go benchmarks
 	CGO_ENABLED=1 go test -run '^$$' -bench . -benchmem ./...

@@ -159,32 +159,40 @@ func TestTimingStall(t *testing.T) {
 	}
 }
 
-// gap is what one follower's client saw.
-type gap struct {
-	longest time.Duration // between two successes
-	failed  int
-	least   time.Duration // lease left
+// TestTimingLeaderKill kills the leader under a load on the followers.
+func TestTimingLeaderKill(t *testing.T) { timeLeaderLoss(t, "kill", (*process).kill) }
+
+// TestTimingLeaderStop stops it as an operator does.
+func TestTimingLeaderStop(t *testing.T) { timeLeaderLoss(t, "stop", (*process).terminate) }
+
+// gaps are what the clients of the followers saw.
+type gaps struct {
+	crypto, writes time.Duration // longest time between two successes
+	failed         int           // calls of cryptography
+	leaseUsed      time.Duration // of the lease that is left least
 }
 
-// TestTimingLeaderKill kills the leader under a load on the followers.
-func TestTimingLeaderKill(t *testing.T) {
+func timeLeaderLoss(t *testing.T, what string, end func(*process)) {
 	for setting := range strings.SplitSeq(*timingOnly, ",") {
 		t.Run(setting, func(t *testing.T) {
 			c := timed(t, setting)
 			o := c.object(t.Context(), "alias/timing")
-			var gaps, writes, used []time.Duration
+			var crypto, writes, used []time.Duration
 			failed := 0
 			for range *timingTrials {
 				leader, followers, _ := c.settled()
-				g, first := c.killUnderLoad(t, leader, followers, o)
-				for _, x := range g {
-					gaps, used, failed = append(gaps, x.longest), append(used, measuredLease-x.least), failed+x.failed
+				g := c.loseLeader(t, leader, followers, o, end)
+				if g.writes > 2*time.Second && what == "stop" {
+					t.Logf("writes stood still for %s; %s:\n%s", g.writes, leader.name, leader.output())
+					for _, p := range followers {
+						t.Logf("%s:\n%s", p.name, p.output())
+					}
 				}
-				writes = append(writes, first)
+				crypto, writes, used, failed = append(crypto, g.crypto), append(writes, g.writes), append(used, g.leaseUsed), failed+g.failed
 				leader.start()
 			}
-			t.Logf("RESULT kill heartbeat/election %s, %d trials: cryptography's longest gap %s, failed %d; first write after %s; lease used up %s",
-				setting, *timingTrials, spread(gaps), failed, spread(writes), spread(used))
+			t.Logf("RESULT leader's %s, heartbeat/election %s, %d trials: cryptography's longest gap at a follower %s, failed calls %d; writes' longest gap %s; lease used up %s",
+				what, setting, *timingTrials, spread(crypto), failed, spread(writes), spread(used))
 		})
 	}
 }
@@ -195,48 +203,61 @@ func spread(all []time.Duration) string {
 	return fmt.Sprintf("median %s max %s", r(all[len(all)/2]), r(all[len(all)-1]))
 }
 
-// killUnderLoad kills the leader and watches until a key can be made again and a
+// loseLeader ends the leader under load and watches until keys are made again, and a
 // while longer.
-func (c *testCluster) killUnderLoad(t *testing.T, leader *process, followers []*process, o object) ([]gap, time.Duration) {
+func (c *testCluster) loseLeader(t *testing.T, leader *process, followers []*process, o object, end func(*process)) gaps {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	gaps := make([]gap, len(followers))
+	var mu sync.Mutex
+	var g gaps
 	var work sync.WaitGroup
-	for i, p := range followers {
-		gaps[i].least = measuredLease
-		crypto, operator := c.crypto(p), c.dial(operatorID, p).Cluster()
+	repeat := func(pause time.Duration, f func() error, longest *time.Duration) {
 		work.Go(func() {
-			last := time.Now()
-			for ctx.Err() == nil {
-				_, err := crypto.Decrypt(t.Context(), &pb.DecryptRequest{Ciphertext: o.blob})
-				if err != nil {
-					gaps[i].failed++
-					continue
+			for last := time.Now(); ctx.Err() == nil; time.Sleep(pause) {
+				err := f()
+				mu.Lock()
+				if err == nil {
+					*longest, last = max(*longest, time.Since(last)), time.Now()
+				} else if longest == &g.crypto {
+					g.failed++
 				}
-				gaps[i].longest = max(gaps[i].longest, time.Since(last))
-				last = time.Now()
-				time.Sleep(2 * time.Millisecond)
-			}
-		})
-		work.Go(func() {
-			for ctx.Err() == nil {
-				if s, err := operator.Status(t.Context(), &pb.StatusRequest{}); err == nil {
-					gaps[i].least = min(gaps[i].least, s.GetLeaseLeft().AsDuration())
-				}
-				time.Sleep(20 * time.Millisecond)
+				mu.Unlock()
 			}
 		})
 	}
-	time.Sleep(time.Second + rand.N(time.Second))
+	for _, p := range followers {
+		crypto, operator := c.crypto(p), c.dial(operatorID, p).Cluster()
+		repeat(2*time.Millisecond, func() error {
+			return second(crypto.Decrypt(t.Context(), &pb.DecryptRequest{Ciphertext: o.blob}))
+		}, &g.crypto)
+		repeat(20*time.Millisecond, func() error {
+			s, err := operator.Status(t.Context(), &pb.StatusRequest{})
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				g.leaseUsed = max(g.leaseUsed, measuredLease-s.GetLeaseLeft().AsDuration())
+			}
+			return err
+		}, new(time.Duration))
+	}
 	admin := c.dial(adminID, followers...).Keys()
-	must(t, leader.cmd.Process.Kill())
-	killed := time.Now()
-	leader.kill() // waits
-	must(t, second(admin.CreateKey(t.Context(), &pb.CreateKeyRequest{})))
-	first := time.Since(killed)
+	made := make(chan struct{}, 1)
+	repeat(10*time.Millisecond, func() error {
+		_, err := admin.CreateKey(t.Context(), &pb.CreateKeyRequest{})
+		select {
+		case made <- struct{}{}:
+		default:
+		}
+		return err
+	}, &g.writes)
+	time.Sleep(time.Second + rand.N(time.Second))
+	end(leader)
+	for range 3 { // the first may be of before
+		<-made
+	}
 	time.Sleep(2 * time.Second)
 	stop()
 	work.Wait()
-	return gaps, first
+	return g
 }
