@@ -92,7 +92,9 @@ type Config struct {
 	// TrustDomain is the cluster's SPIFFE trust domain, such as kms.example.org.
 	TrustDomain string
 
-	// Files are the client's PEM files. They are read again when they change.
+	// Files are the client's PEM files. They are read again when they change, and the
+	// connections are made anew with what they hold then, without loss of a call. CA
+	// may hold several certificates, while one is being replaced.
 	Files Files
 
 	// TLS is used if Files is empty. It must have RootCAs, and Certificates or
@@ -173,6 +175,7 @@ func checkAddress(address string) error {
 type Client struct {
 	config Config
 	tls    *tls.Config
+	files  *reloader // of tls; nil if it comes from no files
 
 	ctx    context.Context //nolint:containedctx // the client's own life
 	cancel context.CancelFunc
@@ -212,14 +215,14 @@ func New(config Config) (*Client, error) {
 		config.Refresh = DefaultRefresh
 	}
 	config.Addresses = slices.Clone(config.Addresses)
-	tlsConfig, err := config.clientTLS()
+	tlsConfig, files, err := config.clientTLS()
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{config: config, tls: tlsConfig, refreshed: time.Now()}
+	c := &Client{config: config, tls: tlsConfig, files: files, refreshed: time.Now()}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	for _, a := range config.Addresses {
-		e, err := newEndpoint(a, c.tls)
+		e, err := newEndpoint(a, c.tls, c.files)
 		if err != nil {
 			return nil, errors.Join(err, c.Close())
 		}
@@ -261,7 +264,7 @@ func (c *Client) shut() error {
 	c.cancel()
 	var errs []error
 	for _, e := range c.endpoints {
-		errs = append(errs, e.conn.Close())
+		errs = append(errs, e.close())
 	}
 	return errors.Join(errs...)
 }

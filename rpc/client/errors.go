@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -82,7 +83,8 @@ var (
 
 // Error is a call's failure as a node answered it, or, with the code Unavailable
 // or DeadlineExceeded and no reason, that of reaching the node. errors.Is finds
-// the sentinel of its reason.
+// the sentinel of its reason. Where nodes refuse the client because its certificate
+// has expired, the code is Unauthenticated and the text says so.
 //
 // A call that ran out of time wraps context.DeadlineExceeded beside the last
 // Error there was, one that was cancelled context.Canceled.
@@ -182,6 +184,18 @@ func (e *Error) busy() bool { return e.Reason == quorumkmsv1.Reason_REASON_BUSY 
 // refused reports whether the nodes and the client do not accept each other, or the
 // node belongs to no cluster: no repetition changes that.
 func (e *Error) refused() bool { return e.cause != nil || e.noMember() }
+
+// explained says why the nodes refuse the client where the client can tell: its
+// certificate has expired, or is not valid yet.
+func (e *Error) explained(files *reloader) *Error {
+	why := files.outdated(time.Now())
+	if why == "" {
+		return e
+	}
+	told := *e
+	told.Code, told.Message = codes.Unauthenticated, why
+	return &told
+}
 
 // withoutEffect reports whether the node said that the call did nothing. What fails
 // for the audit may have been done.

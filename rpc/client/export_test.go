@@ -8,3 +8,14 @@ func Known(c *Client) []string {
 	}
 	return out
 }
+
+// Connections is how many connections a client holds.
+func Connections(c *Client) int {
+	n := 0
+	for _, e := range c.order() {
+		e.mu.Lock()
+		n += len(e.open)
+		e.mu.Unlock()
+	}
+	return n
+}

@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -142,12 +143,14 @@ func (a *call) attempt(ctx context.Context, e *endpoint, n int) *Error {
 	}
 	attempt, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	l := e.take()
+	defer e.give(l)
 	var taker peer.Peer // stays empty if no connection took the request
 	var failure *Error
-	if n > 1 && !e.reach(attempt) {
+	if n > 1 && !l.reach(attempt) {
 		failure = &Error{Address: e.address, Code: codes.Unavailable, Message: "no connection yet"}
 	} else {
-		err := e.conn.Invoke(attempt, a.method, a.request, a.reply, append(slices.Clip(a.options), grpc.Peer(&taker))...)
+		err := l.Invoke(attempt, a.method, a.request, a.reply, append(slices.Clip(a.options), grpc.Peer(&taker))...)
 		if err == nil {
 			a.client.answered(e, tokenOf(a.reply))
 			return nil
@@ -163,7 +166,7 @@ func (a *call) attempt(ctx context.Context, e *endpoint, n int) *Error {
 	open := failure.transient() || ctx.Err() != nil
 	switch sent := taker.Addr != nil; {
 	case !sent:
-		failure.cause = e.refusal()
+		failure.cause = l.refusal()
 	case a.mutation && open && !failure.withoutEffect():
 		a.unsure = true
 	}
@@ -188,6 +191,8 @@ func (a *call) fail(ctx context.Context) error {
 		err = ErrClosed
 	case ctx.Err() != nil:
 		err = outOfTime(ctx, a.last)
+	case errors.Is(a.last, ErrClientRefused):
+		err = a.last.explained(a.client.files)
 	default:
 		err = a.last
 	}

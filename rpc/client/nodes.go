@@ -101,7 +101,7 @@ func (c *Client) learn(addresses []string) {
 		if checkAddress(a) != nil || slices.ContainsFunc(c.endpoints, func(e *endpoint) bool { return e.address == a }) {
 			continue
 		}
-		if e, err := newEndpoint(a, c.tls); err == nil { // a hint that cannot be used is none
+		if e, err := newEndpoint(a, c.tls, c.files); err == nil { // a hint that cannot be used is none
 			c.endpoints = append(c.endpoints, e)
 		}
 	}
@@ -115,7 +115,7 @@ func (c *Client) forget(members []string) {
 		if e.configured || slices.Contains(members, e.address) {
 			return false
 		}
-		_ = e.conn.Close() // calls that are under way there go on elsewhere
+		_ = e.close() // calls that are under way there go on elsewhere
 		if c.inUse == e {
 			c.inUse = nil
 		}
@@ -144,7 +144,9 @@ func (c *Client) look(at *endpoint) {
 
 func (c *Client) askMembers(ctx context.Context, at *endpoint) {
 	r := new(quorumkmsv1.StatusResponse)
-	err := at.conn.Invoke(ctx, quorumkmsv1.ClusterService_Status_FullMethodName, &quorumkmsv1.StatusRequest{Tenant: c.config.Tenant}, r)
+	l := at.take()
+	defer at.give(l)
+	err := l.Invoke(ctx, quorumkmsv1.ClusterService_Status_FullMethodName, &quorumkmsv1.StatusRequest{Tenant: c.config.Tenant}, r)
 	if err != nil || !r.GetServing() { // what it knows may be old
 		return
 	}
@@ -187,9 +189,11 @@ func (c *Client) use(e *endpoint) {
 
 // healthy asks a node whether it answers cryptographic calls.
 func (e *endpoint) healthy(ctx context.Context) bool {
-	if !e.reach(ctx) {
+	l := e.take()
+	defer e.give(l)
+	if !l.reach(ctx) {
 		return false
 	}
-	r, err := grpc_health_v1.NewHealthClient(e.conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: healthCrypto})
+	r, err := grpc_health_v1.NewHealthClient(l).Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: healthCrypto})
 	return err == nil && r.GetStatus() == grpc_health_v1.HealthCheckResponse_SERVING
 }

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -26,30 +28,31 @@ type Files struct {
 	CA   string
 }
 
-// clientTLS returns the configuration of every connection.
-func (c Config) clientTLS() (*tls.Config, error) {
+// clientTLS returns the configuration of every connection, and the files it comes
+// from, if any.
+func (c Config) clientTLS() (*tls.Config, *reloader, error) {
 	td, err := spiffeid.TrustDomainFromString(c.TrustDomain)
 	if err != nil || td.Name() != c.TrustDomain {
-		return nil, fmt.Errorf("client: trust domain %q: want a name such as kms.example.org", c.TrustDomain)
+		return nil, nil, fmt.Errorf("client: trust domain %q: want a name such as kms.example.org", c.TrustDomain)
 	}
 	if c.Files != (Files{}) {
 		if c.TLS != nil {
-			return nil, errors.New("client: both Files and TLS are set")
+			return nil, nil, errors.New("client: both Files and TLS are set")
 		}
 		r := &reloader{files: c.Files}
 		if r.current, err = c.Files.load(); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		return verifying(&tls.Config{GetClientCertificate: r.certificate}, td, r.roots), nil
+		return verifying(&tls.Config{GetClientCertificate: r.certificate}, td, r.roots), r, nil
 	}
 	if c.TLS == nil || c.TLS.RootCAs == nil {
-		return nil, errors.New("client: neither Files nor TLS with RootCAs are set")
+		return nil, nil, errors.New("client: neither Files nor TLS with RootCAs are set")
 	}
 	if len(c.TLS.Certificates) == 0 && c.TLS.GetClientCertificate == nil {
-		return nil, errors.New("client: TLS has no client certificate")
+		return nil, nil, errors.New("client: TLS has no client certificate")
 	}
 	roots := c.TLS.RootCAs
-	return verifying(c.TLS.Clone(), td, func() *x509.CertPool { return roots }), nil
+	return verifying(c.TLS.Clone(), td, func() *x509.CertPool { return roots }), nil, nil
 }
 
 // verifying completes config as New says.
@@ -111,23 +114,64 @@ type material struct {
 	stamp [3]os.FileInfo // of the files when they were read
 }
 
+// filesEvery is how often calls look whether the files have changed; a handshake
+// always does.
+const filesEvery = time.Second
+
 // reloader keeps material until a file changes. While the files are no good, as in
-// the middle of a replacement, what was read before stays in use.
+// the middle of a replacement, what was read before stays in use. A nil reloader has
+// no files.
 type reloader struct {
 	files   Files
 	mu      sync.Mutex
 	current *material
+	changes uint64    // how often current was replaced
+	looked  time.Time // when the files were last looked at
 }
 
 func (r *reloader) latest() *material {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.look()
+	return r.current
+}
+
+func (r *reloader) look() {
+	r.looked = time.Now()
 	if r.files.changed(r.current.stamp) {
 		if m, err := r.files.load(); err == nil {
 			r.current = m
+			r.changes++
 		}
 	}
-	return r.current
+}
+
+// age tells the present material from earlier ones: it grows.
+func (r *reloader) age() uint64 {
+	if r == nil {
+		return 0
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if time.Since(r.looked) >= filesEvery {
+		r.look()
+	}
+	return r.changes
+}
+
+// outdated says that the client's certificate is not valid at a time, if so.
+func (r *reloader) outdated(now time.Time) string {
+	if r == nil {
+		return ""
+	}
+	leaf := r.latest().cert.Leaf
+	switch {
+	case now.After(leaf.NotAfter):
+		return fmt.Sprintf("the client's certificate %s expired at %s", r.files.Cert, leaf.NotAfter.UTC().Format(time.RFC3339))
+	case now.Before(leaf.NotBefore):
+		return fmt.Sprintf("the client's certificate %s is not valid before %s", r.files.Cert, leaf.NotBefore.UTC().Format(time.RFC3339))
+	}
+	return ""
 }
 
 func (r *reloader) certificate(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
@@ -193,7 +237,8 @@ func readPEM(path string) ([]byte, os.FileInfo, error) {
 // parseCA reads CA certificates and nothing else.
 func parseCA(data []byte) (*x509.CertPool, error) {
 	pool, n := x509.NewCertPool(), 0
-	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+	block, rest := pem.Decode(data)
+	for ; block != nil; block, rest = pem.Decode(rest) {
 		if block.Type != "CERTIFICATE" {
 			return nil, fmt.Errorf("holds a %q, want certificates only", block.Type)
 		}
@@ -207,7 +252,10 @@ func parseCA(data []byte) (*x509.CertPool, error) {
 		pool.AddCert(cert)
 		n++
 	}
-	if n == 0 {
+	switch {
+	case bytes.Contains(rest, []byte("-----BEGIN")):
+		return nil, errors.New("ends in the middle of a certificate")
+	case n == 0:
 		return nil, errors.New("holds no certificate")
 	}
 	return pool, nil

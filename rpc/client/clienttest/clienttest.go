@@ -149,7 +149,9 @@ func create(t testing.TB, template, parent *x509.Certificate, key, signer *ecdsa
 	}
 	template.SerialNumber = serial
 	template.Subject = pkix.Name{CommonName: "test " + serial.Text(36)}
-	template.NotBefore = time.Now().Add(-time.Minute)
+	if template.NotBefore.IsZero() {
+		template.NotBefore = time.Now().Add(-time.Minute)
+	}
 	if template.NotAfter.IsZero() {
 		template.NotAfter = time.Now().Add(time.Hour)
 	}
