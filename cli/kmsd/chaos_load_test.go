@@ -94,9 +94,11 @@ func (l *trial) rotated(i int) []*process {
 	return slices.Concat(l.nodes[i:], l.nodes[:i])
 }
 
-// begin seals the first keys and starts the clients; they run until end is called.
+// begin seals the first keys and starts the clients; they run until end is called,
+// and then finish the call each is in.
 func (l *trial) begin(ctx context.Context) {
-	ctx, l.stop = context.WithCancel(ctx)
+	going, stop := context.WithCancel(ctx)
+	l.stop = stop
 	first := l.pair(0)
 	for range targets {
 		l.retarget(ctx, first, nil)
@@ -104,9 +106,9 @@ func (l *trial) begin(ctx context.Context) {
 	l.create(ctx, first)
 	work := func(pause time.Duration, f func(context.Context)) {
 		l.wait.Go(func() {
-			for ctx.Err() == nil {
+			for going.Err() == nil {
 				f(ctx)
-				sleep(ctx, pause)
+				sleep(going, pause)
 			}
 		})
 	}

@@ -52,7 +52,9 @@ func (c *Client) RestoreBackup(ctx context.Context, r Restore) (*quorumkmsv1.Res
 	}
 	ctx, cancel := context.WithCancel(c.withHeaders(ctx))
 	defer cancel()
-	stream, err := quorumkmsv1.NewBackupServiceClient(node.conn).Restore(ctx)
+	link := node.take()
+	defer node.give(link)
+	stream, err := quorumkmsv1.NewBackupServiceClient(link).Restore(ctx)
 	if err != nil {
 		return nil, newError(node.address, err)
 	}

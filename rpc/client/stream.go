@@ -7,7 +7,6 @@ import (
 	"io"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
 	"github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
@@ -26,7 +25,7 @@ const (
 // is returned as it is; after any error, what w has got is no backup. ctx limits the
 // whole; without a deadline, a backup may take as long as it moves on.
 func (c *Client) CreateBackup(ctx context.Context, w io.Writer) error {
-	return c.stream(ctx, func(ctx context.Context, conn *grpc.ClientConn, alive func()) (begun bool, err error) {
+	return c.stream(ctx, func(ctx context.Context, conn *link, alive func()) (begun bool, err error) {
 		r := &quorumkmsv1.CreateBackupRequest{Tenant: c.config.Tenant, IndexToken: c.indexToken()}
 		s, err := quorumkmsv1.NewBackupServiceClient(conn).Create(ctx, r)
 		for err == nil {
@@ -51,7 +50,7 @@ func (c *Client) CreateBackup(ctx context.Context, w io.Writer) error {
 // returns is read to its end or to the first error, and closed.
 func (c *Client) VerifyBackup(ctx context.Context, open func() (io.ReadCloser, error)) (*quorumkmsv1.VerifyBackupResponse, error) {
 	var answer *quorumkmsv1.VerifyBackupResponse
-	err := c.stream(ctx, func(ctx context.Context, conn *grpc.ClientConn, alive func()) (bool, error) {
+	err := c.stream(ctx, func(ctx context.Context, conn *link, alive func()) (bool, error) {
 		file, err := open()
 		if err != nil {
 			return false, &ownError{err}
@@ -101,7 +100,7 @@ func (e *ownError) Unwrap() error { return e.err }
 
 // stream makes attempts, one node after the other, until one ends well, has begun, or
 // ends for a reason that no other node changes, or the time for attempts is over.
-func (c *Client) stream(ctx context.Context, attempt func(ctx context.Context, conn *grpc.ClientConn, alive func()) (begun bool, err error)) error {
+func (c *Client) stream(ctx context.Context, attempt func(ctx context.Context, conn *link, alive func()) (begun bool, err error)) error {
 	limit := c.config.Deadline
 	if limit == 0 {
 		limit = deadlineFactor * c.config.MutationTimeout
@@ -115,7 +114,7 @@ func (c *Client) stream(ctx context.Context, attempt func(ctx context.Context, c
 			if last != nil && c.config.Retrying != nil {
 				c.config.Retrying(last.Address, last)
 			}
-			begun, err := c.streamOnce(ctx, e, attempt)
+			begun, refusal, err := c.streamOnce(ctx, e, attempt)
 			if err == nil {
 				c.answered(e, nil)
 				return nil
@@ -135,7 +134,7 @@ func (c *Client) stream(ctx context.Context, attempt func(ctx context.Context, c
 			}
 			c.failed(e)
 			c.learn(failure.Nodes)
-			failure.cause = e.refusal()
+			failure.cause = refusal
 			last, hope = failure, hope || !failure.refused()
 		}
 		switch {
@@ -153,14 +152,16 @@ func (c *Client) stream(ctx context.Context, attempt func(ctx context.Context, c
 
 var errStalled = errors.New("client: nothing moved for " + streamStall.String())
 
-func (c *Client) streamOnce(ctx context.Context, e *endpoint, attempt func(context.Context, *grpc.ClientConn, func()) (bool, error)) (begun bool, err error) {
+func (c *Client) streamOnce(ctx context.Context, e *endpoint, attempt func(context.Context, *link, func()) (bool, error)) (begun bool, refusal, err error) {
+	l := e.take()
+	defer e.give(l)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stall := time.AfterFunc(streamStall, func() { cancel(errStalled) })
 	defer stall.Stop()
-	begun, err = attempt(ctx, e.conn, func() { stall.Reset(streamStall) })
+	begun, err = attempt(ctx, l, func() { stall.Reset(streamStall) })
 	if err != nil && errors.Is(context.Cause(ctx), errStalled) {
 		err = errStalled
 	}
-	return begun, err
+	return begun, l.refusal(), err
 }
