@@ -94,6 +94,15 @@ func testMinority(ctx context.Context, c *testCluster) {
 		c.t.Errorf("CreateKey with a minority: %v", err)
 	}
 
+	keys := pb.NewKeyServiceClient(c.connect(leader.client, c.clientTLS(filepath.Join(c.certs(), filepath.Base(adminID)))))
+	began, most := time.Now(), 30*time.Second
+	short, cancel = context.WithTimeout(ctx, most)
+	defer cancel()
+	refused(codes.Unavailable, client.ErrNoLeader).check(c.t, "CreateKey at the lonely leader", fromStatus(second(keys.CreateKey(short, &pb.CreateKeyRequest{}))))
+	if took := time.Since(began); took > most/2 {
+		c.t.Errorf("the lonely leader kept the caller from asking another node for %s", took)
+	}
+
 	for _, p := range followers {
 		p.resume()
 	}

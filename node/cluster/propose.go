@@ -22,10 +22,16 @@ const (
 	retryPause = 50 * time.Millisecond
 )
 
+// leaderWait is how long a command waits for a leader: a crash and an election are
+// covered. After that this node is more likely cut off, and the caller does better to
+// ask another.
+func (t RaftTiming) leaderWait() time.Duration { return 2 * (t.Heartbeat + t.Election) }
+
 // Propose brings a command into the log, through the leader wherever it is, and
 // returns when this node has applied it. An error that wraps a sentinel of fsm is
 // the command's refusal. Answers lost on the way are asked for again under the
-// same request id until ctx ends; a command without a request id is not repeated.
+// same request id, and a leader is looked for, until ctx ends or leaderWait after the
+// first failure; a command without a request id is not repeated.
 func (m *Member) Propose(ctx context.Context, p fsm.Proposal) (fsm.Result, error) {
 	e, err := m.engine()
 	if err != nil {
@@ -41,6 +47,7 @@ func (m *Member) Propose(ctx context.Context, p fsm.Proposal) (fsm.Result, error
 		return fsm.Result{}, fmt.Errorf("%w: %d", ErrBusy, maxProposals)
 	}
 	doubt := false // whether an earlier try may have been committed
+	var enough <-chan time.Time
 	for {
 		result, err := e.proposeOnce(ctx, p)
 		switch {
@@ -54,10 +61,15 @@ func (m *Member) Propose(ctx context.Context, p fsm.Proposal) (fsm.Result, error
 		if doubt && p.Request == "" {
 			return fsm.Result{}, inDoubt(doubt, err)
 		}
+		if enough == nil {
+			enough = time.After(e.config.Raft.leaderWait())
+		}
 		select {
 		case <-time.After(retryPause):
 		case <-e.ctx.Done():
 			return fsm.Result{}, inDoubt(doubt, ErrShutdown)
+		case <-enough:
+			return fsm.Result{}, inDoubt(doubt, err)
 		case <-ctx.Done():
 			return fsm.Result{}, inDoubt(doubt, err)
 		}
