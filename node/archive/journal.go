@@ -258,8 +258,7 @@ func (j *journal) open(key fsm.LogKey, s *fsm.State) error {
 	switch {
 	case j.segment == nil:
 		return j.begin(key, s)
-	case j.segment.RecoveryEpoch != epoch:
-		j.durable = s.Index()
+	case j.segment.RecoveryEpoch != epoch: // what is not on the disk yet goes into the new one
 		j.drop()
 		return j.begin(key, s)
 	case j.rotate.Load():

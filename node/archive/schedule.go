@@ -19,8 +19,10 @@ import (
 )
 
 const (
-	// jitterPart of the period is how far the backups of several nodes are spread.
+	// jitterPart of the period, and maxJitter at the most, is how far the backups of
+	// several nodes are spread.
 	jitterPart = 10
+	maxJitter  = time.Minute
 	// maxLook bounds how late a backup may be that was not due for want of a change.
 	maxLook     = 10 * time.Second
 	writeBuffer = 1 << 20 // bytes
@@ -46,7 +48,7 @@ func (x *schedule) loop(ctx context.Context) {
 				due = every - x.archive.config.Now().Sub(last.Time)
 			}
 			due = min(max(due, 0), every)                  // a clock that went back does not put it off for longer
-			if !sleep(ctx, due+rand.N(every/jitterPart)) { //nolint:gosec // jitter is no secret
+			if !sleep(ctx, due+rand.N(min(every/jitterPart, maxJitter))) { //nolint:gosec // jitter is no secret
 				return
 			}
 			for last != nil && !changedSince(x.archive.config.Member.State(), *last) {
