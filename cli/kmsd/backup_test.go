@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -49,6 +50,7 @@ func TestBackups(t *testing.T) {
 		f    func(context.Context, *testCluster)
 	}{
 		{"UnderLoad", func(ctx context.Context, c *testCluster) { testBackupUnderLoad(ctx, c, ctl) }},
+		{"Frozen", testBackupFrozen},
 		{"Refused", func(ctx context.Context, c *testCluster) { testBackupRefused(ctx, c, ctl) }},
 		{"Callers", testBackupCallers},
 		{"Schedule", testSchedule},
@@ -197,6 +199,36 @@ func testBackupUnderLoad(ctx context.Context, c *testCluster, ctl kmsctl) {
 		}
 	}
 	c.t.Logf("%d keys were made meanwhile", len(snapshot()))
+}
+
+// testBackupFrozen asks a follower that slept while keys were made, before it can have
+// learned of them.
+func testBackupFrozen(ctx context.Context, c *testCluster) {
+	leader, followers := c.split()
+	p := followers[0]
+	operator, admin := c.dial(operatorID, p), c.dial(adminID, leader).Keys()
+	must(c.t, second(operator.Cluster().Status(ctx, &pb.StatusRequest{}))) // the connection stands
+	must(c.t, p.cmd.Process.Signal(syscall.SIGSTOP))
+	var made []string
+	for range 20 {
+		r, err := admin.CreateKey(ctx, &pb.CreateKeyRequest{})
+		must(c.t, err)
+		made = append(made, r.GetKey().GetKeyId())
+	}
+	var file bytes.Buffer
+	done := make(chan error, 1)
+	go func() { done <- operator.CreateBackup(ctx, &file) }()
+	must(c.t, p.cmd.Process.Signal(syscall.SIGCONT))
+	must(c.t, <-done)
+	b, err := backup.NewReader(&file)
+	must(c.t, err)
+	inside, err := io.ReadAll(b)
+	must(c.t, err)
+	for _, id := range made {
+		if !bytes.Contains(inside, []byte(`{"id":"`+id)) {
+			c.t.Fatalf("key %s was made while %s slept, before the backup was asked for, and is not in it", id, p.name)
+		}
+	}
 }
 
 // fingerprint is that of a node's identity key.
