@@ -150,7 +150,7 @@ func (a *Archive) Missed(s *fsm.State, last uint64) (Missed, error) {
 	history, err := ReadHistory(s.Cluster().ID, key, m.Dir)
 	if err != nil {
 		m.Problem = err.Error()
-		return m, nil
+		return m, nil //nolint:nilerr // the operator decides whether to go on without journals
 	}
 	if len(history.Problems) > 0 {
 		m.Problem = errors.Join(history.Problems...).Error()
