@@ -114,7 +114,10 @@ func (c *Client) stream(ctx context.Context, attempt func(ctx context.Context, c
 			if last != nil && c.config.Retrying != nil {
 				c.config.Retrying(last.Address, last)
 			}
-			begun, refusal, err := c.streamOnce(ctx, e, attempt)
+			l := e.take()
+			begun, err := streamOnce(ctx, l, attempt)
+			refusal := l.refusal()
+			e.give(l)
 			if err == nil {
 				c.answered(e, nil)
 				return nil
@@ -152,9 +155,7 @@ func (c *Client) stream(ctx context.Context, attempt func(ctx context.Context, c
 
 var errStalled = errors.New("client: nothing moved for " + streamStall.String())
 
-func (c *Client) streamOnce(ctx context.Context, e *endpoint, attempt func(context.Context, *link, func()) (bool, error)) (begun bool, refusal, err error) {
-	l := e.take()
-	defer e.give(l)
+func streamOnce(ctx context.Context, l *link, attempt func(context.Context, *link, func()) (bool, error)) (begun bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stall := time.AfterFunc(streamStall, func() { cancel(errStalled) })
@@ -163,5 +164,5 @@ func (c *Client) streamOnce(ctx context.Context, e *endpoint, attempt func(conte
 	if err != nil && errors.Is(context.Cause(ctx), errStalled) {
 		err = errStalled
 	}
-	return begun, l.refusal(), err
+	return begun, err
 }

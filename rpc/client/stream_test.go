@@ -6,15 +6,13 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"google.golang.org/grpc"
 )
 
 // TestStreamStalls: an attempt may take as long as it moves, and no longer.
 func TestStreamStalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
-		_, err := new(Client).streamOnce(t.Context(), &endpoint{}, func(ctx context.Context, _ *grpc.ClientConn, alive func()) (bool, error) {
+		_, err := streamOnce(t.Context(), &link{}, func(ctx context.Context, _ *link, alive func()) (bool, error) {
 			for range 5 {
 				time.Sleep(streamStall - time.Second)
 				alive()
