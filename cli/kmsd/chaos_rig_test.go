@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -45,8 +44,6 @@ const (
 
 // clientsAddress is the clients' on the wire; the n-th node has n in its place.
 var clientsAddress = hostAddress(254)
-
-func nodes(t *testing.T) int { return setting(t, "NODES", 3, strconv.Atoi) }
 
 func hostAddress(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 99, 0, byte(n)}) }
 

@@ -232,7 +232,7 @@ func TestMakeAndVerify(t *testing.T) {
 	must(t, err)
 	found, err := a.Verify(bytes.NewReader(good))
 	must(t, err)
-	if found.Keys != 2 || found.Index != s.Index() || found.Header.Name != "n1" || found.Signer.ID != testNode || summary.Fingerprint() != found.Fingerprint() {
+	if found.Keys != 2 || found.Index != s.Index() || found.Name != "n1" || found.Signer.ID != testNode || summary.Fingerprint() != found.Fingerprint() {
 		t.Errorf("found %+v", found)
 	}
 	for i := range good {

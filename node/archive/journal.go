@@ -209,7 +209,7 @@ func (j *journal) inPlace() error {
 func (j *journal) coverage(key fsm.LogKey, at time.Time) {
 	nanoseconds := uint64(0)
 	if !at.IsZero() {
-		nanoseconds = uint64(at.UnixNano()) //nolint:gosec // as it is read back
+		nanoseconds = uint64(at.UnixNano())
 	}
 	j.add(key, kindCoverage, numbers(j.seen, nanoseconds))
 	j.segment.Until = Coverage{j.seen, at.UTC()}

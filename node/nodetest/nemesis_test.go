@@ -58,7 +58,7 @@ func (n *nemesis) begin(f fault) (undo func()) {
 	c := n.cluster
 	a, b := c.Nodes[f.a], c.Nodes[f.b]
 	c.Trace.Event(string(f.kind), "%s", f)
-	switch f.kind {
+	switch f.kind { //nolint:exhaustive // the others are below
 	case isolate:
 		return n.cut(func(from, to *Node) bool { return from == a || to == a })
 	case deaf:

@@ -93,7 +93,7 @@ func (n *Node) wipe() error {
 	defer n.mu.Unlock()
 	n.made++
 	n.dir = filepath.Join(n.cluster.dir, fmt.Sprintf("%s-%d", n.Name, n.made))
-	n.disk = newDisk(n.cluster.options.DiskLatency, n.cluster.options.Seed+uint64(n.made)<<32) //nolint:gosec // a small count
+	n.disk = newDisk(n.cluster.options.DiskLatency, n.cluster.options.Seed+uint64(n.made)<<32)
 	n.id = ""
 	return os.MkdirAll(filepath.Join(n.dir, "raft"), 0o700)
 }
@@ -200,13 +200,13 @@ func (n *Node) kill(l *life) bool {
 	n.mu.Unlock()
 	disk.crash()
 	if m := l.opened.Load(); m != nil {
-		n.cluster.background(func() { _ = m.Close() }) //nolint:errcheck // a dead process's errors
+		n.cluster.background(func() { _ = m.Close() })
 	}
 	return true
 }
 
 func (n *Node) bury(m *cluster.Member) error {
-	n.cluster.background(func() { _ = m.Close() }) //nolint:errcheck // a dead process's errors
+	n.cluster.background(func() { _ = m.Close() })
 	return nil
 }
 
@@ -217,8 +217,8 @@ func (n *Node) Stop() {
 		return
 	}
 	if m := l.opened.Load(); m != nil {
-		_ = m.StepDown(l.end.ctx) //nolint:errcheck // as well as it can
-		_ = m.Close()             //nolint:errcheck // its storage cannot fail
+		_ = m.StepDown(l.end.ctx)
+		_ = m.Close()
 	}
 	if n.kill(l) {
 		n.cluster.Trace.Event("stop", "%s", n.Name)

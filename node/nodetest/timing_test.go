@@ -75,10 +75,10 @@ func measureStalls(t *testing.T, o Options, stall time.Duration) (deposed int) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		c, err := New(dir, o)
-		defer c.Close()
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer c.Close()
 		busy(c)
 		random := rand.New(rand.NewPCG(1, 2))
 		for range *timingStalls {
@@ -113,10 +113,10 @@ func measureCrashes(t *testing.T, o Options) []time.Duration {
 	var ages []time.Duration
 	synctest.Test(t, func(t *testing.T) {
 		c, err := New(dir, o)
-		defer c.Close()
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer c.Close()
 		busy(c)
 		random := rand.New(rand.NewPCG(3, 4))
 		for range *timingCrashes {

@@ -93,7 +93,7 @@ func (c *Client) learn(addresses []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	// Clients that learn the same nodes should not all prefer the same one.
-	for _, i := range rand.Perm(len(addresses)) {
+	for _, i := range rand.Perm(len(addresses)) { //nolint:gosec // an order is no secret
 		a := addresses[i]
 		if c.closed || len(c.endpoints) >= len(c.config.Addresses)+MaxAddresses {
 			return

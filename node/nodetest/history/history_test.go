@@ -153,7 +153,7 @@ func TestRecorder(t *testing.T) {
 		t.Fatalf("%d operations, %d digests", len(h.Operations), len(h.Digests))
 	}
 	for i, o := range h.Operations[:400] {
-		if o.ID != i || !(o.Begin < o.Authorised && o.Authorised < o.HandedOver && o.HandedOver < o.End) || o.Index != 7 {
+		if o.ID != i || o.Begin >= o.Authorised || o.Authorised >= o.HandedOver || o.HandedOver >= o.End || o.Index != 7 {
 			t.Fatal(o)
 		}
 	}
