@@ -72,7 +72,7 @@ model: ## check the model of the lease with Spin, and that each of its rules is 
 	scripts/model.sh
 
 .PHONY: model-full
-model-full: ## the same with large configurations: half an hour, up to 16 GiB
+model-full: ## the same with large configurations: some minutes, about 4 GiB
 	scripts/model.sh full
 
 .PHONY: timing
