@@ -28,7 +28,10 @@ func (l *trial) converge(ctx context.Context) {
 	for _, m := range l.hosts[1:] {
 		l.eventually(first.name+" and "+m.name+" are at the same index", func() bool {
 			a, b := first.seen.Load(), m.seen.Load()
-			if ctx.Err() == nil && a.GetAppliedIndex() != b.GetAppliedIndex() {
+			if ctx.Err() != nil {
+				return true
+			}
+			if a.GetAppliedIndex() != b.GetAppliedIndex() {
 				return false
 			}
 			if !bytes.Equal(a.GetRunningHash(), b.GetRunningHash()) {

@@ -22,9 +22,9 @@ import (
 // trial is what clients do to a rig, and what they saw.
 type trial struct {
 	*rig
-	record *history.Recorder
-	wait   sync.WaitGroup
-	stop   context.CancelFunc
+	record  *history.Recorder
+	clients sync.WaitGroup
+	stop    context.CancelFunc
 
 	mu      sync.Mutex
 	callers int
@@ -105,7 +105,7 @@ func (l *trial) begin(ctx context.Context) {
 	}
 	l.create(ctx, first)
 	work := func(pause time.Duration, f func(context.Context)) {
-		l.wait.Go(func() {
+		l.clients.Go(func() {
 			for going.Err() == nil {
 				f(ctx)
 				sleep(going, pause)
@@ -132,7 +132,7 @@ func (l *trial) begin(ctx context.Context) {
 
 func (l *trial) end() {
 	l.stop()
-	l.wait.Wait()
+	l.clients.Wait()
 }
 
 func sleep(ctx context.Context, d time.Duration) {
@@ -158,7 +158,7 @@ func (c *caller) call(ctx context.Context, name string, kind history.Kind, key s
 		if a.key != "" {
 			noted.Key(a.key)
 		}
-		noted.End(outcome(kind, err), a.history(err))
+		noted.End(outcome(err), a.history(err))
 	}
 	c.l.count(name, err)
 	return err
@@ -182,7 +182,7 @@ func (a answer) history(err error) history.Answer {
 	return out
 }
 
-func outcome(kind history.Kind, err error) history.Outcome {
+func outcome(err error) history.Outcome {
 	switch {
 	case err == nil:
 		return history.OK
@@ -190,8 +190,6 @@ func outcome(kind history.Kind, err error) history.Outcome {
 		return history.Unknown
 	case errors.Is(err, client.ErrKeyDisabled), errors.Is(err, client.ErrKeyPendingDeletion), errors.Is(err, client.ErrKeyNotPendingDeletion):
 		return history.Refused
-	case kind == history.Use, kind == history.Read, kind == history.Final:
-		return history.Failed
 	}
 	return history.Failed // the client knows that nothing was done
 }

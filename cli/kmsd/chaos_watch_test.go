@@ -113,7 +113,7 @@ type view struct {
 func (l *trial) watch(ctx context.Context) {
 	for _, m := range l.hosts {
 		c := l.caller(operatorID, m.process)
-		l.rig.wait.Go(func() {
+		l.wait.Go(func() {
 			for ctx.Err() == nil {
 				asked, cancel := context.WithTimeout(ctx, useLimit)
 				s, err := c.Cluster().Status(asked, &pb.StatusRequest{})
