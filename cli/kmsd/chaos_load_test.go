@@ -254,7 +254,7 @@ func (l *trial) use(ctx context.Context, c *caller, limit time.Duration) {
 	s := l.pick(c.dice)
 	switch c.dice.IntN(3) {
 	case 0:
-		_ = l.seal(ctx, c, s.key, limit)
+		_ = l.seal(ctx, c, s.key, nil, limit)
 	case 1:
 		_ = c.call(ctx, "Encrypt", history.Use, s.key, limit, func(ctx context.Context) (answer, error) {
 			r, err := c.Crypto().Encrypt(ctx, &pb.EncryptRequest{KeyId: s.key, Plaintext: []byte("chaos")})
@@ -265,10 +265,11 @@ func (l *trial) use(ctx context.Context, c *caller, limit time.Duration) {
 	}
 }
 
-// seal generates a data key and remembers it.
-func (l *trial) seal(ctx context.Context, c *caller, key string, limit time.Duration) (made sealed) {
+// seal generates a data key and remembers it; token is that of the key's creation, or
+// nil.
+func (l *trial) seal(ctx context.Context, c *caller, key string, token []byte, limit time.Duration) (made sealed) {
 	_ = c.call(ctx, "GenerateDataKey", history.Use, key, limit, func(ctx context.Context) (answer, error) {
-		r, err := c.Crypto().GenerateDataKey(ctx, &pb.GenerateDataKeyRequest{KeyId: key, Spec: pb.DataKeySpec_DATA_KEY_SPEC_AES_256})
+		r, err := c.Crypto().GenerateDataKey(ctx, &pb.GenerateDataKeyRequest{KeyId: key, Spec: pb.DataKeySpec_DATA_KEY_SPEC_AES_256, IndexToken: token})
 		if err == nil {
 			made = sealed{key: key, dek: r.GetPlaintext(), blob: r.GetCiphertext()}
 		}
@@ -314,13 +315,13 @@ func describe(ctx context.Context, c *caller, key string, token []byte) (answer,
 }
 
 // mint creates a key.
-func (l *trial) mint(ctx context.Context, c *caller) (key string) {
+func (l *trial) mint(ctx context.Context, c *caller) (key string, token []byte) {
 	_ = c.call(ctx, "CreateKey", history.Create, fmt.Sprintf("unanswered %p", &key), writeLimit, func(ctx context.Context) (answer, error) {
 		r, err := c.Keys().CreateKey(ctx, &pb.CreateKeyRequest{Description: "chaos"})
-		key = r.GetKey().GetKeyId()
-		return answer{token: r.GetIndexToken(), key: key}, err
+		key, token = r.GetKey().GetKeyId(), r.GetIndexToken()
+		return answer{token: token, key: key}, err
 	})
-	return key
+	return key, token
 }
 
 // create makes a key that stays enabled, and seals a data key under it.
@@ -331,8 +332,8 @@ func (l *trial) create(ctx context.Context, who pair) {
 	if full {
 		return
 	}
-	if key := l.mint(ctx, who.admin); key != "" {
-		if s := l.seal(ctx, who.user, key, callLimit); s.blob != nil {
+	if key, token := l.mint(ctx, who.admin); key != "" {
+		if s := l.seal(ctx, who.user, key, token, callLimit); s.blob != nil {
 			l.mu.Lock()
 			l.steady = append(l.steady, s)
 			l.mu.Unlock()
@@ -343,11 +344,11 @@ func (l *trial) create(ctx context.Context, who pair) {
 // retarget puts a new key in the place of a target, or adds one.
 func (l *trial) retarget(ctx context.Context, who pair, old *target) {
 	for ctx.Err() == nil {
-		key := l.mint(ctx, who.admin)
+		key, token := l.mint(ctx, who.admin)
 		if key == "" {
 			continue
 		}
-		s := l.seal(ctx, who.user, key, callLimit)
+		s := l.seal(ctx, who.user, key, token, callLimit)
 		if s.blob == nil {
 			continue
 		}

@@ -126,7 +126,7 @@ func (r *rig) supervise(ctx context.Context) {
 }
 
 func (r *rig) ended(m *machine, code int) {
-	if code == exitPIN || code == exitRemoved {
+	if code == exitPIN || code == exitRemoved || code == exitDiffers {
 		r.t.Errorf("%s ended with %d:\n%s", m.name, code, m.output())
 	}
 	r.mu.Lock()
