@@ -15,8 +15,8 @@ const (
 	// at the same time. A check needs as much memory as the state in the backup.
 	maxMaking   = 2
 	maxChecking = 1
-	// MaxBackup is the largest backup that a node checks, in bytes: about four times a
-	// state with fsm.MaxKeys keys.
+	// MaxBackup is the largest backup that a node checks, in bytes: several times a
+	// state with fsm.MaxKeys keys of one version.
 	MaxBackup = 4 << 30
 )
 

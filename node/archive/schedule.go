@@ -47,8 +47,10 @@ func (x *schedule) loop(ctx context.Context) {
 				x.newest.Store(last)
 				due = every - x.archive.config.Now().Sub(last.Time)
 			}
-			due = min(max(due, 0), every)                                  // a clock that went back does not put it off for longer
-			if !sleep(ctx, due+rand.N(min(every/jitterPart, maxJitter))) { //nolint:gosec // jitter is no secret
+			// A clock that went back does not put it off for longer.
+			due = min(max(due, 0), every)
+			jitter := rand.N(min(every/jitterPart, maxJitter)) //nolint:gosec // it is no secret
+			if !sleep(ctx, due+jitter) {
 				return
 			}
 			for last != nil && !changedSince(x.archive.config.Member.State(), *last) {
