@@ -97,7 +97,7 @@ func (c *testCluster) restrictions(key fsm.LogKey, index uint64, of ...*process)
 	h, err := archive.ReadHistory(uuid.MustParse(c.clusterID()), key, dirs...)
 	must(c.t, err)
 	must(c.t, errors.Join(h.Problems...))
-	r, err := h.After(0, index)
+	r, err := h.After(fsm.History{}, index)
 	must(c.t, err)
 	return r
 }

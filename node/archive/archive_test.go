@@ -178,7 +178,7 @@ func history(t *testing.T, dir string, index uint64) Restrictions {
 	h, err := ReadHistory(testCluster, testKey(), dir)
 	must(t, err)
 	must(t, errors.Join(h.Problems...))
-	r, err := h.After(0, index)
+	r, err := h.After(fsm.History{}, index)
 	must(t, err)
 	return r
 }

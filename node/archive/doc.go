@@ -37,6 +37,10 @@
 //	'C'  coverage: index u64 | time i64 (unix nanoseconds, the state's; 0: as before)
 //	'G'  gap: first u64 | last u64
 //
+// The header names the history by its recovery epoch and id: one index may stand for
+// different entries in two histories. A node that a recovery was made from goes on
+// behind what it had written, in a segment of the new history.
+//
 // The records say: behind the header's index, the restricting entries up to the
 // last 'E' or 'C' are exactly these, but for the gaps. Entries after a coverage have
 // no earlier time than it. The tags bind each statement to the cluster, the epoch, the

@@ -93,13 +93,13 @@ type Restrictions struct {
 	Gaps []Span
 }
 
-// After answers for a backup of an epoch and index. ErrJournal if two journals differ
+// After answers for a backup of a history and index. ErrJournal if two journals differ
 // in an entry, which honest nodes' cannot.
-func (h *History) After(epoch uint32, index uint64) (Restrictions, error) {
+func (h *History) After(of fsm.History, index uint64) (Restrictions, error) {
 	known := map[uint64]Entry{}
 	var spans []covered
 	for _, s := range h.Segments {
-		if s.RecoveryEpoch != epoch {
+		if s.history() != of {
 			continue
 		}
 		for _, e := range s.Entries {

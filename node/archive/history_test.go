@@ -8,6 +8,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/quorumkms/quorumkms/fsm"
 )
 
 // put writes segments as files of a new directory.
@@ -73,7 +77,7 @@ func TestHistory(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			h, err := ReadHistory(testCluster, testKey(), put(t, row.segments...))
 			must(t, err)
-			r, err := h.After(0, row.index)
+			r, err := h.After(fsm.History{}, row.index)
 			must(t, err)
 			if len(h.Problems) > 0 || r.String() != row.want {
 				t.Errorf("%s, problems %v; want %s", r, h.Problems, row.want)
@@ -86,7 +90,7 @@ func TestHistoryOfSeveralDirectories(t *testing.T) {
 	first, second := put(t, begin(t, "a.01", 0, 5).entry(8).covered(10)), put(t, begin(t, "b.02", 0, 9).entry(11).covered(12))
 	h, err := ReadHistory(testCluster, testKey(), first, second)
 	must(t, err)
-	r, err := h.After(0, 5)
+	r, err := h.After(fsm.History{}, 5)
 	must(t, err)
 	if r.String() != "[8 11] covered 12@12 gaps []" {
 		t.Errorf("%s", r)
@@ -114,7 +118,7 @@ func TestHistoryNamesProblems(t *testing.T) {
 		!strings.Contains(all.Error(), testNode+journalEnd) || !strings.Contains(all.Error(), "it was renamed") {
 		t.Errorf("problems %v", h.Problems)
 	}
-	r, err := h.After(0, 10)
+	r, err := h.After(fsm.History{}, 10)
 	must(t, err)
 	if r.String() != "[12] covered 20@20 gaps []" {
 		t.Errorf("%s", r)
@@ -126,10 +130,10 @@ func TestHistoryConflict(t *testing.T) {
 	other := begin(t, "b.02", 0, 5).record(kindEntry, append(numbers(8, 1), entry(t, 9)...)).covered(10)
 	h, err := ReadHistory(testCluster, testKey(), put(t, begin(t, "a.01", 0, 5).entry(8).covered(10), other))
 	must(t, err)
-	if _, err := h.After(0, 5); !errors.Is(err, ErrJournal) || !strings.Contains(err.Error(), "another entry 8") {
+	if _, err := h.After(fsm.History{}, 5); !errors.Is(err, ErrJournal) || !strings.Contains(err.Error(), "another entry 8") {
 		t.Errorf("two entries of one index: %v", err)
 	}
-	if r, err := h.After(0, 8); err != nil || r.String() != "[] covered 10@10 gaps []" {
+	if r, err := h.After(fsm.History{}, 8); err != nil || r.String() != "[] covered 10@10 gaps []" {
 		t.Errorf("behind them: %s, %v", r, err)
 	}
 }
@@ -149,6 +153,32 @@ func TestNames(t *testing.T) {
 	} {
 		if f, ok := parseName("", bad, backupEnd); ok {
 			t.Errorf("%q is read as %+v", bad, f)
+		}
+	}
+}
+
+// TestParallelHistories: two recoveries from the same epoch are two histories, each with
+// entries of its own.
+func TestParallelHistories(t *testing.T) {
+	of := func(node string, id byte, entries ...uint64) *script {
+		h := Header{Cluster: testCluster, RecoveryEpoch: 1, RecoveryID: uuid.UUID{id}, Node: node, After: 5, Created: startTime}
+		s, b, err := beginSegment(testKey(), h)
+		must(t, err)
+		x := &script{t: t, s: s, b: b}
+		for _, index := range entries {
+			x.record(kindEntry, append(numbers(index, 1), entry(t, index+uint64(id))...))
+		}
+		return x.covered(20)
+	}
+	h, err := ReadHistory(testCluster, testKey(), put(t, of("a.01", 1, 8), of("b.02", 2, 8, 9)))
+	must(t, err)
+	for history, want := range map[fsm.History]string{
+		{Epoch: 1, ID: uuid.UUID{1}}: "[8] covered 20@20 gaps []",
+		{Epoch: 1, ID: uuid.UUID{2}}: "[8 9] covered 20@20 gaps []",
+		{Epoch: 1}:                   "[] covered 5@0 gaps []",
+	} {
+		if r, err := h.After(history, 5); err != nil || r.String() != want || len(h.Problems) > 0 {
+			t.Errorf("%v: %s, %v, problems %v; want %s", history, r, err, h.Problems, want)
 		}
 	}
 }

@@ -247,18 +247,17 @@ func (j *journal) note() {
 	j.written.Store(&until)
 }
 
-// open makes sure that there is a segment to write to, of the present epoch.
+// open makes sure that there is a segment to write to, of the present history.
 func (j *journal) open(key fsm.LogKey, s *fsm.State) error {
 	if !j.resumed {
 		if err := j.resume(key, s); err != nil {
 			return err
 		}
 	}
-	epoch := s.Cluster().RecoveryEpoch
 	switch {
 	case j.segment == nil:
 		return j.begin(key, s)
-	case j.segment.RecoveryEpoch != epoch: // what is not on the disk yet goes into the new one
+	case j.segment.history() != s.History(): // a recovery goes on with this node's log
 		j.drop()
 		return j.begin(key, s)
 	case j.rotate.Load():
@@ -268,17 +267,16 @@ func (j *journal) open(key fsm.LogKey, s *fsm.State) error {
 }
 
 // resume finds out how far this node's journal goes, and goes on with its last segment
-// if that is sound.
+// if that is sound and of the present history.
 func (j *journal) resume(key fsm.LogKey, s *fsm.State) error {
-	c := s.Cluster()
-	files, err := list(j.config.Dir, c.ID, journalEnd)
+	files, err := list(j.config.Dir, s.Cluster().ID, journalEnd)
 	if err != nil {
 		return err
 	}
 	j.durable = s.Index() // unless there is a journal, it begins here
 	for i := len(files) - 1; i >= 0 && !j.resumed; i-- {
 		f := files[i]
-		if f.Node != j.config.Member.ID() || f.Epoch != c.RecoveryEpoch {
+		if f.Node != j.config.Member.ID() {
 			continue
 		}
 		segment, err := readSegment(f, key)
@@ -288,7 +286,7 @@ func (j *journal) resume(key fsm.LogKey, s *fsm.State) error {
 		if segment == nil {
 			continue
 		}
-		if err == nil {
+		if err == nil && segment.history() == s.History() {
 			if err := j.reopen(segment); err != nil {
 				return err
 			}
@@ -334,7 +332,7 @@ func (j *journal) turn(key fsm.LogKey) error {
 func (j *journal) begin(key fsm.LogKey, s *fsm.State) error {
 	c, now := s.Cluster(), j.config.Now()
 	segment, b, err := beginSegment(key, Header{
-		Cluster: c.ID, RecoveryEpoch: c.RecoveryEpoch, Node: j.config.Member.ID(), After: j.seen, Created: now.UnixNano(),
+		Cluster: c.ID, RecoveryEpoch: c.RecoveryEpoch, RecoveryID: c.RecoveryID, Node: j.config.Member.ID(), After: j.seen, Created: now.UnixNano(),
 	})
 	if err != nil {
 		return err

@@ -8,6 +8,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/quorumkms/quorumkms/fsm"
 )
 
 func TestJournalFollows(t *testing.T) {
@@ -103,7 +107,7 @@ func TestJournalAltered(t *testing.T) {
 	}
 	h, err := ReadHistory(testCluster, testKey(), dir)
 	must(t, err)
-	r, err := h.After(0, start)
+	r, err := h.After(fsm.History{}, start)
 	must(t, err)
 	if len(h.Problems) != 1 || len(r.Entries) != 2 || r.Entries[0].Index != one || r.Entries[1].Index != two || len(r.Gaps) != 0 {
 		t.Errorf("%s, problems %v", r, h.Problems)
@@ -230,4 +234,35 @@ func TestJournalTurns(t *testing.T) {
 		t.Errorf("%d segments, want 5", n)
 	}
 	wantHistory(t, dir, start, all, m.State().Index())
+}
+
+// TestJournalOverRecovery: a recovery begins a new history with the same log, and its
+// journal begins where the one before ends, also when the node restarts on the way.
+func TestJournalOverRecovery(t *testing.T) {
+	for _, restarts := range []bool{false, true} {
+		m, dir := newMember(t), t.TempDir()
+		a, _ := open(t, m, dir)
+		a.mustRound(t)
+		one := m.restrict(1)
+		a.mustRound(t)
+		late := m.restrict(2) // not in the journal yet
+		begun := fsm.History{Epoch: 1, ID: uuid.UUID{7}}
+		recovery := m.apply(&fsm.RecoverCluster{Epoch: begun.Epoch, ID: begun.ID, Node: testNode})
+		two := m.restrict(3)
+		if restarts {
+			a, _ = open(t, m, dir)
+		}
+		time.Sleep(2 * time.Millisecond)
+		a.mustRound(t)
+		h, err := ReadHistory(testCluster, testKey(), dir)
+		must(t, err)
+		if r, err := h.After(fsm.History{}, one-1); err != nil || len(r.Entries) != 1 || r.Entries[0].Index != one || r.Covered.Index != one {
+			t.Errorf("before: %s, %v", r, err)
+		}
+		r, err := h.After(begun, one)
+		must(t, err)
+		if len(h.Problems) > 0 || len(r.Entries) != 3 || r.Entries[0].Index != late || r.Entries[1].Index != recovery || r.Entries[2].Index != two || len(r.Gaps) > 0 || r.Covered.Index != two {
+			t.Errorf("restarts %v: after the recovery %s, problems %v", restarts, r, h.Problems)
+		}
+	}
 }

@@ -1,6 +1,8 @@
 package archive
 
 import (
+	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -66,30 +68,33 @@ func PlanRestore(file io.Reader, key fsm.LogKey, epoch uint32, journals ...strin
 
 // take adds what the journals say.
 func (r *Restoration) take(h *History, key fsm.LogKey) error {
-	known, err := h.After(r.RecoveryEpoch, r.Index)
+	own := r.State.History()
+	known, err := h.After(own, r.Index)
 	if err != nil {
 		return err
 	}
 	r.Covered, r.Gaps, r.Segments = known.Covered, known.Gaps, len(h.Segments)
-	var epochs []uint32
+	var others []fsm.History // later than the backup's, or beside it
 	for _, s := range h.Segments {
 		r.Epoch = max(r.Epoch, s.RecoveryEpoch+1)
-		if s.RecoveryEpoch > r.RecoveryEpoch {
-			epochs = append(epochs, s.RecoveryEpoch)
+		if of := s.history(); of.Epoch >= own.Epoch && of != own {
+			others = append(others, of)
 		}
 	}
 	entries := known.Entries
-	slices.Sort(epochs)
-	for _, epoch := range slices.Compact(epochs) {
-		later, err := h.After(epoch, 0)
+	slices.SortFunc(others, func(a, b fsm.History) int {
+		return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), bytes.Compare(a.ID[:], b.ID[:]))
+	})
+	for _, of := range slices.Compact(others) {
+		later, err := h.After(of, 0)
 		if err != nil {
 			return err
 		}
 		entries = append(entries, later.Entries...)
 	}
 	switch {
-	case len(epochs) > 0:
-		r.Doubt = fmt.Sprintf("the cluster was recovered after the backup (epoch %d, the backup is of %d): no journal tells how the two follow each other", epochs[len(epochs)-1], r.RecoveryEpoch)
+	case len(others) > 0:
+		r.Doubt = fmt.Sprintf("the cluster was recovered after the backup (epoch %d, the backup is of %d): no journal tells how the two follow each other", others[len(others)-1].Epoch, r.RecoveryEpoch)
 	case len(h.Segments) == 0:
 		r.Doubt = "there is no journal"
 	case len(r.Gaps) > 0:
@@ -155,12 +160,12 @@ func (a *Archive) Missed(s *fsm.State, last uint64) (Missed, error) {
 	if len(history.Problems) > 0 {
 		m.Problem = errors.Join(history.Problems...).Error()
 	}
-	known, err := history.After(s.Cluster().RecoveryEpoch, 0)
+	known, err := history.After(s.History(), 0)
 	if err != nil {
 		return m, err
 	}
 	for _, segment := range history.Segments {
-		if t := segment.Until.Time; segment.RecoveryEpoch == s.Cluster().RecoveryEpoch && t.After(m.Until) {
+		if t := segment.Until.Time; segment.history() == s.History() && t.After(m.Until) {
 			m.Until = t
 		}
 	}

@@ -42,10 +42,14 @@ type Header struct {
 	Format        int    `json:"format"`
 	Cluster       fsm.ID `json:"cluster"`
 	RecoveryEpoch uint32 `json:"recovery_epoch"`
+	RecoveryID    fsm.ID `json:"recovery_id,omitzero"`
 	Node          string `json:"node"`    // raft id
 	After         uint64 `json:"after"`   // the segment begins behind this log index
 	Created       int64  `json:"created"` // unix nanoseconds, by the node's clock
 }
+
+// history is the history that the segment is of.
+func (h *Header) history() fsm.History { return fsm.History{Epoch: h.RecoveryEpoch, ID: h.RecoveryID} }
 
 // Entry is a restricting entry of the journal. Its MAC has been verified.
 type Entry struct {
