@@ -166,7 +166,9 @@ func (a *call) attempt(ctx context.Context, e *endpoint, n int) *Error {
 	open := failure.transient() || ctx.Err() != nil
 	switch sent := taker.Addr != nil; {
 	case !sent:
-		failure.cause = l.refusal()
+		if failure.cause = l.refusal(); failure.cause != nil && e.files.newer(l.age) {
+			failure.cause = nil // the files have changed since: that refusal is not the last word
+		}
 	case a.mutation && open && !failure.withoutEffect():
 		a.unsure = true
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -108,12 +110,45 @@ func TestOutdatedCertificateIsNamed(t *testing.T) {
 			c.NotBefore, c.NotAfter = time.Now().Add(time.Hour), time.Now().Add(2*time.Hour)
 		},
 	} {
-		files := w.ca.Write(t, t.TempDir(), w.ca.Issue(t, edit, userURI))
+		dir := t.TempDir()
+		files := w.ca.Write(t, dir, w.ca.Issue(t, edit, userURI))
 		c := w.client(t, func(c *client.Config) { c.TLS, c.Files = nil, files }, n.address)
 		err := encrypt(patient(t), c)
 		if status.Code(err) != codes.Unauthenticated || !errors.Is(err, client.ErrClientRefused) ||
 			!strings.Contains(err.Error(), "the client's certificate "+files.Cert+" "+want) {
 			t.Errorf("%v; want Unauthenticated and a text with %q", err, want)
 		}
+		w.ca.Write(t, dir, w.ca.Issue(t, nil, userURI))
+		if err := encrypt(patient(t), c); err != nil {
+			t.Errorf("the call after the renewal: %v", err)
+		}
+	}
+}
+
+// TestNewWaitsForHalfReplacedFiles: a client that is made while its certificate has
+// been replaced and the key has not gets both.
+func TestNewWaitsForHalfReplacedFiles(t *testing.T) {
+	w := newWorld(t)
+	n := w.node(t, "n1", nil)
+	old, dir := t.TempDir(), t.TempDir()
+	w.ca.Write(t, old, w.cert)
+	files := w.ca.Write(t, dir, w.ca.Issue(t, nil, userURI))
+	good, err := os.ReadFile(files.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(old, "key.pem"), files.Key); err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		time.Sleep(100 * time.Millisecond)
+		overwrite(t, files.Key, string(good))
+	}()
+	c := w.client(t, func(c *client.Config) { c.TLS, c.Files = nil, files }, n.address)
+	<-written
+	if err := encrypt(patient(t), c); err != nil {
+		t.Error(err)
 	}
 }

@@ -40,7 +40,7 @@ func (c Config) clientTLS() (*tls.Config, *reloader, error) {
 			return nil, nil, errors.New("client: both Files and TLS are set")
 		}
 		r := &reloader{files: c.Files}
-		if r.current, err = c.Files.load(); err != nil {
+		if r.current, err = c.Files.loadSettled(); err != nil {
 			return nil, nil, err
 		}
 		return verifying(&tls.Config{GetClientCertificate: r.certificate}, td, r.roots), r, nil
@@ -159,6 +159,18 @@ func (r *reloader) age() uint64 {
 	return r.changes
 }
 
+// newer tells, by the files as they are now, whether there is material newer than of
+// that age.
+func (r *reloader) newer(age uint64) bool {
+	if r == nil {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.look()
+	return r.changes > age
+}
+
 // outdated says that the client's certificate is not valid at a time, if so.
 func (r *reloader) outdated(now time.Time) string {
 	if r == nil {
@@ -188,6 +200,34 @@ func (f Files) changed(stamp [3]os.FileInfo) bool {
 		}
 		was := stamp[i]
 		if !os.SameFile(now, was) || now.Size() != was.Size() || !now.ModTime().Equal(was.ModTime()) {
+			return true
+		}
+	}
+	return false
+}
+
+// beingWritten is how long after its last change a file may still be in the middle of
+// a replacement.
+const beingWritten = time.Second
+
+// loadSettled is load, which fails only when the files have been left alone.
+func (f Files) loadSettled() (*material, error) {
+	for {
+		m, err := f.load()
+		if err == nil || !f.fresh(time.Now()) {
+			return m, err
+		}
+		time.Sleep(beingWritten / 50)
+	}
+}
+
+func (f Files) fresh(now time.Time) bool {
+	for _, path := range []string{f.Cert, f.Key, f.CA} {
+		info, err := os.Stat(path)
+		if err != nil {
+			continue
+		}
+		if age := now.Sub(info.ModTime()); age >= 0 && age < beingWritten {
 			return true
 		}
 	}
