@@ -88,8 +88,16 @@ func TestUpgrade(t *testing.T) {
 		p.start()
 		c.until(p.name+" serves again", func(s *pb.StatusResponse) bool { return s.GetServing() && s.GetKnownRelease() > 1 }, p)
 		l.goesOn()
-		if behind := order[i+1:]; len(behind) > 0 {
-			c.refusesUpgrade(ctx, kmsctl, version, p, behind)
+		switch i {
+		case 0:
+			c.refusesUpgrade(ctx, kmsctl, version, p, order[1:], "the leader does not know the command")
+		case 1: // under a leader of the new version
+			c.eventually(p.name+" leads", func() bool {
+				_, err := c.dial(operatorID, p).Cluster().TransferLeadership(ctx, &pb.TransferLeadershipRequest{Node: p.name})
+				return err == nil && c.leader(p) == p
+			}, p)
+			c.refusesUpgrade(ctx, kmsctl, version, p, order[2:], "knows release 2: "+order[2].name+"; upgrade")
+			l.goesOn()
 		}
 	}
 	out, code = c.kmsctl(kmsctl, c.nodes, "cluster", "upgrade", "--dry-run")
@@ -121,7 +129,7 @@ func TestUpgrade(t *testing.T) {
 }
 
 // refusesUpgrade asks, in the middle of an upgrade, for its end.
-func (c *testCluster) refusesUpgrade(ctx context.Context, kmsctl, version string, through *process, behind []*process) {
+func (c *testCluster) refusesUpgrade(ctx context.Context, kmsctl, version string, through *process, behind []*process, text string) {
 	c.t.Helper()
 	out, code := c.kmsctl(kmsctl, c.nodes, "cluster", "upgrade")
 	for _, p := range behind {
@@ -133,7 +141,7 @@ func (c *testCluster) refusesUpgrade(ctx context.Context, kmsctl, version string
 		c.t.Errorf("kmsctl in the middle of the upgrade: exit code %d\n%s", code, out)
 	}
 	_, err := c.dial(operatorID, through).Cluster().Upgrade(ctx, &pb.UpgradeRequest{})
-	refused(codes.FailedPrecondition, client.ErrRelease, "upgrade").check(c.t, "Upgrade in the middle of it", err)
+	refused(codes.FailedPrecondition, client.ErrRelease, text).check(c.t, "Upgrade in the middle of it", err)
 	s, err := c.status(through)
 	must(c.t, err)
 	if s.GetRelease() != 1 {
