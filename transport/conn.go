@@ -125,7 +125,11 @@ func (c *Conn) onClose(f func()) {
 // error, under a configuration of c's.
 func (c *Credentials) Handshake(ctx context.Context, raw net.Conn, config *tls.Config) (*Conn, error) {
 	tc := tls.Client(raw, config)
-	if err := tc.HandshakeContext(ctx); err != nil {
+	err := c.Valid()
+	if err == nil {
+		err = tc.HandshakeContext(ctx)
+	}
+	if err != nil {
 		_ = raw.Close()
 		return nil, fmt.Errorf("handshake with %s: %w", raw.RemoteAddr(), err)
 	}

@@ -120,6 +120,21 @@ func (ca *DevCA) IssueFiles(files Files, id Identity, hosts []string, ttl time.D
 	return writePair(files.Cert, certPEM, files.Key, keyPEM)
 }
 
+// RenewFiles is IssueFiles in place of what the files hold, if anything. Each is
+// replaced as a whole, one after the other.
+func (ca *DevCA) RenewFiles(files Files, id Identity, hosts []string, ttl time.Duration) error {
+	next := Files{Cert: files.Cert + ".new", Key: files.Key + ".new"}
+	for _, left := range []string{next.Cert, next.Key} {
+		if err := os.Remove(left); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	if err := ca.IssueFiles(next, id, hosts, ttl); err != nil {
+		return err
+	}
+	return errors.Join(os.Rename(next.Key, files.Key), os.Rename(next.Cert, files.Cert))
+}
+
 func (ca *DevCA) template(id Identity, hosts []string, ttl time.Duration) (*x509.Certificate, error) {
 	if parsed, err := ParseIdentity(id.String()); err != nil {
 		return nil, err

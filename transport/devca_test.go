@@ -153,3 +153,29 @@ func TestIssueFiles(t *testing.T) {
 		t.Error("wrote into no directory")
 	}
 }
+
+func TestRenewFiles(t *testing.T) {
+	home, next := newAuthority(t, testDomain), newAuthority(t, testDomain)
+	dir := t.TempDir()
+	files := Files{Cert: filepath.Join(dir, "c"), Key: filepath.Join(dir, "k"), CA: filepath.Join(home.dir, DevCACert)}
+	writeFile(t, files.Key+".new", []byte("left by a crash"))
+	for _, ca := range []*DevCA{home.ca, home.ca, next.ca} {
+		if err := ca.RenewFiles(files, home.node("n1"), nil, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, files.CA, ca.CertPEM())
+		if _, err := Load(files, testDomain); err != nil {
+			t.Error(err)
+		}
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 2 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if info, err := os.Stat(files.Key); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the key: %v, %v", info, err)
+	}
+	if err := home.ca.RenewFiles(files, home.node("n1"), nil, 0); err == nil {
+		t.Error("a certificate without a life was issued")
+	}
+}

@@ -2,9 +2,10 @@
 // whose identities are SPIFFE URIs, one TCP port that carries several protocols
 // told apart by ALPN, the stream layer of Raft and the gossip of liveness.
 //
-// Reading order: identity.go (who a certificate names), tls.go (credentials,
-// their reload, the configurations of servers and clients), conn.go (one
-// connection, closed when its peer's certificate expires), mux.go (the port),
+// Reading order: identity.go (who a certificate names), credentials.go (a node's own
+// certificate and CAs, and their reload), tls.go (the configurations of servers and
+// clients), conn.go (one connection, closed when the trust in its peer ends), mux.go
+// (the port), certificate.go (what people are told of certificates),
 // raft.go, gossip.go (what gossip offers) and packet.go (how memberlist's packets
 // travel over TLS), devca.go (a certificate authority for development).
 //

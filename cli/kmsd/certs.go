@@ -15,7 +15,11 @@ func certsCommand() *cobra.Command {
 		Use: "certs", Short: "A development CA",
 		Long: `A small certificate authority for development, demonstrations and tests. Its key
 is a plain file. In production, certificates with the same SPIFFE ids come from
-your own PKI.`,
+your own PKI.
+
+To replace the CA: make a second one in another directory, put both certificates
+into every node's and client's CA file, issue all certificates anew with --renew from
+the second, and take the first out of the CA files.`,
 	}
 	c.AddCommand(certsInitCommand(), certsIssueCommand())
 	return c
@@ -43,10 +47,12 @@ func certsIssueCommand() *cobra.Command {
 	var dir, out string
 	var hosts []string
 	var ttl time.Duration
+	var renew bool
 	c := &cobra.Command{
 		Use: "issue SPIFFE-ID", Short: "Issue a certificate", Args: cobra.ExactArgs(1),
 		Example: `  kmsd certs issue --dir certs --out certs/kms-1 --host 127.0.0.1 spiffe://quorumkms.test/node/kms-1
-  kmsd certs issue --dir certs --out certs/alice spiffe://quorumkms.test/tenant/default/admin/alice`,
+  kmsd certs issue --dir certs --out certs/alice spiffe://quorumkms.test/tenant/default/admin/alice
+  kmsd certs issue --dir certs --renew --host 127.0.0.1 spiffe://quorumkms.test/node/kms-1`,
 		RunE: func(c *cobra.Command, args []string) error {
 			ca, err := transport.LoadDevCA(dir)
 			if err != nil {
@@ -59,7 +65,11 @@ func certsIssueCommand() *cobra.Command {
 			if out == "" {
 				out = filepath.Join(dir, id.Name)
 			}
-			if err := ca.IssueFiles(transport.Files{Cert: out + ".crt", Key: out + ".key"}, id, hosts, ttl); err != nil {
+			issue := ca.IssueFiles
+			if renew {
+				issue = ca.RenewFiles
+			}
+			if err := issue(transport.Files{Cert: out + ".crt", Key: out + ".key"}, id, hosts, ttl); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintln(c.OutOrStdout(), out+".crt", "is", id)
@@ -69,6 +79,7 @@ func certsIssueCommand() *cobra.Command {
 	c.Flags().StringVar(&dir, "dir", "certs", "directory of the CA")
 	c.Flags().StringVar(&out, "out", "", "where to write .crt and .key, without the ending (default: the last part of the id, in --dir)")
 	c.Flags().StringSliceVar(&hosts, "host", nil, "DNS names and addresses of a node")
+	c.Flags().BoolVar(&renew, "renew", false, "replace the files if they are there: nodes and clients that run read them again")
 	c.Flags().DurationVar(&ttl, "ttl", 90*24*time.Hour, "how long the certificate is valid")
 	return c
 }
