@@ -151,7 +151,7 @@ func testForgedProofs(ctx context.Context, c *testCluster) {
 	if !errors.Is(err, cluster.ErrJoin) || !strings.Contains(err.Error(), "the invitation is to cluster") {
 		c.t.Errorf("another cluster's id: %v", err)
 	}
-	_, err = f.hello(ctx, cluster.JoinHello{Cluster: token.Cluster, Release: fsm.FirstRelease - 1})
+	_, err = f.hello(ctx, cluster.JoinHello{Cluster: token.Cluster, Release: fsm.NewestRelease - 1})
 	if !errors.Is(err, cluster.ErrJoin) || !strings.Contains(err.Error(), "upgrade the node") {
 		c.t.Errorf("an old release: %v", err)
 	}
