@@ -135,7 +135,8 @@ func (n *Node) Start() error {
 	}
 	l.opened.Store(m)
 	if ctx.Err() != nil { // it crashed while it opened
-		return n.bury(m)
+		n.bury(m)
+		return nil
 	}
 	n.mu.Lock()
 	n.id = m.ID()
@@ -200,25 +201,29 @@ func (n *Node) kill(l *life) bool {
 	n.mu.Unlock()
 	disk.crash()
 	if m := l.opened.Load(); m != nil {
-		n.cluster.background(func() { _ = m.Close() })
+		n.bury(m)
 	}
 	return true
 }
 
-func (n *Node) bury(m *cluster.Member) error {
-	n.cluster.background(func() { _ = m.Close() })
-	return nil
+// bury closes the member of a dead process, which nobody hears any more, once it has
+// noticed that it leads nobody: Raft leaves commands unanswered for ever that it has
+// queued when it shuts down.
+func (n *Node) bury(m *cluster.Member) {
+	n.cluster.background(func() {
+		time.Sleep(3 * n.cluster.options.Raft.Heartbeat)
+		_ = m.Close() // a dead process's errors
+	})
 }
 
-// Stop ends the running process in an orderly way.
+// Stop ends the running process after it has handed the leadership over.
 func (n *Node) Stop() {
 	l := n.running()
 	if l == nil {
 		return
 	}
 	if m := l.opened.Load(); m != nil {
-		_ = m.StepDown(l.end.ctx)
-		_ = m.Close()
+		_ = m.StepDown(l.end.ctx) // as well as it can
 	}
 	if n.kill(l) {
 		n.cluster.Trace.Event("stop", "%s", n.Name)
