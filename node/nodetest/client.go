@@ -171,12 +171,15 @@ func command(kind history.Kind, key fsm.ID) fsm.Command {
 	panic("nodetest: " + string(kind) + " is no write")
 }
 
+// request is a command that may be asked for again.
+func request(c fsm.Command) fsm.Proposal {
+	return fsm.Proposal{Command: c, Principal: operator, Request: uuid.NewString(), Digest: make([]byte, sha256.Size)}
+}
+
 // Write changes a key through the nodes that next names, one a try: the request is
 // repeated while its outcome is unknown.
 func (c *Client) Write(kind history.Kind, key fsm.ID, next func() *Node) error {
-	p := fsm.Proposal{
-		Command: command(kind, key), Principal: operator, Request: uuid.NewString(), Digest: make([]byte, sha256.Size),
-	}
+	p := request(command(kind, key))
 	n := next()
 	call := c.begin(n.running(), n, kind, key)
 	var result fsm.Result

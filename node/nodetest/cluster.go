@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/nodetest/history"
@@ -144,7 +142,7 @@ func (c *Cluster) admit(n *Node) error {
 
 // Propose commits a command through any node that can, in the operator's name.
 func (c *Cluster) Propose(ctx context.Context, command fsm.Command) error {
-	p := fsm.Proposal{Command: command, Principal: operator, Request: uuid.NewString(), Digest: make([]byte, sha256.Size)}
+	p := request(command)
 	for {
 		err := cluster.ErrNoLeader
 		if n := c.Leader(); n != nil {
@@ -274,8 +272,9 @@ func (c *Cluster) Remove(ctx context.Context, n *Node) error {
 		return cluster.ErrNoLeader
 	}
 	call := c.History.Begin(history.Operation{Node: leader.ID(), Kind: history.Remove, Key: id})
-	p := fsm.Proposal{Command: &fsm.RemoveNode{ID: id}, Principal: operator, Request: uuid.NewString(), Digest: make([]byte, sha256.Size)}
-	err := m.Remove(ctx, id, func(ctx context.Context, command fsm.Command) (fsm.Result, error) { return m.Propose(ctx, p) })
+	err := m.Remove(ctx, id, func(ctx context.Context, command fsm.Command) (fsm.Result, error) {
+		return m.Propose(ctx, request(command))
+	})
 	call.End(outcomeOf(err), history.Answer{Note: text(err)})
 	c.Trace.Event("remove", "%s: %v", id, err)
 	return err

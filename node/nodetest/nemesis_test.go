@@ -5,6 +5,9 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/cluster"
 )
 
 // nemesis does to a cluster what a schedule says.
@@ -136,7 +139,9 @@ func (n *nemesis) beginLocal(f fault, a *Node) (undo func()) {
 		a.Stop()
 		return func() { c.start(a) }
 	case rejoin:
-		return n.rejoin(a, f.lasts)
+		n.change(func(ctx context.Context) error { return n.rejoin(ctx, a, f.lasts) })
+	case revote:
+		n.change(func(ctx context.Context) error { return n.revote(ctx, a, f.lasts) })
 	case isolate, deaf, mute, oneWay, bridge, alone, withHung, aloneHung, split, late, lateLink, loss:
 	}
 	return func() {}
@@ -205,25 +210,57 @@ func (n *nemesis) transfer(target *Node) {
 	})
 }
 
-// removal bounds taking a node out: it may have to wait its lease out.
-const removal = 40 * time.Second
+// changing bounds one change of the members: it may have to wait a lease out.
+const changing = 40 * time.Second
 
-// rejoin takes a node out and brings it back as a new one. The leader is left alone.
-func (n *nemesis) rejoin(a *Node, away time.Duration) (undo func()) {
+// change changes the members, unless another change is under way.
+func (n *nemesis) change(f func(context.Context) error) {
 	c := n.cluster
 	c.background(func() {
 		if !n.membership.TryLock() {
 			return
 		}
 		defer n.membership.Unlock()
-		ctx, cancel := context.WithTimeout(c.ctx, removal)
+		ctx, cancel := context.WithTimeout(c.ctx, changing)
 		defer cancel()
-		if c.Remove(ctx, a) != nil || sleepFor(c.ctx, away) != nil {
-			return
-		}
-		_ = c.Rejoin(a) //nolint:errcheck // mended at the end
+		c.Trace.Event("changed", "%v", f(ctx)) // what is left undone is mended at the end
 	})
-	return func() {}
+}
+
+// rejoin takes a node out and brings it back as a new one. The leader is left alone.
+func (n *nemesis) rejoin(ctx context.Context, a *Node, away time.Duration) error {
+	if err := n.cluster.Remove(ctx, a); err != nil {
+		return err
+	}
+	if err := sleepFor(n.cluster.ctx, away); err != nil {
+		return err
+	}
+	return n.cluster.Rejoin(a)
+}
+
+// revote takes a node's vote, if it has one, and gives it back.
+func (n *nemesis) revote(ctx context.Context, a *Node, without time.Duration) error {
+	if !a.voter {
+		return nil
+	}
+	if err := n.setVoter(ctx, a, false); err != nil {
+		return err
+	}
+	if err := sleepFor(n.cluster.ctx, without); err != nil {
+		return err
+	}
+	return n.setVoter(ctx, a, true)
+}
+
+func (n *nemesis) setVoter(ctx context.Context, a *Node, voter bool) error {
+	leader := n.cluster.Leader()
+	if leader == nil || leader.Member() == nil {
+		return cluster.ErrNoLeader
+	}
+	m := leader.Member()
+	return m.SetVoter(ctx, a.ID(), voter, func(ctx context.Context, command fsm.Command) (fsm.Result, error) {
+		return m.Propose(ctx, request(command))
+	})
 }
 
 // mend brings every machine back that the faults have left outside.
@@ -246,6 +283,11 @@ func (n *nemesis) mend() {
 			m, ok := leader.Member().State().Member(x.ID())
 			if ok && m.Serves() {
 				c.start(x)
+				if m.Voter != x.voter {
+					ctx, cancel := context.WithTimeout(c.ctx, 10*time.Second)
+					_ = n.setVoter(ctx, x, x.voter) // tried again
+					cancel()
+				}
 				continue
 			}
 			if ok && m.Alive() {

@@ -49,6 +49,7 @@ const (
 	crashAll   faultKind = "crash-all" // power
 	restart    faultKind = "restart"   // of a, in an orderly way
 	rejoin     faultKind = "rejoin"    // a is removed and comes back as a new node
+	revote     faultKind = "revote"    // a loses its vote and gets it back
 )
 
 // chance is how often a kind is drawn, and how long it lasts, in seconds.
@@ -80,6 +81,7 @@ var chances = []chance{
 	{crashAll, 1, 0.5, 2},
 	{restart, 3, 0.5, 5},
 	{rejoin, 4, 1, 5},
+	{revote, 4, 1, 8},
 }
 
 // schedule is what a seed does to a cluster: it depends on nothing else.

@@ -2,7 +2,6 @@ package nodetest
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"sync"
@@ -231,9 +230,7 @@ func grantorScripts() []script {
 func repeatInDoubt(s *stage) error {
 	s.probe(s.victim)
 	s.cutOff(s.victim)
-	p := fsm.Proposal{
-		Command: command(history.Disable, s.key), Principal: operator, Request: uuid.NewString(), Digest: make([]byte, sha256.Size),
-	}
+	p := request(command(history.Disable, s.key))
 	for _, patience := range []time.Duration{500 * time.Millisecond, 20 * time.Second} {
 		ctx, cancel := context.WithTimeout(s.ctx, patience)
 		call := s.client.begin(s.leader.running(), s.leader, history.Disable, s.key)
