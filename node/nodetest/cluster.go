@@ -87,20 +87,31 @@ func New(dir string, o Options) (*Cluster, error) {
 		}
 		clock := &Clock{start: start, zero: time.Duration(i+1) * time.Hour, drift: drift}
 		n := &Node{cluster: c, Name: fmt.Sprintf("n%d", i), Clock: clock, voter: i < o.Voters}
-		if err := n.wipe(); err != nil {
-			return c, err
-		}
 		c.Nodes = append(c.Nodes, n)
 	}
+	if err := c.up(); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// up makes every node a member and waits until all may serve.
+func (c *Cluster) up() error {
+	for _, n := range c.Nodes {
+		if err := n.wipe(); err != nil {
+			return err
+		}
+	}
 	if err := c.found(); err != nil {
-		return c, err
+		return err
 	}
 	for _, n := range c.Nodes[1:] {
 		if err := c.admit(n); err != nil {
-			return c, err
+			return err
 		}
 	}
-	return c, c.Await(time.Minute, c.Healthy)
+	return c.Await(time.Minute, c.Healthy)
 }
 
 func (c *Cluster) found() error {
@@ -379,7 +390,9 @@ func (c *Cluster) Close() {
 		if l := n.running(); l != nil {
 			n.kill(l)
 		}
-		n.Disk().Resume()
+		if d := n.Disk(); d != nil {
+			d.Resume()
+		}
 	}
 	c.workers.Wait()
 }

@@ -96,8 +96,9 @@ func (n *nemesis) begin(f fault) (undo func()) {
 		return n.links(Link{Late: 0.9, Delay: f.delay}, func(from, to *Node) bool { return from == a && to == b })
 	case loss:
 		return n.links(Link{Loss: f.part}, func(_, _ *Node) bool { return true })
+	default:
+		return n.beginLocal(f, a)
 	}
-	return n.beginLocal(f, a)
 }
 
 // beginLocal starts a fault of machines or processes.
@@ -142,7 +143,7 @@ func (n *nemesis) beginLocal(f fault, a *Node) (undo func()) {
 		n.change(func(ctx context.Context) error { return n.rejoin(ctx, a, f.lasts) })
 	case revote:
 		n.change(func(ctx context.Context) error { return n.revote(ctx, a, f.lasts) })
-	case isolate, deaf, mute, oneWay, bridge, alone, withHung, aloneHung, split, late, lateLink, loss:
+	default: // of the network
 	}
 	return func() {}
 }
@@ -269,7 +270,7 @@ func (n *nemesis) mend() {
 	for _, x := range c.Nodes {
 		c.start(x)
 	}
-	_ = c.Await(2*time.Minute, func() error { //nolint:errcheck // what is left is found by Healthy
+	_ = c.Await(2*time.Minute, func() error { // what is left is found by Healthy
 		if !n.membership.TryLock() {
 			return errDown
 		}
@@ -293,7 +294,7 @@ func (n *nemesis) mend() {
 			if ok && m.Alive() {
 				continue // it is on its way out
 			}
-			_ = c.Rejoin(x) //nolint:errcheck // tried again
+			_ = c.Rejoin(x) // tried again
 		}
 		return err
 	})

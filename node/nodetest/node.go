@@ -93,7 +93,7 @@ func (n *Node) wipe() error {
 	defer n.mu.Unlock()
 	n.made++
 	n.dir = filepath.Join(n.cluster.dir, fmt.Sprintf("%s-%d", n.Name, n.made))
-	n.disk = newDisk(n.cluster.options.DiskLatency, n.cluster.options.Seed+uint64(n.made)<<32)
+	n.disk = newDisk(n.cluster.options.DiskLatency, n.cluster.options.Seed+uint64(n.made)<<32) // a small count
 	n.id = ""
 	return os.MkdirAll(filepath.Join(n.dir, "raft"), 0o700)
 }
@@ -134,7 +134,7 @@ func (n *Node) Start() error {
 		return fmt.Errorf("starting %s: %w", n.Name, err)
 	}
 	l.opened.Store(m)
-	if ctx.Err() != nil { // it crashed while it opened
+	if n.running() != l { // it crashed while it opened
 		n.bury(m)
 		return nil
 	}

@@ -54,13 +54,15 @@ func perform(t *testing.T, sc script) []history.Violation {
 			sc.adjust(&o)
 		}
 		c, err := New(dir, o)
-		s := &stage{Cluster: c, client: c.NewClient(), key: uuid.New(), done: make(chan struct{})}
-		if err == nil {
-			s.leader, s.victim, s.other = c.Leader(), c.Follower(0), c.Follower(1)
-			err = s.client.Write(history.Create, s.key, s.through(s.leader))
-			time.Sleep(3 * time.Second)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if err == nil {
+		s := &stage{
+			Cluster: c, client: c.NewClient(), key: uuid.New(), done: make(chan struct{}),
+			leader: c.Leader(), victim: c.Follower(0), other: c.Follower(1),
+		}
+		if err = s.client.Write(history.Create, s.key, s.through(s.leader)); err == nil {
+			time.Sleep(3 * time.Second)
 			err = sc.run(s)
 			time.Sleep(settleTime)
 		}

@@ -66,7 +66,7 @@ func TestSim(t *testing.T) {
 	var virtual time.Duration
 	counts := map[string]int{}
 	t.Run("seeds", func(t *testing.T) {
-		for seed := *first; seed < *first+uint64(*seeds); seed++ { //nolint:gosec // a small count
+		for seed := *first; seed < *first+uint64(*seeds); seed++ { // a small count
 			t.Run(fmt.Sprint(seed), func(t *testing.T) {
 				t.Parallel()
 				o := simulate(t, seed)
@@ -150,9 +150,10 @@ func simulate(t *testing.T, seed uint64) outcome {
 		options.NonVoters, options.Drift = nonVoters, drifts(seed)
 		start := time.Now()
 		c, err := New(dir, options)
-		if err == nil {
-			err = torment(c, seed, faults)
+		if err != nil {
+			t.Fatal(err)
 		}
+		err = torment(c, seed, faults)
 		o.virtual = time.Since(start)
 		c.Close()
 		h = c.History.History()
@@ -170,7 +171,7 @@ const driftSlack = 12 * time.Millisecond
 // drifts draws the nodes' clocks: up to 10 % fast or slow, in turn.
 func drifts(seed uint64) func(int) Drift {
 	return func(number int) Drift {
-		random := rand.New(rand.NewPCG(seed, uint64(number)+0xc10c)) //nolint:gosec // a small count
+		random := rand.New(rand.NewPCG(seed, uint64(number)+0xc10c)) // a small count
 		return Drift{Rate: 0.9 + random.Float64()*0.2, Period: 20 * time.Second}
 	}
 }
@@ -268,7 +269,7 @@ func (w *workload) start() {
 			case under <- struct{}{}:
 				w.clients.Go(func() {
 					defer func() { <-under }()
-					_ = client.Use(n, key, p) //nolint:errcheck // recorded
+					_ = client.Use(n, key, p) // recorded
 				})
 			default:
 			}

@@ -62,9 +62,9 @@ func busy(c *Cluster) {
 	c.background(func() {
 		for c.ctx.Err() == nil {
 			ctx, cancel := context.WithTimeout(c.ctx, 5*time.Second)
-			_ = c.Propose(ctx, &fsm.Tick{Hash: make([]byte, 32)}) //nolint:errcheck // load only
+			_ = c.Propose(ctx, &fsm.Tick{Hash: make([]byte, 32)}) // load only
 			cancel()
-			_ = sleepFor(c.ctx, 100*time.Millisecond) //nolint:errcheck // as above
+			_ = sleepFor(c.ctx, 100*time.Millisecond) // as above
 		}
 	})
 }

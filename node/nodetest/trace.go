@@ -67,7 +67,7 @@ func (t *Trace) Event(kind, format string, args ...any) {
 	t.mu.Lock()
 	t.counts[kind]++
 	t.mu.Unlock()
-	_, _ = traceFile{t, "events"}.Write([]byte(line))
+	_, _ = traceFile{t, "events"}.Write([]byte(line)) // a buffer
 }
 
 // Counts are how often each kind of event happened.

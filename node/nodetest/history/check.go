@@ -83,7 +83,7 @@ func Check(h History, r Rules) []Violation {
 		out = append(out, checkRestrictions(keys[key], r)...)
 		out = append(out, checkLinear(key, keys[key], r)...)
 		out = append(out, checkStates(key, keys[key], r)...)
-		out = append(out, checkLost(key, keys[key])...)
+		out = append(out, checkLost(keys[key])...)
 	}
 	out = append(out, checkRemovals(h.Operations)...)
 	out = append(out, checkSessions(h.Operations)...)

@@ -8,7 +8,7 @@ import (
 
 // checkLost: a key whose creation was acknowledged is there at the end, on every
 // node that was asked.
-func checkLost(_ string, ops []Operation) []Violation {
+func checkLost(ops []Operation) []Violation {
 	acknowledged := slices.IndexFunc(ops, func(o Operation) bool { return o.Kind == Create && o.Outcome == OK })
 	if acknowledged < 0 {
 		return nil

@@ -92,13 +92,13 @@ func checkStates(key string, ops []Operation, r Rules) []Violation {
 	known := knownIndexes(ops)
 	told := map[Answer]bool{} // a node that stands still tells the same all the time: any order of that would be tried
 	for _, o := range ops {
-		at := 2 * int64(o.Index)
+		at := 2 * int64(o.Index) // indexes are far below 2^62
 		call, back := at+1, at+1
 		switch {
 		case o.Kind == Use || o.Outcome == Failed:
 			continue
 		case o.Kind.Writes():
-			call, back = 2*int64(known(o.Begin))+2, at
+			call, back = 2*int64(known(o.Begin))+2, at // as above
 			if o.Outcome == Unknown || o.Index == 0 {
 				back = math.MaxInt64
 			}
