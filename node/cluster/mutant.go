@@ -9,7 +9,7 @@ import (
 	"github.com/quorumkms/quorumkms/node/rules"
 )
 
-var survivors sync.Map // raft id -> *lessee
+var keptLeases sync.Map // raft id -> *lessee
 
 // surviving gives a process the leases of the one before it, where rules.InMemory is
 // left out.
@@ -17,7 +17,7 @@ func surviving(id string, fresh *lessee) *lessee {
 	if !rules.InMemory.Off() {
 		return fresh
 	}
-	kept, _ := survivors.LoadOrStore(id, fresh)
+	kept, _ := keptLeases.LoadOrStore(id, fresh)
 	return kept.(*lessee)
 }
 
