@@ -132,8 +132,8 @@ func (l *trial) needs(all []need) {
 }
 
 // keep saves what there is to learn from a failure, or, with KEEP, from any run.
-func (l *trial) keep(seed uint64) {
-	if !l.t.Failed() && os.Getenv("KEEP") == "" {
+func (l *trial) keep(seed uint64, interrupted bool) {
+	if (!l.t.Failed() || interrupted) && os.Getenv("KEEP") == "" {
 		return
 	}
 	target := map[string]string{"TestChaos": "chaos", "TestPowerLoss": "powerloss"}[l.t.Name()]

@@ -56,12 +56,13 @@ func underLoad(t *testing.T, seed uint64, on string, f func(context.Context, *tr
 	defer stop()
 	r.supervise(background)
 	l.watch(background)
-	t.Cleanup(func() { l.keep(seed) })
+	interrupted := false
+	t.Cleanup(func() { l.keep(seed, interrupted) })
 	l.begin(ctx)
 	defer l.end()
 	r.wait.Go(func() { l.progress(background) })
 	f(ctx, l)
-	if ctx.Err() != nil {
+	if interrupted = ctx.Err() != nil; interrupted {
 		t.Fatal("interrupted")
 	}
 	say(r.began, "nothing is wrong any more (%s)", r.conditions())
