@@ -211,8 +211,9 @@ type lag struct {
 
 // view is how a node's request compared with the leader's own state and clock.
 type view struct {
-	differs bool // its running hash is another one at the same index
-	skewed  bool // its wall clock is too far away
+	index   uint64 // where hashes were compared; of a difference, where it was first seen; 0: nowhere
+	differs bool   // its running hash is another one at the same index
+	skewed  bool   // its wall clock is too far away
 }
 
 func newGrantor(duration func() time.Duration, c Clock) *grantor {
@@ -262,34 +263,48 @@ func (g *grantor) requested(node string, restricted uint64) error {
 func (g *grantor) compared(node string, v view) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if old := g.views[node]; v.differs && old.differs {
+		v.index = old.index
+	}
 	g.views[node] = v
 }
 
-// poll counts voters: all; those that agree with this node, itself included, if they
-// were heard of while a lease lasts; those whose hash differs; and of those that agree
-// the ones whose clock does not.
+// poll counts voters: all; those that agree with this node, itself included, behind
+// where any other differs; those whose hash differs; and those whose clock does. What was
+// heard longer ago than a lease lasts does not count.
 type poll struct{ voters, agree, differ, skewed int }
 
 func (g *grantor) poll(self string, s *fsm.State) poll {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var p poll
+	var views []view
+	behind := uint64(0) // an agreement from before a difference says nothing about it
 	for _, m := range s.Members() {
 		if !m.Serves() || !m.Voter {
 			continue
 		}
 		p.voters++
 		heard, ok := g.heard[m.ID]
-		v, lately := g.views[m.ID], ok && g.clock.Now()-heard < g.duration()
+		switch v := g.views[m.ID]; {
+		case m.ID == self:
+			p.agree++
+		case ok && g.clock.Now()-heard < g.duration():
+			views = append(views, v)
+			if v.differs {
+				behind = max(behind, v.index)
+			}
+		}
+	}
+	for _, v := range views {
 		switch {
-		case m.ID != self && !lately:
 		case v.differs:
 			p.differ++
-		default:
+		case v.index >= behind:
 			p.agree++
-			if v.skewed {
-				p.skewed++
-			}
+		}
+		if v.skewed {
+			p.skewed++
 		}
 	}
 	return p
@@ -451,7 +466,7 @@ func (m *Member) HandleLease(ctx context.Context, r LeaseRequest) (LeaseGrant, e
 func (e *engine) compare(r LeaseRequest) (agreed bool, err error) {
 	own, known := e.machine.MarkAt(r.HashIndex)
 	skew := time.Unix(0, r.Wall).Sub(e.config.Now()).Abs()
-	v := view{differs: known && !bytes.Equal(own.Hash[:], r.Hash), skewed: skew > maxSkew}
+	v := view{index: own.Index, differs: known && !bytes.Equal(own.Hash[:], r.Hash), skewed: skew > maxSkew}
 	e.grantor.compared(r.Node, v)
 	p := e.grantor.poll(e.id, e.machine.State())
 	e.clockWrong.Store(p.skewed*2 > p.voters)
