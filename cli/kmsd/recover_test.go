@@ -204,29 +204,44 @@ func (c *testCluster) inviteTo(ctx context.Context, p *process, name string) str
 	return r.GetJoinToken()
 }
 
-// oldNodesComeBack starts dead nodes again, with what they had: one alone, and then
-// both, which together are a majority of the cluster that was. Each learns that its
-// history has ended, and ends.
+// oldNodesComeBack starts dead nodes again, with what they had. One alone learns that
+// it is out. Both together are a majority of the cluster that was: while the survivor is
+// down they serve; when it is back, it finds them, says so, and they end.
 func (c *testCluster) oldNodesComeBack(ctx context.Context, made restrictions, survivor *process, lost []*process) {
 	c.t.Helper()
 	s, err := c.status(survivor)
 	must(c.t, err)
-	term := s.GetTerm()
-	for _, back := range [][]*process{lost[:1], lost} {
-		for _, p := range back {
-			p.start()
+	ended := func(p *process) {
+		c.t.Helper()
+		if code := p.waitExit(); code != exitRemoved || !strings.Contains(p.output(), "was removed from the cluster") {
+			c.t.Errorf("%s came back and ended with %d:\n%s", p.name, code, p.output())
 		}
-		for _, p := range back {
-			if code := p.waitExit(); code != exitRemoved || !strings.Contains(p.output(), "was removed from the cluster") {
-				c.t.Errorf("%s came back and ended with %d:\n%s", p.name, code, p.output())
-			}
+	}
+	lost[0].start()
+	ended(lost[0])
+	made.hold(ctx, c, survivor)
+	if now, err := c.status(survivor); err != nil || now.GetTerm() != s.GetTerm() || !now.GetServing() {
+		c.t.Errorf("the recovered cluster was disturbed: %v, %v", now, err)
+	}
+	survivor.kill()
+	for _, p := range lost {
+		p.start()
+	}
+	for _, p := range lost {
+		c.until(p.name+" serves in the old history", func(s *pb.StatusResponse) bool { return s.GetServing() && s.GetRecoveryEpoch() == 0 }, p)
+	}
+	survivor.start()
+	for _, p := range lost {
+		ended(p)
+		if !strings.Contains(p.output(), "proves that the cluster was recovered without this node") {
+			c.t.Errorf("%s does not say why it ended:\n%s", p.name, p.output())
 		}
-		made.hold(ctx, c, survivor)
 	}
-	c.until("no split is left", func(s *pb.StatusResponse) bool { return len(s.GetSplits()) == 0 }, survivor)
-	if s, err = c.status(survivor); err != nil || s.GetTerm() != term || !s.GetServing() {
-		c.t.Errorf("the recovered cluster was disturbed: %v, %v", s, err)
+	if !strings.Contains(survivor.output(), "split: node "+lost[0].name) || !strings.Contains(survivor.output(), "another history of this cluster") {
+		c.t.Errorf("the survivor did not say that it found them:\n%s", survivor.output())
 	}
+	c.until("the survivor serves, and no split is left", func(s *pb.StatusResponse) bool { return s.GetServing() && len(s.GetSplits()) == 0 }, survivor)
+	made.hold(ctx, c, survivor)
 }
 
 // TestRecoverFive loses three of five nodes: the less advanced survivor is refused.
