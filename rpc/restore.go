@@ -50,23 +50,28 @@ func (s *backupServer) Restore(stream pb.BackupService_RestoreServer) error {
 	if r.begin == nil {
 		return s.kms.Refuse("RestoreBackup", c, fmt.Errorf("%w: the first message must begin a restore", fsm.ErrInvalid))
 	}
-	if !s.restoring.TryLock() {
-		return s.kms.Refuse("RestoreBackup", c, archive.ErrBusy)
-	}
-	defer s.restoring.Unlock()
-	defer os.RemoveAll(s.restoreDir) //nolint:errcheck // the next restore removes it first
-	done, err := kms.Operate(stream.Context(), s.kms, kms.Operation[*pb.RestoreDone]{
-		Name: "RestoreBackup", Target: fmt.Sprintf("backup %x", r.begin.GetBackupSha256()), Call: c,
-		Params: []any{r.begin.GetBackupSha256(), r.begin.GetRecoveryEpoch(), r.begin.GetDisableKeys()},
-		Check:  func() error { return r.prepare(stream.Context()) },
-		Repeat: func(fsm.Result) (*pb.RestoreDone, error) { return r.done(cluster.Restored{}), nil },
-		Run:    r.run,
-	})
+	done, err := s.restore(c, r)
 	if err != nil {
 		return err
 	}
 	return stream.Send(&pb.RestoreResponse{
 		Step: &pb.RestoreResponse_Done{Done: done}, IndexToken: kms.IndexToken(s.member.State()),
+	})
+}
+
+// restore has one conversation at a time. Whoever has its answer may begin another.
+func (s *backupServer) restore(c kms.Call, r *restore) (*pb.RestoreDone, error) {
+	if !s.restoring.TryLock() {
+		return nil, s.kms.Refuse("RestoreBackup", c, archive.ErrBusy)
+	}
+	defer s.restoring.Unlock()
+	defer os.RemoveAll(s.restoreDir) //nolint:errcheck // the next restore removes it first
+	return kms.Operate(r.stream.Context(), s.kms, kms.Operation[*pb.RestoreDone]{
+		Name: "RestoreBackup", Target: fmt.Sprintf("backup %x", r.begin.GetBackupSha256()), Call: c,
+		Params: []any{r.begin.GetBackupSha256(), r.begin.GetRecoveryEpoch(), r.begin.GetDisableKeys()},
+		Check:  func() error { return r.prepare(r.stream.Context()) },
+		Repeat: func(fsm.Result) (*pb.RestoreDone, error) { return r.done(cluster.Restored{}), nil },
+		Run:    r.run,
 	})
 }
 
