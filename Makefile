@@ -52,7 +52,7 @@ generated: ## fail if generated code is not what the protocol buffers give
 	scripts/proto.sh --check
 
 .PHONY: check
-check: lint generated race compose-test ## everything that must hold
+check: lint generated model sim race chaos powerloss compose-test ## everything that must hold
 
 SEEDS    ?= 50
 FIRST    ?= 1
