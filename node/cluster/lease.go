@@ -559,7 +559,7 @@ func (e *engine) tick(batch []waiter) {
 			Principal: e.principal(),
 		}, e.id)
 	}
-	if err == nil {
+	if err == nil || !e.leads() {
 		e.ticking.Store(0)
 	}
 	for _, t := range batch {

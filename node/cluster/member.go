@@ -278,9 +278,11 @@ func (e *engine) startRaft(prepare prepare) error {
 		return err
 	}
 	e.store, e.snapshots = &store{LogStorage: storage.Log, fatal: c.Halt}, storage.Snapshots
-	if e.transport, err = c.Transport(e.proof); err != nil {
+	transport, err := c.Transport(e.proof)
+	if err != nil {
 		return errors.Join(err, e.store.Close())
 	}
+	e.transport = newMutable(transport, e.mute)
 	rc := raft.DefaultConfig()
 	rc.LocalID = raft.ServerID(e.id)
 	rc.Logger = logger

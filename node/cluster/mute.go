@@ -1,0 +1,85 @@
+package cluster
+
+import (
+	"errors"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// muteAfter is how many heartbeats a leader's tick may take before the leader falls
+// silent: a leader whose disk hangs would otherwise go on sending heartbeats, and no
+// other could be elected while every node's lease runs out.
+const muteAfter = 1.5
+
+var errMute = errors.New("this leader commits nothing, and lets others elect another")
+
+// mute tells whether this node's last tick has been under way for too long.
+func (e *engine) mute() bool {
+	since := time.Duration(e.ticking.Load())
+	return since != 0 && e.config.Clock.Now()-since > time.Duration(muteAfter*float64(e.config.Raft.Heartbeat))
+}
+
+// mutable is Raft's transport of a leader that may fall silent. Raft asks a transport
+// for what it can do beside the interface; that is passed on by name.
+type mutable struct {
+	raft.Transport
+	preVote raft.WithPreVote
+	mute    func() bool
+}
+
+var (
+	_ raft.WithPreVote = (*mutable)(nil)
+	_ raft.WithClose   = (*mutable)(nil)
+)
+
+func newMutable(t raft.Transport, mute func() bool) raft.Transport {
+	preVote, ok := t.(raft.WithPreVote)
+	if !ok {
+		panic("cluster: Raft's transport has no pre-vote") // a node that comes back would depose the leader
+	}
+	return &mutable{t, preVote, mute}
+}
+
+// RequestPreVote implements raft.WithPreVote.
+func (t *mutable) RequestPreVote(id raft.ServerID, to raft.ServerAddress, r *raft.RequestPreVoteRequest, into *raft.RequestPreVoteResponse) error {
+	return t.preVote.RequestPreVote(id, to, r, into)
+}
+
+// Close implements raft.WithClose.
+func (t *mutable) Close() error {
+	if c, ok := t.Transport.(raft.WithClose); ok {
+		return c.Close()
+	}
+	return nil
+}
+
+// AppendEntries implements raft.Transport.
+func (t *mutable) AppendEntries(id raft.ServerID, to raft.ServerAddress, r *raft.AppendEntriesRequest, into *raft.AppendEntriesResponse) error {
+	if t.mute() {
+		return errMute
+	}
+	return t.Transport.AppendEntries(id, to, r, into)
+}
+
+// AppendEntriesPipeline implements raft.Transport.
+func (t *mutable) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddress) (raft.AppendPipeline, error) {
+	p, err := t.Transport.AppendEntriesPipeline(id, to)
+	if err != nil {
+		return nil, err
+	}
+	return &mutablePipeline{p, t.mute}, nil
+}
+
+type mutablePipeline struct {
+	raft.AppendPipeline
+	mute func() bool
+}
+
+// AppendEntries implements raft.AppendPipeline.
+func (p *mutablePipeline) AppendEntries(r *raft.AppendEntriesRequest, into *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	if p.mute() {
+		return nil, errMute
+	}
+	return p.AppendPipeline.AppendEntries(r, into)
+}
