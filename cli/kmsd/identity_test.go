@@ -95,8 +95,6 @@ func testCertificates(ctx context.Context, c *testCluster) {
 		"two URI SANs":         c.craft(own, "two", func(t *x509.Certificate) { t.URIs = uris(userID, adminID) }),
 		"the same URI twice":   c.craft(own, "twice", func(t *x509.Certificate) { t.URIs = uris(userID, userID) }),
 		"no URI SAN":           c.craft(own, "none", func(t *x509.Certificate) { t.URIs, t.DNSNames = nil, []string{"storage-1"} }),
-		"expired":              c.craft(own, "expired", func(t *x509.Certificate) { t.NotAfter = time.Now().Add(-time.Minute) }),
-		"not yet valid":        c.craft(own, "early", func(t *x509.Certificate) { t.NotBefore = time.Now().Add(time.Minute) }),
 		"another trust domain": c.craft(own, "domain", func(t *x509.Certificate) { t.URIs = []*url.URL{td} }),
 		"a path of no class":   c.craft(own, "class", func(t *x509.Certificate) { t.URIs = uris("/tenant/default/root/r") }),
 		"a user of no tenant":  c.craft(own, "tenantless", func(t *x509.Certificate) { t.URIs = uris("/user/u") }),
@@ -109,6 +107,13 @@ func testCertificates(ctx context.Context, c *testCluster) {
 	} {
 		_, err := c.dialFiles(file, c.nodes[0]).Crypto().GenerateRandom(ctx, &pb.GenerateRandomRequest{NumberOfBytes: 1})
 		handshakeRefused(c.t, what, err)
+	}
+	for text, file := range map[string]string{ // the client sees the reason in its own files
+		" expired at ":          c.craft(own, "expired", func(t *x509.Certificate) { t.NotAfter = time.Now().Add(-time.Minute) }),
+		" is not valid before ": c.craft(own, "early", func(t *x509.Certificate) { t.NotBefore = time.Now().Add(time.Minute) }),
+	} {
+		_, err := c.dialFiles(file, c.nodes[0]).Crypto().GenerateRandom(ctx, &pb.GenerateRandomRequest{NumberOfBytes: 1})
+		refused(codes.Unauthenticated, client.ErrClientRefused, text).check(c.t, "a certificate that"+text+"now", err)
 	}
 	control := c.craft(own, "control", func(*x509.Certificate) {})
 	must(c.t, second(c.dialFiles(control, c.nodes[0]).Crypto().GenerateRandom(ctx, &pb.GenerateRandomRequest{NumberOfBytes: 1})))
