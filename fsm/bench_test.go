@@ -111,10 +111,22 @@ func BenchmarkWriteSnapshot(b *testing.B) {
 }
 
 func BenchmarkReadSnapshot(b *testing.B) {
+	benchSnapshot(b, func(snapshot []byte) error {
+		_, err := ReadSnapshot(bytes.NewReader(snapshot), logKey())
+		return err
+	})
+}
+
+// BenchmarkVerifySnapshot is what it costs to read a snapshot back before it counts.
+func BenchmarkVerifySnapshot(b *testing.B) {
+	benchSnapshot(b, func(snapshot []byte) error { return VerifySnapshot(bytes.NewReader(snapshot), logKey()) })
+}
+
+func benchSnapshot(b *testing.B, read func([]byte) error) {
 	snapshot := snapshotOf(b, crowded(b).s)
 	b.SetBytes(int64(len(snapshot)))
 	for b.Loop() {
-		if _, err := ReadSnapshot(bytes.NewReader(snapshot), logKey()); err != nil {
+		if err := read(snapshot); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -356,3 +356,22 @@ func TestMachineSnapshot(t *testing.T) {
 	}
 	snap.Release()
 }
+
+// TestBrokenStateIsNotPersisted: a state that no restore would take does not take the
+// log's place.
+func TestBrokenStateIsNotPersisted(t *testing.T) {
+	w := goldenScript(t)
+	m, halts := machine()
+	m.ApplyBatch(w.log)
+	w.edit(func(t *tx) { t.putAlias(&Alias{Tenant: DefaultTenant, Name: "alias/faulty", Key: keyID(9)}) })
+	m.publish(w.s)
+	snap, err := m.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := &sink{limit: 1 << 20}
+	wantError(t, snap.Persist(to), ErrHalted, "alias/faulty of tenant default names key")
+	if to.Len() != 0 || to.closed != 0 || to.cancelled != 1 || len(*halts) != 1 {
+		t.Errorf("%d bytes written, closed %d times, cancelled %d times, halted with %v", to.Len(), to.closed, to.cancelled, *halts)
+	}
+}

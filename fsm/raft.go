@@ -132,7 +132,7 @@ func (m *Machine) Snapshot() (raft.FSMSnapshot, error) {
 	if m.stuck.Load() {
 		return nil, ErrHalted
 	}
-	return snapshot{m.State(), m.key}, nil
+	return snapshot{m.State(), m.key, m.stop}, nil
 }
 
 // Restore implements raft.FSM. The state moves only when every byte has been
@@ -167,9 +167,17 @@ func (m *Machine) Restore(r io.ReadCloser) error {
 type snapshot struct {
 	state *State
 	key   LogKey
+	stop  func(error)
 }
 
+// Persist checks the state before it takes the log's place: what is in the snapshot
+// later is what is in it now.
 func (s snapshot) Persist(sink raft.SnapshotSink) error {
+	if broken := s.state.Check(); broken != nil {
+		err := fmt.Errorf("%w: the state is broken, the log is kept: %w", ErrHalted, broken)
+		s.stop(err)
+		return errors.Join(err, sink.Cancel())
+	}
 	if err := s.state.WriteSnapshot(sink, s.key); err != nil {
 		return errors.Join(err, sink.Cancel())
 	}

@@ -167,6 +167,19 @@ func unreadable(err error) error {
 
 // ReadSnapshot reads and verifies all of a snapshot before it gives a state.
 func ReadSnapshot(r io.Reader, key LogKey) (*State, error) {
+	return scanSnapshot(r, key, func(recordKind) bool { return true })
+}
+
+// VerifySnapshot reads a snapshot as ReadSnapshot does, every record as it would be
+// restored, but keeps nothing in memory.
+func VerifySnapshot(r io.Reader, key LogKey) error {
+	_, err := scanSnapshot(r, key, func(kind recordKind) bool { return kind == kindCluster })
+	return err
+}
+
+// scanSnapshot reads and verifies all of a snapshot and gives a state with the records
+// of the kinds to be kept.
+func scanSnapshot(r io.Reader, key LogKey, keep func(recordKind) bool) (*State, error) {
 	x := &snapshotReader{r: bufio.NewReaderSize(r, 1<<16), sum: sha256.New()}
 	magic := make([]byte, len(snapshotMagic))
 	if _, err := io.ReadFull(x.r, magic); err != nil || string(magic) != snapshotMagic {
@@ -191,15 +204,18 @@ func ReadSnapshot(r io.Reader, key LogKey) (*State, error) {
 	s.index, s.term, s.now = header.Index, header.Term, header.Now
 	s.restricted, s.changed = header.Index, header.Index
 	copy(s.hash[:], header.Hash)
-	t := &tx{s: s, hash: sha256.New()}
 	for records := uint64(0); ; records++ {
 		kind, b, err := x.frame()
 		if err != nil {
 			return nil, err
 		}
 		if kind != kindTrailer {
-			if err := t.load(kind, b); err != nil {
+			put, err := loadRecord(kind, b)
+			if err != nil {
 				return nil, fmt.Errorf("%w: record %d: %w", ErrSnapshot, records, err)
+			}
+			if keep(kind) {
+				put(s)
 			}
 			continue
 		}
@@ -234,41 +250,40 @@ func (x *snapshotReader) trailer(b, header []byte, records uint64, key LogKey) e
 	return nil
 }
 
-// load puts one record into the state that is being read. Revisions are the
-// records' own.
-func (t *tx) load(kind recordKind, b []byte) error {
-	s := t.s
+// loadRecord decodes one record and gives what puts it into the state that is being
+// read. Revisions are the records' own.
+func loadRecord(kind recordKind, b []byte) (put func(*State), err error) {
 	switch kind {
 	case kindCluster:
-		if err := decodeStrict(b, &s.cluster); err != nil {
-			return err
+		var c Cluster
+		if err := decodeStrict(b, &c); err != nil {
+			return nil, err
 		}
-		if r := s.cluster.Release; r < FirstRelease || r > NewestRelease {
-			return fmt.Errorf("the cluster is at release %d, this software knows %d: upgrade this node", r, NewestRelease)
+		if r := c.Release; r < FirstRelease || r > NewestRelease {
+			return nil, fmt.Errorf("the cluster is at release %d, this software knows %d: upgrade this node", r, NewestRelease)
 		}
-		return nil
+		return func(s *State) { s.cluster = c }, nil
 	case kindTenant:
-		return loadInto(b, func(r *Tenant) { s.tenants.tree.Set(r) })
+		return decodeRecord(b, func(s *State, r *Tenant) { s.tenants.tree.Set(r) })
 	case kindMember:
-		return loadInto(b, func(r *Member) { s.members.tree.Set(r) })
+		return decodeRecord(b, func(s *State, r *Member) { s.members.tree.Set(r) })
 	case kindTicket:
-		return loadInto(b, func(r *Ticket) { s.tickets.tree.Set(r) })
+		return decodeRecord(b, func(s *State, r *Ticket) { s.tickets.tree.Set(r) })
 	case kindKey:
-		return loadInto(b, func(r *Key) { s.keys.tree.Set(keyItem{r.ID, r}); s.keysByTenant.tree.Set(r) })
+		return decodeRecord(b, func(s *State, r *Key) { s.keys.tree.Set(keyItem{r.ID, r}); s.keysByTenant.tree.Set(r) })
 	case kindAlias:
-		return loadInto(b, func(r *Alias) { s.aliases.tree.Set(r); s.aliasesByKey.tree.Set(r) })
+		return decodeRecord(b, func(s *State, r *Alias) { s.aliases.tree.Set(r); s.aliasesByKey.tree.Set(r) })
 	case kindRequest:
-		return loadInto(b, func(r *Request) { s.requests.tree.Set(r); s.requestOrder.tree.Set(r) })
+		return decodeRecord(b, func(s *State, r *Request) { s.requests.tree.Set(r); s.requestOrder.tree.Set(r) })
 	case kindHeader, kindTrailer:
 	}
-	return fmt.Errorf("unknown kind %q", byte(kind))
+	return nil, fmt.Errorf("unknown kind %q", byte(kind))
 }
 
-func loadInto[T any](b []byte, put func(*T)) error {
+func decodeRecord[T any](b []byte, put func(*State, *T)) (func(*State), error) {
 	r := new(T)
 	if err := decodeStrict(b, r); err != nil {
-		return err
+		return nil, err
 	}
-	put(r)
-	return nil
+	return func(s *State) { put(s, r) }, nil
 }

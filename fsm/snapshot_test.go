@@ -28,6 +28,9 @@ func refuseSnapshot(t *testing.T, name string, b []byte, text string) {
 	if s != nil || !errors.Is(err, ErrSnapshot) || !strings.Contains(err.Error(), text) || strings.Contains(err.Error(), "%!") {
 		t.Fatalf("%s: a state: %v, and %v, want %v saying %q", name, s != nil, err, ErrSnapshot, text)
 	}
+	if verified := VerifySnapshot(bytes.NewReader(b), logKey()); verified == nil || verified.Error() != err.Error() {
+		t.Fatalf("%s: reading says %v, verifying %v", name, err, verified)
+	}
 }
 
 // TestSnapshotForm pins the layout and what the trailer covers.
@@ -78,6 +81,9 @@ func TestSnapshotRoundTrip(t *testing.T) {
 					t.Errorf("state at %d, term %d, time %d, hash %x", got.Index(), got.Term(), got.Now(), got.Hash())
 				}
 				wantSame(t, "snapshot", snapshotOf(t, got), b)
+			}
+			if err := VerifySnapshot(bytes.NewReader(b), logKey()); err != nil {
+				t.Error(err)
 			}
 		})
 	}

@@ -6,6 +6,6 @@ time=${1:-20s}
 for package in $(go list ./...); do
 	for name in $(go test -list '^Fuzz' "$package" | grep '^Fuzz' || true); do
 		echo "== $package $name"
-		go test -run '^$' -fuzz "^$name\$" -fuzztime "$time" "$package"
+		go test -run '^$' -fuzz "^$name\$" -fuzztime "$time" -fuzzminimizetime 100x "$package"
 	done
 done

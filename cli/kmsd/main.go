@@ -24,7 +24,8 @@ var (
 	commit  = ""
 )
 
-// Exit codes. Supervisors should not restart after exitPIN, exitRemoved and exitDiffers.
+// Exit codes. Supervisors should not restart after exitPIN, exitRemoved, exitDiffers
+// and exitAltered.
 const (
 	exitOK      = 0
 	exitFailed  = 1
@@ -34,6 +35,7 @@ const (
 	exitRemoved = 5 // the node was removed from the cluster
 	exitStorage = 6 // the disk failed
 	exitDiffers = 7 // the node's state differs from the cluster's: keep its data directory
+	exitAltered = 8 // the log or a snapshot on the disk was altered, or is damaged
 )
 
 func main() {
@@ -59,6 +61,8 @@ func exitCode(err error) int {
 		return exitRemoved
 	case errors.Is(err, cluster.ErrDiverged):
 		return exitDiffers
+	case errors.Is(err, cluster.ErrAltered):
+		return exitAltered
 	case errors.Is(err, cluster.ErrStorage):
 		return exitStorage
 	case errors.Is(err, node.ErrConfig), errors.Is(err, transport.ErrCredentials), errors.Is(err, cluster.ErrDataDir):
@@ -77,7 +81,8 @@ node's own files and HSM token. Everything else is kmsctl's.
 Exit codes: 0 stopped as asked, 1 failed, 2 configuration, certificates or data
 directory, 3 wrong HSM PIN (tried once; do not restart), 4 HSM unusable, 5
 removed from the cluster (do not restart), 6 disk failed, 7 the node's state
-differs from the cluster's (keep its data directory; do not restart).`,
+differs from the cluster's, 8 the data on its disk was altered or is damaged
+(both: keep its data directory; do not restart).`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
 	c.AddCommand(runCommand(), devCommand(), configCommand(), hsmCommand(), certsCommand(), versionCommand())

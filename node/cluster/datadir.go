@@ -24,21 +24,31 @@ const (
 	stageNew          stage = "new"
 	stageInitializing stage = "initializing" // founding: nothing was acknowledged yet
 	stageEntering     stage = "entering"     // joined; Raft may or may not have run under this id
-	stageMember       stage = "member"
+	stageMember       stage = "sealed member"
 	stageRecovering   stage = "recovering" // becoming the only member of a recovered cluster: it goes on after a crash
+	// stageUnsealed is a member in whose directory a release wrote that did not seal.
+	// Such a release does not know stageMember: it cannot write behind what is sealed.
+	stageUnsealed stage = "member"
 )
 
 func (s stage) known() bool {
 	switch s {
-	case stageNew, stageInitializing, stageEntering, stageMember, stageRecovering:
+	case stageNew, stageInitializing, stageEntering, stageMember, stageRecovering, stageUnsealed:
 		return true
 	}
 	return false
 }
 
+// hasLog tells whether Raft has run under the directory's id.
+func (s stage) hasLog() bool {
+	return s == stageMember || s == stageUnsealed || s == stageRecovering
+}
+
 // identity is the file node.json of a data directory. The raft id is the node's
 // name and the incarnation of the directory: a wiped directory comes back as a
-// new node, never as the old one.
+// new node, never as the old one. An incarnation that begins with an s is of a
+// release that seals the log: since the cluster knows the raft id, nobody can make
+// such a directory look like an older one and strip its seals.
 type identity struct {
 	RaftID  string `json:"raft_id"`
 	Name    string `json:"name"`
@@ -71,7 +81,15 @@ const (
 	raftDir          = "raft"
 	raftFile         = "raft.db"
 	incarnationBytes = 8
+	// sealedIncarnation is between name and incarnation; before the log was sealed it
+	// was a dot.
+	sealedIncarnation = ".s"
 )
+
+// sealedFromBirth tells whether the directory was made by a release that seals.
+func (id identity) sealedFromBirth() bool {
+	return strings.HasPrefix(strings.TrimPrefix(id.RaftID, id.Name), sealedIncarnation)
+}
 
 // noteEvidence leaves a note that keeps a data directory from being used again.
 func noteEvidence(dir string, why error, now time.Time) error {
@@ -96,7 +114,7 @@ func openIdentity(dir, name string) (identity, error) {
 		if _, err := rand.Read(incarnation); err != nil {
 			return identity{}, err
 		}
-		id := identity{RaftID: name + "." + hex.EncodeToString(incarnation), Name: name, Stage: stageNew, Cluster: uuid.Nil}
+		id := identity{RaftID: name + sealedIncarnation + hex.EncodeToString(incarnation), Name: name, Stage: stageNew, Cluster: uuid.Nil}
 		return id, id.save(dir)
 	}
 	if err != nil {
@@ -112,8 +130,12 @@ func openIdentity(dir, name string) (identity, error) {
 	if id.Name != name {
 		return identity{}, fmt.Errorf("%w %s belongs to node %s, not %s", ErrDataDir, dir, id.Name, name)
 	}
-	if _, err := os.Stat(filepath.Join(dir, raftDir, raftFile)); (id.Stage == stageMember || id.Stage == stageRecovering) && err != nil {
+	if _, err := os.Stat(filepath.Join(dir, raftDir, raftFile)); id.Stage.hasLog() && err != nil {
 		return identity{}, fmt.Errorf("%w %s: its log is missing, and with it this node's votes (%w): start with an empty directory and join anew", ErrDataDir, dir, err)
+	}
+	if id.Stage == stageUnsealed {
+		id.Stage = stageMember
+		return id, id.save(dir)
 	}
 	if id.Stage == stageInitializing {
 		id.Stage, id.Cluster, id.History = stageNew, uuid.Nil, fsm.History{}

@@ -5,7 +5,9 @@
 // (how a command reaches the leader and its answer comes back), lease.go (why a
 // node may answer by itself, and what a restriction waits for), membership.go
 // (the leader's duty: Raft's configuration follows the state), join.go, donor.go and
-// jointoken.go (how a node gets in), store.go (Raft's disk), clock.go.
+// jointoken.go (how a node gets in), clock.go. Raft's disk: store.go (what it is),
+// seal.go, sealedstore.go, sealedopen.go and mark.go (how a node knows that its log is
+// as it left it), snapshots.go, boltfile.go.
 //
 // It knows no gRPC: other nodes are reached through Peers, which package rpc
 // implements, and its handlers (Handle…) are called by rpc's peer service.

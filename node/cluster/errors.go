@@ -38,6 +38,9 @@ var (
 	ErrDataDir = errors.New("data directory")
 	// ErrStorage means: Raft's disk failed; the process must end.
 	ErrStorage = errors.New("storage failed")
+	// ErrAltered means: the log, a snapshot or what belongs to them is not what this
+	// node wrote to its disk; the process must end and not come back on this directory.
+	ErrAltered = errors.New("the data on the disk was altered, or is damaged")
 	// ErrShutdown means: the member is stopping.
 	ErrShutdown = errors.New("this node is stopping")
 )

@@ -10,7 +10,6 @@ import (
 	"testing"
 
 	"github.com/google/uuid"
-	"github.com/hashicorp/raft"
 )
 
 func testToken() JoinToken {
@@ -118,6 +117,20 @@ func TestIdentity(t *testing.T) {
 		t.Fatalf("log lost: %v", err)
 	}
 
+	// The directory of a release that did not seal is one of this release from now on.
+	if err := os.WriteFile(left, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	id.Stage = stageUnsealed
+	if err := id.save(dir); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if id, err = openIdentity(dir, "kms-1"); err != nil || id.Stage != stageMember {
+			t.Fatalf("of an earlier release: %+v, %v", id, err)
+		}
+	}
+
 	// A lost identity beside a log is damage, never a new node on an old log.
 	if err := os.WriteFile(left, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
@@ -139,15 +152,8 @@ func TestIdentity(t *testing.T) {
 // TestVote: the two halves of a vote reach the disk together, and read back as
 // Raft wrote them.
 func TestVote(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "raft.db")
-	open := func() *store {
-		db, err := openBolt(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return &store{LogStorage: db, fatal: func(err error) { t.Errorf("fatal: %v", err) }}
-	}
-	s := open()
+	d := newLogDir(t)
+	s := d.open()
 	if _, err := s.GetUint64([]byte(keyVoteTerm)); err == nil || err.Error() != "not found" { // Raft compares the text
 		t.Fatalf("no vote yet: %v", err)
 	}
@@ -160,7 +166,7 @@ func TestVote(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s = open()
+	s = d.open()
 	defer func() { _ = s.Close() }()
 	term, err := s.GetUint64([]byte(keyVoteTerm))
 	if err != nil || term != 7 {
@@ -174,16 +180,17 @@ func TestVote(t *testing.T) {
 
 // TestStorageFailureIsFatal: Raft would go on after an error of its store.
 func TestStorageFailureIsFatal(t *testing.T) {
-	var fatal error
-	db, err := openBolt(filepath.Join(t.TempDir(), "raft.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &store{LogStorage: db, fatal: func(err error) { fatal = err }}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.StoreLogs([]*raft.Log{{Index: 1}}); !errors.Is(err, ErrStorage) || !errors.Is(fatal, ErrStorage) {
-		t.Fatalf("%v, fatal %v", err, fatal)
+	d := newLogDir(t)
+	s := d.open()
+	must(t, s.Close())
+	for what, write := range map[string]func() error{
+		"log":        func() error { return s.StoreLogs(entries(1, 1, 1)) },
+		"truncation": func() error { return s.DeleteRange(1, 1) },
+		"term":       func() error { return s.SetUint64([]byte(keyTerm), 1) },
+	} {
+		d.fatal = nil
+		if err := write(); !errors.Is(err, ErrStorage) || len(d.fatal) != 1 || !errors.Is(d.fatal[0], ErrStorage) {
+			t.Errorf("%s: %v, fatal %v", what, err, d.fatal)
+		}
 	}
 }

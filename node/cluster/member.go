@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"path/filepath"
 	"sync"
@@ -70,7 +71,7 @@ type Config struct {
 	// connection in a role must show to belong to the cluster (transport.RaftConfig).
 	Transport func(proof func(role string, channel []byte) []byte) (raft.Transport, error)
 	// Storage, optional, opens Raft's storage for the directory in DataDir that belongs
-	// to it. Default: files there.
+	// to it. Default: files there, the snapshots sealed as the log always is.
 	Storage func(dir string) (Storage, error)
 	// HandedOver returns when every result whose checks began before the call has been
 	// handed over or wiped (gate.Releases).
@@ -111,7 +112,7 @@ type engine struct {
 	log        *slog.Logger
 	raft       *raft.Raft
 	machine    *fsm.Machine
-	store      *store
+	store      *sealedStore
 	snapshots  raft.SnapshotStore
 	transport  raft.Transport
 	lessee     *lessee
@@ -269,15 +270,9 @@ func (e *engine) startRaft(prepare prepare) error {
 	c := e.config
 	dir := filepath.Join(c.DataDir, raftDir)
 	logger := raftLogger(c.Log, c.Clock)
-	open := c.Storage
-	if open == nil {
-		open = func(dir string) (Storage, error) { return openFiles(dir, c.Log) }
-	}
-	storage, err := open(dir)
-	if err != nil {
+	if err := e.openStorage(dir); err != nil {
 		return err
 	}
-	e.store, e.snapshots = &store{LogStorage: storage.Log, fatal: c.Halt}, storage.Snapshots
 	transport, err := c.Transport(e.proof)
 	if err != nil {
 		return errors.Join(err, e.store.Close())
@@ -303,8 +298,29 @@ func (e *engine) startRaft(prepare prepare) error {
 	return nil
 }
 
+// openStorage opens what Raft has on the disk; nothing is served from a directory
+// that is not as this node left it.
+func (e *engine) openStorage(dir string) error {
+	c, id := e.config, e.member.identity
+	seals := sealing{key: newSealKey(e.logKey, e.cluster, e.id), legacy: !id.sealedFromBirth(), member: id.Stage.hasLog(), fatal: c.Halt}
+	open := c.Storage
+	if open == nil {
+		open = func(dir string) (Storage, error) {
+			return openFiles(dir, seals, func(r io.Reader) error { return fsm.VerifySnapshot(r, e.logKey) })
+		}
+	}
+	storage, err := open(dir)
+	if err != nil {
+		return err
+	}
+	if e.store, err = openSealed(storage, seals); err != nil {
+		return errors.Join(err, storage.Mark.Close(), storage.Log.Close())
+	}
+	e.snapshots = storage.Snapshots
+	return nil
+}
+
 const (
-	retainSnapshots  = 2
 	maxAppendEntries = 256                   // entries of one message; a batch costs the disk one sync
 	commitTimeout    = 10 * time.Millisecond // how soon followers learn of a commit without further entries
 )

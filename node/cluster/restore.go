@@ -124,10 +124,7 @@ func restored(s *fsm.State) prepare {
 	}
 }
 
-const (
-	keyTerm    = "CurrentTerm" // Raft's own name of its term in the stable store
-	firstIndex = 1             // where a configuration stands that no entry made
-)
+const firstIndex = 1 // where a configuration stands that no entry made
 
 // restore commits what changes, and waits until no lease of the old nodes can be alive.
 func (e *engine) restore(ctx context.Context, r Restoration) (refused int, err error) {

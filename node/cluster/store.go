@@ -5,8 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"path/filepath"
+	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -14,22 +15,11 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// Raft's own names of its vote in the stable store.
-const (
-	keyVoteTerm = "LastVoteTerm"
-	keyVoteFor  = "LastVoteCand"
-	// keyVote holds both, so that they reach the disk in one transaction: term
-	// u64, big-endian, then the candidate.
-	keyVote = "quorumkms/vote"
-)
-
-// lockWait is how long the database's file lock is waited for.
-const lockWait = 2 * time.Second
-
 // Storage is where Raft keeps its log, its votes and its snapshots.
 type Storage struct {
 	Log       LogStorage
 	Snapshots raft.SnapshotStore
+	Mark      MarkStorage
 }
 
 // LogStorage is Raft's log and its votes. What a call has written is durable when it
@@ -40,112 +30,136 @@ type LogStorage interface {
 	io.Closer
 }
 
-// store is Raft's log and stable store. Raft goes on after an error of its
-// stores; this one ends the process instead: a node whose disk fails must not
-// vote or acknowledge.
-type store struct {
-	LogStorage
-	fatal    func(error)
-	voteTerm uint64 // set by the first half of a vote, written with the second
+// MarkStorage holds less than a sector of bytes, apart from the log: how far it is.
+type MarkStorage interface {
+	// Read gives what was written last; fs.ErrNotExist if there is none.
+	Read() ([]byte, error)
+	// Write replaces it. The process's end cannot undo it; if sync, a power loss
+	// cannot either.
+	Write(b []byte, sync bool) error
+	io.Closer
 }
 
-// openFiles is the Storage of a directory.
-func openFiles(dir string, log *slog.Logger) (Storage, error) {
+// openFiles is the Storage of a directory. verify reads the state of a snapshot.
+func openFiles(dir string, seals sealing, verify func(io.Reader) error) (Storage, error) {
+	mark := &markFile{path: filepath.Join(dir, markFileName)}
+	snapshots := &snapshots{dir: filepath.Join(dir, snapshotsDir), key: seals.key, verify: verify, fatal: seals.fatal}
+	if err := openSnapshots(snapshots, seals.legacy && !exists(mark.path)); err != nil {
+		return Storage{}, err
+	}
 	db, err := openBolt(filepath.Join(dir, raftFile))
 	if err != nil {
 		return Storage{}, err
 	}
-	snapshots, err := raft.NewFileSnapshotStoreWithLogger(dir, retainSnapshots, raftLogger(log, SystemClock{}))
-	if err != nil {
-		return Storage{}, errors.Join(fmt.Errorf("%w: snapshots: %w", ErrDataDir, err), db.Close())
-	}
-	return Storage{Log: db, Snapshots: snapshots}, nil
+	return Storage{Log: db, Snapshots: snapshots, Mark: mark}, nil
 }
 
-func openBolt(path string) (*raftboltdb.BoltStore, error) {
-	db, err := raftboltdb.New(raftboltdb.Options{
-		Path: path,
-		BoltOptions: &bbolt.Options{
-			Timeout: lockWait, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType,
-		},
+// lockWait is how long the database's file lock is waited for.
+const lockWait = 2 * time.Second
+
+// boltStore is the log in a file of bbolt's. When the file is damaged under it, bbolt
+// panics, or faults in its map of the file; here that is an error.
+type boltStore struct {
+	bolt   *raftboltdb.BoltStore
+	broken atomic.Pointer[error] // bbolt panicked: it holds its locks for ever
+}
+
+var _ LogStorage = (*boltStore)(nil)
+
+func openBolt(path string) (*boltStore, error) {
+	if err := checkBoltFile(path); err != nil {
+		return nil, altered("%s: %w", path, err)
+	}
+	s := new(boltStore)
+	err := s.do(func() (err error) {
+		s.bolt, err = raftboltdb.New(raftboltdb.Options{
+			Path: path,
+			BoltOptions: &bbolt.Options{
+				Timeout: lockWait, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType,
+			},
+		})
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%w: raft store %s: %w", ErrDataDir, path, err)
 	}
 	if err := syncDir(filepath.Dir(path)); err != nil {
-		return nil, errors.Join(err, db.Close())
+		return nil, errors.Join(err, s.Close())
 	}
-	return db, nil
+	return s, nil
 }
 
-func (s *store) check(what string, err error) error {
-	if err != nil {
-		err = fmt.Errorf("%w: %s: %w", ErrStorage, what, err)
-		s.fatal(err)
+func (s *boltStore) do(f func() error) (err error) {
+	if broken := s.broken.Load(); broken != nil {
+		return *broken
 	}
-	return err
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the file is damaged: %v", r)
+			s.broken.Store(&err)
+		}
+	}()
+	return f()
 }
 
 // StoreLog implements raft.LogStore.
-func (s *store) StoreLog(l *raft.Log) error {
-	return s.check("writing the log", s.LogStorage.StoreLog(l))
-}
+func (s *boltStore) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
 
 // StoreLogs implements raft.LogStore.
-func (s *store) StoreLogs(l []*raft.Log) error {
-	return s.check("writing the log", s.LogStorage.StoreLogs(l))
+func (s *boltStore) StoreLogs(l []*raft.Log) error {
+	return s.do(func() error { return s.bolt.StoreLogs(l) })
 }
 
 // DeleteRange implements raft.LogStore.
-func (s *store) DeleteRange(from, to uint64) error {
-	return s.check("truncating the log", s.LogStorage.DeleteRange(from, to))
+func (s *boltStore) DeleteRange(from, to uint64) error {
+	return s.do(func() error { return s.bolt.DeleteRange(from, to) })
 }
 
-// SetUint64 implements raft.StableStore.
-func (s *store) SetUint64(key []byte, v uint64) error {
-	if string(key) == keyVoteTerm {
-		s.voteTerm = v
-		return nil
-	}
-	return s.check("writing the term", s.LogStorage.SetUint64(key, v))
+// GetLog implements raft.LogStore.
+func (s *boltStore) GetLog(index uint64, l *raft.Log) error {
+	return s.do(func() error { return s.bolt.GetLog(index, l) })
+}
+
+// FirstIndex implements raft.LogStore.
+func (s *boltStore) FirstIndex() (index uint64, err error) {
+	err = s.do(func() (err error) { index, err = s.bolt.FirstIndex(); return err })
+	return index, err
+}
+
+// LastIndex implements raft.LogStore.
+func (s *boltStore) LastIndex() (index uint64, err error) {
+	err = s.do(func() (err error) { index, err = s.bolt.LastIndex(); return err })
+	return index, err
 }
 
 // Set implements raft.StableStore.
-func (s *store) Set(key, v []byte) error {
-	if string(key) == keyVoteFor {
-		key, v = []byte(keyVote), append(binary.BigEndian.AppendUint64(nil, s.voteTerm), v...)
-	}
-	return s.check("writing the vote", s.LogStorage.Set(key, v))
+func (s *boltStore) Set(key, v []byte) error {
+	return s.do(func() error { return s.bolt.Set(key, v) })
+}
+
+// Get implements raft.StableStore.
+func (s *boltStore) Get(key []byte) (v []byte, err error) {
+	err = s.do(func() (err error) { v, err = s.bolt.Get(key); return err })
+	return v, err
+}
+
+// SetUint64 implements raft.StableStore.
+func (s *boltStore) SetUint64(key []byte, v uint64) error {
+	return s.Set(key, binary.BigEndian.AppendUint64(nil, v))
 }
 
 // GetUint64 implements raft.StableStore.
-func (s *store) GetUint64(key []byte) (uint64, error) {
-	if string(key) != keyVoteTerm {
-		return s.LogStorage.GetUint64(key)
+func (s *boltStore) GetUint64(key []byte) (uint64, error) {
+	v, err := s.Get(key)
+	if err == nil && len(v) != 8 {
+		err = fmt.Errorf("%s has %d bytes", key, len(v))
 	}
-	v, err := s.vote()
 	if err != nil {
 		return 0, err
 	}
 	return binary.BigEndian.Uint64(v), nil
 }
 
-// Get implements raft.StableStore.
-func (s *store) Get(key []byte) ([]byte, error) {
-	if string(key) != keyVoteFor {
-		return s.LogStorage.Get(key)
-	}
-	v, err := s.vote()
-	if err != nil {
-		return nil, err
-	}
-	return v[8:], nil
-}
-
-func (s *store) vote() ([]byte, error) {
-	v, err := s.LogStorage.Get([]byte(keyVote))
-	if err == nil && len(v) < 8 {
-		return nil, s.check("reading the vote", errors.New("it is damaged"))
-	}
-	return v, err
-}
+// Close implements io.Closer.
+func (s *boltStore) Close() error { return s.do(s.bolt.Close) }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -18,7 +19,7 @@ import (
 	"github.com/quorumkms/quorumkms/node/cluster"
 )
 
-// Disk is what a node's crash does not take: Raft's log, votes and snapshots. A write
+// Disk is what a node's crash does not take: Raft's log, votes, snapshots and mark. A write
 // returns when it is durable; one that a crash interrupts is durable or lost.
 type Disk struct {
 	latency time.Duration // of a write, at most
@@ -43,6 +44,7 @@ type contents struct {
 	values  map[string][]byte
 	snaps   []*savedSnapshot // newest first
 	made    int              // snapshots, for their names
+	mark    []byte
 }
 
 // write is one that is not durable yet.
@@ -111,7 +113,7 @@ func (d *Disk) pause() time.Duration {
 func (d *Disk) open() cluster.Storage {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return cluster.Storage{Log: diskLog{d.now}, Snapshots: diskSnapshots{d.now}}
+	return cluster.Storage{Log: diskLog{d.now}, Snapshots: diskSnapshots{d.now}, Mark: diskMark{d.now}}
 }
 
 // crash ends the life of the process that writes. Of what was under way, the first
@@ -124,7 +126,7 @@ func (d *Disk) crash() {
 	defer old.mu.Unlock()
 	next := &contents{
 		disk: d, dead: make(chan struct{}), logs: maps.Clone(old.logs), first: old.first, last: old.last,
-		values: maps.Clone(old.values), snaps: slices.Clone(old.snaps), made: old.made,
+		values: maps.Clone(old.values), snaps: slices.Clone(old.snaps), made: old.made, mark: old.mark,
 	}
 	for _, w := range old.pending[:d.random.IntN(len(old.pending)+1)] {
 		w.do(next)
@@ -268,6 +270,31 @@ func (l diskLog) GetUint64(key []byte) (uint64, error) {
 	}
 	return binary.BigEndian.Uint64(b), nil
 }
+
+// diskMark is the mark. Writing it takes no time: only the end of a process is
+// simulated, not that of the power.
+type diskMark struct{ *contents }
+
+// Read implements cluster.MarkStorage.
+func (m diskMark) Read() ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mark == nil {
+		return nil, fs.ErrNotExist
+	}
+	return m.mark, nil
+}
+
+// Write implements cluster.MarkStorage.
+func (m diskMark) Write(b []byte, _ bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mark = bytes.Clone(b)
+	return nil
+}
+
+// Close implements io.Closer.
+func (m diskMark) Close() error { return nil }
 
 // keptSnapshots is how many snapshots a disk keeps, as files would be.
 const keptSnapshots = 2
