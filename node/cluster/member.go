@@ -161,7 +161,7 @@ func Open(ctx context.Context, c Config) (*Member, error) {
 		e, err = m.start(ctx, id, nil)
 	case stageRecovering:
 		e, _, err = m.startRecovered(ctx, id)
-	case stageNew, stageInitializing:
+	case stageNew, stageInitializing, stageUnsealed: // an unsealed directory is opened as a sealed one
 		return m, nil
 	}
 	if err != nil {
