@@ -341,6 +341,13 @@ func (g *grantor) overSince(node string, term uint64) bool {
 	return g.term >= term && g.clock.Now() >= max(g.floor, g.bound[node])
 }
 
+// bounded tells whether a bound is recorded for a node.
+func (g *grantor) bounded(node string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.bound[node] > 0
+}
+
 // over is when no lease that a holder may have can be alive any more. It holds
 // right after this node has committed an entry of its own.
 func (g *grantor) over(node string) time.Duration {
@@ -566,6 +573,7 @@ func (e *engine) tick(batch []waiter) {
 		a := leaseAnswer{err: err}
 		if err == nil {
 			invariant(result.Index > t.index || rules.Tick.Off(), "a grant's index is that of an entry from before its request")
+			invariant(e.grantor.bounded(t.request.Node) || rules.BoundFirst.Off(), "a grant's bound is not recorded")
 			a.grant = LeaseGrant{Incarnation: t.request.Incarnation, Nonce: t.request.Nonce, MinIndex: result.Index, Agreed: t.agreed}
 		}
 		t.answer <- a

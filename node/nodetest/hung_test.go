@@ -11,7 +11,7 @@ import (
 )
 
 // TestLeaderWithHungDisk: a leader that can commit nothing falls silent, and others
-// elect another before their leases are over.
+// elect another before their leases are over. If it goes on, its process ends.
 func TestLeaderWithHungDisk(t *testing.T) {
 	for seed := range uint64(5) {
 		dir := t.TempDir()
@@ -27,6 +27,7 @@ func TestLeaderWithHungDisk(t *testing.T) {
 				t.Fatal(err)
 			}
 			time.Sleep(2 * time.Second)
+			process := old.running()
 			old.Disk().Stall()
 			defer old.Disk().Resume()
 			user := c.NewClient()
@@ -39,6 +40,10 @@ func TestLeaderWithHungDisk(t *testing.T) {
 			}
 			if now := c.Leader(); now == old {
 				t.Errorf("seed %d: the leader whose disk hangs still leads", seed)
+			}
+			time.Sleep(4 * time.Second)
+			if old.running() == process {
+				t.Errorf("seed %d: a leader that committed nothing for 13 s still runs", seed)
 			}
 		})
 	}
