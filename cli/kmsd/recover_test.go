@@ -329,7 +329,7 @@ func TestRecoveryGoesOn(t *testing.T) {
 		return s.GetServing() && s.GetRecoveryEpoch() == 1 && len(s.GetMembers()) == 1
 	}, survivor)
 	made.hold(ctx, c, survivor)
-	if b, err := os.ReadFile(survivor.path("data/node.json")); err != nil || !strings.Contains(string(b), `"stage": "member"`) {
+	if b, err := os.ReadFile(survivor.path("data/node.json")); err != nil || !strings.Contains(string(b), `"stage": "sealed member"`) {
 		t.Errorf("node.json is %s, %v", b, err)
 	}
 	if _, err := os.Stat(survivor.path("data/raft/raft.db")); errors.Is(err, os.ErrNotExist) {
