@@ -20,6 +20,7 @@ import (
 // end with a code of its own and serve nothing; the others go on, and the way back is
 // to be removed and to join anew.
 func TestAltered(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3)
 	for _, s := range []struct {
 		name string

@@ -18,6 +18,7 @@ import (
 // TestThreeNodes asks everything that leaves three nodes as they are, on one
 // cluster: the calls, wrong calls, wrong callers and the audit trail.
 func TestThreeNodes(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3)
 	for _, s := range []struct {
 		name string

@@ -14,6 +14,7 @@ import (
 // TestLeaderLoss kills the leader of three nodes: cryptography goes on at the
 // others, writes come back, and the killed node catches up.
 func TestLeaderLoss(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
@@ -65,6 +66,7 @@ func (c *testCluster) createKey(ctx context.Context, through ...*process) string
 // times: every acknowledged key is there afterwards and every acknowledged data
 // key opens.
 func TestCrashLosesNothing(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3)
 	type sealed struct {
 		key       string

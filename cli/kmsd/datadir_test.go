@@ -50,6 +50,7 @@ func unpack(t *testing.T, archive, dir string) {
 // of every version that is out: every key is there as it was, everything that was
 // encrypted opens, also after the upgrade and from its own snapshot.
 func TestGoldenDataDirectories(t *testing.T) {
+	t.Parallel()
 	archives, err := filepath.Glob("testdata/datadir/*.tar.gz")
 	must(t, err)
 	releases, err := os.ReadFile("../../scripts/releases")

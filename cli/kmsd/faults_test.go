@@ -25,6 +25,7 @@ const smallDisk = "size=4m"
 
 // TestFaults breaks the disks of a cluster's nodes, one after the other.
 func TestFaults(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3)
 	for _, p := range c.nodes {
 		p.raft = ", snapshot_interval: 1s, snapshot_threshold: 24, trailing_logs: 8"

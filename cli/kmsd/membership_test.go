@@ -18,6 +18,7 @@ import (
 
 // TestMembership takes nodes in and out of one cluster.
 func TestMembership(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3)
 	c.addNode("kms-4")
 	c.addNode("kms-5")

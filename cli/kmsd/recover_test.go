@@ -86,6 +86,7 @@ func (r restrictions) hold(ctx context.Context, c *testCluster, p *process) {
 // TestRecover loses two of three nodes for good, the third having been away for the
 // last restriction.
 func TestRecover(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3)
 	journal := filepath.Join(c.dir, "journal")
 	must(t, os.Mkdir(journal, 0o700))
@@ -246,6 +247,7 @@ func (c *testCluster) oldNodesComeBack(ctx context.Context, made restrictions, s
 
 // TestRecoverFive loses three of five nodes: the less advanced survivor is refused.
 func TestRecoverFive(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 5)
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	defer cancel()
@@ -304,6 +306,7 @@ func TestRecoverFive(t *testing.T) {
 // TestRecoveryGoesOn kills the node at every stage of a recovery that leaves something
 // on the disk: it goes on at the next start.
 func TestRecoveryGoesOn(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 2)
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	defer cancel()

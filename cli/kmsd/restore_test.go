@@ -112,6 +112,7 @@ func (c *testCluster) loseCluster(ctx context.Context, journal string) *lostClus
 
 // TestRestore loses every data directory of three nodes; their tokens stay.
 func TestRestore(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3)
 	journal := filepath.Join(c.dir, "journal")
 	must(t, os.Mkdir(journal, 0o700))

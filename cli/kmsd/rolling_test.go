@@ -22,6 +22,7 @@ import (
 // TestRolling changes everything about a cluster's members while clients use it: not
 // one of their calls fails.
 func TestRolling(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 3)
 	r := &rolling{c: c, nodes: slices.Clone(c.nodes)}
 	for i := range 7 { // more than one subtest uses them

@@ -143,6 +143,7 @@ func (c *testCluster) tlsFiles(name string) transport.Files {
 // TestRollover renews every certificate again and again, and replaces the CA, under
 // load: no call fails. What is not renewed is cut off when its time has come.
 func TestRollover(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3)
 	var loads []*load
 	for i := range c.nodes {

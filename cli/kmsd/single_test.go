@@ -11,6 +11,7 @@ import (
 
 // TestSingleNode walks the main path on one node, and again after a crash.
 func TestSingleNode(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 1)
 	ctx := t.Context()
 	admin, user := c.dial(adminID), c.dial(userID)

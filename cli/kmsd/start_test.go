@@ -36,6 +36,7 @@ func (p *process) write(name, text string, mode os.FileMode) {
 // time: it ends at once, with the exit code of that kind and a text that says what
 // to do.
 func TestStartFailures(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t, 1)
 	p := c.nodes[0]
 	certs := c.certs()

@@ -16,6 +16,7 @@ import (
 
 // TestStop stops nodes that are in the middle of something.
 func TestStop(t *testing.T) {
+	t.Parallel()
 	c := startCluster(t, 3)
 	for _, s := range []struct {
 		name string

@@ -54,6 +54,7 @@ func (c *testCluster) kmsctl(program string, to []*process, args ...string) (out
 // no call fails. The cluster's release can be raised when the last node is through,
 // and then no node of the old version comes back.
 func TestUpgrade(t *testing.T) {
+	t.Parallel()
 	old, version := released(t)
 	kmsctl := filepath.Join(t.TempDir(), "kmsctl")
 	if out, err := exec.Command("go", "build", "-o", kmsctl, "../kmsctl").CombinedOutput(); err != nil {
