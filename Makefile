@@ -4,6 +4,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 FUZZTIME ?= 20s
+RACE_NODES ?= ^(TestThreeNodes|TestMembership|TestFaults|TestRecover|TestRestore|TestBackups)$$
 
 .PHONY: help
 help: ## show this help
@@ -28,8 +29,9 @@ test: deps ## all tests
 	CGO_ENABLED=1 go test -timeout 20m ./...
 
 .PHONY: race
-race: deps ## all tests under the race detector
-	CGO_ENABLED=1 go test -race -timeout 40m ./...
+race: deps ## all tests under the race detector; of those with real nodes RACE_NODES
+	CGO_ENABLED=1 go test -race -timeout 40m $$(go list ./... | grep -v /cli/kmsd$$)
+	CGO_ENABLED=1 go test -race -timeout 40m -run '$(RACE_NODES)' ./cli/kmsd
 
 .PHONY: chaos
 chaos: ## real nodes under faults for CHAOS (3m), SEED and NODES as given; as root
@@ -52,7 +54,7 @@ generated: ## fail if generated code is not what the protocol buffers give
 	scripts/proto.sh --check
 
 .PHONY: check
-check: lint generated model sim race chaos powerloss compose-test ## everything that must hold
+check: test lint generated model sim race chaos powerloss demo compose-test ## everything that must hold
 
 SEEDS    ?= 50
 FIRST    ?= 1

@@ -206,7 +206,10 @@ func (s *clusterServer) Remove(ctx context.Context, r *pb.RemoveRequest) (*pb.Re
 	return kms.Operate(ctx, s.kms, kms.Operation[*pb.RemoveResponse]{
 		Name: "Remove", Target: r.GetNode(), Call: call(ctx, r), Params: r.GetNode(),
 		Check: func() error {
-			_, err := s.member.Find(r.GetNode())
+			m, err := s.member.Find(r.GetNode())
+			if err == nil {
+				_, err = s.member.State().Try(&fsm.RemoveNode{ID: m.ID})
+			}
 			return err
 		},
 		Repeat: func(first fsm.Result) (*pb.RemoveResponse, error) {
@@ -285,7 +288,10 @@ func (s *clusterServer) SetVoter(ctx context.Context, r *pb.SetVoterRequest) (*p
 	return kms.Operate(ctx, s.kms, kms.Operation[*pb.SetVoterResponse]{
 		Name: "SetVoter", Target: r.GetNode(), Call: call(ctx, r), Params: []any{r.GetNode(), r.GetVoter()},
 		Check: func() error {
-			_, err := s.member.Find(r.GetNode())
+			m, err := s.member.Find(r.GetNode())
+			if err == nil {
+				_, err = s.member.State().Try(&fsm.SetVoter{ID: m.ID, Voter: r.GetVoter()})
+			}
 			return err
 		},
 		Repeat: func(first fsm.Result) (*pb.SetVoterResponse, error) {

@@ -1,7 +1,9 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -77,15 +79,22 @@ func (s *clusterServer) Recover(ctx context.Context, r *pb.RecoverRequest) (*pb.
 	}
 	return kms.Operate(ctx, s.kms, kms.Operation[*pb.RecoverResponse]{
 		Name: "Recover", Target: r.GetNode(), Call: call(ctx, r),
-		Params: []any{r.GetClusterId(), r.GetRecoveryEpoch(), r.GetNode(), r.GetDeadNodes()},
+		Params: []any{r.GetClusterId(), r.GetRecoveryEpoch(), r.GetNode(), r.GetDeadNodes(), r.GetMissedRestrictions(), r.GetJournalProblem()},
 		Check: func() error {
 			p, err := s.member.CheckRecovery(ctx, want)
 			if err != nil {
 				return err
 			}
 			missed, err := s.missed(p)
+			if err != nil {
+				return err
+			}
+			if uint64(len(missed.Replay)) != r.GetMissedRestrictions() || missed.Problem != r.GetJournalProblem() {
+				return fmt.Errorf("%w: the journals hold something else than was shown (now %d restrictions to make again; %s): look again with --dry-run",
+					cluster.ErrRecovery, len(missed.Replay), cmp.Or(missed.Problem, "no problem"))
+			}
 			want.Replay = missed.Replay
-			return err
+			return nil
 		},
 		Repeat: func(fsm.Result) (*pb.RecoverResponse, error) {
 			if err := s.member.WaitRetired(ctx); err != nil {

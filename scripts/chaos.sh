@@ -20,5 +20,5 @@ mkdir -p bin
 CGO_ENABLED=1 go test -c -tags chaos -o bin/chaos.test ./cli/kmsd
 cd cli/kmsd
 as_root=()
-[ "$(id -u)" -eq 0 ] || as_root=(sudo "--preserve-env=SOFTHSM2_MODULE,CHAOS,SEED,NODES,ROUNDS")
+[ "$(id -u)" -eq 0 ] || as_root=(sudo "--preserve-env=SOFTHSM2_MODULE,CHAOS,SEED,NODES,ROUNDS,KEEP")
 exec "${as_root[@]}" ../../bin/chaos.test -test.run "^$test\$" -test.timeout 0

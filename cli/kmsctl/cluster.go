@@ -46,7 +46,7 @@ member's HSM partition, every key of the cluster is lost.
 --lease is how long a node may go on answering after it lost touch with the leader,
 the same for all nodes: longer rides out longer elections, shorter makes the first
 restriction after a node's death return sooner.`,
-		Example: "  kmsctl cluster init --addresses kms1.example.org:7443 --administrator spiffe://kms.example.org/tenant/default/admin/alice",
+		Example: "  kmsctl cluster init --addresses kms1.example.org:7300 --administrator spiffe://kms.example.org/tenant/default/admin/alice --no-recovery",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, _ []string) error {
 			if _, _, found := strings.Cut(a.value(setAddresses), ","); found {
 				return usagef("--addresses names several nodes: init makes one node the first member, so name that one only")

@@ -247,7 +247,7 @@ func (a *app) configCommand() *cobra.Command {
 
 A flag wins over an environment variable, and that over the configuration file:
 
-  addresses: [kms1.example.org:7443, kms2.example.org:7443]
+  addresses: [kms1.example.org:7300, kms2.example.org:7300]
   cert: admin.pem          # relative to this file
   key: admin.key
   ca: ca.pem

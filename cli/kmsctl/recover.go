@@ -41,7 +41,7 @@ as it reaches them.
 The command shows what it found and asks to type the cluster's id. In scripts,
 --confirm gives the id and --expect-nodes-dead names every member that must not
 answer; if others answer, or do not, nothing is done.`,
-		Example: `  kmsctl cluster recover --addresses kms1.example.org:7443,kms2.example.org:7443 --dry-run
+		Example: `  kmsctl cluster recover --addresses kms1.example.org:7300,kms2.example.org:7300 --dry-run
   kmsctl cluster recover --confirm 0c2e4a52-6f0e-4a7b-9a55-0e6f0c9d2f11 --expect-nodes-dead kms2,kms3`,
 		RunE: a.remote(func(ctx context.Context, _ *client.Client, _ []string) error {
 			if confirmed != "" && len(dead) == 0 {
@@ -244,8 +244,13 @@ func (a *app) recoverFrom(ctx context.Context, address string, p *quorumkmsv1.Re
 	defer func() { err = errors.Join(err, kms.Close()) }()
 	r, err := kms.Cluster().Recover(ctx, &quorumkmsv1.RecoverRequest{
 		ClusterId: p.GetClusterId(), RecoveryEpoch: p.GetRecoveryEpoch(), Node: p.GetRaftId(), DeadNodes: deadNodes(p),
+		MissedRestrictions: p.GetMissedRestrictions(), JournalProblem: p.GetJournalProblem(),
 		DryRun: a.dryRun, RequestId: a.requestID,
 	})
+	if errors.Is(err, client.ErrOutcomeUnknown) {
+		return fmt.Errorf("%w\nThe recovery may be under way; it goes on when the node is started again. It is done when `kmsctl cluster status --addresses %s` shows recovery epoch %d",
+			err, address, p.GetRecoveryEpoch()+1)
+	}
 	if err != nil {
 		return err
 	}

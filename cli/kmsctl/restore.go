@@ -43,8 +43,8 @@ If the cluster was recovered or restored after the backup, and no journal tells 
 
 The command shows what the restore comes to and asks to type the cluster's id;
 --confirm gives it in scripts.`,
-		Example: `  kmsctl backup restore kms.qkb --journal /mnt/backup --to kms1.example.org:7443 --dry-run
-  kmsctl backup restore kms.qkb --journal /mnt/backup --to kms1.example.org:7443`,
+		Example: `  kmsctl backup restore kms.qkb --journal /mnt/backup --to kms1.example.org:7300 --dry-run
+  kmsctl backup restore kms.qkb --journal /mnt/backup --to kms1.example.org:7300`,
 		RunE: a.to(&to, func(ctx context.Context, args []string) error {
 			segments, err := journalFiles(journals)
 			if err != nil {

@@ -32,6 +32,7 @@ func (c *testCluster) plan(ctx context.Context, p *process) *pb.RecoveryPlanResp
 // recovery is the request that a plan leads to.
 func recovery(plan *pb.RecoveryPlanResponse) *pb.RecoverRequest {
 	r := &pb.RecoverRequest{ClusterId: plan.GetClusterId(), RecoveryEpoch: plan.GetRecoveryEpoch(), Node: plan.GetNodeName()}
+	r.MissedRestrictions, r.JournalProblem = plan.GetMissedRestrictions(), plan.GetJournalProblem()
 	for _, m := range plan.GetMembers() {
 		if !m.GetAnswers() {
 			r.DeadNodes = append(r.DeadNodes, m.GetName())

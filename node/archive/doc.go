@@ -53,5 +53,5 @@
 //
 // Reading order: name.go, segment.go (the format), history.go (what several nodes'
 // journals say together), archive.go, journal.go and schedule.go (the writers),
-// verify.go.
+// backup.go and restore.go.
 package archive

@@ -2,7 +2,7 @@
 // use a cluster. It is pure Go and imports nothing of the servers.
 //
 //	kms, err := client.New(client.Config{
-//		Addresses:   []string{"kms1.example.org:7443", "kms2.example.org:7443", "kms3.example.org:7443"},
+//		Addresses:   []string{"kms1.example.org:7300", "kms2.example.org:7300", "kms3.example.org:7300"},
 //		Files:       client.Files{Cert: "node.pem", Key: "node.key", CA: "ca.pem"},
 //		TrustDomain: "kms.example.org",
 //	})

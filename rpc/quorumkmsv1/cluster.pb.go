@@ -2065,12 +2065,16 @@ type RecoverRequest struct {
 	RecoveryEpoch uint32                 `protobuf:"varint,2,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"` // the present one
 	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`                                         // name or raft id of the node that is called
 	DeadNodes     []string               `protobuf:"bytes,4,rep,name=dead_nodes,json=deadNodes,proto3" json:"dead_nodes,omitempty"`              // names of all members that do not answer
-	DryRun        bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	RequestId     string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// What the plan said that the journals hold. If they hold something else by now, the
+	// recovery is refused.
+	MissedRestrictions uint64 `protobuf:"varint,5,opt,name=missed_restrictions,json=missedRestrictions,proto3" json:"missed_restrictions,omitempty"`
+	JournalProblem     string `protobuf:"bytes,6,opt,name=journal_problem,json=journalProblem,proto3" json:"journal_problem,omitempty"`
+	DryRun             bool   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId          string `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant             string `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken         []byte `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *RecoverRequest) Reset() {
@@ -2129,6 +2133,20 @@ func (x *RecoverRequest) GetDeadNodes() []string {
 		return x.DeadNodes
 	}
 	return nil
+}
+
+func (x *RecoverRequest) GetMissedRestrictions() uint64 {
+	if x != nil {
+		return x.MissedRestrictions
+	}
+	return 0
+}
+
+func (x *RecoverRequest) GetJournalProblem() string {
+	if x != nil {
+		return x.JournalProblem
+	}
+	return ""
 }
 
 func (x *RecoverRequest) GetDryRun() bool {
@@ -2431,14 +2449,16 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\x0elast_log_index\x18\t \x01(\x04R\flastLogIndex\x12#\n" +
 	"\rapplied_index\x18\n" +
 	" \x01(\x04R\fappliedIndex\x12\x1b\n" +
-	"\tleader_id\x18\v \x01(\tR\bleaderId\"\xfa\x01\n" +
+	"\tleader_id\x18\v \x01(\tR\bleaderId\"\xd4\x02\n" +
 	"\x0eRecoverRequest\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12%\n" +
 	"\x0erecovery_epoch\x18\x02 \x01(\rR\rrecoveryEpoch\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\tR\x04node\x12\x1d\n" +
 	"\n" +
-	"dead_nodes\x18\x04 \x03(\tR\tdeadNodes\x12\x17\n" +
+	"dead_nodes\x18\x04 \x03(\tR\tdeadNodes\x12/\n" +
+	"\x13missed_restrictions\x18\x05 \x01(\x04R\x12missedRestrictions\x12'\n" +
+	"\x0fjournal_problem\x18\x06 \x01(\tR\x0ejournalProblem\x12\x17\n" +
 	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
