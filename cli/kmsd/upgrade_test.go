@@ -99,6 +99,11 @@ func TestUpgrade(t *testing.T) {
 			}, p)
 			c.refusesUpgrade(ctx, kmsctl, version, p, order[2:], "knows release 2: "+order[2].name+"; upgrade")
 			l.goesOn()
+			select {
+			case <-order[2].exited:
+				t.Fatalf("an upgrade that was refused ended the old node:\n%s", order[2].output())
+			default:
+			}
 		}
 	}
 	out, code = c.kmsctl(kmsctl, c.nodes, "cluster", "upgrade", "--dry-run")

@@ -306,19 +306,18 @@ func (m *Member) leadsNot(ctx context.Context, e *engine, id string) error {
 	return nil
 }
 
-// WaitGone returns when a removed node is gone from the state.
+// WaitGone returns when a removed node is gone from the state and from Raft.
 func (m *Member) WaitGone(ctx context.Context, id string) error {
 	e, err := m.engine()
 	if err != nil {
 		return err
 	}
 	for {
-		changed := e.machine.Changed()
-		if member, ok := e.machine.State().Member(id); !ok || !member.Alive() {
+		if member, ok := e.machine.State().Member(id); (!ok || !member.Alive()) && !e.inRaft(id) {
 			return nil
 		}
 		select {
-		case <-changed:
+		case <-time.After(retryPause): // Raft's configuration tells nobody when it changes
 		case <-e.ctx.Done():
 			return ErrShutdown
 		case <-ctx.Done():

@@ -153,6 +153,9 @@ func (e *engine) lead(ctx context.Context, p fsm.Proposal, proposer string) (fsm
 	moved := e.leaderMove()
 	if c, ok := p.Command.(*fsm.RaiseRelease); ok {
 		p.Command = e.vouch(c)
+		if _, err := e.machine.State().Try(p.Command); err != nil {
+			return fsm.Result{}, err // not even refused in the log: an old release would stop at it
+		}
 	}
 	result, err := e.commit(ctx, p, proposer)
 	if fsm.EffectOf(p.Command) != fsm.Restricts || result.Index == 0 {

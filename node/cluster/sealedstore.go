@@ -122,8 +122,8 @@ func (s *sealedStore) GetLog(index uint64, l *raft.Log) error {
 		*l = got
 		return nil
 	}
-	if _, still := s.sealOf(index); !still {
-		return raft.ErrLogNotFound // deleted meanwhile
+	if now, still := s.sealOf(index); !still || now != want {
+		return raft.ErrLogNotFound // deleted or replaced meanwhile, or the store is closed
 	}
 	return s.check(err)
 }
@@ -325,5 +325,8 @@ func (k sealKey) openValue(key, b []byte) ([]byte, error) {
 
 // Close implements io.Closer.
 func (s *sealedStore) Close() error {
+	s.mu.Lock()
+	s.seals = nil // who still reads finds nothing, and takes that for no alarm
+	s.mu.Unlock()
 	return errors.Join(s.storage.Mark.Close(), s.storage.Log.Close())
 }

@@ -61,8 +61,15 @@ func (e *engine) historyProof(h fsm.History) []byte {
 
 func (e *engine) survey() Survey {
 	stats := e.raft.Stats() // the only place where Raft tells the term of its last entry
-	term, _ := strconv.ParseUint(stats["last_log_term"], 10, 64)
-	index, _ := strconv.ParseUint(stats["last_log_index"], 10, 64)
+	last := func(what string) (term, index uint64) {
+		term, _ = strconv.ParseUint(stats["last_"+what+"_term"], 10, 64)
+		index, _ = strconv.ParseUint(stats["last_"+what+"_index"], 10, 64)
+		return term, index
+	}
+	term, index := last("log")
+	if t, i := last("snapshot"); t > term || t == term && i > index {
+		term, index = t, i // a snapshot that was installed can be ahead of the log
+	}
 	_, leader := e.leader()
 	return Survey{
 		Cluster: e.cluster, Node: e.id, History: e.history,

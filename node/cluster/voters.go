@@ -26,8 +26,10 @@ func (e *engine) recent(ago time.Duration) bool { return ago < e.config.Lease.Re
 // majority of those left must be in touch.
 func (e *engine) keepsQuorum(without string) error {
 	voters, live := 0, 0
+	s := e.machine.State()
 	for id, srv := range e.servers() {
-		if srv.Suffrage != raft.Voter || id == without {
+		m, ok := s.Member(id)
+		if srv.Suffrage != raft.Voter || id == without || !ok || !m.Serves() || !m.Voter { // who is to go counts no more
 			continue
 		}
 		voters++
