@@ -209,7 +209,7 @@ func TestStates(t *testing.T) {
 }
 
 func TestAllows(t *testing.T) {
-	ops := []KeyOperation{OpUse, OpEdit, OpEnableDisable, OpRotate, OpSchedule, OpCancelDeletion}
+	ops := []KeyOperation{OpOpen, OpEdit, OpEnable, OpRotate, OpSchedule, OpCancelDeletion}
 	table := map[KeyState][]error{
 		KeyEnabled:         {nil, nil, nil, nil, nil, ErrNotPendingDeletion},
 		KeyDisabled:        {ErrDisabled, nil, nil, ErrDisabled, nil, ErrNotPendingDeletion},

@@ -119,7 +119,7 @@ func (c *RestoreCluster) apply(t *tx) (Result, error) {
 	})
 	if c.DisableKeys {
 		for _, item := range t.s.keys.all() {
-			if item.key.State == KeyEnabled {
+			if item.key.State == KeyEnabled || item.key.State == KeyDecryptOnly {
 				k := *item.key
 				k.State = KeyDisabled
 				t.putKey(&k)
@@ -151,10 +151,12 @@ func validHistory(h History) error {
 
 // Replay is a restricting command of a lost history as it is made again in the present
 // one: without the revision that it expected. It is nil if it is not made again, since
-// it concerns members of that history, or no state at all.
+// it concerns members of that history, or no state at all, or restricts nothing.
 func Replay(c Command) Command {
 	switch c.(type) {
 	case *Repeat, *RemoveNode, *RecoverCluster, *RestoreCluster:
+		return nil
+	case *CreateGrant: // it permits
 		return nil
 	}
 	again := reflect.New(reflect.TypeOf(c).Elem())
@@ -179,7 +181,7 @@ func Instead(c Command) Command {
 func KeyOf(c Command) (id ID, ok bool) {
 	v := reflect.ValueOf(c).Elem()
 	for _, name := range []string{"ID", "Key"} {
-		if f := v.FieldByName(name); f.IsValid() && f.Type() == reflect.TypeFor[ID]() {
+		if f := v.FieldByName(name); f.IsValid() && f.Type() == reflect.TypeFor[ID]() && !f.IsZero() {
 			return f.Interface().(ID), true
 		}
 	}

@@ -84,7 +84,7 @@ func use(l *life, n *Node, key fsm.ID, p Pauses, call history.Call) error {
 		if !ok {
 			return fsm.ErrNotFound
 		}
-		return k.Allows(fsm.OpUse)
+		return k.Allows(fsm.OpOpen)
 	}
 	if err := errors.Join(m.Usable(), authorise(m.State())); err != nil {
 		return err
