@@ -3,8 +3,9 @@
 # in differs. The plugins' versions are go.mod's; protoc is the distribution's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if ! command -v protoc >/dev/null; then
-	scripts/packages.sh protobuf-compiler
+# The types that every protocol uses lie beside protoc, in a package of their own.
+if [ ! -e "$(dirname "$(command -v protoc)")/../include/google/protobuf/duration.proto" ]; then
+	scripts/packages.sh protobuf-compiler libprotobuf-dev
 fi
 out=.
 if [ "${1-}" = --check ]; then
