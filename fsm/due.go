@@ -3,6 +3,7 @@ package fsm
 import (
 	"bytes"
 	"cmp"
+	"slices"
 )
 
 // Due is something that the cluster does by itself at a time: rotate or delete a key,
@@ -65,3 +66,8 @@ func (k *Key) RotationDue() bool {
 }
 
 func (g *Grant) due() (Due, bool) { return Due{At: g.Expires, Grant: true, ID: g.ID}, g.Expires != 0 }
+
+// DestructionDue tells whether a version's waiting period is over at a time (unix seconds).
+func (k *Key) DestructionDue(at int64) bool {
+	return slices.ContainsFunc(k.Versions, func(v KeyVersion) bool { return v.State == VersionDestroyScheduled && v.Destroy <= at })
+}

@@ -25,6 +25,7 @@ var (
 	ErrInUse              = errors.New("key is in use")
 	ErrServiceManaged     = errors.New("key is managed by a service")
 	ErrFrozen             = errors.New("tenant is frozen")
+	ErrPrincipalDisabled  = errors.New("principal is disabled")
 )
 
 // ErrHalted means: the machine met an entry that it must not apply (a broken MAC, an
@@ -89,6 +90,7 @@ var coded = Codes{
 	{"IN_USE", ErrInUse},
 	{"SERVICE_MANAGED", ErrServiceManaged},
 	{"FROZEN", ErrFrozen},
+	{"PRINCIPAL_DISABLED", ErrPrincipalDisabled},
 }
 
 // Code names the sentinel of this package that err wraps; "" if there is none.

@@ -144,7 +144,7 @@ type Grant struct {
 // Allows tells whether the grant allows an operation with an encryption context at a
 // time (unix seconds). Whether its grantee asks is not looked at.
 func (g *Grant) Allows(op GrantOperation, context []Tag, at int64) bool {
-	return (g.Expires == 0 || at < g.Expires) && slices.Contains(g.Operations, op) && g.Constraints.Allow(context)
+	return g.Holds(op, at) && g.Constraints.Allow(context)
 }
 
 // Grant returns a grant by its id.
@@ -403,4 +403,10 @@ func (c *ExpireGrant) apply(t *tx) (Result, error) {
 		return Result{}, fmt.Errorf("%w: grant %s does not end at %d", ErrConflict, g.ID, c.At)
 	}
 	return c.end(t)
+}
+
+// Holds tells whether the grant has an operation at a time (unix seconds), whatever its
+// constraints: for operations that have no encryption context.
+func (g *Grant) Holds(op GrantOperation, at int64) bool {
+	return (g.Expires == 0 || at < g.Expires) && slices.Contains(g.Operations, op)
 }

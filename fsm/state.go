@@ -344,6 +344,9 @@ func (t *tx) run(c Command) (Result, error) {
 	if err := t.s.Permits(c); err != nil {
 		return Result{}, err
 	}
+	if _, off := t.s.Disabled(t.entry.Principal); off { // whoever forwarded it may not have known
+		return Result{}, fmt.Errorf("%w: %s", ErrPrincipalDisabled, t.entry.Principal)
+	}
 	if result, done, err := t.remembered(); done || err != nil {
 		return result, err
 	}
@@ -376,14 +379,27 @@ func (t *tx) wrote(kind recordKind, deleted bool, record any) {
 // Try tells how a command would be answered on this state, and changes nothing.
 // Request ids are not looked at, and nobody is the proposer.
 func (s *State) Try(c Command) (Result, error) {
+	result, _, err := s.try(c)
+	return result, err
+}
+
+// After is the state that a command would come to, as Try tells it.
+func (s *State) After(c Command) (*State, error) {
+	_, next, err := s.try(c)
+	return next, err
+}
+
+func (s *State) try(c Command) (Result, *State, error) {
 	if !s.Initialized() {
-		return Result{}, ErrNotInitialized
+		return Result{}, nil, ErrNotInitialized
 	}
 	if err := s.Permits(c); err != nil {
-		return Result{}, err
+		return Result{}, nil, err
 	}
 	if err := c.validate(); err != nil {
-		return Result{}, err
+		return Result{}, nil, err
 	}
-	return c.apply(s.begin(s.index+1, s.term, &Entry{Time: s.now}, nil))
+	t := s.begin(s.index+1, s.term, &Entry{Time: s.now}, nil)
+	result, err := c.apply(t)
+	return result, t.s, err
 }

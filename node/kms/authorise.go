@@ -1,0 +1,140 @@
+package kms
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/policy"
+)
+
+// question is what decides whether a call is allowed: who asks for what.
+type question struct {
+	caller    Caller
+	tenant    string // whose key it is, or the tenant that is asked for
+	needs     permission
+	operation string // as policies and grants name it
+	context   []Pair // encryption context
+}
+
+// decide answers a question about a key, or about the tenant itself if k is nil, from
+// one state: the rule that allows, or an error that wraps ErrDenied and names what
+// forbids. In this order: the principal, its role, what policies forbid, what a service
+// is held to, what policies permit, grants.
+func (s *Service) decide(st *fsm.State, q question, k *fsm.Key) (rule string, err error) {
+	if err := enabled(st, q.caller); err != nil {
+		return "principal", err
+	}
+	if err := q.caller.Class.may(q.needs); err != nil {
+		return "role", err
+	}
+	tenant, ok := st.Tenant(q.tenant)
+	if !ok {
+		return "tenant", s.absent(q, fmt.Errorf("%w: tenant %q", fsm.ErrNotFound, q.tenant))
+	}
+	effect, by := s.policies.decide(st, tenant, k, q, s.now())
+	if effect == policy.Forbidden {
+		return by, s.absent(q, fmt.Errorf("%w: %s forbids %s", ErrDenied, by, q.operation))
+	}
+	if k != nil {
+		if err := q.heldToContext(); err != nil {
+			return "service", err
+		}
+	}
+	if k != nil && k.Manager == fsm.ManagerService && q.needs == mayUse {
+		if q.caller.Class == ClassService && q.caller.Name == k.Service {
+			return "service key", nil
+		}
+		return "service key", s.absent(q, fmt.Errorf("%w: the key is for service %s alone", ErrDenied, k.Service))
+	}
+	if effect == policy.Permitted && !q.caller.foreign(q.tenant) {
+		return by, nil
+	}
+	if k != nil {
+		if g := s.grant(st, q, k); g != nil {
+			return grantRule(g), nil
+		}
+	}
+	if q.caller.foreign(q.tenant) {
+		return "tenant", s.absent(q, nil)
+	}
+	return "no rule", fmt.Errorf("%w: no policy and no grant permits %s to %s", ErrDenied, q.operation, q.caller.Principal)
+}
+
+// absent is how a caller of another tenant is refused, whether there is something or not;
+// its own tenant's callers are told why.
+func (s *Service) absent(q question, own error) error {
+	if own != nil && !q.caller.foreign(q.tenant) {
+		return own
+	}
+	return fmt.Errorf("%w: %s may not %s with that key of tenant %s: it needs a grant", ErrDenied, q.caller.Principal, q.operation, q.tenant)
+}
+
+// enabled is nil unless the principal was disabled.
+func enabled(st *fsm.State, c Caller) error {
+	d, off := st.Disabled(c.Principal)
+	switch {
+	case !off:
+		return nil
+	case d.Tenant != "":
+		return fmt.Errorf("%w: by an administrator of tenant %s", fsm.ErrPrincipalDisabled, d.Tenant)
+	}
+	return fmt.Errorf("%w: by a cluster operator", fsm.ErrPrincipalDisabled)
+}
+
+// heldToContext: a service uses keys with an encryption context that says for which
+// tenant, and for what.
+func (q question) heldToContext() error {
+	if q.caller.Class != ClassService || q.needs != mayUse {
+		return nil
+	}
+	if !slices.Contains(q.context, Pair{fsm.ContextTenant, q.tenant}) {
+		return fmt.Errorf("%w: a service must call with the encryption context %s=%s", ErrDenied, fsm.ContextTenant, q.tenant)
+	}
+	if !slices.ContainsFunc(q.context, func(p Pair) bool { return p.Key == fsm.ContextResource && p.Value != "" }) {
+		return fmt.Errorf("%w: a service must call with an encryption context that has %s=…", ErrDenied, fsm.ContextResource)
+	}
+	return nil
+}
+
+// grant finds a grant that allows; nil if there is none.
+func (s *Service) grant(st *fsm.State, q question, k *fsm.Key) *fsm.Grant {
+	var found *fsm.Grant
+	st.GrantsFor(q.caller.Principal, k.ID, func(g *fsm.Grant) bool {
+		if g.Allows(fsm.GrantOperation(q.operation), tagsOf(q.context), s.wall(st)) {
+			found = g
+		}
+		return found == nil
+	})
+	return found
+}
+
+// tagsOf is an encryption context as the state knows pairs.
+func tagsOf(pairs []Pair) []fsm.Tag {
+	out := make([]fsm.Tag, len(pairs))
+	for i, p := range pairs {
+		out[i] = fsm.Tag(p)
+	}
+	return out
+}
+
+// lookUp finds a key that a call names and asks whether the caller may: existence, then
+// authorisation. State is for whoever does something with it.
+func (s *Service) lookUp(st *fsm.State, ref reference, q question) (k *fsm.Key, rule string, err error) {
+	q.tenant = ref.tenant
+	if k, err = ref.resolve(st); err == nil {
+		rule, err = s.decide(st, q, k)
+		return k, rule, err
+	}
+	// Who may nothing at all is told so, whether or not there is such a key.
+	if denied := enabled(st, q.caller); denied != nil {
+		return nil, "principal", denied
+	}
+	if denied := q.caller.Class.may(q.needs); denied != nil {
+		return nil, "role", denied
+	}
+	if denied := q.heldToContext(); denied != nil {
+		return nil, "service", denied
+	}
+	return nil, "tenant", s.absent(q, err)
+}
