@@ -14,8 +14,13 @@ import (
 type checker struct {
 	policy   *ast.Policy
 	tokens   []token
+	work     *work
+	envs     int // how many pairs the validator takes
 	problems []Problem
 }
+
+// work is what is left of the limits.
+type work struct{ judge, search int }
 
 // check is what is wrong with the statement.
 func (c *checker) check() []Problem {
@@ -30,17 +35,32 @@ func (c *checker) check() []Problem {
 		c.add(resource, "none of the actions is one on this resource: %s", c.applies())
 		return c.problems
 	}
-	c.policy = sampled(c.policy)
-	whole := messages(c.policy)
+	var conditions []*place
 	for _, cond := range c.policy.Conditions {
 		r.seek(func(i int) bool { return r.tokens[i].text == "when" || r.tokens[i].text == "unless" })
 		p := r.place(cond.Body)
+		if p.depth > MaxDepth {
+			c.add(p.start, "expressions are nested deeper than %d: name alternatives in a set, as in x in [a, b, c]", MaxDepth)
+			return c.problems
+		}
 		c.own(p)
-		if len(whole) > 0 {
-			c.typed(p, true, nil)
+		conditions = append(conditions, p)
+	}
+	c.sample()
+	for _, p := range conditions {
+		if c.work.judge -= c.cost(p.size, p.asks); c.work.judge < 0 {
+			c.add(p.start, "the text takes too long to check: ask for fewer attributes and tags, name actions in the scope")
+			return c.problems
 		}
 	}
-	if len(whole) > 0 && len(c.problems) == 0 {
+	whole := messages(c.policy)
+	if len(whole) == 0 {
+		return c.problems
+	}
+	for _, p := range conditions {
+		c.typed(p, true, guard{})
+	}
+	if len(c.problems) == 0 {
 		c.add(c.tokens[0], "%s", strings.Join(whole, "; ")) // where is not known
 	}
 	return c.problems
@@ -170,7 +190,9 @@ func (c *checker) entity(at token, e cedar.EntityUID, fits func(cedar.EntityType
 // makes a condition false without a word, and the attributes of anything but the
 // request's own entities cannot be known.
 func (c *checker) own(p *place) {
-	every := func(t cedar.EntityType) bool { return t != typeContext && (t == typeAction || slices.Contains(entityTypes(), string(t))) }
+	every := func(t cedar.EntityType) bool {
+		return t != typeContext && (t == typeAction || slices.Contains(entityTypes(), string(t)))
+	}
 	var of ast.IsNode
 	switch n := p.node.(type) {
 	case ast.NodeValue:
@@ -183,13 +205,20 @@ func (c *checker) own(p *place) {
 		c.is(p.at, n.EntityType, every, "reached by context.encryption_context only")
 	case ast.NodeTypeHas:
 		of = n.Arg
-		if m := theModel(); !slices.Contains(m.known, string(n.Value)) {
-			c.add(p.at, "nothing has an attribute %q%s", n.Value, meant(string(n.Value), m.known))
+		who, known := "nothing", theModel().known
+		if v, ok := n.Arg.(ast.NodeTypeVariable); ok {
+			who, known = "no "+string(v.Name), theModel().attributes[string(v.Name)]
+		}
+		if !slices.Contains(known, string(n.Value)) {
+			c.add(p.at, "%s has an attribute %q%s", who, n.Value, meant(string(n.Value), known))
 		}
 	case ast.NodeTypeAccess:
 		of = n.Arg
 	case ast.NodeTypeHasTag:
 		of = n.Left
+		if v, ok := n.Left.(ast.NodeTypeVariable); ok && (v.Name == "principal" || v.Name == "action") {
+			c.add(p.at, "no %s has tags: keys have, and context.encryption_context", v.Name)
+		}
 	case ast.NodeTypeGetTag:
 		of = n.Left
 	}
@@ -202,4 +231,3 @@ func (c *checker) own(p *place) {
 		c.own(k)
 	}
 }
-

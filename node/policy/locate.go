@@ -11,6 +11,9 @@ type place struct {
 	start token // its first word
 	at    token // the word that a problem of its own is shown at: an attribute, a method, else start
 	kids  []*place
+	size  int // how many expressions it is
+	asks  int // how many of them are has or hasTag
+	depth int // how many are in one another
 }
 
 // reader goes through a statement's tokens beside the tree that Cedar's parser made of
@@ -46,7 +49,10 @@ func (r *reader) peek(text string) bool {
 
 // path is a name with :: and maybe a string at its end: a type, an entity, a function.
 func (r *reader) path() token {
-	start := r.kind(kindName)
+	start := r.seek(func(i int) bool {
+		t := r.tokens[i]
+		return t.kind == kindName && t.text != "is" && t.text != "in"
+	})
 	for r.peek("::") {
 		r.next += 2
 	}
@@ -135,6 +141,17 @@ func (r *reader) place(n ast.IsNode) *place {
 			kid(b)
 		}
 	}
+	p.size = 1
+	switch n.(type) {
+	case ast.NodeTypeHas, ast.NodeTypeHasTag:
+		p.asks++
+	}
+	for _, k := range p.kids {
+		p.size += k.size
+		p.asks += k.asks
+		p.depth = max(p.depth, k.depth)
+	}
+	p.depth++
 	return p
 }
 
@@ -146,7 +163,7 @@ func (r *reader) chain(p *place, right ast.IsNode) bool {
 		return false
 	}
 	at := r.attribute()
-	p.kids = append(p.kids, &place{node: has, start: p.start, at: at})
+	p.kids = append(p.kids, &place{node: has, start: p.start, at: at, size: 1, asks: 1, depth: 1})
 	return true
 }
 

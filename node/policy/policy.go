@@ -15,7 +15,16 @@ import (
 const (
 	MaxText       = 32 << 10 // bytes
 	MaxStatements = 100      // every one is evaluated in every decision
+	MaxWords      = 2000     // names, literals and signs in a statement
 	MaxNesting    = 32       // brackets in one another
+	MaxDepth      = 200      // expressions in one another: && and the like count once for each
+	MaxPath       = 8        // attributes of attributes
+
+	// The validator's work for a text: for each class and action that it takes one by
+	// one, the expressions and the square of how many ask has or hasTag; a step is up to
+	// half a microsecond.
+	maxWork   = 400_000 // to judge a text
+	maxSearch = 400_000 // to find where it is wrong
 )
 
 // Set is the statements of one text, checked. It never changes and may be used by
@@ -100,8 +109,9 @@ func Parse(text string) (set *Set, err error) {
 	}
 	set = &Set{}
 	var problems []Problem
+	work := &work{judge: maxWork, search: maxSearch}
 	for i, policy := range list {
-		c := checker{policy: (*ast.Policy)(policy.AST()), tokens: parts[i]}
+		c := checker{policy: (*ast.Policy)(policy.AST()), tokens: parts[i], work: work}
 		problems = append(problems, c.check()...)
 		problems = append(problems, set.add(policy, text, parts[i])...)
 	}
@@ -169,8 +179,21 @@ func unreadable(text string) *Problem {
 
 // shape is what is wrong with a text before its meaning is looked at.
 func shape(tokens []token) *Problem {
-	statements, depth := 0, 0
+	statements, depth, words, path := 0, 0, 0, 0
 	for _, t := range tokens {
+		if words++; words > MaxWords {
+			p := t.problem("the statement has more than %d words", MaxWords)
+			return &p
+		}
+		if t.text == "." {
+			path++
+		} else if t.kind != kindName {
+			path = 0
+		}
+		if path > MaxPath {
+			p := t.problem("more than %d attributes of attributes", MaxPath)
+			return &p
+		}
 		switch t.text {
 		case "(", "[", "{":
 			if depth++; depth > MaxNesting {
@@ -180,6 +203,7 @@ func shape(tokens []token) *Problem {
 		case ")", "]", "}":
 			depth--
 		case ";":
+			words = 0
 			if statements++; statements > MaxStatements {
 				p := t.problem("more than %d statements", MaxStatements)
 				return &p

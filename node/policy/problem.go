@@ -64,6 +64,9 @@ func refuse(problems ...Problem) error {
 func meant(name string, known []string) string {
 	best, distance := "", len(name)
 	for _, k := range known {
+		if len(name) > 2 && strings.HasPrefix(strings.ToLower(k), strings.ToLower(name)) {
+			return fmt.Sprintf(": did you mean %s?", k)
+		}
 		if d := edits(strings.ToLower(name), strings.ToLower(k)); d < distance {
 			best, distance = k, d
 		}
@@ -71,7 +74,7 @@ func meant(name string, known []string) string {
 	switch {
 	case best != "" && distance <= max(2, len(best)/3):
 		return fmt.Sprintf(": did you mean %s?", best)
-	case len(known) > 10:
+	case len(known) == 0 || len(known) > 8:
 		return ""
 	}
 	return ": there are " + strings.Join(known, ", ")

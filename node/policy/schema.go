@@ -90,11 +90,11 @@ func entityTypes() []string {
 // model is the schema in the forms that are asked for. It never changes.
 type model struct {
 	validator  *validate.Validator
-	attributes map[string][]string          // what an entity type, or "context", has
-	known      []string                     // every attribute of anything
-	entities   map[string]cedar.Entity      // the actions, by name
-	on         map[string]On                // what their resources are
-	names      []string                     // of actions and groups
+	attributes map[string][]string     // what an entity type or a variable can have
+	known      []string                // every attribute of anything
+	entities   map[string]cedar.Entity // the actions, by name
+	on         map[string]On           // what their resources are
+	names      []string                // of actions and groups
 }
 
 // theModel is made when it is first needed: it is the same in every process.
@@ -104,11 +104,16 @@ var theModel = sync.OnceValue(func() *model {
 	}
 	ns := ast.Namespace{Entities: entities(), Actions: ast.Actions{}}
 	for name, e := range ns.Entities {
-		m.describe(namespace+"::"+string(name), e.Shape)
+		t := namespace + "::" + string(name)
+		m.describe(t, e.Shape)
+		switch {
+		case isPrincipal(cedar.EntityType(t)):
+			m.describe("principal", e.Shape)
+		case t == string(typeKey), t == string(typeTenant):
+			m.describe("resource", e.Shape)
+		}
 	}
 	m.describe("context", contextShape())
-	slices.Sort(m.known)
-	m.known = slices.Compact(m.known)
 	for _, g := range groups {
 		ns.Actions[types.String(g)] = ast.Action{}
 		m.names = append(m.names, string(g))
@@ -136,9 +141,12 @@ var theModel = sync.OnceValue(func() *model {
 func (m *model) describe(of string, shape ast.RecordType) {
 	for name := range shape {
 		m.attributes[of] = append(m.attributes[of], string(name))
+		m.known = append(m.known, string(name))
 	}
 	slices.Sort(m.attributes[of])
-	m.known = append(m.known, m.attributes[of]...)
+	m.attributes[of] = slices.Compact(m.attributes[of])
+	slices.Sort(m.known)
+	m.known = slices.Compact(m.known)
 }
 
 func entities() ast.Entities {

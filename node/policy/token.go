@@ -116,7 +116,7 @@ func (s *scanner) word(start token) (kind, int, *Problem) {
 		return kindName, span(rest, func(c byte) bool { return isLetter(c) || isDigit(c) }), nil
 	case isDigit(c):
 		n := span(rest, isDigit)
-		if v, err := strconv.ParseUint(rest[:n], 10, 64); err != nil || v > 1<<63 {
+		if v, err := strconv.ParseUint(rest[:n], 10, 64); err != nil || v > 1<<63 || v == 1<<63 && !s.behind("-") {
 			return refuse("the number is larger than %d", int64(1<<63-1))
 		}
 		return kindNumber, n, nil
@@ -146,7 +146,7 @@ func (s *scanner) word(start token) (kind, int, *Problem) {
 
 // quoted is the length of the string literal that starts here, or why it is none.
 func (s *scanner) quoted(rest string) (n int, why string) {
-	pattern := len(s.tokens) > 0 && s.tokens[len(s.tokens)-1].text == "like"
+	pattern := s.behind("like")
 	for i := 1; i < len(rest); i++ {
 		switch rest[i] {
 		case '"':
@@ -162,6 +162,11 @@ func (s *scanner) quoted(rest string) (n int, why string) {
 		}
 	}
 	return 0, "the string does not end"
+}
+
+// behind tells whether the last word is text.
+func (s *scanner) behind(text string) bool {
+	return len(s.tokens) > 0 && s.tokens[len(s.tokens)-1].text == text
 }
 
 // escape is the length of what follows a backslash, 0 if it is nothing known.

@@ -5,17 +5,24 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	cedar "github.com/cedar-policy/cedar-go"
 	"github.com/cedar-policy/cedar-go/x/exp/ast"
 )
 
+// guard is what holds where an expression is evaluated.
+type guard struct {
+	node       ast.IsNode // nil: nothing is known
+	size, asks int
+}
+
 // typed adds where an expression has wrong types, and returns what the validator says
 // of it. The validator tells no positions: so the smallest expressions that it refuses
 // are looked for, each put to it alone behind the guards that stand before it.
-func (c *checker) typed(p *place, boolean bool, guards ast.IsNode) []string {
-	said := c.judge(p.node, boolean, guards)
+func (c *checker) typed(p *place, boolean bool, g guard) []string {
+	said := c.judge(p, boolean, g)
 	if len(said) == 0 {
 		return nil
 	}
@@ -28,7 +35,7 @@ func (c *checker) typed(p *place, boolean bool, guards ast.IsNode) []string {
 		case ast.NodeTypeIfThenElse:
 			b = i == 0 || boolean
 		}
-		below = append(below, c.typed(k, b, c.guarded(p, i, guards))...)
+		below = append(below, c.typed(k, b, c.guarded(p, i, g))...)
 	}
 	for _, s := range said {
 		if !slices.Contains(below, s) {
@@ -39,43 +46,49 @@ func (c *checker) typed(p *place, boolean bool, guards ast.IsNode) []string {
 }
 
 // guarded is what holds where a kid of p is evaluated.
-func (c *checker) guarded(p *place, i int, guards ast.IsNode) ast.IsNode {
+func (c *checker) guarded(p *place, i int, g guard) guard {
 	if i == 0 {
-		return guards
+		return g
 	}
-	first := p.kids[0].node
+	first := p.kids[0]
+	node := first.node
 	switch p.node.(type) {
 	case ast.NodeTypeAnd:
 	case ast.NodeTypeOr:
-		first = ast.Not(ast.NewNode(first)).AsIsNode()
+		node = ast.Not(ast.NewNode(node)).AsIsNode()
 	case ast.NodeTypeIfThenElse:
 		if i == 2 {
-			first = ast.Not(ast.NewNode(first)).AsIsNode()
+			node = ast.Not(ast.NewNode(node)).AsIsNode()
 		}
 	default:
-		return guards
+		return g
 	}
-	if len(c.judge(p.kids[0].node, true, guards)) > 0 {
-		return guards // what is wrong itself guards nothing
+	if len(c.judge(first, true, g)) > 0 {
+		return g // what is wrong itself guards nothing
 	}
-	return and(guards, first)
+	return guard{node: g.and(node), size: g.size + first.size, asks: g.asks + first.asks}
 }
 
-func and(guards, n ast.IsNode) ast.IsNode {
-	if guards == nil {
+func (g guard) and(n ast.IsNode) ast.IsNode {
+	if g.node == nil {
 		return n
 	}
-	return ast.NewNode(guards).And(ast.NewNode(n)).AsIsNode()
+	return ast.NewNode(g.node).And(ast.NewNode(n)).AsIsNode()
 }
 
 // judge is what the validator says of an expression behind guards. One that need not be
-// boolean is compared with itself.
-func (c *checker) judge(n ast.IsNode, boolean bool, guards ast.IsNode) []string {
+// boolean is compared with itself. When the work is used up it says nothing, and what is
+// wrong is shown at a larger expression.
+func (c *checker) judge(p *place, boolean bool, g guard) []string {
+	if c.work.search -= c.cost(p.size+g.size, p.asks+g.asks); c.work.search < 0 {
+		return nil
+	}
+	n := p.node
 	if !boolean {
 		n = ast.NewNode(n).Equal(ast.NewNode(n)).AsIsNode()
 	}
 	one := *c.policy
-	one.Conditions = []ast.ConditionType{{Condition: ast.ConditionWhen, Body: and(guards, n)}}
+	one.Conditions = []ast.ConditionType{{Condition: ast.ConditionWhen, Body: g.and(n)}}
 	return messages(&one)
 }
 
@@ -100,54 +113,64 @@ func messages(p *ast.Policy) []string {
 	return slices.Compact(out)
 }
 
-// sampled is the policy for one action of each kind of resource instead of all in its
-// scope: types depend on nothing else of an action, unless a condition names actions.
-// The validator takes every pair of class and action by itself, some hundreds.
-func sampled(p *ast.Policy) *ast.Policy {
-	for _, cond := range p.Conditions {
-		named := false
+func (c *checker) cost(size, asks int) int { return c.envs * (size + asks*asks) }
+
+// sample narrows the policy to one action of each kind instead of all in its scope. The
+// validator takes every pair of class and action by itself, some hundreds, but types
+// depend on nothing of an action but its resources and, where a condition says that the
+// action is in a group or a set, whether it is.
+func (c *checker) sample() {
+	var named []cedar.EntityUID
+	for _, cond := range c.policy.Conditions {
 		ast.Inspect(ast.NewNode(cond.Body), func(n ast.IsNode) bool {
-			switch n := n.(type) {
-			case ast.NodeTypeVariable:
-				named = named || n.Name == "action"
-			case ast.NodeValue:
-				e, ok := n.Value.(cedar.EntityUID)
-				named = named || ok && e.Type == typeAction
+			if v, ok := n.(ast.NodeValue); ok {
+				if e, ok := v.Value.(cedar.EntityUID); ok && e.Type == typeAction && !slices.Contains(named, e) {
+					named = append(named, e)
+				}
 			}
-			return !named
+			return true
 		})
-		if named {
-			return p
-		}
+	}
+	principals := len(classes)
+	switch c.policy.Principal.(type) {
+	case ast.ScopeTypeEq, ast.ScopeTypeIs, ast.ScopeTypeIsIn:
+		principals = 1
 	}
 	var sample []cedar.EntityUID
-	var have []On
+	have := map[string]bool{}
 	for _, a := range actions {
-		if inScope(p.Action, a) && !slices.Contains(have, a.On) {
-			have = append(have, a.On)
+		kind := []byte{byte(a.On)}
+		for _, e := range named {
+			kind = strconv.AppendBool(kind, a.is(e))
+		}
+		if a.inScope(c.policy.Action) && !have[string(kind)] {
+			have[string(kind)] = true
 			sample = append(sample, theModel().entities[a.Name].UID)
+			c.envs += principals * len(a.resources())
 		}
 	}
-	out := *p
-	out.Action = ast.Scope{}.InSet(sample)
-	return &out
+	narrow := *c.policy
+	narrow.Action = ast.Scope{}.InSet(sample)
+	c.policy = &narrow
 }
 
-func inScope(scope ast.IsActionScopeNode, a Action) bool {
-	var named []cedar.EntityUID
+// is tells whether the action is the entity or in it.
+func (a Action) is(e cedar.EntityUID) bool {
+	return string(e.ID) == a.Name || string(e.ID) == string(a.Group)
+}
+
+func (a Action) inScope(scope ast.IsActionScopeNode) bool {
 	switch s := scope.(type) {
 	case ast.ScopeTypeAll:
 		return true
 	case ast.ScopeTypeEq:
-		named = []cedar.EntityUID{s.Entity}
+		return a.is(s.Entity)
 	case ast.ScopeTypeIn:
-		named = []cedar.EntityUID{s.Entity}
+		return a.is(s.Entity)
 	case ast.ScopeTypeInSet:
-		named = s.Entities
+		return slices.ContainsFunc(s.Entities, a.is)
 	}
-	return slices.ContainsFunc(named, func(e cedar.EntityUID) bool {
-		return string(e.ID) == a.Name || string(e.ID) == string(a.Group)
-	})
+	return false
 }
 
 var (
