@@ -18,6 +18,7 @@ var floors = map[string][]string{
 	"transport":       {},
 	"node/audit":      {},
 	"node/rules":      {},
+	"node/policy":     {},
 	"rpc/quorumkmsv1": {},
 	"rpc/peerv1":      {},
 	// The format of backups: the SDK's, so that kmsctl can check one without a node.
@@ -66,6 +67,7 @@ var strangers = map[string][]string{
 	"node/kms":      {"google.golang.org/grpc", "github.com/miekg/pkcs11", "github.com/hashicorp/raft"},
 	"node/kms/gate": {"google.golang.org/grpc", "github.com/miekg/pkcs11", "github.com/hashicorp/raft"},
 	"node/audit":    {"google.golang.org/grpc"},
+	"node/policy":   {"google.golang.org/grpc", "github.com/miekg/pkcs11", "github.com/hashicorp/raft"},
 }
 
 // TestFloors proves that imports point down (ARCHITECTURE.md).
