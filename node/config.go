@@ -40,8 +40,10 @@ type Config struct {
 	Raft   Raft    `yaml:"raft"`
 	Lease  Lease   `yaml:"lease"`
 	Limits Limits  `yaml:"limits"`
-	Backup Backup  `yaml:"backup"`
-	Log    Log     `yaml:"log"`
+
+	Rotation Rotation `yaml:"rotation"`
+	Backup   Backup   `yaml:"backup"`
+	Log      Log      `yaml:"log"`
 }
 
 // Address is where a listener listens and what it tells others.
@@ -119,6 +121,13 @@ type Lease struct {
 type Limits struct {
 	Connections int `yaml:"connections"` // default 4096, each listener
 	Handshakes  int `yaml:"handshakes"`  // unfinished TLS handshakes; default 256
+}
+
+// Rotation bounds rotation schedules.
+type Rotation struct {
+	// MinPeriod is the shortest period that a key may be rotated at by itself. Default
+	// 2160h (90 days), at least 1m.
+	MinPeriod Duration `yaml:"min_period"`
 }
 
 // Backup is what the node writes by itself outside its data directory: backups, and the
@@ -212,6 +221,7 @@ func (c *Config) complete() {
 	fill(&c.Lease.Consistency, kms.ConsistencyLease)
 	fill(&c.Limits.Connections, 4096)
 	fill(&c.Limits.Handshakes, 256)
+	fill(&c.Rotation.MinPeriod, Duration(90*24*time.Hour))
 	fill(&c.Backup.Every, Duration(time.Hour))
 	fill(&c.Backup.Keep, 24)
 	fill(&c.Log.Level, "info")
@@ -247,6 +257,7 @@ func (c *Config) Check() error {
 	bad(c.Lease.Consistency != kms.ConsistencyLease && c.Lease.Consistency != kms.ConsistencyQuorum,
 		"lease.consistency %q: want %s or %s", c.Lease.Consistency, kms.ConsistencyLease, kms.ConsistencyQuorum)
 	bad(c.Raft.Election < c.Raft.Heartbeat, "raft.election %s: must be at least raft.heartbeat, %s", time.Duration(c.Raft.Election), time.Duration(c.Raft.Heartbeat))
+	bad(c.Rotation.MinPeriod < Duration(time.Minute), "rotation.min_period %s: must be 1m at least", time.Duration(c.Rotation.MinPeriod))
 	every := time.Duration(c.Backup.Every)
 	bad(within(c.Backup.Dir, c.DataDir), "backup.dir %s: must be outside data_dir: what destroys that must not destroy the backups", c.Backup.Dir)
 	bad(every < minBackupEvery || every > maxBackupEvery, "backup.every %s: must be %s to %s", every, minBackupEvery, maxBackupEvery)

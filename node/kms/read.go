@@ -207,23 +207,80 @@ type Rotation struct {
 // ListKeyRotations returns a key's versions, the first one included.
 func (s *Service) ListKeyRotations(ctx context.Context, c Call, key string, limit uint32, marker string) (Page[Rotation], *fsm.State, error) {
 	return read(ctx, s, reading{name: "ListKeyRotations", call: c, key: &key, as: mayRead}, func(_ *fsm.State, _ string, k *fsm.Key) (Page[Rotation], error) {
-		n, after, err := listFrom(limit, marker)
+		n, after, err := versionsFrom(limit, marker)
 		if err != nil {
 			return Page[Rotation]{}, err
 		}
-		var last uint64
-		if after != "" {
-			if last, err = strconv.ParseUint(after, 10, 32); err != nil {
-				return Page[Rotation]{}, invalid("marker is none that ListKeyRotations returned")
-			}
-		}
 		var items []Rotation
 		for _, v := range k.Versions {
-			if uint64(v.Version) > last {
+			if v.Version > after {
 				items = append(items, Rotation{k.ID, v})
 			}
 		}
-		return page(items, n, func(r Rotation) string { return strconv.FormatUint(uint64(r.Version.Version), 10) }, func(Rotation) int { return recordSize }), nil
+		return page(items, n, func(r Rotation) string { return versionPlace(r.Version.Version) }, func(Rotation) int { return recordSize }), nil
+	})
+}
+
+// GetKeyRotationStatus returns a key, for its schedule.
+func (s *Service) GetKeyRotationStatus(ctx context.Context, c Call, key string) (*fsm.Key, *fsm.State, error) {
+	return read(ctx, s, reading{name: "GetKeyRotationStatus", call: c, key: &key, as: mayRead}, func(_ *fsm.State, _ string, k *fsm.Key) (*fsm.Key, error) {
+		return k, nil
+	})
+}
+
+// VersionView is a version as callers see it.
+type VersionView struct {
+	fsm.KeyVersion
+	Current bool
+	Used    int64 // unix seconds; 0: not as far as is known
+}
+
+// ListKeyVersions returns a key's versions by number.
+func (s *Service) ListKeyVersions(ctx context.Context, c Call, key string, limit uint32, marker string) (Page[VersionView], *fsm.State, error) {
+	return read(ctx, s, reading{name: "ListKeyVersions", call: c, key: &key, as: mayRead}, func(st *fsm.State, _ string, k *fsm.Key) (Page[VersionView], error) {
+		n, after, err := versionsFrom(limit, marker)
+		if err != nil {
+			return Page[VersionView]{}, err
+		}
+		use, known := st.LastUse(k.ID)
+		var items []VersionView
+		for _, v := range k.Versions {
+			if v.Version <= after {
+				continue
+			}
+			view := VersionView{KeyVersion: v, Current: v.Version == k.Current().Version}
+			if known {
+				view.Used = use.Version(v.Version)
+			}
+			items = append(items, view)
+		}
+		return page(items, n, func(v VersionView) string { return versionPlace(v.Version) }, func(VersionView) int { return recordSize }), nil
+	})
+}
+
+func versionPlace(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+
+func versionsFrom(limit uint32, marker string) (n int, after uint32, err error) {
+	n, place, err := listFrom(limit, marker)
+	if err != nil || place == "" {
+		return n, 0, err
+	}
+	last, err := strconv.ParseUint(place, 10, 32)
+	if err != nil {
+		return 0, 0, invalid("marker is none that a list of versions returned")
+	}
+	return n, uint32(last), nil
+}
+
+// ListResources returns what a key protects, by name.
+func (s *Service) ListResources(ctx context.Context, c Call, key string, limit uint32, marker string) (Page[*fsm.Binding], *fsm.State, error) {
+	return read(ctx, s, reading{name: "ListResources", call: c, key: &key, as: mayRead}, func(st *fsm.State, _ string, k *fsm.Key) (Page[*fsm.Binding], error) {
+		n, after, err := listFrom(limit, marker)
+		if err != nil {
+			return Page[*fsm.Binding]{}, err
+		}
+		return page(st.Bindings(k.ID, after, n+1), n, func(b *fsm.Binding) string { return b.Resource },
+			func(b *fsm.Binding) int { return recordSize + 2*len(b.Resource) + len(b.By) }), nil
 	})
 }
 
