@@ -142,13 +142,13 @@ func (c *checker) applies() string {
 }
 
 // is checks a type that is named.
-func (c *checker) is(at token, t cedar.EntityType, fits func(cedar.EntityType) bool, else_ string) bool {
+func (c *checker) is(at token, t cedar.EntityType, fits func(cedar.EntityType) bool, otherwise string) bool {
 	known := entityTypes()
 	switch {
 	case fits(t):
 		return true
 	case t == typeAction, t == typeContext, slices.Contains(known, string(t)):
-		c.add(at, "%s is %s", t, else_)
+		c.add(at, "%s is %s", t, otherwise)
 	default:
 		c.add(at, "unknown type %s%s", t, meantType(string(t), append(known, string(typeAction))))
 	}
@@ -169,8 +169,8 @@ func meantType(name string, known []string) string {
 var keyID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 // entity checks an entity that is named: its type, and an id that could be one.
-func (c *checker) entity(at token, e cedar.EntityUID, fits func(cedar.EntityType) bool, else_ string) {
-	if !c.is(at, e.Type, fits, else_) {
+func (c *checker) entity(at token, e cedar.EntityUID, fits func(cedar.EntityType) bool, otherwise string) {
+	if !c.is(at, e.Type, fits, otherwise) {
 		return
 	}
 	id, m := string(e.ID), theModel()

@@ -67,35 +67,82 @@ func (r *reader) attribute() token {
 
 // place is the expression that comes next.
 func (r *reader) place(n ast.IsNode) *place {
-	p := &place{node: n}
-	kid := func(n ast.IsNode) *place {
-		k := r.place(n)
-		p.kids = append(p.kids, k)
-		return k
+	p := &place{node: n, size: 1, depth: 1}
+	if !r.leads(p) {
+		r.follows(p)
 	}
-	// left is of nodes that begin with an expression.
-	left := func(n ast.IsNode) { p.start = kid(n).start; p.at = p.start }
+	switch n.(type) {
+	case ast.NodeTypeHas, ast.NodeTypeHasTag:
+		p.asks++
+	}
+	for _, k := range p.kids {
+		p.size += k.size
+		p.asks += k.asks
+		p.depth = max(p.depth, k.depth+1)
+	}
+	return p
+}
+
+func (r *reader) kid(p *place, n ast.IsNode) *place {
+	k := r.place(n)
+	p.kids = append(p.kids, k)
+	return k
+}
+
+// leads reads what begins with a word of its own; false: it is none of those.
+func (r *reader) leads(p *place) bool {
 	self := func(t token) { p.start, p.at = t, t }
-	switch n := n.(type) {
+	switch n := p.node.(type) {
 	case ast.NodeValue:
 		self(r.value(n))
 	case ast.NodeTypeVariable:
 		self(r.word(string(n.Name)))
 	case ast.NodeTypeNot:
 		self(r.word("!"))
-		kid(n.Arg)
+		r.kid(p, n.Arg)
 	case ast.NodeTypeNegate:
 		self(r.word("-"))
-		kid(n.Arg)
+		r.kid(p, n.Arg)
 	case ast.NodeTypeIfThenElse:
 		self(r.word("if"))
-		kid(n.If)
-		kid(n.Then)
-		kid(n.Else)
+		r.kid(p, n.If)
+		r.kid(p, n.Then)
+		r.kid(p, n.Else)
+	case ast.NodeTypeSet:
+		self(r.word("["))
+		for _, e := range n.Elements {
+			r.kid(p, e)
+		}
+	case ast.NodeTypeRecord:
+		self(r.word("{"))
+		for _, e := range n.Elements {
+			r.seek(func(i int) bool { return r.tokens[i].kind == kindName || r.tokens[i].kind == kindString })
+			r.kid(p, e.Value)
+		}
+	case ast.NodeTypeExtensionCall:
+		args := n.Args
+		if function(string(n.Name)) {
+			self(r.word(string(n.Name)))
+		} else if len(args) > 0 {
+			p.start, p.at, args = r.kid(p, args[0]).start, r.word(string(n.Name)), args[1:]
+		}
+		for _, a := range args {
+			r.kid(p, a)
+		}
+	default:
+		return false
+	}
+	return true
+}
+
+// follows reads what begins with an expression.
+func (r *reader) follows(p *place) {
+	left := func(n ast.IsNode) { p.start = r.kid(p, n).start; p.at = p.start }
+	switch n := p.node.(type) {
 	case ast.NodeTypeAnd:
 		left(n.Left)
 		if !r.chain(p, n.Right) {
-			kid(n.Right)
+			r.kid(p, n.Right)
 		}
 	case ast.NodeTypeHas:
 		left(n.Arg)
@@ -112,47 +159,20 @@ func (r *reader) place(n ast.IsNode) *place {
 		r.kind(kindString)
 	case ast.NodeTypeIs:
 		left(n.Left)
-		r.word("is")
 		p.at = r.path()
 	case ast.NodeTypeIsIn:
 		left(n.Left)
-		r.word("is")
 		p.at = r.path()
-		kid(n.Entity)
-	case ast.NodeTypeSet:
-		self(r.word("["))
-		for _, e := range n.Elements {
-			kid(e)
-		}
-	case ast.NodeTypeRecord:
-		self(r.word("{"))
-		for _, e := range n.Elements {
-			r.seek(func(i int) bool { return r.tokens[i].kind == kindName || r.tokens[i].kind == kindString })
-			kid(e.Value)
-		}
-	case ast.NodeTypeExtensionCall:
-		r.call(p, n)
+		r.kid(p, n.Entity)
 	default:
 		if a, b, method, ok := binary(n); ok {
 			left(a)
 			if method != "" {
 				p.at = r.word(method)
 			}
-			kid(b)
+			r.kid(p, b)
 		}
 	}
-	p.size = 1
-	switch n.(type) {
-	case ast.NodeTypeHas, ast.NodeTypeHasTag:
-		p.asks++
-	}
-	for _, k := range p.kids {
-		p.size += k.size
-		p.asks += k.asks
-		p.depth = max(p.depth, k.depth)
-	}
-	p.depth++
-	return p
 }
 
 // chain takes the rest of `x has a.b.c`, which the parser makes `x has a && x.a has b
@@ -167,22 +187,7 @@ func (r *reader) chain(p *place, right ast.IsNode) bool {
 	return true
 }
 
-// call takes a function, or a method of an extension type.
-func (r *reader) call(p *place, n ast.NodeTypeExtensionCall) {
-	args := n.Args
-	if function(string(n.Name)) {
-		p.start = r.word(string(n.Name))
-		p.at = p.start
-	} else if len(args) > 0 {
-		first := r.place(args[0])
-		p.kids = append(p.kids, first)
-		p.start, p.at, args = first.start, r.word(string(n.Name)), args[1:]
-	}
-	for _, a := range args {
-		p.kids = append(p.kids, r.place(a))
-	}
-}
-
+// function tells a function from a method.
 func function(name string) bool {
 	switch name {
 	case "ip", "decimal", "datetime", "duration":

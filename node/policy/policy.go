@@ -109,9 +109,9 @@ func Parse(text string) (set *Set, err error) {
 	}
 	set = &Set{}
 	var problems []Problem
-	work := &work{judge: maxWork, search: maxSearch}
+	left := &work{judge: maxWork, search: maxSearch}
 	for i, policy := range list {
-		c := checker{policy: (*ast.Policy)(policy.AST()), tokens: parts[i], work: work}
+		c := checker{policy: (*ast.Policy)(policy.AST()), tokens: parts[i], work: left}
 		problems = append(problems, c.check()...)
 		problems = append(problems, set.add(policy, text, parts[i])...)
 	}
