@@ -245,7 +245,7 @@ func (n *Node) wire() {
 	service := kms.New(kms.Config{
 		Log: n.member, Fresh: n.member, Keys: n.partition, Deriver: n.keyring, Audit: n.audit, Out: n.releases,
 		Now: time.Now, Clock: cluster.SystemClock{}.Now, Quorum: n.config.Lease.Consistency == kms.ConsistencyQuorum,
-		Principal: rpc.PrincipalOf(n.config.TrustDomain), Leader: n.member, Limits: limit.New(n.config.Limits.Calls(), time.Now),
+		Principal: rpc.PrincipalOf(n.config.TrustDomain), Leader: n.member, Limits: limit.New(n.config.Limits.quotas(), time.Now),
 		MinRotation: time.Duration(n.config.Rotation.MinPeriod), Self: n.creds.Identity().String(), Logger: n.log,
 	})
 	n.service = service
