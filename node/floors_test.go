@@ -18,6 +18,7 @@ var floors = map[string][]string{
 	"transport":       {},
 	"node/audit":      {},
 	"node/rules":      {},
+	"node/kms/limit":  {},
 	"rpc/quorumkmsv1": {},
 	"rpc/peerv1":      {},
 	// The format of backups: the SDK's, so that kmsctl can check one without a node.
@@ -42,11 +43,11 @@ var floors = map[string][]string{
 		"rpc/client/backup", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"node": {
-		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/rules",
+		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit", "node/rules",
 		"rpc/client/backup", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"cli/kmsd": {
-		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/rules",
+		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit", "node/rules",
 		"rpc/client/backup", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 
@@ -59,13 +60,14 @@ var floors = map[string][]string{
 // strangers are packages of others that must not be reached, directly, from some
 // of ours.
 var strangers = map[string][]string{
-	"fsm":           {"google.golang.org/grpc", "github.com/miekg/pkcs11", "github.com/hashicorp/memberlist"},
-	"hsm":           {"github.com", "google.golang.org", "golang.org"},
-	"transport":     {"google.golang.org/grpc", "github.com/miekg/pkcs11"},
-	"node/cluster":  {"google.golang.org/grpc", "github.com/miekg/pkcs11"},
-	"node/kms":      {"google.golang.org/grpc", "github.com/miekg/pkcs11", "github.com/hashicorp/raft"},
-	"node/kms/gate": {"google.golang.org/grpc", "github.com/miekg/pkcs11", "github.com/hashicorp/raft"},
-	"node/audit":    {"google.golang.org/grpc"},
+	"fsm":            {"google.golang.org/grpc", "github.com/miekg/pkcs11", "github.com/hashicorp/memberlist"},
+	"hsm":            {"github.com", "google.golang.org", "golang.org"},
+	"transport":      {"google.golang.org/grpc", "github.com/miekg/pkcs11"},
+	"node/cluster":   {"google.golang.org/grpc", "github.com/miekg/pkcs11"},
+	"node/kms":       {"google.golang.org/grpc", "github.com/miekg/pkcs11", "github.com/hashicorp/raft"},
+	"node/kms/gate":  {"google.golang.org/grpc", "github.com/miekg/pkcs11", "github.com/hashicorp/raft"},
+	"node/kms/limit": {"github.com", "google.golang.org"},
+	"node/audit":     {"google.golang.org/grpc"},
 }
 
 // TestFloors proves that imports point down (ARCHITECTURE.md).
