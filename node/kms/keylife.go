@@ -11,7 +11,9 @@ import (
 
 // plain is a keyCommand that needs nothing but the key's reference.
 func plain(command func(ref fsm.KeyRef) fsm.Command) keyCommand {
-	return func(_ context.Context, _ *fsm.State, _ *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) { return command(ref), nil }
+	return func(_ context.Context, _ *fsm.State, _ *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
+		return command(ref), nil
+	}
 }
 
 // RotateKeyOnDemand adds a version to a key.

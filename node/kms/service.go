@@ -9,6 +9,7 @@
 package kms
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -122,7 +123,7 @@ func (s *Service) admit(c Call, lane limit.Lane) error {
 	if err := c.syntax(); err != nil {
 		return err
 	}
-	return s.limits.Admit(lane, c.acting(), c.Caller.Principal)
+	return s.limits.Admit(lane, cmp.Or(c.Caller.Tenant, c.Caller.Principal), c.Caller.Principal) // not the tenant that it names: that would be another's quota
 }
 
 // confirm waits for a tick of its own if the call or this node wants one.

@@ -199,5 +199,7 @@ func (s *Service) ListDisabledPrincipals(ctx context.Context, c Call, limit uint
 		}
 		return readOwn(ctx, s, r, func(st *fsm.State) (Page[*fsm.DisabledPrincipal], error) { return list(st, "") })
 	}
-	return read(ctx, s, r, func(st *fsm.State, tenant string, _ *fsm.Key) (Page[*fsm.DisabledPrincipal], error) { return list(st, tenant) })
+	return read(ctx, s, r, func(st *fsm.State, tenant string, _ *fsm.Key) (Page[*fsm.DisabledPrincipal], error) {
+		return list(st, tenant)
+	})
 }
