@@ -107,6 +107,9 @@ func New(c Config) *Service {
 		random: newEntropy(c.Keys),
 		now:    c.Now,
 		quorum: c.Quorum,
+
+		principal: c.Principal, leader: c.Leader, limits: c.Limits, minRotation: c.MinRotation, self: c.Self, logger: c.Logger,
+		policies: newPolicies(), uses: newUses(),
 	}
 }
 
