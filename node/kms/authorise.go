@@ -15,6 +15,7 @@ type question struct {
 	needs     permission
 	operation string // as policies and grants name it
 	context   []Pair // encryption context
+	ofKey     bool   // it is about a key, whether or not there is one
 }
 
 // decide answers a question about a key, or about the tenant itself if k is nil, from
@@ -67,7 +68,10 @@ func (s *Service) absent(q question, own error) error {
 	if own != nil && !q.caller.foreign(q.tenant) {
 		return own
 	}
-	return fmt.Errorf("%w: %s may not %s with that key of tenant %s: it needs a grant", ErrDenied, q.caller.Principal, q.operation, q.tenant)
+	if q.ofKey {
+		return fmt.Errorf("%w: %s may not %s with that key of tenant %s: it needs a grant", ErrDenied, q.caller.Principal, q.operation, q.tenant)
+	}
+	return fmt.Errorf("%w: %s may not %s for tenant %s", ErrDenied, q.caller.Principal, q.operation, q.tenant)
 }
 
 // enabled is nil unless the principal was disabled.
@@ -121,7 +125,7 @@ func tagsOf(pairs []Pair) []fsm.Tag {
 // lookUp finds a key that a call names and asks whether the caller may: existence, then
 // authorisation. State is for whoever does something with it.
 func (s *Service) lookUp(st *fsm.State, ref reference, q question) (k *fsm.Key, rule string, err error) {
-	q.tenant = ref.tenant
+	q.tenant, q.ofKey = ref.tenant, true
 	if k, err = ref.resolve(st); err == nil {
 		rule, err = s.decide(st, q, k)
 		return k, rule, err

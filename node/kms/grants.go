@@ -70,7 +70,7 @@ func (s *Service) grantCommand(st *fsm.State, c Call, key string, p GrantParams,
 // delegable finds the key and by what the caller may make grants of it: a policy, which
 // needs no parent, or a grant that it holds, which is the parent.
 func (s *Service) delegable(st *fsm.State, c Call, key, parent string, e *audit.Event) (*fsm.Key, fsm.ID, error) {
-	q := question{caller: c.Caller, needs: mayDelegate, operation: string(fsm.GrantCreateGrant)}
+	q := question{caller: c.Caller, needs: mayDelegate, operation: string(fsm.GrantCreateGrant), ofKey: true}
 	ref, err := parseReference(st, c, key)
 	if err != nil {
 		return nil, fsm.ID{}, err
@@ -151,7 +151,7 @@ func (s *Service) endGrant(ctx context.Context, name string, c Call, key, grant 
 			return nil, err
 		}
 		e.Grant, e.Tenant, e.Alias = grant, ref.tenant, ref.alias
-		q := question{caller: c.Caller, tenant: ref.tenant, needs: needs, operation: name}
+		q := question{caller: c.Caller, tenant: ref.tenant, needs: needs, operation: name, ofKey: true}
 		k, err := ref.resolve(st)
 		if err != nil {
 			_, e.DecidedBy, err = s.lookUp(st, ref, q)

@@ -15,7 +15,7 @@ import (
 // puts them in order and refuses all but the first.
 func (s *Service) serviceKey(ctx context.Context, st *fsm.State, c Call, pairs []Pair, e *audit.Event) (reference, *fsm.State, error) {
 	ref := reference{tenant: c.acting(), alias: fsm.ServiceAlias(c.Caller.Name)}
-	q := question{caller: c.Caller, tenant: ref.tenant, needs: mayUse, operation: e.Name, context: pairs}
+	q := question{caller: c.Caller, tenant: ref.tenant, needs: mayUse, operation: e.Name, context: pairs, ofKey: true}
 	if c.Tenant == "" {
 		return ref, st, invalid("a service that names no key must name the tenant that it acts for")
 	}
