@@ -14,6 +14,8 @@ func TestCodes(t *testing.T) {
 		"UNSUPPORTED": ErrUnsupported, "CONFLICT": ErrConflict, "LIMIT": ErrLimit,
 		"REQUEST_REUSED": ErrRequestReused, "TICKET": ErrTicket, "MEMBER": ErrMember,
 		"NOT_INITIALIZED": ErrNotInitialized, "RELEASE": ErrRelease, "HALTED": ErrHalted,
+		"DECRYPT_ONLY": ErrDecryptOnly, "VERSION_DISABLED": ErrVersionDisabled, "VERSION_DESTROYED": ErrVersionDestroyed,
+		"PROTECTED": ErrProtected, "IN_USE": ErrInUse, "SERVICE_MANAGED": ErrServiceManaged, "FROZEN": ErrFrozen,
 	}
 	if len(want) != len(coded) {
 		t.Errorf("%d codes, want %d", len(coded), len(want))

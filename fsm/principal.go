@@ -2,8 +2,9 @@ package fsm
 
 import "fmt"
 
-// MaxDisabled bounds the principals that are disabled at a time: they are meant to be
-// few, until their certificates have ended.
+// MaxDisabled bounds the principals that the operators, or one tenant, have disabled at a
+// time: they are meant to be few, until their certificates have ended. No side can use up
+// what another has.
 const MaxDisabled = 10_000
 
 // DisabledPrincipal is a principal that may do nothing.
@@ -31,11 +32,12 @@ func (s *State) Disabled(principal string) (*DisabledPrincipal, bool) {
 }
 
 // DisabledPrincipals returns up to limit of them by principal, beginning behind after,
-// those that a tenant disabled; of all if tenant is empty.
+// those that a tenant disabled; of all if tenant is empty. Who was disabled by several
+// sides is not cut in two, even if that goes beyond the limit.
 func (s *State) DisabledPrincipals(tenant, after string, limit int) []*DisabledPrincipal {
 	var out []*DisabledPrincipal
 	s.disabled.tree.Ascend(&DisabledPrincipal{Principal: after}, func(d *DisabledPrincipal) bool {
-		if len(out) >= limit {
+		if n := len(out); n >= limit && (n == 0 || d.Principal != out[n-1].Principal) {
 			return false
 		}
 		if d.Principal != after && (tenant == "" || d.Tenant == tenant) {
@@ -52,13 +54,22 @@ type DisablePrincipal struct {
 	Tenant    string `json:"tenant,omitempty"` // whose administrator asks; empty: an operator
 }
 
-func (c *DisablePrincipal) validate() error { return validPrincipal("principal", c.Principal) }
+func (c *DisablePrincipal) validate() error { return validDisabled(c.Principal, c.Tenant) }
+
+func validDisabled(principal, tenant string) error {
+	if tenant != "" {
+		if err := validTenant(tenant); err != nil {
+			return err
+		}
+	}
+	return validPrincipal("principal", principal)
+}
 
 func (c *DisablePrincipal) apply(t *tx) (Result, error) {
 	if _, ok := t.s.disabled.tree.Get(&DisabledPrincipal{Principal: c.Principal, Tenant: c.Tenant}); ok {
 		return Result{ID: c.Principal}, nil
 	}
-	if t.s.disabled.len() >= MaxDisabled {
+	if t.s.count(countDisabled+c.Tenant, ID{}) >= MaxDisabled {
 		return Result{}, fmt.Errorf("%w: %d principals are disabled", ErrLimit, MaxDisabled)
 	}
 	t.putDisabled(&DisabledPrincipal{Principal: c.Principal, Tenant: c.Tenant, By: t.entry.Principal, Since: t.seconds()})
@@ -71,7 +82,7 @@ type EnablePrincipal struct {
 	Tenant    string `json:"tenant,omitempty"`
 }
 
-func (c *EnablePrincipal) validate() error { return validPrincipal("principal", c.Principal) }
+func (c *EnablePrincipal) validate() error { return validDisabled(c.Principal, c.Tenant) }
 
 func (c *EnablePrincipal) apply(t *tx) (Result, error) {
 	d, ok := t.s.disabled.tree.Get(&DisabledPrincipal{Principal: c.Principal, Tenant: c.Tenant})

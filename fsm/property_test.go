@@ -33,7 +33,7 @@ func drawHistory(t *rapid.T) history {
 	for _, c := range []Command{d.init(), createKey(1), createKey(2), ticketFor("n2"), admit("n2")} {
 		add(w.s.Index()+1, 1, w.entry(), c)
 	}
-	for range rapid.IntRange(10, 40).Draw(t, "entries") {
+	for range rapid.IntRange(20, 80).Draw(t, "entries") {
 		w.clock += int64(d.upTo(1000)-50) * second
 		e := w.entry()
 		if d.oneIn(3) {
@@ -129,8 +129,132 @@ func (d drawer) command() Command {
 		return &UpdateAlias{d.target()}
 	case "DeleteAlias":
 		return &DeleteAlias{d.tenant(), d.alias(), d.expect()}
+	case "CreateGrant", "RetireGrant", "RevokeGrant", "ExpireGrant":
+		return d.grantCommand(name)
+	case "CreateTenant", "SetTenantQuota", "FreezeTenant", "ThawTenant", "DisablePrincipal", "EnablePrincipal", "PutPolicy":
+		return d.tenantCommand(name)
+	case "DisableKeyVersion", "EnableKeyVersion", "ScheduleKeyVersionDestruction", "CancelKeyVersionDestruction":
+		return d.versionCommand(name)
+	case "CreateServiceKey":
+		return &CreateServiceKey{
+			ID: keyID(3 + d.key()), Tenant: d.tenant(), Service: d.or(d.word("obs", "ebs"), "", "a.b"), Generation: uint32(d.oneOf(1, 1, 1, 2)), Token: []byte("t"),
+		}
+	case "RecordUse":
+		return d.uses()
 	}
 	return d.keyCommand(name)
+}
+
+func (d drawer) principal() string { return d.or(d.word(user, other, storage), "uma", "") }
+
+func (d drawer) ids() (key, grant ID) { return keyID(d.key()), grantID(uint64(1 + d.upTo(4))) }
+
+func (d drawer) grantCommand(name string) Command {
+	key, grant := d.ids()
+	old, ok := d.w.s.Grant(grant)
+	if name == "CreateGrant" {
+		return d.grant(key)
+	}
+	r := GrantRef{grant, key, d.tenant()}
+	if ok && !d.oneIn(8) {
+		r.Key, r.Tenant = old.Key, old.Tenant
+	}
+	switch name {
+	case "RetireGrant":
+		return &RetireGrant{r}
+	case "RevokeGrant":
+		return &RevokeGrant{r}
+	}
+	c := &ExpireGrant{GrantRef: r, At: d.at(0)}
+	if ok && old.Expires < 1<<40 {
+		c.At = d.at(old.Expires)
+	}
+	return c
+}
+
+// grant draws one that follows from another now and then; admin holds those that may
+// be granted on, since it asks for everything here.
+func (d drawer) grant(key ID) *CreateGrant {
+	_, id := d.ids()
+	c := &CreateGrant{
+		Grant: id, Key: key, Tenant: d.tenant(), Name: d.word("", "", "n", "m"), Grantee: d.or(admin, d.principal()), Retiring: d.word("", user, other),
+		Operations:  [][]GrantOperation{{GrantCreateGrant, GrantDecrypt}, {GrantDecrypt}, {GrantEncrypt, GrantCreateGrant, GrantDecrypt}, {"x"}}[d.oneOf(0, 0, 0, 1, 2, 2, 3)],
+		Constraints: []Constraints{{}, {Subset: pairs("a")}, {Equals: pairs("b", "a")}, {pairs("a"), pairs("a")}}[d.oneOf(0, 0, 1, 1, 2, 3)],
+		Expires:     int64(d.oneOf(0, 0, 500, 5000)), Service: d.oneIn(8), Expect: d.expect(),
+	}
+	if c.Expires != 0 {
+		c.Expires += d.w.s.Now() / second
+	}
+	if c.Service {
+		c.Constraints = Constraints{Subset: []Tag{{ContextTenant, c.Tenant}, {ContextResource, "r"}}}
+	}
+	if _, parent := d.ids(); d.oneIn(2) {
+		c.Parent = parent
+		if p, ok := d.w.s.Grant(parent); ok && !d.oneIn(4) {
+			c.Key, c.Tenant, c.Expires, c.Constraints = p.Key, p.Tenant, p.Expires, p.Constraints
+		}
+	}
+	return c
+}
+
+func (d drawer) tenantCommand(name string) Command {
+	tenant := d.or(d.word(DefaultTenant, "acme"), "", "A")
+	switch name {
+	case "CreateTenant":
+		return &CreateTenant{d.or("acme", tenant), d.or(acmeAdmin, d.principal()), d.oneOf(0, 0, 2, -1)}
+	case "SetTenantQuota":
+		return &SetTenantQuota{tenant, d.oneOf(0, 2, 4, -1)}
+	case "FreezeTenant":
+		return &FreezeTenant{tenant, d.oneIn(2)}
+	case "ThawTenant":
+		return &ThawTenant{tenant, d.oneIn(2)}
+	case "DisablePrincipal":
+		return &DisablePrincipal{d.principal(), d.word("", tenant)}
+	case "EnablePrincipal":
+		return &EnablePrincipal{d.principal(), d.word("", tenant)}
+	}
+	c := &PutPolicy{Tenant: tenant, Text: d.or(d.text(), strings.Repeat("p", MaxPolicyText+1))}
+	if d.oneIn(2) {
+		c.Key = keyID(uint64(d.upTo(3)))
+	}
+	if d.oneIn(4) {
+		expecting(c, uint32(d.upTo(2)))
+	}
+	return c
+}
+
+func (d drawer) versionCommand(name string) Command {
+	r := VersionRef{d.ref(), uint32(d.upTo(3))}
+	switch name {
+	case "DisableKeyVersion":
+		return &DisableKeyVersion{r}
+	case "EnableKeyVersion":
+		return &EnableKeyVersion{r}
+	case "ScheduleKeyVersionDestruction":
+		return &ScheduleKeyVersionDestruction{r, uint32(d.oneOf(7, 7, 30, 6))}
+	}
+	return &CancelKeyVersionDestruction{r}
+}
+
+func (d drawer) uses() *RecordUse {
+	var uses []Use
+	for range d.oneOf(0, 1, 1, 3, 5) {
+		uses = append(uses, Use{keyID(d.key()), uint32(d.upTo(3)), d.at(d.w.s.Now() / second)})
+	}
+	return &RecordUse{uses}
+}
+
+// at is a time (unix seconds) by which something is due, or nearly.
+func (d drawer) at(due int64) int64 { return due + int64(d.oneOf(0, 0, 0, 1, -1, int(100*day))) }
+
+// dueOf is when a key has something to do next; now if it has nothing.
+func (d drawer) dueOf(id ID) int64 {
+	if k, ok := d.w.s.Key(id); ok {
+		if due, has := k.due(); has {
+			return due.At
+		}
+	}
+	return d.w.s.Now() / second
 }
 
 func (d drawer) init() *InitCluster {
@@ -171,6 +295,37 @@ func (d drawer) keyCommand(name string) Command {
 		return &TagKey{r, d.tags()}
 	case "UntagKey":
 		return &UntagKey{r, []string{d.word("a", "b", "c", "d"), d.or("b", "")}}
+	}
+	return d.newKeyCommand(name, r)
+}
+
+func (d drawer) newKeyCommand(name string, r KeyRef) Command {
+	switch name {
+	case "SetKeyDecryptOnly":
+		return &SetKeyDecryptOnly{r}
+	case "SetRequiredContext":
+		return &SetRequiredContext{r, [][]string{nil, {"b", "a"}, {"a"}, {"a", "a"}}[d.upTo(3)]}
+	case "SetDeletionProtection":
+		return &SetDeletionProtection{r, d.oneIn(3)}
+	case "EnableKeyRotation":
+		return &EnableKeyRotation{r, int64(d.oneOf(60, 60, 600, 59))}
+	case "DisableKeyRotation":
+		return &DisableKeyRotation{r}
+	case "RotateKeyOnSchedule":
+		c := &RotateKeyOnSchedule{KeyRef: r, Due: d.dueOf(r.ID), Version: 2, Generation: 1, Token: []byte("token")}
+		c.At = d.at(c.Due)
+		if k, ok := d.w.s.Key(r.ID); ok {
+			c.Version = d.w.s.NextVersion(k)
+		}
+		return c
+	case "DestroyKeyVersions":
+		return &DestroyKeyVersions{r, d.at(d.dueOf(r.ID))}
+	case "DeleteKey":
+		return &DeleteKey{r, d.at(d.dueOf(r.ID))}
+	case "BindResource":
+		return &BindResource{r, d.or(d.word("r", "s"), "")}
+	case "ReleaseResource":
+		return &ReleaseResource{r, d.word("r", "s"), d.word("", admin, user)}
 	}
 	d.t.Fatalf("command %s is not drawn", name)
 	return nil
