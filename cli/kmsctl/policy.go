@@ -272,18 +272,18 @@ FILE:LINE:COLUMN, and the exit code is 1 if there is any.`,
 
 func (a *app) policyExplain() *cobra.Command {
 	var who principal
-	var key, operation string
+	var operation string
 	c := &cobra.Command{
-		Use:   "explain",
+		Use:   "explain [KEY]",
 		Short: "Tell how a call would be decided, and by what",
 		Long: `Tell how a call would be decided, and by what: a statement, a grant, a role, a state.
-Nothing is called. Without --key, it is about the tenant, for calls such as CreateKey.
+Nothing is called. Without KEY, it is about the tenant, for calls such as CreateKey.
 The exit code is 0 for both answers.`,
-		Example: `  kmsctl policy explain --principal spiffe://kms.example.org/service/volumes --operation Decrypt --key alias/volumes --context tenant=blue
+		Example: `  kmsctl policy explain alias/volumes --principal spiffe://kms.example.org/service/volumes --operation Decrypt --context tenant=blue
   kmsctl policy explain --principal spiffe://kms.example.org/tenant/blue/admin/bob --operation CreateKey`,
 	}
 	ec := contextFlag(c)
-	c.RunE = a.remote(func(ctx context.Context, kms *client.Client, _ []string) error {
+	c.RunE = a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 		switch {
 		case who == "":
 			return usagef("--principal is missing: who would call, %s", spiffeForm)
@@ -291,7 +291,7 @@ The exit code is 0 for both answers.`,
 			return usagef("--operation is missing: what would be called, such as Decrypt or CreateKey")
 		}
 		r, err := kms.Policies().ExplainPolicy(ctx, &quorumkmsv1.ExplainPolicyRequest{
-			KeyId: key, Principal: string(who), Operation: operation, EncryptionContext: *ec,
+			KeyId: first(args), Principal: string(who), Operation: operation, EncryptionContext: *ec,
 		})
 		if err != nil {
 			return err
@@ -300,7 +300,6 @@ The exit code is 0 for both answers.`,
 	})
 	c.Flags().Var(&who, "principal", "who would call, "+spiffeForm)
 	c.Flags().StringVar(&operation, "operation", "", "what would be called, such as Decrypt")
-	c.Flags().StringVar(&key, "key", "", "the key it would be called for (default: the tenant itself)")
 	return c
 }
 

@@ -80,7 +80,10 @@ func (a *app) rotationStatus() *cobra.Command {
 }
 
 func writeRotation(w io.Writer, r *quorumkmsv1.GetKeyRotationStatusResponse, now time.Time) error {
-	period, next := "", timeText(r.GetNextRotation())
+	state, period, next := "off", "", timeText(r.GetNextRotation())
+	if r.GetEnabled() {
+		state = "on"
+	}
 	if r.GetPeriod() != nil {
 		period = spanText(r.GetPeriod().AsDuration())
 	}
@@ -93,7 +96,7 @@ func writeRotation(w io.Writer, r *quorumkmsv1.GetKeyRotationStatusResponse, now
 	}
 	return writeFields(w, [][2]string{
 		{"Key", r.GetKeyId()},
-		{"Rotated by itself", yesNo(r.GetEnabled())},
+		{"Schedule", state},
 		{"Period", period},
 		{"Next", next},
 		{"Last", last},
