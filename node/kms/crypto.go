@@ -92,6 +92,9 @@ func (t target) usable(st *fsm.State, k *fsm.Key) error {
 			return fmt.Errorf("%w of key %s", err, k.ID)
 		}
 	}
+	if len(k.Required) == 0 {
+		return nil
+	}
 	return k.HasContext(tagsOf(t.q.context))
 }
 
