@@ -324,8 +324,10 @@ func TestIndexMustGrow(t *testing.T) {
 // entrySeeds are entries of every command, right and wrong.
 func entrySeeds(t failer) [][]byte {
 	var out [][]byte
-	for _, l := range goldenScript(t).log {
-		out = append(out, l.Data)
+	for _, script := range goldenScripts {
+		for _, l := range script(t).log {
+			out = append(out, l.Data)
+		}
 	}
 	for _, s := range commands {
 		out = append(out, seal(t, Entry{}, s.make()))
