@@ -46,8 +46,8 @@ func (a *app) grantCreate() *cobra.Command {
 --context-subset those whose context has at least these pairs: one or the other. A
 grant to a service must fix tenant, to the key's tenant, and resource.
 
---name makes the grant idempotent: made again with the same name, it is the same
-grant. --retiring names who may end it, besides administrators. --parent is a grant
+--name makes the grant idempotent: made again with the same name and the same rest, it
+is the same grant. With --expires, that wants a time, not a duration. --retiring names who may end it, besides administrators. --parent is a grant
 that you hold and that this one follows from: it is found where it is needed.
 
 Operations: ` + strings.Join(grantOperations, ", ") + `.`,
