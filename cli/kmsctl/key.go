@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -319,6 +320,12 @@ or its id; --yes does without.`,
 	}))
 	c.RunE = a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 		question := fmt.Sprintf("This key will be deleted after %d days, and with it all that is encrypted under it.\n", days)
+		if !a.yes && !a.dryRun && isTerminal(a.stdin) { // what would be refused is not asked for
+			_, err := kms.Keys().ScheduleKeyDeletion(ctx, &quorumkmsv1.ScheduleKeyDeletionRequest{KeyId: args[0], PendingWindowDays: days, DryRun: true})
+			if !errors.Is(err, client.ErrDryRun) {
+				return err
+			}
+		}
 		if err := a.confirmKey(ctx, kms, args[0], question); err != nil {
 			return err
 		}

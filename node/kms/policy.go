@@ -83,7 +83,7 @@ func (s *Service) lockedOut(st *fsm.State, q question, k *fsm.Key, command *fsm.
 	}) {
 		return nil
 	}
-	return fmt.Errorf("%w: neither %s nor %s could %s any more", ErrLockout, who[0].Principal, tenant.Administrator, q.operation)
+	return fmt.Errorf("%w: neither you nor the tenant's first administrator (%s) could call %s any more", ErrLockout, tenant.Administrator, q.operation)
 }
 
 // GetPolicy returns the tenant's policy, or a key's: the present one, or a revision by its
