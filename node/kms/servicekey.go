@@ -34,7 +34,7 @@ func (s *Service) serviceKey(ctx context.Context, st *fsm.State, c Call, pairs [
 	}
 	command := &fsm.CreateServiceKey{ID: uuid.New(), Tenant: ref.tenant, Service: c.Caller.Name}
 	var err error
-	if command.Generation, command.Token, err = s.makeToken(ctx, st, c, command, command.ID, 1); err != nil && !errors.Is(err, fsm.ErrExists) {
+	if command.Generation, command.Token, err = s.makeToken(ctx, st, c, command, command.ID, 1); err != nil {
 		return ref, st, err
 	}
 	if c.DryRun {
