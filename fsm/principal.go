@@ -31,22 +31,12 @@ func (s *State) Disabled(principal string) (*DisabledPrincipal, bool) {
 	return found, found != nil
 }
 
-<<<<<<< HEAD
-// DisabledPrincipals returns up to limit of them by principal, beginning behind after,
-// those that a tenant disabled; of all if tenant is empty. Who was disabled by several
-// sides is not cut in two, even if that goes beyond the limit.
-func (s *State) DisabledPrincipals(tenant, after string, limit int) []*DisabledPrincipal {
-	var out []*DisabledPrincipal
-	s.disabled.tree.Ascend(&DisabledPrincipal{Principal: after}, func(d *DisabledPrincipal) bool {
-		if n := len(out); n >= limit && (n == 0 || d.Principal != out[n-1].Principal) {
-=======
 // DisabledPrincipals returns up to limit of them by principal and tenant, beginning
 // behind after, those that a tenant disabled; of all if tenant is empty.
 func (s *State) DisabledPrincipals(tenant string, after *DisabledPrincipal, limit int) []*DisabledPrincipal {
 	var out []*DisabledPrincipal
 	s.disabled.tree.Ascend(after, func(d *DisabledPrincipal) bool {
 		if len(out) >= limit {
->>>>>>> duty
 			return false
 		}
 		if behind := d.Principal != after.Principal || d.Tenant != after.Tenant; behind && (tenant == "" || d.Tenant == tenant) {

@@ -79,29 +79,30 @@ func TestDisabledPages(t *testing.T) {
 		w.do(&d)
 	}
 	for _, row := range []struct {
-		tenant, after string
-		limit         int
-		want          string
+		tenant string
+		after  DisabledPrincipal
+		limit  int
+		want   string
 	}{
-		{"", "", 10, "a/acme b/ b/acme b/zeta c/ d/zeta"},
-		{"", "", 1, "a/acme"},
-		{"", "spiffe://a", 1, "b/ b/acme b/zeta"},
-		{"", "", 3, "a/acme b/ b/acme b/zeta"},
-		{"", "spiffe://b", 1, "c/"},
-		{"", "spiffe://d", 1, ""},
-		{"", "", 0, ""},
-		{"acme", "", 10, "a/acme b/acme"},
-		{"acme", "", 1, "a/acme"},
-		{"acme", "spiffe://a", 1, "b/acme"},
-		{"zeta", "", 1, "b/zeta"},
-		{"none", "", 10, ""},
+		{"", DisabledPrincipal{}, 10, "a/acme b/ b/acme b/zeta c/ d/zeta"},
+		{"", DisabledPrincipal{}, 1, "a/acme"},
+		{"", DisabledPrincipal{Principal: "spiffe://a", Tenant: "acme"}, 1, "b/"},
+		{"", DisabledPrincipal{}, 3, "a/acme b/ b/acme"},
+		{"", DisabledPrincipal{Principal: "spiffe://b", Tenant: "acme"}, 2, "b/zeta c/"},
+		{"", DisabledPrincipal{Principal: "spiffe://d", Tenant: "zeta"}, 1, ""},
+		{"", DisabledPrincipal{}, 0, ""},
+		{"acme", DisabledPrincipal{}, 10, "a/acme b/acme"},
+		{"acme", DisabledPrincipal{}, 1, "a/acme"},
+		{"acme", DisabledPrincipal{Principal: "spiffe://a", Tenant: "acme"}, 1, "b/acme"},
+		{"zeta", DisabledPrincipal{}, 1, "b/zeta"},
+		{"none", DisabledPrincipal{}, 10, ""},
 	} {
 		var got []string
-		for _, d := range w.s.DisabledPrincipals(row.tenant, row.after, row.limit) {
+		for _, d := range w.s.DisabledPrincipals(row.tenant, &row.after, row.limit) {
 			got = append(got, strings.TrimPrefix(d.Principal, "spiffe://")+"/"+d.Tenant)
 		}
 		if s := strings.Join(got, " "); s != row.want {
-			t.Errorf("of %q after %q, at most %d: %s, want %s", row.tenant, row.after, row.limit, s, row.want)
+			t.Errorf("of %q after %q, at most %d: %s, want %s", row.tenant, row.after.Principal, row.limit, s, row.want)
 		}
 	}
 }

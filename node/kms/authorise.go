@@ -15,11 +15,8 @@ type question struct {
 	needs     permission
 	operation string // as policies and grants name it
 	context   []Pair // encryption context
-<<<<<<< HEAD
 	ofKey     bool   // it is about a key, whether or not there is one
-=======
 	ends      fsm.ID // the grant that it would end: no other grant allows that
->>>>>>> duty
 }
 
 // decide answers a question about a key, or about the tenant itself if k is nil, from
