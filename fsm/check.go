@@ -36,11 +36,15 @@ func (s *State) checkKeys() error {
 		if err := k.check(); err != nil {
 			return fmt.Errorf("key %s: %w", k.ID, err)
 		}
-		if err := s.deletable(k); k.State == KeyPendingDeletion && err != nil {
-			return fmt.Errorf("key %s is to be deleted: %w", k.ID, err)
+		if k.State == KeyPendingDeletion {
+			if err := s.deletable(k); err != nil {
+				return fmt.Errorf("key %s is to be deleted: %w", k.ID, err)
+			}
 		}
-		if same, ok := s.ServiceKey(k.Tenant, k.Service); k.Service != "" && (!ok || same != k) {
-			return fmt.Errorf("key %s is not found as that of service %s", k.ID, k.Service)
+		if k.Service != "" {
+			if same, ok := s.ServiceKey(k.Tenant, k.Service); !ok || same != k {
+				return fmt.Errorf("key %s is not found as that of service %s", k.ID, k.Service)
+			}
 		}
 	}
 	return nil

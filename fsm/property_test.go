@@ -3,6 +3,7 @@ package fsm
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -30,8 +31,14 @@ func drawHistory(t *rapid.T) history {
 		h.outcomes = append(h.outcomes, Outcome{Result: result, Term: term, Err: err})
 	}
 	d := drawer{t, w}
-	for _, c := range []Command{d.init(), createKey(1), createKey(2), ticketFor("n2"), admit("n2")} {
-		add(w.s.Index()+1, 1, w.entry(), c)
+	for _, c := range []Command{
+		d.init(), createKey(1), createKey(2), ticketFor("n2"), admit("n2"),
+		rotateKey(1, 2), &EnableKeyRotation{ref(1), 60}, bind(2, "r"), &RecordUse{[]Use{{keyID(1), 1, start}}},
+		edited(createGrant(1, 1), func(c *CreateGrant) {
+			c.Grantee, c.Name, c.Operations = admin, "n", append(c.Operations, GrantCreateGrant)
+		}),
+	} {
+		add(w.s.Index()+1, 1, w.entry(), c) // a cluster of release 1 refuses some
 	}
 	for range rapid.IntRange(20, 80).Draw(t, "entries") {
 		w.clock += int64(d.upTo(1000)-50) * second
@@ -104,7 +111,11 @@ func (d drawer) text() string {
 
 // command draws one command of the table.
 func (d drawer) command() Command {
-	name := rapid.SampledFrom(commands).Draw(d.t, "command").name
+	from := commands
+	if d.oneIn(2) {
+		from = slices.DeleteFunc(slices.Clone(commands), func(s spec) bool { return s.since == FirstRelease })
+	}
+	name := rapid.SampledFrom(from).Draw(d.t, "command").name
 	switch name {
 	case "InitCluster":
 		return d.init()
@@ -147,40 +158,37 @@ func (d drawer) command() Command {
 
 func (d drawer) principal() string { return d.or(d.word(user, other, storage), "uma", "") }
 
-func (d drawer) ids() (key, grant ID) { return keyID(d.key()), grantID(uint64(1 + d.upTo(4))) }
+// held gives a grant that is there, if one is, or a made up one.
+func (d drawer) held() *Grant {
+	if all := d.w.s.grants.all(); len(all) > 0 && !d.oneIn(8) {
+		return rapid.SampledFrom(all).Draw(d.t, "grant")
+	}
+	return &Grant{ID: grantID(uint64(1 + d.upTo(4))), Key: keyID(d.key()), Tenant: d.tenant(), Expires: d.w.s.Now() / second}
+}
 
 func (d drawer) grantCommand(name string) Command {
-	key, grant := d.ids()
-	old, ok := d.w.s.Grant(grant)
-	if name == "CreateGrant" {
-		return d.grant(key)
-	}
-	r := GrantRef{grant, key, d.tenant()}
-	if ok && !d.oneIn(8) {
-		r.Key, r.Tenant = old.Key, old.Tenant
-	}
+	g := d.held()
+	r := GrantRef{g.ID, g.Key, d.or(g.Tenant, "acme")}
 	switch name {
 	case "RetireGrant":
 		return &RetireGrant{r}
 	case "RevokeGrant":
 		return &RevokeGrant{r}
+	case "ExpireGrant":
+		return &ExpireGrant{r, d.at(g.Expires)}
 	}
-	c := &ExpireGrant{GrantRef: r, At: d.at(0)}
-	if ok && old.Expires < 1<<40 {
-		c.At = d.at(old.Expires)
-	}
-	return c
+	return d.grant()
 }
 
-// grant draws one that follows from another now and then; admin holds those that may
-// be granted on, since it asks for everything here.
-func (d drawer) grant(key ID) *CreateGrant {
-	_, id := d.ids()
+// grant draws one that follows from another now and then. Those that may be granted on
+// are admin's as a rule: it asks for everything here.
+func (d drawer) grant() *CreateGrant {
 	c := &CreateGrant{
-		Grant: id, Key: key, Tenant: d.tenant(), Name: d.word("", "", "n", "m"), Grantee: d.or(admin, d.principal()), Retiring: d.word("", user, other),
-		Operations:  [][]GrantOperation{{GrantCreateGrant, GrantDecrypt}, {GrantDecrypt}, {GrantEncrypt, GrantCreateGrant, GrantDecrypt}, {"x"}}[d.oneOf(0, 0, 0, 1, 2, 2, 3)],
+		Grant: grantID(uint64(1 + d.upTo(9))), Key: keyID(d.key()), Tenant: d.tenant(), Name: d.word("", "", "n", "m"),
+		Grantee: d.or(admin, d.principal()), Retiring: d.word("", user, other),
+		Operations:  [][]GrantOperation{{GrantCreateGrant, GrantDecrypt}, {GrantDecrypt}, {GrantDecrypt, GrantEncrypt}, {"x"}}[d.oneOf(0, 0, 0, 0, 1, 2, 3)],
 		Constraints: []Constraints{{}, {Subset: pairs("a")}, {Equals: pairs("b", "a")}, {pairs("a"), pairs("a")}}[d.oneOf(0, 0, 1, 1, 2, 3)],
-		Expires:     int64(d.oneOf(0, 0, 500, 5000)), Service: d.oneIn(8), Expect: d.expect(),
+		Expires:     int64(d.oneOf(0, 0, 500, 50_000)), Service: d.oneIn(8), Expect: d.expect(),
 	}
 	if c.Expires != 0 {
 		c.Expires += d.w.s.Now() / second
@@ -188,10 +196,11 @@ func (d drawer) grant(key ID) *CreateGrant {
 	if c.Service {
 		c.Constraints = Constraints{Subset: []Tag{{ContextTenant, c.Tenant}, {ContextResource, "r"}}}
 	}
-	if _, parent := d.ids(); d.oneIn(2) {
-		c.Parent = parent
-		if p, ok := d.w.s.Grant(parent); ok && !d.oneIn(4) {
-			c.Key, c.Tenant, c.Expires, c.Constraints = p.Key, p.Tenant, p.Expires, p.Constraints
+	if !d.oneIn(3) {
+		parent := d.held()
+		c.Parent, c.Key, c.Tenant = parent.ID, parent.Key, parent.Tenant
+		if !d.oneIn(4) {
+			c.Service, c.Expires, c.Constraints = false, parent.Expires, parent.Constraints
 		}
 	}
 	return c
@@ -225,6 +234,9 @@ func (d drawer) tenantCommand(name string) Command {
 
 func (d drawer) versionCommand(name string) Command {
 	r := VersionRef{d.ref(), uint32(d.upTo(3))}
+	if k, ok := d.w.s.Key(r.ID); ok && !d.oneIn(8) {
+		r.Version = rapid.SampledFrom(k.Versions).Draw(d.t, "version").Version
+	}
 	switch name {
 	case "DisableKeyVersion":
 		return &DisableKeyVersion{r}
@@ -247,6 +259,15 @@ func (d drawer) uses() *RecordUse {
 // at is a time (unix seconds) by which something is due, or nearly.
 func (d drawer) at(due int64) int64 { return due + int64(d.oneOf(0, 0, 0, 1, -1, int(100*day))) }
 
+// coming gives a key that has something to do by itself, or the one given.
+func (d drawer) coming(id ID) ID {
+	all := slices.DeleteFunc(d.w.s.Due(1<<62, 100), func(due Due) bool { return due.Grant })
+	if len(all) > 0 && !d.oneIn(8) {
+		return rapid.SampledFrom(all).Draw(d.t, "coming").ID
+	}
+	return id
+}
+
 // dueOf is when a key has something to do next; now if it has nothing.
 func (d drawer) dueOf(id ID) int64 {
 	if k, ok := d.w.s.Key(id); ok {
@@ -258,7 +279,7 @@ func (d drawer) dueOf(id ID) int64 {
 }
 
 func (d drawer) init() *InitCluster {
-	return edited(initCluster(), func(c *InitCluster) { c.Release = d.oneOf(0, NewestRelease) })
+	return edited(initCluster(), func(c *InitCluster) { c.Release = d.oneOf(NewestRelease, NewestRelease, NewestRelease, 0) })
 }
 
 // raise names the living members, and now and then not all of them.
@@ -312,6 +333,7 @@ func (d drawer) newKeyCommand(name string, r KeyRef) Command {
 	case "DisableKeyRotation":
 		return &DisableKeyRotation{r}
 	case "RotateKeyOnSchedule":
+		r.ID = d.coming(r.ID)
 		c := &RotateKeyOnSchedule{KeyRef: r, Due: d.dueOf(r.ID), Version: 2, Generation: 1, Token: []byte("token")}
 		c.At = d.at(c.Due)
 		if k, ok := d.w.s.Key(r.ID); ok {
@@ -319,12 +341,17 @@ func (d drawer) newKeyCommand(name string, r KeyRef) Command {
 		}
 		return c
 	case "DestroyKeyVersions":
+		r.ID = d.coming(r.ID)
 		return &DestroyKeyVersions{r, d.at(d.dueOf(r.ID))}
 	case "DeleteKey":
+		r.ID = d.coming(r.ID)
 		return &DeleteKey{r, d.at(d.dueOf(r.ID))}
 	case "BindResource":
 		return &BindResource{r, d.or(d.word("r", "s"), "")}
 	case "ReleaseResource":
+		if all := d.w.s.bindings.all(); len(all) > 0 && !d.oneIn(8) {
+			r.ID, r.Tenant = rapid.SampledFrom(all).Draw(d.t, "bound").Key, DefaultTenant
+		}
 		return &ReleaseResource{r, d.word("r", "s"), d.word("", admin, user)}
 	}
 	d.t.Fatalf("command %s is not drawn", name)
