@@ -101,9 +101,12 @@ func goldenTenants(w *world) {
 	for _, tenant := range []string{"", "acme"} {
 		w.do(&DisablePrincipal{user, tenant})
 		w.do(&DisablePrincipal{user, tenant})
-		w.do(&DisablePrincipal{other, tenant})
+		w.do(&DisablePrincipal{"spiffe://kms.example/tenant/acme/user/gone", tenant})
 	}
-	w.do(&EnablePrincipal{user, ""})
+	w.as(user, func() { w.refuse(&EnablePrincipal{user, ""}, ErrPrincipalDisabled, user) })
+	for _, tenant := range []string{"", "acme"} {
+		w.do(&EnablePrincipal{user, tenant})
+	}
 	w.refuse(&EnablePrincipal{user, ""}, ErrNotFound, "")
 	w.refuse(&DisablePrincipal{"uma", ""}, ErrInvalid, "")
 }
