@@ -159,10 +159,13 @@ func TestTextsLeakNothing(t *testing.T) {
 			_, err := e.RetireGrant(t.Context(), c, key, absent)
 			return err
 		},
-		"DisableKey":  func(c Call, key string) error { _, _, err := e.DisableKey(t.Context(), c, key, 0); return err },
-		"PutPolicy":   func(c Call, key string) error { _, _, err := e.PutPolicy(t.Context(), c, key, "", nil); return err },
-		"GetPolicy":   func(c Call, key string) error { _, _, err := e.GetPolicy(t.Context(), c, key, 0); return err },
-		"ListGrants":  func(c Call, key string) error { _, _, err := e.ListGrants(t.Context(), c, key, "", "", 0, ""); return err },
+		"DisableKey": func(c Call, key string) error { _, _, err := e.DisableKey(t.Context(), c, key, 0); return err },
+		"PutPolicy":  func(c Call, key string) error { _, _, err := e.PutPolicy(t.Context(), c, key, "", nil); return err },
+		"GetPolicy":  func(c Call, key string) error { _, _, err := e.GetPolicy(t.Context(), c, key, 0); return err },
+		"ListGrants": func(c Call, key string) error {
+			_, _, err := e.ListGrants(t.Context(), c, key, "", "", 0, "")
+			return err
+		},
 		"RevokeGrant": func(c Call, key string) error { _, err := e.RevokeGrant(t.Context(), c, key, absent); return err },
 		"Explain": func(c Call, key string) error {
 			_, _, err := e.ExplainPolicy(t.Context(), c, key, who(uma), "Encrypt", nil)
