@@ -85,8 +85,14 @@ func TestBindingPages(t *testing.T) {
 		limit int
 		want  string
 	}{
-		{1, "", 10, "a b c"}, {1, "", 2, "a b"}, {1, "b", 2, "c"}, {1, "aa", 9, "b c"}, {1, "c", 9, ""}, {1, "", 0, ""},
-		{2, "", 10, "a2 b2 c2"}, {3, "", 10, ""},
+		{1, "", 10, "a b c"},
+		{1, "", 2, "a b"},
+		{1, "b", 2, "c"},
+		{1, "aa", 9, "b c"},
+		{1, "c", 9, ""},
+		{1, "", 0, ""},
+		{2, "", 10, "a2 b2 c2"},
+		{3, "", 10, ""},
 	} {
 		var got []string
 		for _, b := range w.s.Bindings(keyID(row.key), row.after, row.limit) {

@@ -46,8 +46,12 @@ func TestDue(t *testing.T) {
 	w.do(&ScheduleKeyDeletion{ref(2), 7})
 	w.do(&EnableKeyRotation{ref(4), 60})
 	want := []Due{
-		{start + 1, true, grantID(3)}, {start + 60, false, keyID(4)},
-		{start + 7*day, false, keyID(2)}, {start + 7*day, false, keyID(3)}, {start + 7*day, true, grantID(1)}, {start + 7*day, true, grantID(2)},
+		{start + 1, true, grantID(3)},
+		{start + 60, false, keyID(4)},
+		{start + 7*day, false, keyID(2)},
+		{start + 7*day, false, keyID(3)},
+		{start + 7*day, true, grantID(1)},
+		{start + 7*day, true, grantID(2)},
 	}
 	for _, s := range []*State{w.s, reread(t, w.s)} {
 		for at, n := range map[int64]int{0: 0, start: 0, start + 1: 1, start + 59: 1, start + 60: 2, start + 7*day - 1: 2, start + 7*day: 6, 1<<63 - 1: 6} {

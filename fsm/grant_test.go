@@ -508,8 +508,13 @@ func TestGrantPages(t *testing.T) {
 		most    int
 		want    []uint64
 	}{
-		{user, 1, 9, []uint64{2, 8}}, {user, 2, 9, []uint64{1, 3}}, {user, 2, 1, []uint64{1}}, {other, 1, 9, []uint64{4, 6}},
-		{other, 3, 9, nil}, {user + "x", 1, 9, nil}, {"", 1, 9, nil},
+		{user, 1, 9, []uint64{2, 8}},
+		{user, 2, 9, []uint64{1, 3}},
+		{user, 2, 1, []uint64{1}},
+		{other, 1, 9, []uint64{4, 6}},
+		{other, 3, 9, nil},
+		{user + "x", 1, 9, nil},
+		{"", 1, 9, nil},
 	} {
 		if got := held(row.grantee, row.key, row.most); !slices.Equal(got, row.want) {
 			t.Errorf("%s holds of key %d: %v, want %v", row.grantee, row.key, got, row.want)

@@ -69,7 +69,8 @@ func TestQuotaConfig(t *testing.T) {
 		{"limits: {control_per_tenant: 0, restrict_per_tenant: 0.0}", limit.Config{}, ""},
 		{
 			"limits: {control_per_tenant: 1, restrict_per_tenant: 2.5, use_per_tenant: 3e3, use_per_principal: 4, control_per_principal: 5}",
-			limit.Config{ControlPerTenant: 1, RestrictPerTenant: 2.5, UsePerTenant: 3000, UsePerPrincipal: 4, ControlPerPrincipal: 5}, "",
+			limit.Config{ControlPerTenant: 1, RestrictPerTenant: 2.5, UsePerTenant: 3000, UsePerPrincipal: 4, ControlPerPrincipal: 5},
+			"",
 		},
 		{"limits: {use_per_tenant: 1e9}", limit.Config{ControlPerTenant: 50, RestrictPerTenant: 50, UsePerTenant: limit.MaxRate}, ""},
 		{"limits: {control_per_tenant: -1}", limit.Config{}, "limits.control_per_tenant -1: must be 0 (no quota) to 1e+09 calls a second"},

@@ -63,7 +63,7 @@ func (a *app) encryptCommand() *cobra.Command {
 
 The same --context must be given to decrypt. It is not secret, and not stored.
 
-`+serviceKeyHelp,
+` + serviceKeyHelp,
 		Example: `  kmsctl encrypt alias/app --context purpose=db-password --in password.txt --out password.kms
   printf secret | kmsctl encrypt alias/app --output json`,
 	}
@@ -207,7 +207,7 @@ beside what it encrypts; decrypt gives the key back for the blob.
 
 The plaintext is not printed on a terminal unless --show says so.
 
-`+serviceKeyHelp,
+` + serviceKeyHelp,
 		Example: `  kmsctl data-key alias/volumes --context volume=v1 --plaintext-out v1.key --blob-out v1.blob
   kmsctl data-key alias/volumes --without-plaintext --blob-out v2.blob`,
 	}

@@ -98,7 +98,8 @@ func (f *fake) changeVersion(r interface {
 	GetKeyId() string
 	GetVersion() uint32
 	GetExpectedRevision() uint64
-}, state quorumkmsv1.KeyVersionState, from ...quorumkmsv1.KeyVersionState) (*quorumkmsv1.KeyVersion, error) {
+}, state quorumkmsv1.KeyVersionState, from ...quorumkmsv1.KeyVersionState,
+) (*quorumkmsv1.KeyVersion, error) {
 	var found *quorumkmsv1.KeyVersion
 	_, err := f.change(r.GetKeyId(), r.GetExpectedRevision(), func(k *fakeKey) error {
 		i := int(r.GetVersion()) - 1

@@ -113,11 +113,11 @@ func parseSpan(text string) (time.Duration, error) {
 		if !ok {
 			continue
 		}
-		n, err := strconv.ParseUint(count, 10, 63)
-		if err != nil || n == 0 || n > uint64(math.MaxInt64/length) {
+		n, err := strconv.ParseInt(count, 10, 64)
+		if err != nil || n <= 0 || n > int64(math.MaxInt64/length) {
 			return 0, wrong
 		}
-		return time.Duration(n) * length, nil //nolint:gosec // bounded above
+		return time.Duration(n) * length, nil
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil || d <= 0 {

@@ -66,7 +66,7 @@ func (a *app) onVersion(f func(ctx context.Context, kms *client.Client, key stri
 		if err != nil || version == 0 {
 			return usagef("VERSION %q: want a number from 1 on; kmsctl key versions %s lists them", args[1], args[0])
 		}
-		return f(ctx, kms, args[0], uint32(version)) //nolint:gosec // 32 bits, as parsed
+		return f(ctx, kms, args[0], uint32(version))
 	})
 }
 

@@ -102,7 +102,7 @@ func (a *app) showUse(ctx context.Context, kms *client.Client, key string) {
 	ctx, cancel := context.WithTimeout(ctx, maxLook)
 	defer cancel()
 	r, err := kms.Keys().DescribeKey(ctx, &quorumkmsv1.DescribeKeyRequest{KeyId: key})
-	text := ""
+	var text string
 	switch {
 	case errors.Is(err, client.ErrNotFound):
 		return // the command itself will say so

@@ -18,7 +18,7 @@ const (
 // Alarm marks a record that somebody should look at.
 type Alarm string
 
-// UseOfDoomedKey: somebody wanted to use a key that is to be deleted.
+// UseOfDoomedKey marks that somebody wanted to use a key that is to be deleted.
 const UseOfDoomedKey Alarm = "USE_OF_KEY_PENDING_DELETION"
 
 // Event is one record. It never holds a plaintext, a key, a PIN, a ticket's

@@ -140,7 +140,7 @@ func ofPolicy(name string, c Call, key string) reading {
 }
 
 // ValidatePolicy says what is wrong with a text, if anything.
-func (s *Service) ValidatePolicy(ctx context.Context, c Call, text string) (error, *fsm.State, error) { //nolint:revive // the first error is the answer
+func (s *Service) ValidatePolicy(ctx context.Context, c Call, text string) (error, *fsm.State, error) {
 	return read(ctx, s, reading{name: "ValidatePolicy", call: c, as: mayRead}, func(*fsm.State, string, *fsm.Key) (error, error) {
 		_, err := policy.Parse(text)
 		return err, nil

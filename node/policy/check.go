@@ -74,7 +74,7 @@ func (c *checker) add(at token, format string, args ...any) {
 // is named.
 func (c *checker) scope(r *reader) (resource token) {
 	r.word("(")
-	at := r.word("principal")
+	r.word("principal")
 	switch s := c.policy.Principal.(type) {
 	case ast.ScopeTypeEq:
 		c.entity(r.path(), s.Entity, isPrincipal, "no principal")
@@ -94,7 +94,7 @@ func (c *checker) scope(r *reader) (resource token) {
 	case ast.ScopeTypeIn:
 		c.entity(r.path(), s.Entity, isAction, "no action")
 	case ast.ScopeTypeInSet:
-		at = r.word("[")
+		at := r.word("[")
 		if len(s.Entities) == 0 {
 			c.add(at, "the list of actions is empty")
 		}

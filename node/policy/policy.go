@@ -162,7 +162,7 @@ func unreadable(text string) *Problem {
 		return &Problem{1, 1, fmt.Sprintf("the text has %d bytes, at most %d", len(text), MaxText)}
 	}
 	for i, r := range text {
-		what := ""
+		var what string
 		switch {
 		case r == 0:
 			what = "a NUL character"

@@ -50,7 +50,8 @@ func TestRefused(t *testing.T) {
 		// Syntax: also several.
 		{"comma", "permit(principal action, resource);", []string{`1:18: expected ",", found "action"`}},
 		{"two", "permit(principal action, resource);\n permit(principal, action resource);\npermit(principal,action,resource);", []string{
-			`1:18: expected ",", found "action"`, `2:27: expected ",", found "resource"`}},
+			`1:18: expected ",", found "action"`, `2:27: expected ",", found "resource"`,
+		}},
 		{"effect", "allow(principal, action, resource);", []string{`1:1: expected permit or forbid, found "allow"`}},
 		{"semicolons", "permit(principal, action, resource);;", []string{`1:37: expected permit or forbid, found ";"`}},
 		{"no semicolon", "permit(principal, action, resource) // yes", []string{`1:43: expected ";", found the end of the text`}},
@@ -60,7 +61,8 @@ func TestRefused(t *testing.T) {
 		{"unknown name", when("resourse.spec == \"a\""), []string{"2:1: unknown name resourse: did you mean resource?"}},
 		{"ends in expression", "permit(principal, action, resource) when {", []string{"1:43: unexpected the end of the text"}},
 		{"list", "permit(principal, action in [KMS::Action::\"Sign\" KMS::Action::\"Verify\"], resource);", []string{
-			`1:50: expected a comma or the end of the list, found "KMS"`}},
+			`1:50: expected a comma or the end of the list, found "KMS"`,
+		}},
 		{"method", when(`resource.spec.startsWith("A")`), []string{"2:15: startsWith is not a method"}},
 		{"arguments", when(`resource.aliases.contains("a", "b")`), []string{"2:18: contains expects one argument"}},
 		{"function", when(`date("2027")`), []string{"2:1: date is not a function"}},
@@ -72,24 +74,29 @@ func TestRefused(t *testing.T) {
 		{"type", `permit(principal == KMS::Usr::"spiffe://a/b", action, resource);`, []string{"1:21: unknown type KMS::Usr: did you mean KMS::User?"}},
 		{"namespace", `permit(principal is User, action, resource);`, []string{"1:21: unknown type User: did you mean KMS::User?"}},
 		{"far type", `permit(principal is KMS::Elephant, action, resource);`, []string{
-			"1:21: unknown type KMS::Elephant: there are KMS::User, KMS::Admin, KMS::Auditor, KMS::Service, KMS::Operator, KMS::Key, KMS::Tenant, KMS::Action"}},
+			"1:21: unknown type KMS::Elephant: there are KMS::User, KMS::Admin, KMS::Auditor, KMS::Service, KMS::Operator, KMS::Key, KMS::Tenant, KMS::Action",
+		}},
 		{"action", "permit(principal,\n\taction == KMS::Action::\"decrypt\", resource);", []string{`2:12: unknown action "decrypt": did you mean Decrypt?`}},
 		{"slip", `permit(principal, action == KMS::Action::"GenerteDataKey", resource);`, []string{`1:29: unknown action "GenerteDataKey": did you mean GenerateDataKey?`}},
 		{"far action", `permit(principal, action == KMS::Action::"Fly", resource);`, []string{`1:29: unknown action "Fly"`}},
 		{"group", `permit(principal, action in KMS::Action::"admin", resource);`, []string{`1:29: unknown action "admin": did you mean administer?`}},
 		{"actions", `permit(principal, action in [KMS::Action::"use", Action::"read", KMS::Action::"reed"], resource);`, []string{
-			"1:50: unknown type Action: did you mean KMS::Action?", `1:66: unknown action "reed": did you mean read?`}},
+			"1:50: unknown type Action: did you mean KMS::Action?", `1:66: unknown action "reed": did you mean read?`,
+		}},
 		{"no actions", `permit(principal, action in [], resource);`, []string{"1:29: the list of actions is empty"}},
 		{"everything wrong", `permit(principal is KMS::Key, action == KMS::User::"a", resource in KMS::Admin::"b");`, []string{
-			"1:21: KMS::Key is no principal", "1:41: KMS::User is no action", "1:69: KMS::Admin is no resource"}},
+			"1:21: KMS::Key is no principal", "1:41: KMS::User is no action", "1:69: KMS::Admin is no resource",
+		}},
 		{"user id", `permit(principal == KMS::User::"alice", action, resource);`, []string{"1:21: the id of a User is its SPIFFE URI, spiffe://…"}},
 		{"key id", `permit(principal, action, resource == KMS::Key::"alias/a");`, []string{"1:39: the id of a Key is its UUID in lower case"}},
 		{"tenant id", `permit(principal is KMS::User in KMS::Tenant::"", action, resource);`, []string{"1:34: the id of a Tenant is its name"}},
 		{"in no tenant", `permit(principal is KMS::User in KMS::User::"spiffe://a", action, resource);`, []string{"1:34: KMS::User is no tenant"}},
 		{"resource of another action", `permit(principal, action == KMS::Action::"CreateKey", resource is KMS::Key);`, []string{
-			"1:67: none of the actions is one on this resource: CreateKey is on a KMS::Tenant"}},
+			"1:67: none of the actions is one on this resource: CreateKey is on a KMS::Tenant",
+		}},
 		{"resource of other actions", `permit(principal, action in [KMS::Action::"Sign", KMS::Action::"Verify"], resource == KMS::Tenant::"t");`, []string{
-			"1:87: none of the actions is one on this resource: Sign is on a KMS::Key"}},
+			"1:87: none of the actions is one on this resource: Sign is on a KMS::Key",
+		}},
 
 		// Attributes and types.
 		{"attribute", when(`resource.speck == "a"`), []string{`2:10: KMS::Key has no attribute "speck": did you mean spec?`}},
@@ -100,23 +107,28 @@ func TestRefused(t *testing.T) {
 		{"chain behind has", when(`context has encryption_context.bucket`), []string{`2:32: nothing has an attribute "bucket"`}},
 		{"tags of principals", when(`principal.hasTag("a")`), []string{"2:11: no principal has tags: keys have, and context.encryption_context"}},
 		{"of another type", `permit(principal, action, resource) when { resource.spec == "a" };`, []string{
-			`1:53: KMS::Tenant has no attribute "spec": ask for another type first, with is`}},
+			`1:53: KMS::Tenant has no attribute "spec": ask for another type first, with is`,
+		}},
 		{"optional", `permit(principal is KMS::Auditor, action, resource) when { principal.tenant == "a" };`, []string{
-			"1:70: KMS::Auditor may have no tenant: ask first, … has tenant && …"}},
+			"1:70: KMS::Auditor may have no tenant: ask first, … has tenant && …",
+		}},
 		{"optional context", when(`context.source_service == "obs"`), []string{"2:9: context may have no source_service: ask first, context has source_service && …"}},
 		{"asked in vain", when(`context has source_service || context.source_service == "obs"`), []string{
-			"2:39: context may have no source_service: ask first, context has source_service && …"}},
+			"2:39: context may have no source_service: ask first, context has source_service && …",
+		}},
 		{"tag", when(`resource.getTag("a") == "b"`), []string{`2:10: there may be no tag "a": ask first, ….hasTag("a") && …`}},
 		{"another tag", when(`resource.hasTag("b") && resource.getTag("a") == "b"`), []string{`2:34: there may be no tag "a": ask first, ….hasTag("a") && …`}},
 		{"encryption context", when(`context.encryption_context.getTag("a") == "b"`), []string{`2:28: there may be no tag "a": ask first, ….hasTag("a") && …`}},
 		{"encryption context as record", when(`context.encryption_context.bucket == "b"`), []string{`2:28: KMS::EncryptionContext has no attribute "bucket"`}},
 		{"encryption context by name", when(`KMS::EncryptionContext::"".hasTag("b")`), []string{
 			"2:1: KMS::EncryptionContext is reached by context.encryption_context only",
-			"2:28: what KMS::EncryptionContext has is not known to a request: ask principal, resource or context"}},
+			"2:28: what KMS::EncryptionContext has is not known to a request: ask principal, resource or context",
+		}},
 		{"another entity", when(`KMS::Key::"` + key1 + `".spec == "a"`), []string{"2:50: what KMS::Key has is not known to a request: ask principal, resource or context"}},
 		{"type of comparison", when(`resource.spec == 5`), []string{"2:1: the types Long and String are not compatible"}},
 		{"behind guards", when("resource.hasTag(\"a\") &&\n  (principal has tenant || resource.spec == \"x\") && (resource.getTag(\"a\") < 3)"), []string{
-			"3:54: expected Long, found String"}},
+			"3:54: expected Long, found String",
+		}},
 		{"no condition", when(`resource.spec`), []string{"2:10: expected Bool, found String"}},
 		{"no condition inside", when(`true && !(resource.spec == "a" && resource.usage)`), []string{"2:44: expected Bool, found String"}},
 		{"set", when(`resource.aliases.contains(5)`), []string{"2:18: the types Long and String are not compatible"}},
@@ -124,14 +136,17 @@ func TestRefused(t *testing.T) {
 		{"empty set", when(`resource.aliases == []`), []string{"2:21: empty set literals are forbidden in policies"}},
 		{"several", when("resource.aliases.contains(5) ||\nresource.aliases < 3 ||\n1 + \"a\" == 2 || (if principal.name then true else -resource.spec == 1)"), []string{
 			"2:18: the types Long and String are not compatible", "3:1: expected Long, found Set<String>",
-			"4:1: expected Long, found String", "4:31: expected Bool, found String", "4:51: expected Long, found String"}},
+			"4:1: expected Long, found String", "4:31: expected Bool, found String", "4:51: expected Long, found String",
+		}},
 		{"date", when(`context.time > datetime("tomorrow")`), []string{`2:16: error during extension function argument validation: failed to parse as a datetime value: "tomorrow"`}},
 		{"action in a condition", when(`action == KMS::Action::"Decrypted"`), []string{`2:11: unknown action "Decrypted": did you mean Decrypt?`}},
 		{"type in a condition", when(`principal is KMS::Users`), []string{"2:14: unknown type KMS::Users: did you mean KMS::User?"}},
 		{"second condition", "permit(principal, action, resource) when { true } unless {\n resource < 3 };", []string{
-			"2:2: expected Long, found KMS::Key", "2:2: expected Long, found KMS::Tenant"}},
+			"2:2: expected Long, found KMS::Key", "2:2: expected Long, found KMS::Tenant",
+		}},
 		{"all statements", when(`resource.speck == "a"`) + "\n" + when(`resource.spec == 5`), []string{
-			`2:10: KMS::Key has no attribute "speck": did you mean spec?`, "5:1: the types Long and String are not compatible"}},
+			`2:10: KMS::Key has no attribute "speck": did you mean spec?`, "5:1: the types Long and String are not compatible",
+		}},
 		{"same id", "@id(\"a\") permit(principal, action, resource);\n @id(\"a\") forbid(principal, action, resource);", []string{`2:2: the id "a" is that of the statement in line 1`}},
 		{"empty id", "@id permit(principal, action, resource);", []string{"1:1: @id is empty"}},
 

@@ -183,7 +183,7 @@ func parseRetryAfter(ms string) time.Duration {
 	if err != nil {
 		return 0
 	}
-	return time.Duration(min(n, uint64(maxRetryAfter/time.Millisecond))) * time.Millisecond //nolint:gosec // at most an hour
+	return time.Duration(min(n, uint64(maxRetryAfter/time.Millisecond))) * time.Millisecond
 }
 
 // transient reports whether another node, or the same one later, may answer

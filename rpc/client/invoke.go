@@ -107,31 +107,42 @@ func (a *call) run(ctx context.Context) error {
 			if ctx.Err() != nil || a.client.isClosed() {
 				return a.fail(ctx)
 			}
-			if err.limited() {
+			switch {
+			case err.limited():
 				a.client.answered(e, nil)
-				if a.busy++; a.busy > maxBusy || !pauseFor(ctx, err.RetryAfter, a.busy-1) {
-					return a.fail(ctx)
-				}
-				i-- // the same node
-				continue
-			}
-			if !err.transient() {
+				i-- // the same node, later
+			case !err.transient():
 				a.client.answered(e, nil)
 				return err
+			default:
+				a.client.failed(e)
+				a.client.learn(err.Nodes)
+				hope = hope || !err.refused()
 			}
-			a.client.failed(e)
-			a.client.learn(err.Nodes)
-			hope = hope || !err.refused()
-			if err.busy() {
-				if a.busy++; a.busy > maxBusy || !pause(ctx, a.busy-1) {
-					return a.fail(ctx)
-				}
+			if !a.patient(ctx, err) {
+				return a.fail(ctx)
 			}
 		}
 		if !hope || !pause(ctx, round) {
 			return a.fail(ctx)
 		}
 	}
+}
+
+// patient waits as long as a node that has too much to do asks for; false if that is too
+// long, or was too often.
+func (a *call) patient(ctx context.Context, err *Error) bool {
+	if !err.limited() && !err.busy() {
+		return true
+	}
+	a.busy++
+	switch {
+	case a.busy > maxBusy:
+		return false
+	case err.limited():
+		return pauseFor(ctx, err.RetryAfter, a.busy-1)
+	}
+	return pause(ctx, a.busy-1)
 }
 
 // nodes returns where to try, in order. Init has one place only.

@@ -36,6 +36,7 @@ func (l Lane) String() string {
 		return "control"
 	case Restrict:
 		return "restricting"
+	case lanes:
 	}
 	return fmt.Sprintf("Lane(%d)", int(l))
 }
