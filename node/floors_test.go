@@ -35,7 +35,8 @@ var floors = map[string][]string{
 	"node/kms":      {"fsm", "hsm", "node/audit", "node/kms/gate", "node/kms/limit", "node/policy", "node/rules"},
 
 	"node/nodetest": {
-		"fsm", "hsm", "transport", "node/audit", "node/cluster", "node/kms/gate", "node/nodetest/history", "node/rules",
+		"fsm", "hsm", "transport", "node/audit", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit", "node/nodetest/history",
+		"node/policy", "node/rules",
 	},
 	"node/nodetest/history": {},
 
