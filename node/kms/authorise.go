@@ -101,8 +101,15 @@ func (q question) heldToContext() error {
 	return nil
 }
 
-// grant finds a grant that allows; nil if there is none.
+// grant finds a grant that allows; nil if there is none. Constraints are for what has an
+// encryption context.
 func (s *Service) grant(st *fsm.State, q question, k *fsm.Key) *fsm.Grant {
+	switch op := fsm.GrantOperation(q.operation); op {
+	case fsm.GrantDescribeKey, fsm.GrantCreateGrant:
+		return s.held(st, q.caller, k, op, "")
+	case fsm.GrantRetireGrant:
+		return nil // a grant lets its grantee retire itself, not others: mayEnd
+	}
 	var found *fsm.Grant
 	st.GrantsFor(q.caller.Principal, k.ID, func(g *fsm.Grant) bool {
 		if g.Allows(fsm.GrantOperation(q.operation), tagsOf(q.context), s.wall(st)) {

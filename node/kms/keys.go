@@ -59,9 +59,12 @@ type change struct {
 	call   Call
 	needs  permission
 	lane   limit.Lane
+	policy bool // the result is that of a policy
 	params any
 	expect uint64 // revision named by the caller; 0: none
 	target string // what it is about, for the record
+	// syntax says what is wrong with the request, whatever there is; nil: nothing can be.
+	syntax func() error
 	build  func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error)
 }
 
@@ -74,7 +77,7 @@ func (s *Service) apply(ctx context.Context, c change) (fsm.Result, *fsm.State, 
 	if err != nil {
 		return fsm.Result{}, nil, s.refuse(e, err)
 	}
-	if e.KeyID != "" && e.Grant == "" {
+	if e.KeyID != "" && e.Grant == "" && !c.policy {
 		e.KeyID, e.KeyVersion = cmp.Or(result.ID, e.KeyID), result.Version // a repeated CreateKey answers with the first one's key
 	}
 	if err := s.succeed(e, st); err != nil {
@@ -87,6 +90,11 @@ func (s *Service) propose(ctx context.Context, c change, e *audit.Event) (fsm.Re
 	if err := s.admit(c.call, c.lane); err != nil {
 		return fsm.Result{}, nil, err
 	}
+	if c.syntax != nil {
+		if err := c.syntax(); err != nil {
+			return fsm.Result{}, nil, err
+		}
+	}
 	if err := c.call.Caller.Class.may(c.needs); err != nil {
 		e.DecidedBy = "role"
 		return fsm.Result{}, nil, err
@@ -94,7 +102,10 @@ func (s *Service) propose(ctx context.Context, c change, e *audit.Event) (fsm.Re
 	if err := s.audit.Healthy(); err != nil {
 		return fsm.Result{}, nil, err // a change is not made that could not be recorded
 	}
-	st, err := s.await(ctx, c.call.IndexToken)
+	if _, err := s.await(ctx, c.call.IndexToken); err != nil {
+		return fsm.Result{}, nil, err
+	}
+	st, err := s.present()
 	if err != nil {
 		return fsm.Result{}, nil, err
 	}
@@ -106,6 +117,10 @@ func (s *Service) propose(ctx context.Context, c change, e *audit.Event) (fsm.Re
 		return fsm.Result{}, nil, err
 	}
 	if !c.call.DryRun {
+		if err := enabled(st, c.call.Caller); err != nil { // it is not told what it was told before either
+			e.DecidedBy = "principal"
+			return fsm.Result{}, nil, err
+		}
 		if first, done, err := s.repeated(ctx, st, p); done || err != nil {
 			return first, s.log.State(), err
 		}
@@ -170,7 +185,8 @@ func requestDigest(name, tenant string, params any) ([]byte, error) {
 	return sum[:], nil
 }
 
-// keyCommand makes the command of a change of one key.
+// keyCommand makes the command of a change of one key. Without a state and a key it makes
+// one that shows whether the request is well-formed; nil if nothing of it can be wrong.
 type keyCommand func(ctx context.Context, st *fsm.State, k *fsm.Key, ref fsm.KeyRef) (fsm.Command, error)
 
 // onKey changes one existing key.
@@ -195,6 +211,13 @@ func (s *Service) changeOf(name string, c Call, key string, expect uint64, param
 			Expect uint64
 			Params any
 		}{key, expect, params},
+		syntax: func() error {
+			if command == nil {
+				return nil
+			}
+			shown, err := command(context.Background(), nil, nil, fsm.KeyRef{ID: uuid.Max})
+			return cmp.Or(err, wellFormed(shown))
+		},
 		build: func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
 			k, err := s.named(st, c, key, question{caller: c.Caller, needs: mayAdminister, operation: name}, e)
 			if err != nil {
@@ -203,6 +226,14 @@ func (s *Service) changeOf(name string, c Call, key string, expect uint64, param
 			return command(ctx, st, k, fsm.KeyRef{ID: k.ID, Tenant: k.Tenant, Expect: cmp.Or(expect, k.Revision)})
 		},
 	}
+}
+
+// wellFormed says what is wrong with a command, whatever the state; nothing with none.
+func wellFormed(c fsm.Command) error {
+	if c == nil {
+		return nil
+	}
+	return fsm.WellFormed(c)
 }
 
 // named finds the key that a call names and asks whether the caller may; both go into
@@ -240,6 +271,9 @@ type KeyParams struct {
 func (s *Service) CreateKey(ctx context.Context, c Call, p KeyParams) (Metadata, *fsm.State, error) {
 	result, st, err := s.apply(ctx, change{
 		name: "CreateKey", call: c, needs: mayAdminister, lane: limit.Control, params: p,
+		syntax: func() error {
+			return fsm.WellFormed(&fsm.CreateKey{ID: uuid.Max, Description: p.Description, Usage: p.Usage, Spec: p.Spec, Tags: p.Tags, Version: 1, Token: []byte{0}})
+		},
 		build: func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
 			tenant, err := s.ofTenant(st, c, question{caller: c.Caller, needs: mayAdminister, operation: "CreateKey"}, e)
 			if err != nil {

@@ -144,7 +144,7 @@ func (s *Service) ownPrincipal(c Call, principal, tenant string, byOperator bool
 // DescribeTenant returns a tenant: its members see their own, operators and the auditors
 // of all tenants any.
 func (s *Service) DescribeTenant(ctx context.Context, c Call, name string) (TenantView, *fsm.State, error) {
-	if name != "" && c.Tenant == "" {
+	if name != "" { // also if the client acts for another one
 		c.Tenant = name
 	}
 	find := func(st *fsm.State, name string) (TenantView, error) {
@@ -192,7 +192,7 @@ func (s *Service) ListDisabledPrincipals(ctx context.Context, c Call, limit uint
 		return page(st.DisabledPrincipals(tenant, after, n+1), n, func(d *fsm.DisabledPrincipal) string { return d.Principal },
 			func(d *fsm.DisabledPrincipal) int { return recordSize + len(d.Principal) + len(d.By) }), nil
 	}
-	r := reading{name: "ListPrincipals", call: c, as: mayRead}
+	r := reading{name: "ListDisabledPrincipals", op: "ListPrincipals", call: c, as: mayRead}
 	if c.Caller.Class == ClassOperator || c.Caller.allReading() && c.Tenant == "" {
 		if c.Caller.Class == ClassOperator {
 			r.as = mayOperate
