@@ -113,6 +113,9 @@ func EffectOf(c Command) Effect {
 	return Restricts
 }
 
+// WellFormed says what is wrong with a command, whatever the state; it wraps ErrInvalid.
+func WellFormed(c Command) error { return c.validate() }
+
 // NameOf is a command's name in entries: its type's name.
 func NameOf(c Command) string { return reflect.TypeOf(c).Elem().Name() }
 

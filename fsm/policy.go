@@ -70,8 +70,12 @@ func (c *PutPolicy) apply(t *tx) (Result, error) {
 	if n := len(history); n > 0 {
 		number = history[n-1].Number + 1
 	}
-	if c.Expect != nil && *c.Expect != number-1 {
-		return Result{}, fmt.Errorf("%w: the policy is at revision %d, expected %d", ErrConflict, number-1, *c.Expect)
+	was := tenant.Policy
+	if k, ok := t.s.Key(c.Key); ok {
+		was = k.Policy
+	}
+	if c.Expect != nil && *c.Expect != was {
+		return Result{}, fmt.Errorf("%w: the policy is at revision %d, expected %d (0 is none)", ErrConflict, was, *c.Expect)
 	}
 	present := number
 	if c.Text == "" {

@@ -19,6 +19,7 @@ type grantServer struct {
 func (s *grantServer) CreateGrant(ctx context.Context, r *pb.CreateGrantRequest) (*pb.CreateGrantResponse, error) {
 	p := kms.GrantParams{
 		Grantee: r.GetGranteePrincipal(), Retiring: r.GetRetiringPrincipal(), Name: r.GetName(), Parent: r.GetParentGrantId(),
+		Expect:     r.GetExpectedRevision(),
 		Operations: each(r.GetOperations(), func(op string) fsm.GrantOperation { return fsm.GrantOperation(op) }),
 		Constraints: fsm.Constraints{
 			Equals: contextTags(r.GetConstraints().GetEncryptionContextEquals()),
@@ -29,7 +30,9 @@ func (s *grantServer) CreateGrant(ctx context.Context, r *pb.CreateGrantRequest)
 		if err := r.GetExpirationDate().CheckValid(); err != nil {
 			return nil, s.kms.Refuse("CreateGrant", call(ctx, r), fmt.Errorf("%w: expiration date: %w", fsm.ErrInvalid, err))
 		}
-		p.Expires = r.GetExpirationDate().AsTime()
+		if p.Expires = r.GetExpirationDate().AsTime(); p.Expires.IsZero() {
+			p.Expires = p.Expires.Add(1) // a date all the same
+		}
 	}
 	id, st, err := s.kms.CreateGrant(ctx, call(ctx, r), r.GetKeyId(), p)
 	if err != nil {

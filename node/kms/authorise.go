@@ -25,6 +25,7 @@ type question struct {
 // anything that depends on the key, so that the answer tells nothing of it), what policies
 // forbid, what policies permit, grants.
 func (s *Service) decide(st *fsm.State, q question, k *fsm.Key) (rule string, err error) {
+	q.ofKey = q.ofKey || k != nil
 	if err := enabled(st, q.caller); err != nil {
 		return "principal", err
 	}
@@ -103,7 +104,8 @@ func (q question) heldToContext() error {
 	return nil
 }
 
-// grant finds a grant that allows; nil if there is none.
+// grant finds a grant that allows; nil if there is none. Constraints are for what has an
+// encryption context.
 func (s *Service) grant(st *fsm.State, q question, k *fsm.Key) *fsm.Grant {
 	context, at := tagsOf(q.context), s.wall(st)
 	var found *fsm.Grant

@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -21,25 +22,32 @@ type GrantParams struct {
 	Name        string    `json:",omitempty"`
 	Expires     time.Time `json:",omitzero"`
 	Parent      string    `json:",omitempty"` // id of the grant that the caller holds
+	Expect      uint64    `json:",omitempty"` // revision of the key; 0: any
 }
 
 // CreateGrant lets a principal use a key. Administrators may by policy; others by a grant
 // that they hold and that allows CreateGrant. It is usable on every node when it returns.
 func (s *Service) CreateGrant(ctx context.Context, c Call, key string, p GrantParams) (id string, st *fsm.State, err error) {
 	x := s.changeOf("CreateGrant", c, key, 0, p, nil)
-	x.needs, x.target, x.other = mayDelegate, p.Grantee, true
+	x.needs, x.target, x.expect, x.other = mayDelegate, p.Grantee, p.Expect, true
+	command, wrong := s.grantCommand(p)
+	x.syntax = func() error { return wrong }
 	x.build = func(_ context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
-		command, err := s.grantCommand(st, c, key, p, e)
-		if err == nil {
-			e.Grant = command.Grant.String()
+		k, parent, err := s.delegable(st, c, key, p.Parent, e)
+		if err != nil {
+			return nil, err
 		}
-		return command, err
+		command.Grant, command.Key, command.Tenant, command.Parent = uuid.New(), k.ID, k.Tenant, parent
+		command.Expect = cmp.Or(p.Expect, k.Revision)
+		e.Grant = command.Grant.String()
+		return command, nil
 	}
 	result, st, err := s.apply(ctx, x)
 	return result.ID, st, err
 }
 
-func (s *Service) grantCommand(st *fsm.State, c Call, key string, p GrantParams, e *audit.Event) (*fsm.CreateGrant, error) {
+// grantCommand makes the command of a grant as far as the request says it.
+func (s *Service) grantCommand(p GrantParams) (*fsm.CreateGrant, error) {
 	grantee, err := s.principal(p.Grantee)
 	if err != nil {
 		return nil, invalid("grantee: %v", err)
@@ -52,18 +60,18 @@ func (s *Service) grantCommand(st *fsm.State, c Call, key string, p GrantParams,
 			return nil, invalid("retiring principal: %v", err)
 		}
 	}
-	k, parent, err := s.delegable(st, c, key, p.Parent, e)
-	if err != nil {
-		return nil, err
-	}
 	command := &fsm.CreateGrant{
-		Grant: uuid.New(), Key: k.ID, Tenant: k.Tenant, Name: p.Name, Grantee: p.Grantee, Retiring: p.Retiring,
-		Operations: p.Operations, Constraints: p.Constraints, Parent: parent, Service: grantee.Class == ClassService, Expect: k.Revision,
+		Grant: uuid.Max, Key: uuid.Max, Name: p.Name, Grantee: p.Grantee, Retiring: p.Retiring,
+		Operations: p.Operations, Constraints: p.Constraints,
 	}
 	if !p.Expires.IsZero() {
-		command.Expires = p.Expires.Unix()
+		if command.Expires = p.Expires.Unix(); command.Expires <= 0 { // 0 would be never
+			return nil, invalid("the grant would have ended at %s", p.Expires)
+		}
 	}
-	return command, nil
+	err = fsm.WellFormed(command)
+	command.Service = grantee.Class == ClassService // what that asks for is known with the key's tenant
+	return command, err
 }
 
 // delegable finds the key and by what the caller may make grants of it: a policy, which
@@ -129,11 +137,12 @@ func (s *Service) RetireGrant(ctx context.Context, c Call, key, grant string) (*
 func (s *Service) endGrant(ctx context.Context, name string, c Call, key, grant string, needs permission, command func(fsm.GrantRef) fsm.Command) (*fsm.State, error) {
 	x := s.changeOf(name, c, key, 0, grant, nil)
 	x.needs, x.lane, x.target, x.other = needs, limit.Restrict, grant, true
+	id, wrong := uuid.Parse(grant)
+	if wrong != nil || id.String() != grant {
+		wrong = invalid("%.80q is no grant id", grant)
+	}
+	x.syntax = func() error { return wrong }
 	x.build = func(_ context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
-		id, err := uuid.Parse(grant)
-		if err != nil || id.String() != grant {
-			return nil, invalid("%.80q is no grant id", grant)
-		}
 		ref, err := parseReference(st, c, key)
 		if err != nil {
 			return nil, err
@@ -205,6 +214,9 @@ func (s *Service) ListRetirableGrants(ctx context.Context, c Call, retiring stri
 		})
 	}
 	return read(ctx, s, r, func(st *fsm.State, tenant string, _ *fsm.Key) (Page[*fsm.Grant], error) {
+		if c.Caller.Class != ClassAdmin && c.Caller.Class != ClassAuditor {
+			return Page[*fsm.Grant]{}, fmt.Errorf("%w: the class %s may list what it may retire itself", ErrDenied, c.Caller.Class)
+		}
 		return listGrants(limit, marker, func(after fsm.ID, n int) []*fsm.Grant {
 			var out []*fsm.Grant
 			for len(out) < n {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/node/kms/limit"
@@ -20,6 +22,9 @@ func plain(command func(ref fsm.KeyRef) fsm.Command) keyCommand {
 func (s *Service) RotateKeyOnDemand(ctx context.Context, c Call, key string, expect uint64) (fsm.Result, *fsm.State, error) {
 	return s.onKey(ctx, "RotateKeyOnDemand", c, key, expect, nil,
 		func(ctx context.Context, st *fsm.State, k *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
+			if k == nil {
+				return nil, nil //nolint:nilnil // nothing of the request can be wrong
+			}
 			command := &fsm.RotateKey{KeyRef: ref, Version: st.NextVersion(k), Cause: fsm.CauseOnDemand}
 			var err error
 			command.Generation, command.Token, err = s.makeToken(ctx, st, c, command, k.ID, command.Version)
@@ -195,6 +200,7 @@ func (s *Service) onResource(ctx context.Context, name string, c Call, key, reso
 		q.context = []Pair{{fsm.ContextTenant, c.acting()}, {fsm.ContextResource, resource}}
 	}
 	x.needs, x.target = q.needs, resource
+	x.syntax = func() error { return fsm.WellFormed(command(fsm.KeyRef{ID: uuid.Max}, by)) }
 	x.build = func(_ context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
 		k, err := s.named(st, c, key, q, e)
 		if err != nil {

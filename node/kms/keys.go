@@ -63,6 +63,8 @@ type change struct {
 	expect uint64 // revision named by the caller; 0: none
 	target string // what it is about, for the record
 	other  bool   // the answer names a grant or a policy, not a key
+	// syntax says what is wrong with the request, whatever there is; nil: nothing can be.
+	syntax func() error
 	build  func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error)
 }
 
@@ -91,6 +93,11 @@ func (s *Service) propose(ctx context.Context, c change, e *audit.Event) (fsm.Re
 	if err := s.admit(c.call, c.lane); err != nil {
 		return fsm.Result{}, nil, err
 	}
+	if c.syntax != nil {
+		if err := c.syntax(); err != nil {
+			return fsm.Result{}, nil, err
+		}
+	}
 	if err := c.call.Caller.Class.may(c.needs); err != nil {
 		e.DecidedBy = "role"
 		return fsm.Result{}, nil, err
@@ -98,7 +105,10 @@ func (s *Service) propose(ctx context.Context, c change, e *audit.Event) (fsm.Re
 	if err := s.audit.Healthy(); err != nil {
 		return fsm.Result{}, nil, err // a change is not made that could not be recorded
 	}
-	st, err := s.await(ctx, c.call.IndexToken)
+	if _, err := s.await(ctx, c.call.IndexToken); err != nil {
+		return fsm.Result{}, nil, err
+	}
+	st, err := s.present()
 	if err != nil {
 		return fsm.Result{}, nil, err
 	}
@@ -110,6 +120,10 @@ func (s *Service) propose(ctx context.Context, c change, e *audit.Event) (fsm.Re
 		return fsm.Result{}, nil, err
 	}
 	if !c.call.DryRun {
+		if err := enabled(st, c.call.Caller); err != nil { // it is not told what it was told before either
+			e.DecidedBy = "principal"
+			return fsm.Result{}, nil, err
+		}
 		if first, done, err := s.repeated(ctx, st, p); done || err != nil {
 			return first, s.log.State(), err
 		}
@@ -174,7 +188,8 @@ func requestDigest(name, tenant string, params any) ([]byte, error) {
 	return sum[:], nil
 }
 
-// keyCommand makes the command of a change of one key.
+// keyCommand makes the command of a change of one key. Without a state and a key it makes
+// one that shows whether the request is well-formed; nil if nothing of it can be wrong.
 type keyCommand func(ctx context.Context, st *fsm.State, k *fsm.Key, ref fsm.KeyRef) (fsm.Command, error)
 
 // onKey changes one existing key.
@@ -199,6 +214,13 @@ func (s *Service) changeOf(name string, c Call, key string, expect uint64, param
 			Expect uint64
 			Params any
 		}{key, expect, params},
+		syntax: func() error {
+			if command == nil {
+				return nil
+			}
+			shown, err := command(context.Background(), nil, nil, fsm.KeyRef{ID: uuid.Max})
+			return cmp.Or(err, wellFormed(shown))
+		},
 		build: func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
 			k, err := s.named(st, c, key, question{caller: c.Caller, needs: mayAdminister, operation: name}, e)
 			if err != nil {
@@ -207,6 +229,14 @@ func (s *Service) changeOf(name string, c Call, key string, expect uint64, param
 			return command(ctx, st, k, fsm.KeyRef{ID: k.ID, Tenant: k.Tenant, Expect: cmp.Or(expect, k.Revision)})
 		},
 	}
+}
+
+// wellFormed says what is wrong with a command, whatever the state; nothing with none.
+func wellFormed(c fsm.Command) error {
+	if c == nil {
+		return nil
+	}
+	return fsm.WellFormed(c)
 }
 
 // named finds the key that a call names and asks whether the caller may; both go into
@@ -244,6 +274,9 @@ type KeyParams struct {
 func (s *Service) CreateKey(ctx context.Context, c Call, p KeyParams) (Metadata, *fsm.State, error) {
 	result, st, err := s.apply(ctx, change{
 		name: "CreateKey", call: c, needs: mayAdminister, lane: limit.Control, params: p,
+		syntax: func() error {
+			return fsm.WellFormed(&fsm.CreateKey{ID: uuid.Max, Description: p.Description, Usage: p.Usage, Spec: p.Spec, Tags: p.Tags, Version: 1, Token: []byte{0}})
+		},
 		build: func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
 			tenant, err := s.ofTenant(st, c, question{caller: c.Caller, needs: mayAdminister, operation: "CreateKey"}, e)
 			if err != nil {

@@ -30,7 +30,14 @@ func (s *Service) PutPolicy(ctx context.Context, c Call, key, text string, expec
 	case text == "":
 		name = "DeleteTenantPolicy"
 	}
-	x := change{name: name, call: c, needs: mayAdminister, lane: limit.Restrict, params: []any{key, text, expect}, expect: 1, other: true}
+	x := change{name: name, call: c, needs: mayAdminister, lane: limit.Restrict, other: true, params: []any{key, text, expect}, expect: 1}
+	x.syntax = func() error {
+		if text == "" {
+			return nil
+		}
+		_, err := policy.Parse(text)
+		return err
+	}
 	x.build = func(_ context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
 		command := &fsm.PutPolicy{Tenant: c.acting(), Text: text, Expect: expect}
 		q := question{caller: c.Caller, needs: mayAdminister, operation: name}
@@ -43,11 +50,6 @@ func (s *Service) PutPolicy(ctx context.Context, c Call, key, text string, expec
 		}
 		if err != nil {
 			return nil, err
-		}
-		if text != "" {
-			if _, err := policy.Parse(text); err != nil {
-				return nil, err
-			}
 		}
 		return command, s.lockedOut(st, q, k, command)
 	}

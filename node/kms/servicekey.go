@@ -33,6 +33,9 @@ func (s *Service) serviceKey(ctx context.Context, st *fsm.State, c Call, pairs [
 		return ref, st, err
 	}
 	command := &fsm.CreateServiceKey{ID: uuid.New(), Tenant: ref.tenant, Service: c.Caller.Name}
+	if err := s.mayHave(st, q, command, e); err != nil {
+		return ref, st, err
+	}
 	var err error
 	if command.Generation, command.Token, err = s.makeToken(ctx, st, c, command, command.ID, 1); err != nil {
 		return ref, st, err
@@ -54,4 +57,22 @@ func (s *Service) serviceKey(ctx context.Context, st *fsm.State, c Call, pairs [
 	}
 	st = s.log.State()
 	return ref, st, s.succeed(record, st)
+}
+
+// mayHave asks whether the service could use the key that it would get: for one that the
+// tenant's policy forbids it, none is made.
+func (s *Service) mayHave(st *fsm.State, q question, would *fsm.CreateServiceKey, e *audit.Event) error {
+	g, err := st.ActiveGeneration()
+	if err != nil {
+		return err
+	}
+	trial := *would
+	trial.Generation, trial.Token = g.Number, []byte{0}
+	after, err := st.After(&trial)
+	if err != nil {
+		return err
+	}
+	k, _ := after.Key(would.ID)
+	e.DecidedBy, err = s.decide(after, q, k)
+	return err
 }

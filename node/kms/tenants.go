@@ -145,11 +145,8 @@ func (s *Service) ownPrincipal(c Call, principal, tenant string, byOperator bool
 // DescribeTenant returns a tenant: its members see their own, operators and the auditors
 // of all tenants any.
 func (s *Service) DescribeTenant(ctx context.Context, c Call, name string) (TenantView, *fsm.State, error) {
-	switch {
-	case c.Tenant == "":
+	if name != "" { // also if the client acts for another one
 		c.Tenant = name
-	case name != "" && name != c.Tenant:
-		return TenantView{}, nil, s.Refuse("DescribeTenant", c, invalid("the name is of tenant %s, the call is for tenant %s", name, c.Tenant))
 	}
 	find := func(st *fsm.State, name string) (TenantView, error) {
 		t, ok := st.Tenant(name)
@@ -198,7 +195,7 @@ func (s *Service) ListDisabledPrincipals(ctx context.Context, c Call, limit uint
 		return page(st.DisabledPrincipals(tenant, from, n+1), n, func(d *fsm.DisabledPrincipal) string { return d.Principal + " " + d.Tenant },
 			func(d *fsm.DisabledPrincipal) int { return recordSize + len(d.Principal) + len(d.By) }), nil
 	}
-	r := reading{name: "ListPrincipals", call: c, as: mayRead}
+	r := reading{name: "ListDisabledPrincipals", op: "ListPrincipals", call: c, as: mayRead}
 	if c.Caller.Class == ClassOperator || c.Caller.allReading() && c.Tenant == "" {
 		if c.Caller.Class == ClassOperator {
 			r.as = mayOperate

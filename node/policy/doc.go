@@ -24,7 +24,7 @@
 // accessible.
 //
 //	resource.tenant   the tenant's name; of keys and tenants
-//	resource.spec     as AES_256
+//	resource.spec     as SYMMETRIC
 //	resource.usage    as ENCRYPT_DECRYPT
 //	resource.manager  CUSTOMER or SERVICE
 //	resource.aliases  a set: resource.aliases.contains("alias/photos")
