@@ -20,7 +20,6 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/quorumkms/quorumkms/fsm"
-	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/hsm/p11"
 	"github.com/quorumkms/quorumkms/node/cluster"
 )
@@ -34,12 +33,14 @@ type rig struct {
 	node      *process
 	partition *p11.Partition
 	domain    fsm.ID // of the cluster
+	makers    []*maker
 	member    *cluster.Member
-	ids       []fsm.ID // of the keys, in the order in which they were begun
+	ids       []fsm.ID
 }
 
 const (
 	loaders      = 512 // keys under way at one time
+	keyMakers    = 2   // processes that have the HSM make keys: SoftHSM serves the threads of one process one at a time
 	noSnapshots  = 24 * time.Hour
 	trailingLogs = 10240 // as by default
 )
@@ -126,13 +127,6 @@ func (r *rig) rotationOf(id fsm.ID, token []byte) *fsm.RotateKey {
 	return &fsm.RotateKey{KeyRef: fsm.KeyRef{ID: id, Tenant: fsm.DefaultTenant}, Version: 2, Generation: 1, Cause: fsm.CauseOnDemand, Token: token}
 }
 
-// token has the HSM make and wrap a key.
-func (r *rig) token(ctx context.Context, id fsm.ID, version uint32) ([]byte, error) {
-	return r.partition.GenerateKey(ctx, hsm.KeySpec{
-		Cluster: hsm.ID(r.domain), Generation: 1, Class: hsm.ClassAES, Key: hsm.ID(id), Version: version, Created: time.Now(),
-	})
-}
-
 // load makes keys until there are n, each with two tags, an alias and two versions that
 // the HSM has made and wrapped: three entries of the log.
 func (r *rig) load(n int) {
@@ -144,20 +138,24 @@ func (r *rig) load(n int) {
 	}
 	ctx, fail := context.WithCancelCause(r.t.Context())
 	defer fail(nil)
-	next, done := atomic.Int64{}, atomic.Int64{}
-	next.Store(int64(first))
+	makers := r.startMakers()
+	made := make(chan wrappedKey, loaders)
+	var making, work sync.WaitGroup
+	for i, m := range makers {
+		making.Go(func() {
+			if err := m.make(ctx, r.ids, first+i, n, len(makers), made); err != nil {
+				fail(err)
+			}
+		})
+	}
+	go func() { making.Wait(); close(made) }()
+	var done atomic.Int64
 	done.Store(int64(first))
-	var work sync.WaitGroup
 	for range loaders {
 		work.Go(func() {
-			for {
-				i := int(next.Add(1)) - 1
-				if i >= n || ctx.Err() != nil {
-					return
-				}
-				if err := r.create(ctx, i); err != nil {
-					fail(fmt.Errorf("key %d: %w", i, err))
-					return
+			for k := range made {
+				if err := r.create(ctx, k); err != nil {
+					fail(fmt.Errorf("key %d: %w", k.n, err))
 				}
 				done.Add(1)
 			}
@@ -184,16 +182,9 @@ func (r *rig) load(n int) {
 	r.f.add(n, "load: keys (3 entries, 2 wrapped keys each)", float64(n-first)/time.Since(began).Seconds(), "1/s")
 }
 
-func (r *rig) create(ctx context.Context, n int) error {
-	id := r.ids[n]
-	var tokens [2][]byte
-	for i := range tokens {
-		var err error
-		if tokens[i], err = r.token(ctx, id, uint32(i+1)); err != nil {
-			return err
-		}
-	}
-	for _, command := range []fsm.Command{r.keyOf(n, id, tokens[0]), r.aliasOf(n, id), r.rotationOf(id, tokens[1])} {
+func (r *rig) create(ctx context.Context, k wrappedKey) error {
+	id := r.ids[k.n]
+	for _, command := range []fsm.Command{r.keyOf(k.n, id, k.tokens[0]), r.aliasOf(k.n, id), r.rotationOf(id, k.tokens[1])} {
 		if err := r.propose(ctx, command); err != nil {
 			return err
 		}
