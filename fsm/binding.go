@@ -58,8 +58,11 @@ func (c *BindResource) validate() error {
 }
 
 func (c *BindResource) apply(t *tx) (Result, error) {
-	k, err := c.bindable(t)
+	k, err := c.find(t)
 	if err != nil {
+		return Result{}, err
+	}
+	if err := k.Allows(OpEdit); err != nil { // manageable is not asked: services bind their own keys too
 		return Result{}, err
 	}
 	if _, ok := t.s.Binding(k.ID, c.Resource); ok {
@@ -87,9 +90,9 @@ func (c *ReleaseResource) validate() error {
 }
 
 func (c *ReleaseResource) apply(t *tx) (Result, error) {
-	k, ok := t.s.Key(c.ID)
-	if !ok || k.Tenant != c.Tenant {
-		return Result{}, fmt.Errorf("%w: key %s", ErrNotFound, c.ID)
+	k, err := c.find(t)
+	if err != nil {
+		return Result{}, err
 	}
 	b, ok := t.s.Binding(k.ID, c.Resource)
 	if !ok || c.By != "" && c.By != b.By {
@@ -97,15 +100,6 @@ func (c *ReleaseResource) apply(t *tx) (Result, error) {
 	}
 	t.dropBinding(b)
 	return Result{ID: k.ID.String()}, nil
-}
-
-// bindable finds a key whose state allows edits; services bind their own keys too.
-func (r KeyRef) bindable(t *tx) (*Key, error) {
-	k, ok := t.s.Key(r.ID)
-	if !ok || k.Tenant != r.Tenant {
-		return nil, fmt.Errorf("%w: key %s", ErrNotFound, r.ID)
-	}
-	return k, k.Allows(OpEdit)
 }
 
 func validResource(name string) error {

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -35,6 +36,16 @@ func (s *State) checkKeys() error {
 		if err := k.check(); err != nil {
 			return fmt.Errorf("key %s: %w", k.ID, err)
 		}
+		if k.State == KeyPendingDeletion {
+			if err := s.deletable(k); err != nil {
+				return fmt.Errorf("key %s is to be deleted: %w", k.ID, err)
+			}
+		}
+		if k.Service != "" {
+			if same, ok := s.ServiceKey(k.Tenant, k.Service); !ok || same != k {
+				return fmt.Errorf("key %s is not found as that of service %s", k.ID, k.Service)
+			}
+		}
 	}
 	return nil
 }
@@ -47,6 +58,9 @@ func (k *Key) check() error {
 		if i > 0 && v.Version <= k.Versions[i-1].Version {
 			return fmt.Errorf("version %d follows %d", v.Version, k.Versions[i-1].Version)
 		}
+		if err := v.Usable(); errors.Is(err, ErrUnsupported) {
+			return err
+		}
 		if (v.State == VersionDestroyed) != (v.Token == nil) {
 			return fmt.Errorf("version %d in state %q has a token of %d bytes", v.Version, v.State, len(v.Token))
 		}
@@ -58,6 +72,15 @@ func (k *Key) check() error {
 		if (v.State == VersionDestroyScheduled || v.State == VersionDestroyed) != (v.Destroy != 0) {
 			return fmt.Errorf("version %d in state %q with destruction at %d", v.Version, v.State, v.Destroy)
 		}
+	}
+	if v := k.Current(); v.Destroy != 0 {
+		return fmt.Errorf("the current version %d is in state %s", v.Version, v.State)
+	}
+	if _, known := forbidden[k.State]; !known {
+		return fmt.Errorf("unknown state %q", k.State)
+	}
+	if r := k.Rotation; r != nil && (r.Period <= 0 || r.Next <= 0) {
+		return fmt.Errorf("rotation each %d s, next at %d", r.Period, r.Next)
 	}
 	if (k.Manager == ManagerService) != (k.Service != "") {
 		return fmt.Errorf("manager %s of service %q", k.Manager, k.Service)
@@ -143,28 +166,50 @@ func (s *State) checkGrants() error {
 		if !ok || k.Tenant != g.Tenant {
 			return fmt.Errorf("grant %s of tenant %s is of key %s, which is not there", g.ID, g.Tenant, g.Key)
 		}
-		for _, index := range []table[*Grant]{s.grantsByKey, s.grantsByGrantee} {
+		indexes := []table[*Grant]{s.grantsByKey, s.grantsByGrantee}
+		if g.Name != "" {
+			named++
+			indexes = append(indexes, s.grantNames)
+		}
+		if g.Retiring != "" {
+			retirable++
+			indexes = append(indexes, s.grantsByRetiring)
+		}
+		if g.Parent != (ID{}) {
+			following++
+			indexes = append(indexes, s.grantsByParent)
+		}
+		for _, index := range indexes {
 			if same, ok := index.tree.Get(g); !ok || same != g {
 				return fmt.Errorf("grant %s differs between the indexes", g.ID)
 			}
 		}
-		if g.Name != "" {
-			named++
-		}
-		if g.Retiring != "" {
-			retirable++
-		}
-		if g.Parent != (ID{}) {
-			following++
-			if parent, ok := s.Grant(g.Parent); !ok || parent.Key != g.Key {
-				return fmt.Errorf("grant %s follows from %s, which is not there", g.ID, g.Parent)
-			}
+		if err := s.checkParent(g); err != nil {
+			return fmt.Errorf("grant %s: %w", g.ID, err)
 		}
 	}
 	if a, b, c := s.grantNames.len(), s.grantsByRetiring.len(), s.grantsByParent.len(); a != named || b != retirable || c != following {
 		return fmt.Errorf("%d grants by name of %d, %d by retiring principal of %d, %d by parent of %d", a, named, b, retirable, c, following)
 	}
 	return nil
+}
+
+// checkParent: the depth grows from parent to child, so that no grant follows from itself.
+func (s *State) checkParent(g *Grant) error {
+	if g.Parent == (ID{}) {
+		if g.Depth != 0 {
+			return fmt.Errorf("depth %d without a parent", g.Depth)
+		}
+		return nil
+	}
+	parent, ok := s.Grant(g.Parent)
+	if !ok || parent.Key != g.Key {
+		return fmt.Errorf("it follows from %s, which is not there", g.Parent)
+	}
+	if g.Depth != parent.Depth+1 || g.Depth > MaxGrantDepth {
+		return fmt.Errorf("depth %d follows %d", g.Depth, parent.Depth)
+	}
+	return g.narrower(parent)
 }
 
 func (s *State) checkPolicies() error {
@@ -188,7 +233,10 @@ func (s *State) checkPolicies() error {
 		}
 	}
 	for _, p := range s.policies.all() {
-		if _, ok := s.Key(p.Key); !ok && p.Key != (ID{}) {
+		if _, ok := s.Tenant(p.Tenant); !ok {
+			return fmt.Errorf("policy %d is of tenant %q, which is not there", p.Number, p.Tenant)
+		}
+		if k, ok := s.Key(p.Key); p.Key != (ID{}) && (!ok || k.Tenant != p.Tenant) {
 			return fmt.Errorf("policy %d is of key %s, which is not there", p.Number, p.Key)
 		}
 	}

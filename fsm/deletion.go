@@ -79,17 +79,18 @@ func (s *State) deletable(k *Key) error {
 }
 
 // DeleteKey takes a key away for good when its waiting period is over: its tokens, so
-// that nothing that it sealed can be opened, and its aliases, grants and policies.
+// that nothing that it sealed can be opened, and its aliases, grants and policies. It has
+// no bindings: while it is pending none is made.
 type DeleteKey struct {
 	KeyRef
 	At int64 `json:"at"` // unix seconds: what the clocks of a majority have reached
 }
 
 func (c *DeleteKey) apply(t *tx) (Result, error) {
-	k, ok := t.s.Key(c.ID)
+	k, err := c.find(t)
 	switch {
-	case !ok || k.Tenant != c.Tenant:
-		return Result{}, fmt.Errorf("%w: key %s", ErrNotFound, c.ID)
+	case err != nil:
+		return Result{}, err
 	case k.State != KeyPendingDeletion:
 		return Result{}, fmt.Errorf("%w: %s", ErrNotPendingDeletion, c.ID)
 	case c.At < k.Deletion:
@@ -103,9 +104,6 @@ func (c *DeleteKey) apply(t *tx) (Result, error) {
 	}
 	for _, p := range t.s.Policies(k.Tenant, k.ID) {
 		t.dropPolicy(p)
-	}
-	for _, b := range t.s.Bindings(k.ID, "", MaxBindings) { // none, unless a restore brought them back
-		t.dropBinding(b)
 	}
 	if u, ok := t.s.LastUse(k.ID); ok {
 		t.dropUse(u)

@@ -219,8 +219,19 @@ func (c *CreateGrant) validate() error {
 	if _, err := normalOperations(c.Operations); err != nil {
 		return err
 	}
-	_, err := c.Constraints.normal()
-	return err
+	if c.Expires < 0 {
+		return invalid("the grant would have ended at %d", c.Expires)
+	}
+	if _, err := c.Constraints.normal(); err != nil || !c.Service {
+		return err
+	}
+	if tenant, ok := c.Constraints.names(ContextTenant); !ok || tenant != c.Tenant {
+		return invalid("a grant to a service must be constrained to the encryption context %s=%s", ContextTenant, c.Tenant)
+	}
+	if _, ok := c.Constraints.names(ContextResource); !ok {
+		return invalid("a grant to a service must be constrained to an encryption context with %s=…", ContextResource)
+	}
+	return nil
 }
 
 func normalOperations(ops []GrantOperation) ([]GrantOperation, error) {
@@ -244,25 +255,21 @@ func normalOperations(ops []GrantOperation) ([]GrantOperation, error) {
 }
 
 func (c *CreateGrant) apply(t *tx) (Result, error) {
-	k, ok := t.s.Key(c.Key)
-	if !ok || k.Tenant != c.Tenant {
-		return Result{}, fmt.Errorf("%w: key %s", ErrNotFound, c.Key)
-	}
-	if c.Expect != 0 && c.Expect != k.Revision {
-		return Result{}, fmt.Errorf("%w: key %s is at revision %d, expected %d", ErrConflict, k.ID, k.Revision, c.Expect)
+	k, err := KeyRef{ID: c.Key, Tenant: c.Tenant, Expect: c.Expect}.find(t)
+	if err != nil {
+		return Result{}, err
 	}
 	g := &Grant{
 		ID: c.Grant, Key: c.Key, Tenant: c.Tenant, Name: c.Name, Grantee: c.Grantee, Retiring: c.Retiring, Parent: c.Parent,
 		Issuer: t.entry.Principal, Created: t.seconds(), Expires: c.Expires,
 	}
-	var err error
 	if g.Operations, err = normalOperations(c.Operations); err != nil {
 		return Result{}, err
 	}
 	if g.Constraints, err = c.Constraints.normal(); err != nil {
 		return Result{}, err
 	}
-	if err := c.permitted(t, k, g); err != nil {
+	if err := g.permitted(t, k); err != nil {
 		return Result{}, err
 	}
 	if g.Name != "" {
@@ -283,14 +290,13 @@ func (c *CreateGrant) apply(t *tx) (Result, error) {
 	return Result{ID: g.ID.String()}, nil
 }
 
-// permitted checks a grant against the key's state, its parent, and what a service
-// must be held to.
-func (c *CreateGrant) permitted(t *tx, k *Key, g *Grant) error {
+// permitted checks a grant against the key's state, the time and its parent.
+func (g *Grant) permitted(t *tx, k *Key) error {
 	if err := k.Allows(OpGrant); err != nil {
 		return err
 	}
-	if k.Manager == ManagerService {
-		return fmt.Errorf("%w: %s belongs to service %s", ErrServiceManaged, k.ID, k.Service)
+	if err := k.manageable(OpGrant); err != nil {
+		return err
 	}
 	if g.Expires != 0 && g.Expires <= t.seconds() {
 		return invalid("the grant would have ended at %d, it is %d", g.Expires, t.seconds())
@@ -298,14 +304,6 @@ func (c *CreateGrant) permitted(t *tx, k *Key, g *Grant) error {
 	for _, op := range g.Operations {
 		if grantOperations[op].seals && k.State == KeyDecryptOnly {
 			return fmt.Errorf("%w: %s, so no grant of %s", ErrDecryptOnly, k.ID, op)
-		}
-	}
-	if c.Service {
-		if tenant, ok := g.Constraints.names(ContextTenant); !ok || tenant != k.Tenant {
-			return invalid("a grant to a service must be constrained to the encryption context %s=%s", ContextTenant, k.Tenant)
-		}
-		if _, ok := g.Constraints.names(ContextResource); !ok {
-			return invalid("a grant to a service must be constrained to an encryption context with %s=…", ContextResource)
 		}
 	}
 	if g.Parent == (ID{}) {
@@ -323,6 +321,14 @@ func (g *Grant) follows(t *tx) error {
 	if !slices.Contains(parent.Operations, GrantCreateGrant) || parent.Expires != 0 && parent.Expires <= t.seconds() {
 		return fmt.Errorf("%w: grant %s does not allow CreateGrant (any more)", ErrNotFound, parent.ID)
 	}
+	if g.Depth = parent.Depth + 1; g.Depth > MaxGrantDepth {
+		return fmt.Errorf("%w: %d grants follow from one another", ErrLimit, MaxGrantDepth)
+	}
+	return g.narrower(parent)
+}
+
+// narrower is nil if a grant allows nothing that its parent does not allow.
+func (g *Grant) narrower(parent *Grant) error {
 	for _, op := range g.Operations {
 		if !slices.Contains(parent.Operations, op) {
 			return invalid("grant %s, which this one follows from, does not allow %s", parent.ID, op)
@@ -334,17 +340,15 @@ func (g *Grant) follows(t *tx) error {
 	if parent.Expires != 0 && (g.Expires == 0 || g.Expires > parent.Expires) {
 		return invalid("grant %s, which this one follows from, ends at %d: this one must not end later", parent.ID, parent.Expires)
 	}
-	if g.Depth = parent.Depth + 1; g.Depth > MaxGrantDepth {
-		return fmt.Errorf("%w: %d grants follow from one another", ErrLimit, MaxGrantDepth)
-	}
 	return nil
 }
 
-// same tells whether two grants of one name give the same.
+// same tells whether a grant that is asked for under the same name gives the same. A try
+// has no issuer.
 func (g *Grant) same(o *Grant) bool {
 	return g.Grantee == o.Grantee && g.Retiring == o.Retiring && slices.Equal(g.Operations, o.Operations) && g.Expires == o.Expires &&
 		slices.Equal(g.Constraints.Equals, o.Constraints.Equals) && slices.Equal(g.Constraints.Subset, o.Constraints.Subset) &&
-		g.Issuer == o.Issuer && g.Parent == o.Parent
+		(g.Issuer == o.Issuer || o.Issuer == "") && g.Parent == o.Parent
 }
 
 // GrantRef names a grant of a key.

@@ -254,15 +254,23 @@ func (r KeyRef) validate() error {
 	return nil
 }
 
-// change loads the key, checks tenant, revision and state, lets f edit a copy and
-// stores it.
-func (r KeyRef) change(t *tx, op KeyOperation, f func(k *Key) error) (Result, error) {
-	old, ok := t.s.Key(r.ID)
-	if !ok || old.Tenant != r.Tenant {
-		return Result{}, fmt.Errorf("%w: key %s", ErrNotFound, r.ID)
+// find loads the key and checks tenant and revision.
+func (r KeyRef) find(t *tx) (*Key, error) {
+	k, ok := t.s.Key(r.ID)
+	if !ok || k.Tenant != r.Tenant {
+		return nil, fmt.Errorf("%w: key %s", ErrNotFound, r.ID)
 	}
-	if r.Expect != 0 && r.Expect != old.Revision {
-		return Result{}, fmt.Errorf("%w: key %s is at revision %d, expected %d", ErrConflict, r.ID, old.Revision, r.Expect)
+	if r.Expect != 0 && r.Expect != k.Revision {
+		return nil, fmt.Errorf("%w: key %s is at revision %d, expected %d", ErrConflict, r.ID, k.Revision, r.Expect)
+	}
+	return k, nil
+}
+
+// change finds the key, checks its state, lets f edit a copy and stores it.
+func (r KeyRef) change(t *tx, op KeyOperation, f func(k *Key) error) (Result, error) {
+	old, err := r.find(t)
+	if err != nil {
+		return Result{}, err
 	}
 	if err := old.Allows(op); err != nil {
 		return Result{}, err

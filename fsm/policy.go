@@ -82,29 +82,20 @@ func (c *PutPolicy) apply(t *tx) (Result, error) {
 		n.Policy = present
 		t.putTenant(&n)
 	} else {
-		r := KeyRef{ID: c.Key, Tenant: c.Tenant}
-		if _, err := r.changeAnyState(t, func(k *Key) { k.Policy = present }); err != nil {
+		old, err := KeyRef{ID: c.Key, Tenant: c.Tenant}.find(t)
+		if err != nil {
 			return Result{}, err
 		}
+		if err := old.manageable(OpEdit); err != nil { // no state forbids it
+			return Result{}, err
+		}
+		k := *old
+		k.Policy = present
+		t.putKey(&k)
 	}
 	for i := 0; i <= len(history)-MaxPolicyHistory; i++ {
 		t.dropPolicy(history[i])
 	}
 	t.putPolicy(&Policy{Tenant: c.Tenant, Key: c.Key, Number: number, Text: c.Text, By: t.entry.Principal, Created: t.seconds()})
 	return Result{ID: c.Tenant, Version: number}, nil
-}
-
-// changeAnyState is change for what every state allows.
-func (r KeyRef) changeAnyState(t *tx, f func(k *Key)) (Result, error) {
-	old, ok := t.s.Key(r.ID)
-	if !ok || old.Tenant != r.Tenant {
-		return Result{}, fmt.Errorf("%w: key %s", ErrNotFound, r.ID)
-	}
-	if old.Manager == ManagerService {
-		return Result{}, fmt.Errorf("%w: %s belongs to service %s", ErrServiceManaged, old.ID, old.Service)
-	}
-	k := *old
-	f(&k)
-	t.putKey(&k)
-	return Result{ID: k.ID.String(), Version: k.Current().Version}, nil
 }

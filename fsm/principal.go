@@ -2,8 +2,9 @@ package fsm
 
 import "fmt"
 
-// MaxDisabled bounds the principals that are disabled at a time: they are meant to be
-// few, until their certificates have ended.
+// MaxDisabled bounds the principals that the operators, or one tenant, have disabled at a
+// time: they are meant to be few, until their certificates have ended. No side can use up
+// what another has.
 const MaxDisabled = 10_000
 
 // DisabledPrincipal is a principal that may do nothing.
@@ -30,15 +31,15 @@ func (s *State) Disabled(principal string) (*DisabledPrincipal, bool) {
 	return found, found != nil
 }
 
-// DisabledPrincipals returns up to limit of them by principal, beginning behind after,
-// those that a tenant disabled; of all if tenant is empty.
-func (s *State) DisabledPrincipals(tenant, after string, limit int) []*DisabledPrincipal {
+// DisabledPrincipals returns up to limit of them by principal and tenant, beginning
+// behind after, those that a tenant disabled; of all if tenant is empty.
+func (s *State) DisabledPrincipals(tenant string, after *DisabledPrincipal, limit int) []*DisabledPrincipal {
 	var out []*DisabledPrincipal
-	s.disabled.tree.Ascend(&DisabledPrincipal{Principal: after}, func(d *DisabledPrincipal) bool {
+	s.disabled.tree.Ascend(after, func(d *DisabledPrincipal) bool {
 		if len(out) >= limit {
 			return false
 		}
-		if d.Principal != after && (tenant == "" || d.Tenant == tenant) {
+		if behind := d.Principal != after.Principal || d.Tenant != after.Tenant; behind && (tenant == "" || d.Tenant == tenant) {
 			out = append(out, d)
 		}
 		return true
@@ -52,13 +53,22 @@ type DisablePrincipal struct {
 	Tenant    string `json:"tenant,omitempty"` // whose administrator asks; empty: an operator
 }
 
-func (c *DisablePrincipal) validate() error { return validPrincipal("principal", c.Principal) }
+func (c *DisablePrincipal) validate() error { return validDisabled(c.Principal, c.Tenant) }
+
+func validDisabled(principal, tenant string) error {
+	if tenant != "" {
+		if err := validTenant(tenant); err != nil {
+			return err
+		}
+	}
+	return validPrincipal("principal", principal)
+}
 
 func (c *DisablePrincipal) apply(t *tx) (Result, error) {
 	if _, ok := t.s.disabled.tree.Get(&DisabledPrincipal{Principal: c.Principal, Tenant: c.Tenant}); ok {
 		return Result{ID: c.Principal}, nil
 	}
-	if t.s.disabled.len() >= MaxDisabled {
+	if t.s.count(countDisabled+c.Tenant, ID{}) >= MaxDisabled {
 		return Result{}, fmt.Errorf("%w: %d principals are disabled", ErrLimit, MaxDisabled)
 	}
 	t.putDisabled(&DisabledPrincipal{Principal: c.Principal, Tenant: c.Tenant, By: t.entry.Principal, Since: t.seconds()})
@@ -71,7 +81,7 @@ type EnablePrincipal struct {
 	Tenant    string `json:"tenant,omitempty"`
 }
 
-func (c *EnablePrincipal) validate() error { return validPrincipal("principal", c.Principal) }
+func (c *EnablePrincipal) validate() error { return validDisabled(c.Principal, c.Tenant) }
 
 func (c *EnablePrincipal) apply(t *tx) (Result, error) {
 	d, ok := t.s.disabled.tree.Get(&DisabledPrincipal{Principal: c.Principal, Tenant: c.Tenant})

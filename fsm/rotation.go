@@ -12,6 +12,9 @@ const (
 	DefaultRotationPeriod = 365 * secondsPerDay
 )
 
+// maxTime is the last second that the next is computed from: far off, and no overflow.
+const maxTime = 1 << 40
+
 // Rotation is a key's schedule: a new version each Period.
 type Rotation struct {
 	Period int64 `json:"period"` // seconds
@@ -104,7 +107,7 @@ type RotateKeyOnSchedule struct {
 }
 
 func (c *RotateKeyOnSchedule) validate() error {
-	if c.At < c.Due {
+	if c.At < c.Due || c.At > maxTime {
 		return invalid("rotation due at %d, it is %d", c.Due, c.At)
 	}
 	if err := validToken(c.Token); err != nil {

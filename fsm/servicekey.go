@@ -42,11 +42,11 @@ func (c *CreateServiceKey) validate() error {
 }
 
 func (c *CreateServiceKey) apply(t *tx) (Result, error) {
+	if old, ok := t.s.ServiceKey(c.Tenant, c.Service); ok { // before the quota: whoever asks takes it then
+		return Result{}, fmt.Errorf("%w: key %s of service %s", ErrExists, old.ID, c.Service)
+	}
 	if err := t.s.roomForKey(c.Tenant); err != nil {
 		return Result{}, err
-	}
-	if old, ok := t.s.ServiceKey(c.Tenant, c.Service); ok {
-		return Result{}, fmt.Errorf("%w: key %s of service %s", ErrExists, old.ID, c.Service)
 	}
 	if _, ok := t.s.Key(c.ID); ok {
 		return Result{}, fmt.Errorf("%w: key %s", ErrExists, c.ID)

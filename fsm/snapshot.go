@@ -291,7 +291,7 @@ func loadRecord(kind recordKind, b []byte) (put func(*tx), err error) {
 	case kindPolicy:
 		return decodeRecord(b, func(t *tx, r *Policy) { t.s.policies.edit(t).Set(r) })
 	case kindDisabled:
-		return decodeRecord(b, func(t *tx, r *DisabledPrincipal) { t.s.disabled.edit(t).Set(r) })
+		return decodeRecord(b, (*tx).setDisabled)
 	case kindBinding:
 		return decodeRecord(b, (*tx).setBinding)
 	case kindUse:

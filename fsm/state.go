@@ -50,7 +50,7 @@ type State struct {
 	bindings         table[*Binding]
 	uses             table[*LastUse]
 	due              table[Due]   // what keys and grants have coming
-	counts           table[count] // keys of a tenant; grants, bindings of a key
+	counts           table[count] // keys of a tenant, principals it disabled; grants, bindings of a key
 }
 
 // keyItem keeps the id beside the pointer so that a look-up needs no allocation.

@@ -8,13 +8,14 @@ import "strings"
 
 // count is how many records belong to something.
 type count struct {
-	what string // countKeys and a tenant's name; countGrants, countBindings
+	what string // countKeys or countDisabled and a tenant's name; countGrants, countBindings
 	of   ID     // a key
 	n    int
 }
 
 const (
 	countKeys     = "keys/"
+	countDisabled = "disabled/" // by a tenant; without a name by the operators
 	countGrants   = "grants"
 	countBindings = "bindings"
 )
@@ -142,10 +143,9 @@ func (t *tx) dropGrant(g *Grant) {
 }
 
 func (t *tx) setBinding(b *Binding) {
-	if _, ok := t.s.Binding(b.Key, b.Resource); !ok {
+	if _, replaced := t.s.bindings.edit(t).Set(b); !replaced {
 		t.addTo(countBindings, b.Key, 1)
 	}
-	t.s.bindings.edit(t).Set(b)
 }
 
 func (t *tx) putBinding(b *Binding) {
@@ -181,14 +181,21 @@ func (t *tx) dropUse(u *LastUse) {
 	t.wrote(kindUse, true, u)
 }
 
+func (t *tx) setDisabled(d *DisabledPrincipal) {
+	if _, replaced := t.s.disabled.edit(t).Set(d); !replaced {
+		t.addTo(countDisabled+d.Tenant, ID{}, 1)
+	}
+}
+
 func (t *tx) putDisabled(d *DisabledPrincipal) {
 	d.Revision = t.s.index
-	t.s.disabled.edit(t).Set(d)
+	t.setDisabled(d)
 	t.wrote(kindDisabled, false, d)
 }
 
 func (t *tx) dropDisabled(d *DisabledPrincipal) {
 	t.s.disabled.edit(t).Delete(d)
+	t.addTo(countDisabled+d.Tenant, ID{}, -1)
 	t.wrote(kindDisabled, true, d)
 }
 
@@ -232,6 +239,9 @@ func (s *State) checkCounts() map[count]int {
 	}
 	for _, b := range s.bindings.all() {
 		found[count{what: countBindings, of: b.Key}]++
+	}
+	for _, d := range s.disabled.all() {
+		found[count{what: countDisabled + d.Tenant}]++
 	}
 	for _, c := range s.counts.all() {
 		found[count{what: c.what, of: c.of}] -= c.n

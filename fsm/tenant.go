@@ -77,13 +77,20 @@ type CreateTenant struct {
 }
 
 func (c *CreateTenant) validate() error {
-	switch {
-	case !ValidName(c.Name):
-		return invalid("tenant %.80q: a name has 1 to 64 of a-z 0-9 . _ - and begins with a letter or digit", c.Name)
-	case c.Administrator == "" || len(c.Administrator) > MaxPrincipal:
-		return invalid("the tenant's administrator has %d bytes: must be 1 to %d", len(c.Administrator), MaxPrincipal)
+	if err := validTenant(c.Name); err != nil {
+		return err
+	}
+	if err := validPrincipal("administrator", c.Administrator); err != nil {
+		return err
 	}
 	return validQuota(c.MaxKeys)
+}
+
+func validTenant(name string) error {
+	if !ValidName(name) {
+		return invalid("tenant %.80q: a name has 1 to 64 of a-z 0-9 . _ - and begins with a letter or digit", name)
+	}
+	return nil
 }
 
 func validQuota(keys int) error {

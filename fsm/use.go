@@ -63,21 +63,38 @@ func (c *RecordUse) validate() error {
 }
 
 func (c *RecordUse) apply(t *tx) (Result, error) {
-	for _, use := range c.Uses {
-		k, ok := t.s.Key(use.Key)
-		if !ok || use.Version != 0 && k.Version(use.Version) == nil {
-			continue // deleted meanwhile
+	uses := slices.SortedStableFunc(slices.Values(c.Uses), func(a, b Use) int { return compareID(a.Key, b.Key) })
+	for len(uses) > 0 {
+		n := slices.IndexFunc(uses, func(u Use) bool { return u.Key != uses[0].Key })
+		if n < 0 {
+			n = len(uses)
 		}
-		next := LastUse{Key: use.Key}
-		if old, ok := t.s.LastUse(use.Key); ok {
-			next = *old
-			next.Versions = slices.Clone(old.Versions)
-		}
-		if next.note(use) {
-			t.putUse(&next)
-		}
+		t.noteUses(uses[0].Key, uses[:n])
+		uses = uses[n:]
 	}
 	return Result{}, nil
+}
+
+// noteUses writes a key's record once, whatever number of its uses is told.
+func (t *tx) noteUses(key ID, uses []Use) {
+	k, ok := t.s.Key(key)
+	if !ok {
+		return // deleted meanwhile
+	}
+	next, news := LastUse{Key: key}, false
+	if old, ok := t.s.LastUse(key); ok {
+		next = *old
+		next.Versions = slices.Clone(old.Versions)
+	}
+	for _, use := range uses {
+		use.At = min(use.At, t.seconds()) // by a clock that is ahead
+		if use.Version == 0 || k.Version(use.Version) != nil {
+			news = next.note(use) || news
+		}
+	}
+	if news {
+		t.putUse(&next)
+	}
 }
 
 // note takes a use in and tells whether it was news.
@@ -87,11 +104,13 @@ func (u *LastUse) note(use Use) bool {
 		u.Refused = max(u.Refused, use.At)
 		return news
 	}
+	if use.At <= u.Version(use.Version) {
+		return false
+	}
 	i, found := u.find(use.Version)
 	if !found {
 		u.Versions = slices.Insert(u.Versions, i, VersionUse{Version: use.Version})
 	}
-	news := use.At > u.Versions[i].Used
-	u.Versions[i].Used = max(u.Versions[i].Used, use.At)
-	return news
+	u.Versions[i].Used = use.At
+	return true
 }

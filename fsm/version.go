@@ -45,14 +45,13 @@ func (r VersionRef) validate() error {
 
 // changeVersion lets f edit a copy of the version and stores it.
 func (r VersionRef) changeVersion(t *tx, f func(k *Key, v *KeyVersion) error) (Result, error) {
-	result, err := r.change(t, OpEdit, func(k *Key) error {
+	return r.change(t, OpEdit, func(k *Key) error {
 		if k.Version(r.Version) == nil {
 			return fmt.Errorf("%w: key %s has no version %d", ErrNotFound, k.ID, r.Version)
 		}
 		k.Versions = slices.Clone(k.Versions)
 		return f(k, k.Version(r.Version))
 	})
-	return result, err
 }
 
 // DisableKeyVersion makes one version unusable: what it has sealed does not open. The
@@ -139,9 +138,9 @@ type DestroyKeyVersions struct {
 }
 
 func (c *DestroyKeyVersions) apply(t *tx) (Result, error) {
-	old, ok := t.s.Key(c.ID)
-	if !ok || old.Tenant != c.Tenant {
-		return Result{}, fmt.Errorf("%w: key %s", ErrNotFound, c.ID)
+	old, err := c.find(t)
+	if err != nil {
+		return Result{}, err
 	}
 	k, n := *old, 0
 	k.Versions = slices.Clone(k.Versions)

@@ -196,7 +196,7 @@ func testAuditFailures(ctx context.Context, c *testCluster) {
 		},
 		"another tenant": {
 			func() { _, _ = user.Keys().ListKeys(ctx, &pb.ListKeysRequest{Tenant: "other"}) },
-			audit.Event{Name: "ListKeys", Class: "user", Tenant: "default", Result: audit.Denied, Reason: "cannot act for tenant other"},
+			audit.Event{Name: "ListKeys", Class: "user", Tenant: "other", Result: audit.Denied, Reason: "may not ListKeys for tenant other"},
 		},
 		"a list": {
 			func() { _, _ = user.Keys().ListKeys(ctx, &pb.ListKeysRequest{}) },

@@ -15,12 +15,15 @@ type question struct {
 	needs     permission
 	operation string // as policies and grants name it
 	context   []Pair // encryption context
+	ofKey     bool   // it is about a key, whether or not there is one
+	ends      fsm.ID // the grant that it would end: no other grant allows that
 }
 
 // decide answers a question about a key, or about the tenant itself if k is nil, from
 // one state: the rule that allows, or an error that wraps ErrDenied and names what
-// forbids. In this order: the principal, its role, what policies forbid, what a service
-// is held to, what policies permit, grants.
+// forbids. In this order: the principal, its role, what a service is held to (before
+// anything that depends on the key, so that the answer tells nothing of it), what policies
+// forbid, what policies permit, grants.
 func (s *Service) decide(st *fsm.State, q question, k *fsm.Key) (rule string, err error) {
 	if err := enabled(st, q.caller); err != nil {
 		return "principal", err
@@ -32,14 +35,14 @@ func (s *Service) decide(st *fsm.State, q question, k *fsm.Key) (rule string, er
 	if !ok {
 		return "tenant", s.absent(q, fmt.Errorf("%w: tenant %q", fsm.ErrNotFound, q.tenant))
 	}
-	effect, by := s.policies.decide(st, tenant, k, q, s.now())
-	if effect == policy.Forbidden {
-		return by, s.absent(q, fmt.Errorf("%w: %s forbids %s", ErrDenied, by, q.operation))
-	}
 	if k != nil {
 		if err := q.heldToContext(); err != nil {
 			return "service", err
 		}
+	}
+	effect, by := s.policies.decide(st, tenant, k, q, s.now())
+	if effect == policy.Forbidden {
+		return by, s.absent(q, fmt.Errorf("%w: %s forbids %s", ErrDenied, by, q.operation))
 	}
 	if k != nil && k.Manager == fsm.ManagerService && q.needs == mayUse {
 		if q.caller.Class == ClassService && q.caller.Name == k.Service {
@@ -67,7 +70,10 @@ func (s *Service) absent(q question, own error) error {
 	if own != nil && !q.caller.foreign(q.tenant) {
 		return own
 	}
-	return fmt.Errorf("%w: %s may not %s with that key of tenant %s: it needs a grant", ErrDenied, q.caller.Principal, q.operation, q.tenant)
+	if q.ofKey {
+		return fmt.Errorf("%w: %s may not %s with that key of tenant %s: it needs a grant", ErrDenied, q.caller.Principal, q.operation, q.tenant)
+	}
+	return fmt.Errorf("%w: %s may not %s for tenant %s", ErrDenied, q.caller.Principal, q.operation, q.tenant)
 }
 
 // enabled is nil unless the principal was disabled.
@@ -99,14 +105,38 @@ func (q question) heldToContext() error {
 
 // grant finds a grant that allows; nil if there is none.
 func (s *Service) grant(st *fsm.State, q question, k *fsm.Key) *fsm.Grant {
+	context, at := tagsOf(q.context), s.wall(st)
 	var found *fsm.Grant
 	st.GrantsFor(q.caller.Principal, k.ID, func(g *fsm.Grant) bool {
-		if g.Allows(fsm.GrantOperation(q.operation), tagsOf(q.context), s.wall(st)) {
+		if q.within(g, context, at) {
 			found = g
 		}
 		return found == nil
 	})
 	return found
+}
+
+// within tells whether a grant of the caller's allows what is asked. Constraints are about
+// the encryption context: what has none is not held to them. Whoever may use the key for
+// a resource may register that.
+func (q question) within(g *fsm.Grant, context []fsm.Tag, at int64) bool {
+	op := fsm.GrantOperation(q.operation)
+	switch {
+	case op == "BindResource", op == "ReleaseResource":
+		return slices.ContainsFunc(g.Operations, func(op fsm.GrantOperation) bool {
+			return usesKey(op) && g.Allows(op, context, at)
+		})
+	case op == fsm.GrantRetireGrant && q.ends != (fsm.ID{}) && q.ends != g.ID:
+		return false
+	case q.needs != mayUse:
+		return g.Holds(op, at)
+	}
+	return g.Allows(op, context, at)
+}
+
+// usesKey tells whether an operation of grants is cryptography.
+func usesKey(op fsm.GrantOperation) bool {
+	return op != fsm.GrantCreateGrant && op != fsm.GrantRetireGrant && op != fsm.GrantDescribeKey
 }
 
 // tagsOf is an encryption context as the state knows pairs.
@@ -121,7 +151,7 @@ func tagsOf(pairs []Pair) []fsm.Tag {
 // lookUp finds a key that a call names and asks whether the caller may: existence, then
 // authorisation. State is for whoever does something with it.
 func (s *Service) lookUp(st *fsm.State, ref reference, q question) (k *fsm.Key, rule string, err error) {
-	q.tenant = ref.tenant
+	q.tenant, q.ofKey = ref.tenant, true
 	if k, err = ref.resolve(st); err == nil {
 		rule, err = s.decide(st, q, k)
 		return k, rule, err

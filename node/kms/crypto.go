@@ -92,6 +92,9 @@ func (t target) usable(st *fsm.State, k *fsm.Key) error {
 			return fmt.Errorf("%w of key %s", err, k.ID)
 		}
 	}
+	if len(k.Required) == 0 {
+		return nil
+	}
 	return k.HasContext(tagsOf(t.q.context))
 }
 
@@ -392,10 +395,16 @@ func (s *Service) ReEncrypt(ctx context.Context, c Call, r ReEncryption) (Moved,
 	}
 	src, dst, err := s.findMove(st, c, r, header, h)
 	src.describe(&e)
-	if err != nil {
-		return Moved{}, s.refuseUse(e, st, src.target, err)
+	if dst.key != nil {
+		e.Target = dst.arn(st)
 	}
-	e.Target = dst.arn(st)
+	if err != nil {
+		failed := src.target
+		if dst.key != nil { // the source has passed
+			failed = dst
+		}
+		return Moved{}, s.refuseUse(e, st, failed, err)
+	}
 	authorise := func(st *fsm.State) error { return errors.Join(src.authorise(st), dst.authorise(st)) }
 	return through(ctx, s, c, e, authorise, func(ctx context.Context) (Moved, error) {
 		return s.move(ctx, st, src, dst, to, r.Ciphertext)
@@ -460,9 +469,9 @@ func (s *Service) GenerateRandom(ctx context.Context, c Call, n int) ([]byte, er
 }
 
 // decideRandom tells whether random bytes may be had: key users by policy, and services,
-// who have no tenant of their own.
+// who have no tenant of their own: whichever they name has no part in it.
 func (s *Service) decideRandom(st *fsm.State, c Call) (string, error) {
-	if c.Caller.Class == ClassService && c.Tenant == "" {
+	if c.Caller.Class == ClassService {
 		return "service", enabled(st, c.Caller)
 	}
 	return s.decide(st, question{caller: c.Caller, tenant: c.acting(), needs: mayUse, operation: "GenerateRandom"}, nil)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/quorumkms/quorumkms/fsm"
@@ -22,6 +23,9 @@ const (
 	// maxPaused bounds what is left alone; beyond it everything is tried again.
 	maxPaused = 10_000
 )
+
+// errNoToken means: the HSM makes no keys.
+var errNoToken = errors.New("the HSM makes no key")
 
 // RunDuties does what is due until ctx ends: on the leader rotations, deletions,
 // destructions and the ends of grants, on every node the telling of keys' last uses. Each
@@ -51,41 +55,52 @@ func (s *Service) doDue(ctx context.Context, paused map[fsm.Due]time.Time) (more
 	if !s.leader.Leads() || s.audit.Healthy() != nil {
 		return false
 	}
+	if s.log.State().Permits(&fsm.DeleteKey{}) != nil { // a cluster of an earlier release leaves it for later
+		return false
+	}
 	at, ok := s.leader.MajorityTime()
 	if !ok {
 		return false
 	}
+	maps.DeleteFunc(paused, func(_ fsm.Due, until time.Time) bool { return !s.now().Before(until) })
 	if len(paused) > maxPaused {
 		clear(paused)
 	}
 	st := s.log.State()
 	due := st.Due(at.Unix(), dutyBatch+len(paused))
-	did := 0
+	did, failed := 0, 0
+	var noToken error // of this look: what needs no key does not wait for an HSM that makes none
 	for _, d := range due {
-		if until, waits := paused[d]; waits && s.now().Before(until) {
+		if _, waits := paused[d]; waits {
 			continue
 		}
 		if did++; did > dutyBatch {
-			return true
+			return failed == 0
 		}
-		if err := s.doOne(ctx, st, d, at); err != nil {
-			paused[d] = s.now().Add(dutyPause)
-			s.logger.Warn("what is due was not done, trying again later", "due", time.Unix(d.At, 0).UTC(), "id", d.ID, "grant", d.Grant, "error", err)
-			if ctx.Err() != nil || !s.leader.Leads() {
-				return false
-			}
+		err := s.doOne(ctx, st, d, at, noToken)
+		if err == nil {
 			continue
 		}
-		delete(paused, d)
+		failed++
+		paused[d] = s.now().Add(dutyPause)
+		if noToken == nil || !errors.Is(err, errNoToken) {
+			s.logger.Warn("what is due was not done, trying again later", "due", time.Unix(d.At, 0).UTC(), "id", d.ID, "grant", d.Grant, "error", err)
+		}
+		if errors.Is(err, errNoToken) {
+			noToken = err
+		}
+		if ctx.Err() != nil || !s.leader.Leads() {
+			return false
+		}
 	}
-	return did > 0 && did == len(due) && did == dutyBatch
+	return failed == 0 && did == dutyBatch && did == len(due)
 }
 
 // doOne does one thing that is due. What was changed meanwhile is no failure.
-func (s *Service) doOne(ctx context.Context, st *fsm.State, d fsm.Due, at time.Time) error {
+func (s *Service) doOne(ctx context.Context, st *fsm.State, d fsm.Due, at time.Time, noToken error) error {
 	ctx, cancel := context.WithTimeout(ctx, dutyTimeout)
 	defer cancel()
-	name, command, err := s.dueCommand(ctx, st, d, at)
+	name, command, err := s.dueCommand(ctx, st, d, at, noToken)
 	if command == nil || err != nil {
 		return err
 	}
@@ -118,8 +133,9 @@ func keyOfDue(st *fsm.State, d fsm.Due) *fsm.Key {
 	return k
 }
 
-// dueCommand is what is to be done: no command if it is not due any more.
-func (s *Service) dueCommand(ctx context.Context, st *fsm.State, d fsm.Due, at time.Time) (name string, c fsm.Command, err error) {
+// dueCommand is what is to be done: no command if it is not due any more. noToken is why
+// the HSM makes no keys, if that is known.
+func (s *Service) dueCommand(ctx context.Context, st *fsm.State, d fsm.Due, at time.Time, noToken error) (name string, c fsm.Command, err error) {
 	now := at.Unix()
 	if d.Grant {
 		g, ok := st.Grant(d.ID)
@@ -139,10 +155,13 @@ func (s *Service) dueCommand(ctx context.Context, st *fsm.State, d fsm.Due, at t
 	case k.DestructionDue(now):
 		return "DestroyKeyVersions", &fsm.DestroyKeyVersions{KeyRef: ref, At: now}, nil
 	case k.RotationDue() && k.Rotation.Next <= now:
+		if noToken != nil {
+			return "", nil, noToken
+		}
 		command := &fsm.RotateKeyOnSchedule{KeyRef: ref, Due: k.Rotation.Next, At: now, Version: st.NextVersion(k)}
 		command.Generation, command.Token, err = s.makeToken(ctx, st, Call{}, command, k.ID, command.Version)
 		if err != nil {
-			return "", nil, fmt.Errorf("rotating key %s: %w", k.ID, err)
+			return "", nil, fmt.Errorf("%w: rotating key %s: %w", errNoToken, k.ID, err)
 		}
 		return "RotateKey", command, nil
 	}

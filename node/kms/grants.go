@@ -2,7 +2,6 @@ package kms
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -28,7 +27,7 @@ type GrantParams struct {
 // that they hold and that allows CreateGrant. It is usable on every node when it returns.
 func (s *Service) CreateGrant(ctx context.Context, c Call, key string, p GrantParams) (id string, st *fsm.State, err error) {
 	x := s.changeOf("CreateGrant", c, key, 0, p, nil)
-	x.needs, x.target = mayDelegate, p.Grantee
+	x.needs, x.target, x.other = mayDelegate, p.Grantee, true
 	x.build = func(_ context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
 		command, err := s.grantCommand(st, c, key, p, e)
 		if err == nil {
@@ -70,7 +69,7 @@ func (s *Service) grantCommand(st *fsm.State, c Call, key string, p GrantParams,
 // delegable finds the key and by what the caller may make grants of it: a policy, which
 // needs no parent, or a grant that it holds, which is the parent.
 func (s *Service) delegable(st *fsm.State, c Call, key, parent string, e *audit.Event) (*fsm.Key, fsm.ID, error) {
-	q := question{caller: c.Caller, needs: mayDelegate, operation: string(fsm.GrantCreateGrant)}
+	q := question{caller: c.Caller, needs: mayDelegate, operation: string(fsm.GrantCreateGrant), ofKey: true}
 	ref, err := parseReference(st, c, key)
 	if err != nil {
 		return nil, fsm.ID{}, err
@@ -83,9 +82,8 @@ func (s *Service) delegable(st *fsm.State, c Call, key, parent string, e *audit.
 		return nil, fsm.ID{}, err
 	}
 	e.KeyID = k.ID.String()
-	var rule string
 	held := s.held(st, c.Caller, k, fsm.GrantCreateGrant, parent)
-	rule, err = s.decideWithout(st, q, k, held)
+	rule, err := s.decide(st, q, k)
 	e.DecidedBy = rule
 	switch {
 	case err != nil:
@@ -99,16 +97,6 @@ func (s *Service) delegable(st *fsm.State, c Call, key, parent string, e *audit.
 }
 
 func grantRule(g *fsm.Grant) string { return "grant " + g.ID.String() }
-
-// decideWithout is decide where a grant's constraints are no matter, since the call has
-// no encryption context: it is enough that the grant is held.
-func (s *Service) decideWithout(st *fsm.State, q question, k *fsm.Key, held *fsm.Grant) (string, error) {
-	rule, err := s.decide(st, q, k)
-	if err == nil || held == nil || !errors.Is(err, ErrDenied) || rule != "no rule" && rule != "tenant" {
-		return rule, err
-	}
-	return grantRule(held), nil
-}
 
 // held finds a grant that the caller holds for a key and that allows an operation,
 // whatever its constraints; that one if id is not empty. Nil if there is none.
@@ -140,7 +128,7 @@ func (s *Service) RetireGrant(ctx context.Context, c Call, key, grant string) (*
 
 func (s *Service) endGrant(ctx context.Context, name string, c Call, key, grant string, needs permission, command func(fsm.GrantRef) fsm.Command) (*fsm.State, error) {
 	x := s.changeOf(name, c, key, 0, grant, nil)
-	x.needs, x.lane, x.target = needs, limit.Restrict, grant
+	x.needs, x.lane, x.target, x.other = needs, limit.Restrict, grant, true
 	x.build = func(_ context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
 		id, err := uuid.Parse(grant)
 		if err != nil || id.String() != grant {
@@ -151,7 +139,7 @@ func (s *Service) endGrant(ctx context.Context, name string, c Call, key, grant 
 			return nil, err
 		}
 		e.Grant, e.Tenant, e.Alias = grant, ref.tenant, ref.alias
-		q := question{caller: c.Caller, tenant: ref.tenant, needs: needs, operation: name}
+		q := question{caller: c.Caller, tenant: ref.tenant, needs: needs, operation: name, ofKey: true}
 		k, err := ref.resolve(st)
 		if err != nil {
 			_, e.DecidedBy, err = s.lookUp(st, ref, q)
@@ -167,21 +155,18 @@ func (s *Service) endGrant(ctx context.Context, name string, c Call, key, grant 
 	return st, err
 }
 
-// mayEnd decides who may end a grant.
+// mayEnd decides who may end a grant. That a principal is named in it as retiring is a
+// right like the grant's own: what policies forbid goes before it.
 func (s *Service) mayEnd(st *fsm.State, q question, k *fsm.Key, id fsm.ID) (string, error) {
-	g, ok := st.Grant(id)
-	if ok && g.Key == k.ID && q.operation == "RetireGrant" {
-		if err := enabled(st, q.caller); err != nil {
-			return "principal", err
-		}
-		if g.Retiring == q.caller.Principal {
-			return "retiring principal", nil
-		}
-		if g.Grantee == q.caller.Principal && g.Holds(fsm.GrantRetireGrant, s.wall(st)) {
-			return grantRule(g), nil
-		}
+	q.ends = id
+	rule, err := s.decide(st, q, k)
+	if err == nil || q.operation != "RetireGrant" || rule != "no rule" && rule != "tenant" {
+		return rule, err
 	}
-	return s.decide(st, q, k)
+	if g, ok := st.Grant(id); ok && g.Key == k.ID && g.Retiring == q.caller.Principal {
+		return "retiring principal", nil
+	}
+	return rule, err
 }
 
 // ListGrants returns a key's grants by id: all, or those of one grantee, or one.

@@ -62,6 +62,7 @@ type change struct {
 	params any
 	expect uint64 // revision named by the caller; 0: none
 	target string // what it is about, for the record
+	other  bool   // the answer names a grant or a policy, not a key
 	build  func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error)
 }
 
@@ -74,7 +75,10 @@ func (s *Service) apply(ctx context.Context, c change) (fsm.Result, *fsm.State, 
 	if err != nil {
 		return fsm.Result{}, nil, s.refuse(e, err)
 	}
-	if e.KeyID != "" && e.Grant == "" {
+	switch {
+	case e.Grant != "":
+		e.Grant = cmp.Or(result.ID, e.Grant) // a name that is taken answers with the grant that has it
+	case e.KeyID != "" && !c.other:
 		e.KeyID, e.KeyVersion = cmp.Or(result.ID, e.KeyID), result.Version // a repeated CreateKey answers with the first one's key
 	}
 	if err := s.succeed(e, st); err != nil {

@@ -30,7 +30,7 @@ func (s *Service) PutPolicy(ctx context.Context, c Call, key, text string, expec
 	case text == "":
 		name = "DeleteTenantPolicy"
 	}
-	x := change{name: name, call: c, needs: mayAdminister, lane: limit.Restrict, params: []any{key, text, expect}, expect: 1}
+	x := change{name: name, call: c, needs: mayAdminister, lane: limit.Restrict, params: []any{key, text, expect}, expect: 1, other: true}
 	x.build = func(_ context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
 		command := &fsm.PutPolicy{Tenant: c.acting(), Text: text, Expect: expect}
 		q := question{caller: c.Caller, needs: mayAdminister, operation: name}
@@ -83,7 +83,7 @@ func (s *Service) lockedOut(st *fsm.State, q question, k *fsm.Key, command *fsm.
 	}) {
 		return nil
 	}
-	return fmt.Errorf("%w: neither %s nor %s could %s any more", ErrLockout, who[0].Principal, tenant.Administrator, q.operation)
+	return fmt.Errorf("%w: neither you nor the tenant's first administrator (%s) could call %s any more", ErrLockout, tenant.Administrator, q.operation)
 }
 
 // GetPolicy returns the tenant's policy, or a key's: the present one, or a revision by its
@@ -216,7 +216,7 @@ func (s *Service) explain(st *fsm.State, q question, k *fsm.Key) Explanation {
 		x.Reason = err.Error()
 		return x
 	}
-	if k != nil && q.needs == mayUse {
+	if k != nil && q.needs == mayUse && q.operation != "BindResource" && q.operation != "ReleaseResource" {
 		t := target{service: s, q: q, op: fsm.OpOpen, version: k.Current().Version}
 		if seals(q.operation) {
 			t.op = fsm.OpSeal

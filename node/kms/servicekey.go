@@ -15,7 +15,7 @@ import (
 // puts them in order and refuses all but the first.
 func (s *Service) serviceKey(ctx context.Context, st *fsm.State, c Call, pairs []Pair, e *audit.Event) (reference, *fsm.State, error) {
 	ref := reference{tenant: c.acting(), alias: fsm.ServiceAlias(c.Caller.Name)}
-	q := question{caller: c.Caller, tenant: ref.tenant, needs: mayUse, operation: e.Name, context: pairs}
+	q := question{caller: c.Caller, tenant: ref.tenant, needs: mayUse, operation: e.Name, context: pairs, ofKey: true}
 	if c.Tenant == "" {
 		return ref, st, invalid("a service that names no key must name the tenant that it acts for")
 	}
@@ -34,7 +34,7 @@ func (s *Service) serviceKey(ctx context.Context, st *fsm.State, c Call, pairs [
 	}
 	command := &fsm.CreateServiceKey{ID: uuid.New(), Tenant: ref.tenant, Service: c.Caller.Name}
 	var err error
-	if command.Generation, command.Token, err = s.makeToken(ctx, st, c, command, command.ID, 1); err != nil && !errors.Is(err, fsm.ErrExists) {
+	if command.Generation, command.Token, err = s.makeToken(ctx, st, c, command, command.ID, 1); err != nil {
 		return ref, st, err
 	}
 	if c.DryRun {

@@ -3,6 +3,7 @@ package kms
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/audit"
@@ -144,8 +145,11 @@ func (s *Service) ownPrincipal(c Call, principal, tenant string, byOperator bool
 // DescribeTenant returns a tenant: its members see their own, operators and the auditors
 // of all tenants any.
 func (s *Service) DescribeTenant(ctx context.Context, c Call, name string) (TenantView, *fsm.State, error) {
-	if name != "" && c.Tenant == "" {
+	switch {
+	case c.Tenant == "":
 		c.Tenant = name
+	case name != "" && name != c.Tenant:
+		return TenantView{}, nil, s.Refuse("DescribeTenant", c, invalid("the name is of tenant %s, the call is for tenant %s", name, c.Tenant))
 	}
 	find := func(st *fsm.State, name string) (TenantView, error) {
 		t, ok := st.Tenant(name)
@@ -189,7 +193,9 @@ func (s *Service) ListDisabledPrincipals(ctx context.Context, c Call, limit uint
 		if err != nil {
 			return Page[*fsm.DisabledPrincipal]{}, err
 		}
-		return page(st.DisabledPrincipals(tenant, after, n+1), n, func(d *fsm.DisabledPrincipal) string { return d.Principal },
+		principal, by, _ := strings.Cut(after, " ") // no URI has one
+		from := &fsm.DisabledPrincipal{Principal: principal, Tenant: by}
+		return page(st.DisabledPrincipals(tenant, from, n+1), n, func(d *fsm.DisabledPrincipal) string { return d.Principal + " " + d.Tenant },
 			func(d *fsm.DisabledPrincipal) int { return recordSize + len(d.Principal) + len(d.By) }), nil
 	}
 	r := reading{name: "ListPrincipals", call: c, as: mayRead}

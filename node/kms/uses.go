@@ -104,6 +104,8 @@ func (s *Service) tellUses(ctx context.Context) {
 	if len(all) == 0 {
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, dutyTimeout) // what is due must not wait for it
+	defer cancel()
 	if _, err := s.log.Propose(ctx, fsm.Proposal{Command: &fsm.RecordUse{Uses: all}, Principal: s.self}); err != nil {
 		s.logger.Debug("keys' last uses were not told, trying again", "error", err)
 		s.uses.back(all)

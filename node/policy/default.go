@@ -5,7 +5,7 @@ package policy
 const DefaultText = `@id("default-admins")
 permit (
     principal is KMS::Admin,
-    action in [KMS::Action::"administer", KMS::Action::"read"],
+    action in [KMS::Action::"administer", KMS::Action::"read", KMS::Action::"BindResource"],
     resource
 ) when { principal.tenant == resource.tenant };
 

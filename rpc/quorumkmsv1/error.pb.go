@@ -32,6 +32,7 @@ const (
 	Reason_REASON_MALFORMED_CIPHERTEXT Reason = 2
 	Reason_REASON_INVALID_CIPHERTEXT   Reason = 3 // the one text for every failed decryption
 	Reason_REASON_REQUEST_ID_REUSED    Reason = 4
+	Reason_REASON_POLICY_INVALID       Reason = 5 // the text names line and column
 	// Unauthenticated, PermissionDenied.
 	Reason_REASON_NO_CERTIFICATE     Reason = 10
 	Reason_REASON_DENIED             Reason = 11
@@ -59,9 +60,7 @@ const (
 	Reason_REASON_KEY_IN_USE               Reason = 46 // resources are bound to it: see ListResources
 	Reason_REASON_KEY_SERVICE_MANAGED      Reason = 47 // a service has its life in hand
 	Reason_REASON_TENANT_FROZEN            Reason = 48
-	// InvalidArgument.
-	Reason_REASON_POLICY_INVALID Reason = 55 // the text names line and column
-	Reason_REASON_POLICY_LOCKOUT Reason = 56 // FailedPrecondition: nobody could change it again
+	Reason_REASON_POLICY_LOCKOUT           Reason = 49 // nobody could change the policy again
 	// Aborted.
 	Reason_REASON_CONFLICT Reason = 50
 	// ResourceExhausted.
@@ -87,6 +86,7 @@ var (
 		2:  "REASON_MALFORMED_CIPHERTEXT",
 		3:  "REASON_INVALID_CIPHERTEXT",
 		4:  "REASON_REQUEST_ID_REUSED",
+		5:  "REASON_POLICY_INVALID",
 		10: "REASON_NO_CERTIFICATE",
 		11: "REASON_DENIED",
 		12: "REASON_PRINCIPAL_DISABLED",
@@ -111,8 +111,7 @@ var (
 		46: "REASON_KEY_IN_USE",
 		47: "REASON_KEY_SERVICE_MANAGED",
 		48: "REASON_TENANT_FROZEN",
-		55: "REASON_POLICY_INVALID",
-		56: "REASON_POLICY_LOCKOUT",
+		49: "REASON_POLICY_LOCKOUT",
 		50: "REASON_CONFLICT",
 		60: "REASON_LIMIT",
 		61: "REASON_BUSY",
@@ -131,6 +130,7 @@ var (
 		"REASON_MALFORMED_CIPHERTEXT":     2,
 		"REASON_INVALID_CIPHERTEXT":       3,
 		"REASON_REQUEST_ID_REUSED":        4,
+		"REASON_POLICY_INVALID":           5,
 		"REASON_NO_CERTIFICATE":           10,
 		"REASON_DENIED":                   11,
 		"REASON_PRINCIPAL_DISABLED":       12,
@@ -155,8 +155,7 @@ var (
 		"REASON_KEY_IN_USE":               46,
 		"REASON_KEY_SERVICE_MANAGED":      47,
 		"REASON_TENANT_FROZEN":            48,
-		"REASON_POLICY_INVALID":           55,
-		"REASON_POLICY_LOCKOUT":           56,
+		"REASON_POLICY_LOCKOUT":           49,
 		"REASON_CONFLICT":                 50,
 		"REASON_LIMIT":                    60,
 		"REASON_BUSY":                     61,
@@ -209,6 +208,7 @@ const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\x1bREASON_MALFORMED_CIPHERTEXT\x10\x02\x12\x1d\n" +
 	"\x19REASON_INVALID_CIPHERTEXT\x10\x03\x12\x1c\n" +
 	"\x18REASON_REQUEST_ID_REUSED\x10\x04\x12\x19\n" +
+	"\x15REASON_POLICY_INVALID\x10\x05\x12\x19\n" +
 	"\x15REASON_NO_CERTIFICATE\x10\n" +
 	"\x12\x11\n" +
 	"\rREASON_DENIED\x10\v\x12\x1d\n" +
@@ -234,8 +234,7 @@ const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\x11REASON_KEY_IN_USE\x10.\x12\x1e\n" +
 	"\x1aREASON_KEY_SERVICE_MANAGED\x10/\x12\x18\n" +
 	"\x14REASON_TENANT_FROZEN\x100\x12\x19\n" +
-	"\x15REASON_POLICY_INVALID\x107\x12\x19\n" +
-	"\x15REASON_POLICY_LOCKOUT\x108\x12\x13\n" +
+	"\x15REASON_POLICY_LOCKOUT\x101\x12\x13\n" +
 	"\x0fREASON_CONFLICT\x102\x12\x10\n" +
 	"\fREASON_LIMIT\x10<\x12\x0f\n" +
 	"\vREASON_BUSY\x10=\x12\x17\n" +
