@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+	"unique"
 
 	"github.com/google/uuid"
 )
@@ -211,7 +212,8 @@ func (c *CreateKey) validate() error {
 }
 
 func (c *CreateKey) apply(t *tx) (Result, error) {
-	if _, ok := t.s.Tenant(c.Tenant); !ok {
+	tenant, ok := t.s.Tenant(c.Tenant)
+	if !ok {
 		return Result{}, fmt.Errorf("%w: tenant %q", ErrNotFound, c.Tenant)
 	}
 	if _, ok := t.s.Key(c.ID); ok {
@@ -229,8 +231,8 @@ func (c *CreateKey) apply(t *tx) (Result, error) {
 	}
 	now := t.seconds()
 	t.putKey(&Key{
-		ID: c.ID, Tenant: c.Tenant, Description: c.Description,
-		State: KeyEnabled, Usage: c.Usage, Spec: c.Spec, Origin: OriginKMS, Manager: ManagerCustomer,
+		ID: c.ID, Tenant: tenant.Name, Description: c.Description,
+		State: KeyEnabled, Usage: once(c.Usage), Spec: once(c.Spec), Origin: OriginKMS, Manager: ManagerCustomer,
 		Created: now, Tags: tags,
 		Versions: []KeyVersion{{Version: c.Version, Generation: c.Generation, Created: now, Cause: CauseCreated, Token: c.Token}},
 	})
@@ -358,6 +360,18 @@ func ValidName(s string) bool {
 		}
 	}
 	return true
+}
+
+// once keeps a text that many records have in memory once.
+func once[T ~string](text T) T { return T(unique.Make(string(text)).Value()) }
+
+// shareTexts keeps what many keys have in memory once. The key is one that nobody
+// else sees yet.
+func (k *Key) shareTexts() {
+	k.Tenant, k.State, k.Usage, k.Spec, k.Origin, k.Manager = once(k.Tenant), once(k.State), once(k.Usage), once(k.Spec), once(k.Origin), once(k.Manager)
+	for i := range k.Versions {
+		k.Versions[i].Cause = once(k.Versions[i].Cause)
+	}
 }
 
 func invalid(format string, args ...any) error {

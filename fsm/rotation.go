@@ -42,7 +42,7 @@ func (c *RotateKey) validate() error {
 
 func (c *RotateKey) apply(t *tx) (Result, error) {
 	return c.change(t, OpRotate, func(k *Key) error {
-		return t.addVersion(k, KeyVersion{Version: c.Version, Generation: c.Generation, Cause: c.Cause, Token: c.Token})
+		return t.addVersion(k, KeyVersion{Version: c.Version, Generation: c.Generation, Cause: once(c.Cause), Token: c.Token})
 	})
 }
 

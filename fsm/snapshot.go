@@ -283,9 +283,9 @@ func loadRecord(kind recordKind, b []byte) (put func(*tx), err error) {
 	case kindTicket:
 		return decodeRecord(b, func(t *tx, r *Ticket) { t.s.tickets.edit(t).Set(r) })
 	case kindKey:
-		return decodeRecord(b, (*tx).setKey)
+		return decodeRecord(b, func(t *tx, k *Key) { k.shareTexts(); t.setKey(k) })
 	case kindAlias:
-		return decodeRecord(b, (*tx).setAlias)
+		return decodeRecord(b, func(t *tx, a *Alias) { a.Tenant = once(a.Tenant); t.setAlias(a) })
 	case kindGrant:
 		return decodeRecord(b, (*tx).setGrant)
 	case kindPolicy:

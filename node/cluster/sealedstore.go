@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/hashicorp/raft"
@@ -213,7 +214,7 @@ func (s *sealedStore) forget(from, to uint64) error {
 	case from > s.first && to < last:
 		return s.check(fmt.Errorf("%w: raft deletes the log's entries %d to %d out of %d to %d", ErrStorage, from, to, s.first, last))
 	case to < last:
-		s.seals = s.seals[to-s.first+1:]
+		s.seals = slices.Clone(s.seals[to-s.first+1:]) // what is left is little, as a rule: the rest need not stay in memory
 		s.first = to + 1
 		return nil
 	case from <= s.first && covered >= last:
