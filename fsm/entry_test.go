@@ -415,7 +415,7 @@ func FuzzApply(f *testing.F) {
 			f.Add(e.Command, []byte(e.Body), e.Proposer)
 		}
 	}
-	w := goldenScript(f)
+	w := goldenUpgraded(f)
 	before := snapshotOf(f, w.s)
 	f.Fuzz(func(t *testing.T, command string, body []byte, proposer string) {
 		e := w.entry()
@@ -439,7 +439,7 @@ func FuzzApply(f *testing.F) {
 
 // TestDecodeCommand: a body that travels by itself is read as strictly.
 func TestDecodeCommand(t *testing.T) {
-	for _, l := range goldenScript(t).log {
+	for _, l := range append(goldenScript(t).log, goldenUpgrade(t).log...) {
 		e, want, err := decodeEntry(l.Data)
 		if err != nil {
 			t.Fatal(err)

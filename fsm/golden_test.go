@@ -47,6 +47,13 @@ func firstInit() *InitCluster { return edited(initCluster(), func(c *InitCluster
 // goldenUpgrade is the fixed log of release 2: a cluster of release 1 that is raised,
 // and then every command that is new.
 func goldenUpgrade(t failer) *world {
+	w := goldenUpgraded(t)
+	goldenRecoveries(w)
+	return w
+}
+
+// goldenUpgraded is that log up to its recoveries, which disable all keys.
+func goldenUpgraded(t failer) *world {
 	w := newWorld(t)
 	w.do(firstInit())
 	w.refuse(initCluster(), ErrExists, "")
@@ -67,7 +74,6 @@ func goldenUpgrade(t failer) *world {
 	goldenPolicies(w)
 	goldenUses(w)
 	goldenDeletions(w)
-	goldenRecoveries(w)
 	return w
 }
 
