@@ -9,6 +9,6 @@
 // again many times.
 //
 // Reading order: clock.go, disk.go, network.go, rafttransport.go, peers.go (what nodes
-// stand on), node.go (a node's life), cluster.go (a cluster's), client.go (what its
-// clients do), trace.go. The schedules are in the tests.
+// stand on), node.go (a node's life), cluster.go (a cluster's), client.go and
+// right.go (what its clients do), trace.go. The schedules are in the tests.
 package nodetest

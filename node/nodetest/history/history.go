@@ -156,17 +156,25 @@ type History struct {
 
 // Recorder collects a history. Its methods may be called from any goroutine.
 type Recorder struct {
-	now func() time.Duration
+	clock func() time.Duration
 
 	mu      sync.Mutex
+	last    time.Duration
 	ops     []Operation
 	digests map[Digest]struct{}
 }
 
 // NewRecorder records with a clock of which only differences matter; one clock for
 // all clients and nodes.
-func NewRecorder(now func() time.Duration) *Recorder {
-	return &Recorder{now: now, digests: map[Digest]struct{}{}}
+func NewRecorder(clock func() time.Duration) *Recorder {
+	return &Recorder{clock: clock, digests: map[Digest]struct{}{}}
+}
+
+// now is the clock's time, but later than any that was noted before: where a clock
+// stands still, as in virtual time, what happens afterwards is seen to be later.
+func (r *Recorder) now() time.Duration {
+	r.last = max(r.clock(), r.last+1)
+	return r.last
 }
 
 // Since is the clock that began at a time.
