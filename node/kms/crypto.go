@@ -129,7 +129,9 @@ func hsmRef(st *fsm.State, k *fsm.Key, v *fsm.KeyVersion) hsm.Ref {
 }
 
 // enter is the way in of every cryptographic call: limits, lease and state. The early
-// look at the lease only saves work; the gate's decides.
+// look at the lease only saves work; the gate's decides. But a refusal is decided here, and
+// the state is read behind the lease for it: one from before might not know a grant yet
+// that is promised to be usable, and be refused under a lease that came with it.
 func (s *Service) enter(ctx context.Context, c Call, e *audit.Event) (*fsm.State, error) {
 	e.Tenant = c.acting()
 	if err := s.admit(c, limit.Use); err != nil {
@@ -139,13 +141,13 @@ func (s *Service) enter(ctx context.Context, c Call, e *audit.Event) (*fsm.State
 		e.DecidedBy = "role"
 		return nil, err
 	}
-	st, err := s.await(ctx, c.IndexToken)
-	if err != nil {
+	if _, err := s.await(ctx, c.IndexToken); err != nil {
 		return nil, err
 	}
 	if err := s.fresh.Usable(); err != nil {
 		return nil, err
 	}
+	st := s.log.State()
 	e.StateIndex = st.Index()
 	return st, nil
 }

@@ -10,5 +10,6 @@
 //
 // Reading order: clock.go, disk.go, network.go, rafttransport.go, peers.go (what nodes
 // stand on), node.go (a node's life), duties.go (what it does by itself), cluster.go (a
-// cluster's life), client.go (what its clients do), trace.go. The schedules are in the tests.
+// cluster's life), client.go and right.go (what its clients do), trace.go. The schedules
+// are in the tests.
 package nodetest
