@@ -2,6 +2,7 @@ package nodetest
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"reflect"
@@ -15,6 +16,8 @@ import (
 	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/node/nodetest/history"
 )
+
+var dutyHours = flag.Duration("sim.duties", 75*time.Minute, "virtual time of TestDutiesOnceAcrossLeaders: three minutes take about a second")
 
 // dutyFaults are what changes of leader are made of.
 var dutyFaults = []chance{
@@ -42,7 +45,6 @@ type rotating struct {
 // with HSMs so slow that two of them are at it at the same time, each date of each schedule
 // gives exactly one version, and each grant ends once.
 func TestDutiesOnceAcrossLeaders(t *testing.T) {
-	const hours = 3 * time.Hour // virtual
 	dir := t.TempDir()
 	var h history.History
 	synctest.Test(t, func(t *testing.T) {
@@ -55,8 +57,8 @@ func TestDutiesOnceAcrossLeaders(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		keys, grants := prepareDuties(t, c, hours)
-		depose(c, hours)
+		keys, grants := prepareDuties(t, c, *dutyHours)
+		depose(c, *dutyHours)
 		time.Sleep(2 * time.Minute) // what is overdue is done
 		states := settled(t, c)
 		if err := c.Broken(); err != nil {
