@@ -1,7 +1,7 @@
 // Package nodetest runs a whole cluster in one testing/synctest bubble, in virtual
 // time: real Raft, the real state machine, the real lease, the real gate and the real
-// duties of every node; a network that cuts, delays and loses, disks that hang, clocks that drift, and
-// processes that crash.
+// duties of every node; a network that cuts, delays and loses, disks that hang, clocks
+// that drift, and processes that crash.
 //
 // What a seed does to the cluster is decided by a source of its own and is the same
 // each time; Raft draws its timeouts from a global source and goroutines are scheduled
