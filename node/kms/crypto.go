@@ -148,6 +148,9 @@ func (s *Service) enter(ctx context.Context, c Call, e *audit.Event) (*fsm.State
 		return nil, err
 	}
 	st := s.log.State()
+	if err := s.fresh.Serves(st); err != nil { // nothing waits for this node any more: it may know less than it should
+		return nil, err
+	}
 	e.StateIndex = st.Index()
 	return st, nil
 }

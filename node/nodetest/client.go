@@ -1,10 +1,12 @@
 package nodetest
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -103,7 +105,8 @@ func use(l *life, n *Node, key fsm.ID, by []Right, p Pauses, call history.Call) 
 	if err := m.Usable(); err != nil {
 		return err
 	}
-	if err := authorise(m.State()); err != nil { // behind the lease: what it refuses is refused for good
+	s := m.State() // behind the lease: what it refuses is refused for good
+	if err := cmp.Or(m.Serves(s), authorise(s)); err != nil {
 		return err
 	}
 	ctx, finish := gate.Carry(l.end.ctx)
@@ -206,16 +209,16 @@ func (c *Client) write(kind history.Kind, subject string, command fsm.Command, n
 	call := c.begin(n.running(), n, kind, subject)
 	var result fsm.Result
 	var err error
-	doubt := false
+	var doubt atomic.Bool
 	for range writeTries {
-		if result, err = c.try(n, p); outcomeOf(err) == history.OK || outcomeOf(err) == history.Refused {
+		if result, err = c.try(n, p, &doubt); err == nil || !doubt.Load() {
 			break
 		}
-		doubt = doubt || outcomeOf(err) == history.Unknown
-		if !doubt {
-			break
-		}
+		refused := outcomeOf(err) == history.Refused
 		err = errors.Join(cluster.ErrOutcomeUnknown, err)
+		if refused { // but an earlier message may arrive yet: the refusal is not remembered
+			break
+		}
 		n = next()
 	}
 	if err == nil {
@@ -225,17 +228,24 @@ func (c *Client) write(kind history.Kind, subject string, command fsm.Command, n
 	return err
 }
 
-func (c *Client) try(n *Node, p fsm.Proposal) (fsm.Result, error) {
+// doubtKey is the key of a flag in a call's context: whether one of its messages may yet
+// have an effect.
+type doubtKey struct{}
+
+func (c *Client) try(n *Node, p fsm.Proposal, doubt *atomic.Bool) (fsm.Result, error) {
 	l := n.running()
 	if l == nil || l.opened.Load() == nil {
 		return fsm.Result{}, errDown
 	}
-	ctx, cancel := context.WithTimeout(c.cluster.ctx, writeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithValue(c.cluster.ctx, doubtKey{}, doubt), writeTimeout)
 	defer cancel()
 	defer context.AfterFunc(l.end.ctx, cancel)()
 	result, err := l.opened.Load().Propose(ctx, p)
 	if l.end.ctx.Err() != nil {
-		return fsm.Result{}, cluster.ErrOutcomeUnknown // the connection broke
+		err = cluster.ErrOutcomeUnknown // the connection broke
+	}
+	if errors.Is(err, cluster.ErrOutcomeUnknown) {
+		doubt.Store(true)
 	}
 	return result, err
 }
