@@ -30,15 +30,16 @@ func (s *State) Disabled(principal string) (*DisabledPrincipal, bool) {
 	return found, found != nil
 }
 
-// DisabledPrincipals returns up to limit of them by principal, beginning behind after,
-// those that a tenant disabled; of all if tenant is empty.
-func (s *State) DisabledPrincipals(tenant, after string, limit int) []*DisabledPrincipal {
+// DisabledPrincipals returns up to limit of them by principal and who disabled it, beginning
+// behind the one of principal after that afterBy disabled: those that a tenant disabled; of
+// all if tenant is empty.
+func (s *State) DisabledPrincipals(tenant, after, afterBy string, limit int) []*DisabledPrincipal {
 	var out []*DisabledPrincipal
-	s.disabled.tree.Ascend(&DisabledPrincipal{Principal: after}, func(d *DisabledPrincipal) bool {
+	s.disabled.tree.Ascend(&DisabledPrincipal{Principal: after, Tenant: afterBy}, func(d *DisabledPrincipal) bool {
 		if len(out) >= limit {
 			return false
 		}
-		if d.Principal != after && (tenant == "" || d.Tenant == tenant) {
+		if (d.Principal != after || d.Tenant != afterBy) && (tenant == "" || d.Tenant == tenant) {
 			out = append(out, d)
 		}
 		return true

@@ -69,12 +69,18 @@ var stateTable = []stateRow{
 	{"by alias", userID, func(s *subject) proto.Message { return &pb.EncryptRequest{KeyId: s.alias, Plaintext: []byte("x")} }, seals, nil},
 	{"", userID, func(s *subject) proto.Message { return &pb.DecryptRequest{Ciphertext: s.blob} }, opens, nil},
 	{"named", userID, func(s *subject) proto.Message { return &pb.DecryptRequest{Ciphertext: s.blob, KeyId: s.alias} }, opens, nil},
-	{"from", userID, func(s *subject) proto.Message { return &pb.ReEncryptRequest{Ciphertext: s.blob, DestinationKeyId: s.other} }, opens, nil},
-	{"to", userID, func(s *subject) proto.Message { return &pb.ReEncryptRequest{Ciphertext: s.otherBlob, DestinationKeyId: s.key} }, seals, nil},
+	{"from", userID, func(s *subject) proto.Message {
+		return &pb.ReEncryptRequest{Ciphertext: s.blob, DestinationKeyId: s.other}
+	}, opens, nil},
+	{"to", userID, func(s *subject) proto.Message {
+		return &pb.ReEncryptRequest{Ciphertext: s.otherBlob, DestinationKeyId: s.key}
+	}, seals, nil},
 	{"", userID, func(s *subject) proto.Message {
 		return &pb.GenerateDataKeyRequest{KeyId: s.key, Spec: pb.DataKeySpec_DATA_KEY_SPEC_AES_256}
 	}, seals, nil},
-	{"", userID, func(s *subject) proto.Message { return &pb.GenerateDataKeyWithoutPlaintextRequest{KeyId: s.key, NumberOfBytes: 8} }, seals, nil},
+	{"", userID, func(s *subject) proto.Message {
+		return &pb.GenerateDataKeyWithoutPlaintextRequest{KeyId: s.key, NumberOfBytes: 8}
+	}, seals, nil},
 
 	{"to open", adminID, grantOf("Decrypt", "ReEncryptFrom", "DescribeKey"), give, nil},
 	{"to seal", adminID, grantOf("Decrypt", "Encrypt"), rotate, nil},
@@ -102,14 +108,18 @@ var stateTable = []stateRow{
 	{"", adminID, func(s *subject) proto.Message { return &pb.CreateAliasRequest{AliasName: s.alias + "-2", KeyId: s.key} }, edit, nil},
 	{"", adminID, func(s *subject) proto.Message { return &pb.UpdateAliasRequest{AliasName: s.alias, KeyId: s.key} }, edit, nil},
 	{"from another key", adminID, func(s *subject) proto.Message { return &pb.UpdateAliasRequest{AliasName: s.alias + "-o", KeyId: s.key} }, edit, withOtherAlias},
-	{"", adminID, func(s *subject) proto.Message { return &pb.TagResourceRequest{KeyId: s.key, Tags: []*pb.Tag{{Key: "t"}}} }, edit, nil},
+	{"", adminID, func(s *subject) proto.Message {
+		return &pb.TagResourceRequest{KeyId: s.key, Tags: []*pb.Tag{{Key: "t"}}}
+	}, edit, nil},
 	{"", adminID, func(s *subject) proto.Message { return &pb.UntagResourceRequest{KeyId: s.key, TagKeys: []string{"t"}} }, edit, nil},
 	{"", adminID, func(s *subject) proto.Message { return &pb.UpdateKeyDescriptionRequest{KeyId: s.key, Description: "d"} }, edit, nil},
 	{"", adminID, func(s *subject) proto.Message { return &pb.EnableKeyRequest{KeyId: s.key} }, edit, nil},
 	{"", adminID, func(s *subject) proto.Message { return &pb.DisableKeyRequest{KeyId: s.key} }, edit, nil},
 	{"", adminID, func(s *subject) proto.Message { return &pb.SetKeyDecryptOnlyRequest{KeyId: s.key} }, give, nil},
 	{"", adminID, func(s *subject) proto.Message { return &pb.SetDeletionProtectionRequest{KeyId: s.key, Enabled: true} }, edit, nil},
-	{"", adminID, func(s *subject) proto.Message { return &pb.SetRequiredContextRequest{KeyId: s.key, ContextKeys: []string{"a"}} }, edit, nil},
+	{"", adminID, func(s *subject) proto.Message {
+		return &pb.SetRequiredContextRequest{KeyId: s.key, ContextKeys: []string{"a"}}
+	}, edit, nil},
 	{"", userID, func(s *subject) proto.Message { return &pb.BindResourceRequest{KeyId: s.key, Resource: "volume/1"} }, edit, nil},
 	{"by an administrator", adminID, func(s *subject) proto.Message { return &pb.BindResourceRequest{KeyId: s.key, Resource: "volume/1"} }, edit, nil},
 	// A key that is to be deleted protects nothing: that is what it was asked before.
@@ -122,8 +132,12 @@ var stateTable = []stateRow{
 	{"", adminID, func(s *subject) proto.Message { return &pb.DisableKeyRotationRequest{KeyId: s.key} }, rotate, nil},
 	{"", adminID, func(s *subject) proto.Message { return &pb.DisableKeyVersionRequest{KeyId: s.key, Version: 1} }, edit, nil},
 	{"", adminID, func(s *subject) proto.Message { return &pb.EnableKeyVersionRequest{KeyId: s.key, Version: 1} }, edit, nil},
-	{"", adminID, func(s *subject) proto.Message { return &pb.ScheduleKeyVersionDestructionRequest{KeyId: s.key, Version: 1} }, edit, withVersions},
-	{"", adminID, func(s *subject) proto.Message { return &pb.CancelKeyVersionDestructionRequest{KeyId: s.key, Version: 1} }, edit, withDoomedVersion},
+	{"", adminID, func(s *subject) proto.Message {
+		return &pb.ScheduleKeyVersionDestructionRequest{KeyId: s.key, Version: 1}
+	}, edit, withVersions},
+	{"", adminID, func(s *subject) proto.Message {
+		return &pb.CancelKeyVersionDestructionRequest{KeyId: s.key, Version: 1}
+	}, edit, withDoomedVersion},
 
 	{"", adminID, func(s *subject) proto.Message { return &pb.ScheduleKeyDeletionRequest{KeyId: s.key} }, edit, nil},
 	{"", adminID, func(s *subject) proto.Message { return &pb.CancelKeyDeletionRequest{KeyId: s.key} },

@@ -3,6 +3,7 @@ package kms
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/audit"
@@ -189,7 +190,8 @@ func (s *Service) ListDisabledPrincipals(ctx context.Context, c Call, limit uint
 		if err != nil {
 			return Page[*fsm.DisabledPrincipal]{}, err
 		}
-		return page(st.DisabledPrincipals(tenant, after, n+1), n, func(d *fsm.DisabledPrincipal) string { return d.Principal },
+		after, by, _ := strings.Cut(after, " ") // a principal may be disabled by an operator and by its tenant
+		return page(st.DisabledPrincipals(tenant, after, by, n+1), n, func(d *fsm.DisabledPrincipal) string { return d.Principal + " " + d.Tenant },
 			func(d *fsm.DisabledPrincipal) int { return recordSize + len(d.Principal) + len(d.By) }), nil
 	}
 	r := reading{name: "ListDisabledPrincipals", op: "ListPrincipals", call: c, as: mayRead}
