@@ -214,7 +214,7 @@ func (r *rig) measureService() {
 	n, p, ctx := len(r.ids), r.node, r.t.Context()
 	p.timing, p.renew, p.raft = "heartbeat: 1s, election: 1s", "1s", ", snapshot_interval: "+noSnapshots.String()
 	loaded := min(*scaleLoaded, max(16, n/20))
-	p.hsm, p.extra = fmt.Sprintf(", max_keys: %d", loaded), "limits: {control_per_tenant: 0}"
+	p.hsm, p.limits = fmt.Sprintf(", max_keys: %d", loaded), "control_per_tenant: 0"
 	p.configure("")
 	x := &service{rig: r, admin: p.c.dial(adminID, p), user: p.c.dial(userID, p), order: rand.Perm(n)}
 	began := time.Now()
@@ -225,6 +225,11 @@ func (r *rig) measureService() {
 		cancel()
 		if err == nil {
 			break
+		}
+		select {
+		case <-p.exited:
+			r.t.Fatal(p.output())
+		default:
 		}
 		if time.Since(began) > 5*time.Minute {
 			r.t.Fatalf("%v\n%s", err, p.output())
