@@ -70,7 +70,7 @@ func newRig(t *testing.T, nodes int, on string) *rig {
 		m.token, err = os.Create(filepath.Join(r.dir, name+".token"))
 		must(t, err)
 		m.well()
-		m.hsm, m.extra = ", module: "+shim, "log: {level: debug}"
+		m.hsm, m.extra = ", module: "+shim, "log: {level: debug}\n"+unlimited
 		m.env = append(m.env, "KMSD_TEST_MODULE="+module, "KMSD_TEST_TOKEN="+m.token.Name())
 		r.hosts = append(r.hosts, m)
 	}
