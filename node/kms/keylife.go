@@ -23,7 +23,7 @@ func (s *Service) RotateKeyOnDemand(ctx context.Context, c Call, key string, exp
 	return s.onKey(ctx, "RotateKeyOnDemand", c, key, expect, nil,
 		func(ctx context.Context, st *fsm.State, k *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
 			if k == nil {
-				return nil, nil //nolint:nilnil // nothing of the request can be wrong
+				return nil, nil
 			}
 			command := &fsm.RotateKey{KeyRef: ref, Version: st.NextVersion(k), Cause: fsm.CauseOnDemand}
 			var err error

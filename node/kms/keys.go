@@ -105,10 +105,7 @@ func (s *Service) propose(ctx context.Context, c change, e *audit.Event) (fsm.Re
 	if err := s.audit.Healthy(); err != nil {
 		return fsm.Result{}, nil, err // a change is not made that could not be recorded
 	}
-	if _, err := s.await(ctx, c.call.IndexToken); err != nil {
-		return fsm.Result{}, nil, err
-	}
-	st, err := s.present()
+	st, err := s.await(ctx, c.call.IndexToken)
 	if err != nil {
 		return fsm.Result{}, nil, err
 	}
@@ -120,10 +117,6 @@ func (s *Service) propose(ctx context.Context, c change, e *audit.Event) (fsm.Re
 		return fsm.Result{}, nil, err
 	}
 	if !c.call.DryRun {
-		if err := enabled(st, c.call.Caller); err != nil { // it is not told what it was told before either
-			e.DecidedBy = "principal"
-			return fsm.Result{}, nil, err
-		}
 		if first, done, err := s.repeated(ctx, st, p); done || err != nil {
 			return first, s.log.State(), err
 		}
