@@ -118,8 +118,8 @@ func testRateLimits(ctx context.Context, c *testCluster) {
 		must(c.t, err)
 		keys = append(keys, r.GetKey().GetKeyId())
 	}
-	blob := c.encrypt(ctx, user, keys[9], nil)
 	c.level(ctx)
+	blob := c.encrypt(ctx, user, keys[9], nil)
 	raw := func(id string) pb.KeyServiceClient {
 		return pb.NewKeyServiceClient(c.connect(p.client, c.clientTLS(filepath.Join(c.certs(), filepath.Base(id)))))
 	}

@@ -184,18 +184,34 @@ func withDoomedVersion(ctx context.Context, c *testCluster, s *subject, state in
 	return second(c.dial(adminID).Keys().ScheduleKeyVersionDestruction(ctx, &pb.ScheduleKeyVersionDestructionRequest{KeyId: s.key, Version: 1}))
 }
 
-// bring brings a key into a state.
-func (c *testCluster) bring(ctx context.Context, key string, state int) {
-	c.t.Helper()
-	admin := c.dial(adminID).Keys()
+// subject makes what a row of the table is about, in a state.
+func (c *testCluster) subject(ctx context.Context, s *subject, row stateRow, state int) error {
+	admin, user := c.dial(adminID).Keys(), c.dial(userID)
+	made, err := admin.CreateKey(ctx, &pb.CreateKeyRequest{})
+	if err != nil {
+		return err
+	}
+	s.key = made.GetKey().GetKeyId()
+	if _, err := admin.CreateAlias(ctx, &pb.CreateAliasRequest{AliasName: s.alias, KeyId: s.key}); err != nil {
+		return err
+	}
+	if s.blob, err = user.Encrypt(ctx, s.key, []byte("before"), nil); err != nil {
+		return err
+	}
+	if row.ready != nil {
+		if err := row.ready(ctx, c, s, state); err != nil {
+			return err
+		}
+	}
 	switch state {
 	case inDisabled:
-		must(c.t, second(admin.DisableKey(ctx, &pb.DisableKeyRequest{KeyId: key})))
+		return second(admin.DisableKey(ctx, &pb.DisableKeyRequest{KeyId: s.key}))
 	case inPending:
-		must(c.t, second(admin.ScheduleKeyDeletion(ctx, &pb.ScheduleKeyDeletionRequest{KeyId: key})))
+		return second(admin.ScheduleKeyDeletion(ctx, &pb.ScheduleKeyDeletionRequest{KeyId: s.key}))
 	case inDecryptOnly:
-		must(c.t, second(admin.SetKeyDecryptOnly(ctx, &pb.SetKeyDecryptOnlyRequest{KeyId: key})))
+		return second(admin.SetKeyDecryptOnly(ctx, &pb.SetKeyDecryptOnlyRequest{KeyId: s.key}))
 	}
+	return nil
 }
 
 // testStates makes every call on a key in every state; a call that is refused
@@ -207,17 +223,15 @@ func testStates(ctx context.Context, c *testCluster) {
 	otherBlob, err := user.Encrypt(ctx, other, []byte("other"), nil)
 	must(c.t, err)
 	for state := range states {
+		subjects := make([]*subject, len(stateTable))
+		must(c.t, concurrently(8, len(stateTable), func(i int) error {
+			subjects[i] = &subject{alias: fmt.Sprintf("alias/state/%d-%d", state, i), other: other, otherBlob: otherBlob}
+			return c.subject(ctx, subjects[i], stateTable[i], state)
+		}))
+		c.level(ctx)
 		var allowed, refusals []func()
 		for i, row := range stateTable {
-			s := &subject{key: c.createKey(ctx), alias: fmt.Sprintf("alias/state/%d-%d", state, i), other: other, otherBlob: otherBlob}
-			must(c.t, second(clients[adminID].Keys().CreateAlias(ctx, &pb.CreateAliasRequest{AliasName: s.alias, KeyId: s.key})))
-			s.blob, err = user.Encrypt(ctx, s.key, []byte("before"), nil)
-			must(c.t, err)
-			if row.ready != nil {
-				must(c.t, row.ready(ctx, c, s, state))
-			}
-			c.bring(ctx, s.key, state)
-			request := row.call(s)
+			request := row.call(subjects[i])
 			call := func() {
 				what := fmt.Sprintf("%s %s in state %s", methodOf(request).Name(), row.what, stateNames[state])
 				row.want[state].check(c.t, what, second(send(ctx, clients[row.as], request)))
