@@ -24,10 +24,10 @@ import (
 	"github.com/quorumkms/quorumkms/node/cluster"
 )
 
-// rig is a node's data directory under a member in this process: all of the node
+// scaleRig is a node's data directory under a member in this process: all of the node
 // but its listeners and its key service. So many keys are made that calls over gRPC
 // would take hours.
-type rig struct {
+type scaleRig struct {
 	t         *testing.T
 	f         *figures
 	node      *process
@@ -45,11 +45,11 @@ const (
 	trailingLogs = 10240 // as by default
 )
 
-// newRig founds a cluster of one node.
-func newRig(t *testing.T, f *figures, most int) *rig {
+// newScaleRig founds a cluster of one node.
+func newScaleRig(t *testing.T, f *figures, most int) *scaleRig {
 	t.Helper()
 	c := newCluster(t, 1)
-	r := &rig{t: t, f: f, node: c.nodes[0], ids: make([]fsm.ID, 0, most)}
+	r := &scaleRig{t: t, f: f, node: c.nodes[0], ids: make([]fsm.ID, 0, most)}
 	conf := strings.TrimPrefix(r.node.env[0], "SOFTHSM2_CONF=")
 	must(t, os.Setenv("SOFTHSM2_CONF", conf))
 	must(t, os.MkdirAll(r.node.path("data"), 0o700))
@@ -67,7 +67,7 @@ func newRig(t *testing.T, f *figures, most int) *rig {
 }
 
 // open starts the member, as node.Run does.
-func (r *rig) open() {
+func (r *scaleRig) open() {
 	r.t.Helper()
 	p := r.node
 	var err error
@@ -98,19 +98,19 @@ func (r *rig) open() {
 	}
 }
 
-func (r *rig) close() {
+func (r *scaleRig) close() {
 	r.t.Helper()
 	must(r.t, r.member.Close())
 	r.member = nil
 }
 
-func (r *rig) propose(ctx context.Context, command fsm.Command) error {
+func (r *scaleRig) propose(ctx context.Context, command fsm.Command) error {
 	_, err := r.member.Propose(ctx, fsm.Proposal{Principal: "spiffe://" + testDomain + adminID, Command: command})
 	return err
 }
 
 // keyOf is the n-th key: names and tags as storage systems have them.
-func (r *rig) keyOf(n int, id fsm.ID, token []byte) *fsm.CreateKey {
+func (r *scaleRig) keyOf(n int, id fsm.ID, token []byte) *fsm.CreateKey {
 	return &fsm.CreateKey{
 		ID: id, Tenant: fsm.DefaultTenant, Description: fmt.Sprintf("volume %07d", n),
 		Usage: fsm.UsageEncryptDecrypt, Spec: fsm.SpecSymmetric,
@@ -119,17 +119,17 @@ func (r *rig) keyOf(n int, id fsm.ID, token []byte) *fsm.CreateKey {
 	}
 }
 
-func (r *rig) aliasOf(n int, id fsm.ID) *fsm.CreateAlias {
+func (r *scaleRig) aliasOf(n int, id fsm.ID) *fsm.CreateAlias {
 	return &fsm.CreateAlias{AliasTarget: fsm.AliasTarget{Tenant: fsm.DefaultTenant, Name: fmt.Sprintf("alias/volume-%07d", n), Key: id}}
 }
 
-func (r *rig) rotationOf(id fsm.ID, token []byte) *fsm.RotateKey {
+func (r *scaleRig) rotationOf(id fsm.ID, token []byte) *fsm.RotateKey {
 	return &fsm.RotateKey{KeyRef: fsm.KeyRef{ID: id, Tenant: fsm.DefaultTenant}, Version: 2, Generation: 1, Cause: fsm.CauseOnDemand, Token: token}
 }
 
 // load makes keys until there are n, each with two tags, an alias and two versions that
 // the HSM has made and wrapped: three entries of the log.
-func (r *rig) load(n int) {
+func (r *scaleRig) load(n int) {
 	r.t.Helper()
 	defer debug.SetGCPercent(debug.SetGCPercent(400)) // this program's only; what is measured is measured without
 	first := len(r.ids)
@@ -182,7 +182,7 @@ func (r *rig) load(n int) {
 	r.f.add(n, "load: keys (3 entries, 2 wrapped keys each)", float64(n-first)/time.Since(began).Seconds(), "1/s")
 }
 
-func (r *rig) create(ctx context.Context, k wrappedKey) error {
+func (r *scaleRig) create(ctx context.Context, k wrappedKey) error {
 	id := r.ids[k.n]
 	for _, command := range []fsm.Command{r.keyOf(k.n, id, k.tokens[0]), r.aliasOf(k.n, id), r.rotationOf(id, k.tokens[1])} {
 		if err := r.propose(ctx, command); err != nil {
@@ -193,7 +193,7 @@ func (r *rig) create(ctx context.Context, k wrappedKey) error {
 }
 
 // snapshotFile is the newest snapshot's state.
-func (r *rig) snapshotFile() string {
+func (r *scaleRig) snapshotFile() string {
 	r.t.Helper()
 	all, err := filepath.Glob(filepath.Join(r.node.path("data"), "raft", "snapshots", "*", "state.bin"))
 	must(r.t, err)

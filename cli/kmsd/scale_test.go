@@ -56,7 +56,7 @@ func TestScale(t *testing.T) {
 		sizes = append(sizes, n)
 	}
 	seen := watchApplies(t)
-	r := newRig(t, f, slices.Max(sizes))
+	r := newScaleRig(t, f, slices.Max(sizes))
 	empty := heap()
 	for i, n := range sizes {
 		if i > 0 {
@@ -94,7 +94,7 @@ func probe(ctx context.Context, call func() error) (took []time.Duration, err er
 
 // measureSnapshot takes a snapshot while keys are changed, and compares with how
 // changes fare at rest.
-func (r *rig) measureSnapshot(seen *applies) {
+func (r *scaleRig) measureSnapshot(seen *applies) {
 	r.t.Helper()
 	n := len(r.ids)
 	change := func() error {
@@ -135,7 +135,7 @@ func (r *rig) measureSnapshot(seen *applies) {
 }
 
 // measureMemory closes the member and takes its state apart.
-func (r *rig) measureMemory(empty int64) {
+func (r *scaleRig) measureMemory(empty int64) {
 	r.t.Helper()
 	n := len(r.ids)
 	r.f.add(n, "memory a key, of the member", float64(heap()-empty)/float64(n), "B")
@@ -160,7 +160,7 @@ func (r *rig) measureMemory(empty int64) {
 
 // measureMachine restores a machine from the snapshot and applies entries to it one at
 // a time, each verified, applied and published.
-func (r *rig) measureMachine() {
+func (r *scaleRig) measureMachine() {
 	r.t.Helper()
 	n := len(r.ids)
 	key, err := r.partition.LogKey(r.t.Context(), [16]byte(r.domain))
@@ -201,7 +201,7 @@ func (r *rig) measureMachine() {
 
 // service is the SDK at work with a real node.
 type service struct {
-	*rig
+	*scaleRig
 	admin, user *client.Client
 	order       []int // keys in random order
 	mu          sync.Mutex
@@ -209,7 +209,7 @@ type service struct {
 }
 
 // measureService runs kmsd on the data directory.
-func (r *rig) measureService() {
+func (r *scaleRig) measureService() {
 	r.t.Helper()
 	n, p, ctx := len(r.ids), r.node, r.t.Context()
 	p.timing, p.renew, p.raft = "heartbeat: 1s, election: 1s", "1s", ", snapshot_interval: "+noSnapshots.String()

@@ -40,7 +40,7 @@ type maker struct {
 	out *bufio.Reader
 }
 
-func (r *rig) startMakers() []*maker {
+func (r *scaleRig) startMakers() []*maker {
 	r.t.Helper()
 	if r.makers != nil {
 		return r.makers

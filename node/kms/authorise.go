@@ -45,10 +45,12 @@ func (s *Service) decide(st *fsm.State, q question, k *fsm.Key) (rule string, er
 	if effect == policy.Forbidden {
 		return by, s.absent(q, fmt.Errorf("%w: %s forbids %s", ErrDenied, by, q.operation))
 	}
-	if k != nil && k.Manager == fsm.ManagerService && q.needs == mayUse {
+	if k != nil && k.Manager == fsm.ManagerService && (q.needs == mayUse || q.operation == string(fsm.GrantDescribeKey)) {
 		if q.caller.Class == ClassService && q.caller.Name == k.Service {
 			return "service key", nil
 		}
+	}
+	if k != nil && k.Manager == fsm.ManagerService && q.needs == mayUse {
 		return "service key", s.absent(q, fmt.Errorf("%w: the key is for service %s alone", ErrDenied, k.Service))
 	}
 	if effect == policy.Permitted && !q.caller.foreign(q.tenant) {
