@@ -216,7 +216,7 @@ func (r *scaleRig) measureService() {
 	loaded := min(*scaleLoaded, max(16, n/20))
 	p.hsm, p.limits = fmt.Sprintf(", max_keys: %d", loaded), "control_per_tenant: 0"
 	p.configure("")
-	x := &service{rig: r, admin: p.c.dial(adminID, p), user: p.c.dial(userID, p), order: rand.Perm(n)}
+	x := &service{scaleRig: r, admin: p.c.dial(adminID, p), user: p.c.dial(userID, p), order: rand.Perm(n)}
 	began := time.Now()
 	p.start()
 	for {
