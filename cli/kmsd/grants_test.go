@@ -476,13 +476,17 @@ func testGrantReEncrypt(ctx context.Context, c *testCluster) {
 		c.everywhere(ctx, "ReEncrypt with a grant of "+op, needsGrant, vendors, move)
 		must(c.t, second(c.dial(x.admin).Grants().RevokeGrant(ctx, &pb.RevokeGrantRequest{KeyId: x.key, GrantId: id})))
 	}
-	c.give(ctx, x.admin, c.nodes[1], &pb.CreateGrantRequest{KeyId: x.key, GranteePrincipal: uri(x.vendor), Operations: []string{"ReEncryptFrom"},
-		Constraints: &pb.GrantConstraints{EncryptionContextEquals: pairs("a", "1")}})
+	c.give(ctx, x.admin, c.nodes[1], &pb.CreateGrantRequest{
+		KeyId: x.key, GranteePrincipal: uri(x.vendor), Operations: []string{"ReEncryptFrom"},
+		Constraints: &pb.GrantConstraints{EncryptionContextEquals: pairs("a", "1")},
+	})
 	c.everywhere(ctx, "ReEncrypt from", nil, vendors, move)
 	back := &pb.ReEncryptRequest{Ciphertext: c.encrypt(ctx, x.vendor, theirs, nil), DestinationKeyId: x.arn, DestinationEncryptionContext: pairs("a", "1")}
 	c.everywhere(ctx, "ReEncrypt to", needsGrant, vendors, back)
-	c.give(ctx, x.admin, c.nodes[2], &pb.CreateGrantRequest{KeyId: x.key, GranteePrincipal: uri(x.vendor), Operations: []string{"ReEncryptTo"},
-		Constraints: &pb.GrantConstraints{EncryptionContextEquals: pairs("a", "1")}})
+	c.give(ctx, x.admin, c.nodes[2], &pb.CreateGrantRequest{
+		KeyId: x.key, GranteePrincipal: uri(x.vendor), Operations: []string{"ReEncryptTo"},
+		Constraints: &pb.GrantConstraints{EncryptionContextEquals: pairs("a", "1")},
+	})
 	c.everywhere(ctx, "ReEncrypt to", nil, vendors, back)
 	moved, err := vendors[0].Crypto().ReEncrypt(ctx, move)
 	must(c.t, err)

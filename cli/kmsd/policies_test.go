@@ -322,8 +322,10 @@ func testPolicyLockout(ctx context.Context, c *testCluster) {
 func testPolicyExplained(ctx context.Context, c *testCluster) {
 	x := c.customer(ctx, "reasons")
 	admin := c.dial(x.admin)
-	grant := c.give(ctx, x.admin, c.nodes[0], &pb.CreateGrantRequest{KeyId: x.key, GranteePrincipal: uri(x.vendor), Operations: []string{"Encrypt", "DescribeKey"},
-		Constraints: &pb.GrantConstraints{EncryptionContextSubset: pairs("a", "1")}})
+	grant := c.give(ctx, x.admin, c.nodes[0], &pb.CreateGrantRequest{
+		KeyId: x.key, GranteePrincipal: uri(x.vendor), Operations: []string{"Encrypt", "DescribeKey"},
+		Constraints: &pb.GrantConstraints{EncryptionContextSubset: pairs("a", "1")},
+	})
 	must(c.t, second(admin.Policies().PutPolicy(ctx, &pb.PutPolicyRequest{Text: defaults + `@id("no-random") forbid (principal, action == KMS::Action::"GenerateDataKey", resource);`})))
 	c.level(ctx)
 	seal := &pb.EncryptRequest{KeyId: x.arn, Plaintext: []byte("x"), EncryptionContext: pairs("a", "1")}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -77,9 +76,6 @@ var (
 
 // uri is the SPIFFE URI of an identity's path.
 func uri(path string) string { return "spiffe://" + testDomain + path }
-
-// tenantOf is the tenant that an identity's path names.
-func tenantOf(path string) string { return strings.Split(path, "/")[2] }
 
 // identity issues a certificate for a path, once.
 func (c *testCluster) identity(path string) string {

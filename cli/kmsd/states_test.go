@@ -140,8 +140,11 @@ var stateTable = []stateRow{
 	}, edit, withDoomedVersion},
 
 	{"", adminID, func(s *subject) proto.Message { return &pb.ScheduleKeyDeletionRequest{KeyId: s.key} }, edit, nil},
-	{"", adminID, func(s *subject) proto.Message { return &pb.CancelKeyDeletionRequest{KeyId: s.key} },
-		[states]*refusal{notPending, notPending, nil, notPending, notPending}, nil},
+	{
+		"", adminID, func(s *subject) proto.Message { return &pb.CancelKeyDeletionRequest{KeyId: s.key} },
+		[states]*refusal{notPending, notPending, nil, notPending, notPending},
+		nil,
+	},
 }
 
 func grantOf(operations ...string) func(*subject) proto.Message {
