@@ -81,6 +81,13 @@ model-full: ## the same with large configurations: some minutes, about 4 GiB
 timing: deps ## measure Raft's timing and the lease: stalled disks, leaders that die and stop (half an hour, root)
 	CGO_ENABLED=1 go test -tags measure -run TestTiming -v -timeout 2h -count 1 ./cli/kmsd | grep -E '^(---|FAIL|ok)|RESULT'
 
+KEYS ?= 100000,1000000
+
+.PHONY: bench-scale
+bench-scale: deps ## one node with KEYS keys (100000,1000000): memory, log, snapshots, calls; to bench/scale.json (ten minutes)
+	CGO_ENABLED=1 go test -tags measure -run '^TestScale$$' -v -timeout 2h -count 1 ./cli/kmsd \
+		-scale-keys $(KEYS) -scale-version $(VERSION) -scale-out $(CURDIR)/bench/scale.json
+
 .PHONY: bench
 bench: deps ## Go benchmarks
 	CGO_ENABLED=1 go test -run '^$$' -bench . -benchmem ./...

@@ -69,7 +69,7 @@ func (c AliasTarget) point(t *tx, created int64) (Result, error) {
 		if n >= MaxAliases {
 			return fmt.Errorf("%w: key %s has %d aliases", ErrLimit, k.ID, n)
 		}
-		t.putAlias(&Alias{Tenant: c.Tenant, Name: c.Name, Key: c.Key, Created: created, Updated: t.seconds()})
+		t.putAlias(&Alias{Tenant: k.Tenant, Name: c.Name, Key: c.Key, Created: created, Updated: t.seconds()})
 		return nil
 	})
 }

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"runtime"
 	"testing"
@@ -63,6 +64,93 @@ func BenchmarkApplyDisableKey(b *testing.B) {
 	benchApply(b, func(n uint64) Command {
 		return &DisableKey{KeyRef{ID: benchKey(n % benchKeys).ID, Tenant: DefaultTenant}}
 	})
+}
+
+func BenchmarkApplyCreateGrant(b *testing.B) {
+	benchApply(b, func(n uint64) Command {
+		return edited(createGrant(n, 0), func(c *CreateGrant) {
+			c.Key, c.Name, c.Expires = benchKey(n%64).ID, keyID(n).String(), start+period
+			c.Constraints.Subset = []Tag{{ContextResource, "bucket/a"}, {ContextTenant, DefaultTenant}}
+		})
+	})
+}
+
+// BenchmarkApplyRecordUse is the largest entry of uses, each of another key.
+func BenchmarkApplyRecordUse(b *testing.B) {
+	w := crowded(b)
+	c := &RecordUse{Uses: make([]Use, MaxUses)}
+	for i := range c.Uses {
+		c.Uses[i] = Use{benchKey(uint64(i)).ID, 1, start}
+	}
+	benchEntry(b, w, c)
+}
+
+// BenchmarkApplyRecordUseOfOne is the same number of uses of a key with all its versions.
+func BenchmarkApplyRecordUseOfOne(b *testing.B) {
+	w := crowded(b)
+	id := benchKey(0).ID
+	w.edit(func(t *tx) {
+		old, _ := t.s.Key(id)
+		k := *old
+		for n := uint32(2); n <= MaxKeyVersions; n++ {
+			k.Versions = append(k.Versions, KeyVersion{Version: n, Token: []byte{1}})
+		}
+		t.putKey(&k)
+	})
+	c := &RecordUse{Uses: make([]Use, MaxUses)}
+	for i := range c.Uses {
+		c.Uses[i] = Use{id, uint32(1 + i%MaxKeyVersions), start - int64(MaxUses-i)}
+	}
+	benchEntry(b, w, c)
+}
+
+// BenchmarkApplyDeleteKey is the deletion of a key with all the grants that it may have.
+func BenchmarkApplyDeleteKey(b *testing.B) {
+	w := crowded(b)
+	id := benchKey(0).ID
+	w.edit(func(t *tx) {
+		old, _ := t.s.Key(id)
+		k := *old
+		k.State, k.Deletion = KeyPendingDeletion, start
+		t.putKey(&k)
+		for n := range uint64(MaxGrants) {
+			t.putGrant(&Grant{ID: grantID(n), Key: id, Tenant: DefaultTenant, Name: keyID(n).String(), Grantee: user, Operations: []GrantOperation{GrantDecrypt}, Issuer: admin})
+		}
+	})
+	benchEntry(b, w, &DeleteKey{KeyRef{ID: id, Tenant: DefaultTenant}, start})
+}
+
+// benchEntry applies one entry again and again to the same state.
+func benchEntry(b *testing.B, w *world, c Command) {
+	b.Helper()
+	raw := seal(b, w.entry(), c)
+	for b.Loop() {
+		if _, _, err := w.s.Apply(w.s.Index()+1, 1, raw); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkDue: what is not due costs nothing, however much it is.
+func BenchmarkDue(b *testing.B) {
+	w := crowded(b)
+	w.edit(func(t *tx) {
+		for n := range uint64(benchKeys) {
+			k, _ := t.s.Key(benchKey(n).ID)
+			next := *k
+			next.Rotation = &Rotation{Period: period, Next: start + int64(n)}
+			t.putKey(&next)
+		}
+	})
+	for _, due := range []int64{0, 1, 1000, benchKeys} {
+		b.Run(fmt.Sprintf("%d of %d", due, benchKeys), func(b *testing.B) {
+			for b.Loop() {
+				if got := w.s.Due(start+due-1, 100); len(got) != int(min(due, 100)) {
+					b.Fatalf("%d are due", len(got))
+				}
+			}
+		})
+	}
 }
 
 func BenchmarkEncodeEntry(b *testing.B) {

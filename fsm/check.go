@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -9,7 +10,7 @@ import (
 // Check verifies the invariants of the state: the first one broken is named. It
 // reads everything and is meant for tests, restores and repair.
 func (s *State) Check() error {
-	for _, check := range []func() error{s.checkKeys, s.checkAliases, s.checkMembers, s.checkRequests} {
+	for _, check := range []func() error{s.checkKeys, s.checkAliases, s.checkMembers, s.checkRequests, s.checkGrants, s.checkPolicies, s.checkDue} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -35,6 +36,16 @@ func (s *State) checkKeys() error {
 		if err := k.check(); err != nil {
 			return fmt.Errorf("key %s: %w", k.ID, err)
 		}
+		if k.State == KeyPendingDeletion {
+			if err := s.deletable(k); err != nil {
+				return fmt.Errorf("key %s is to be deleted: %w", k.ID, err)
+			}
+		}
+		if k.Service != "" {
+			if same, ok := s.ServiceKey(k.Tenant, k.Service); !ok || same != k {
+				return fmt.Errorf("key %s is not found as that of service %s", k.ID, k.Service)
+			}
+		}
 	}
 	return nil
 }
@@ -47,9 +58,32 @@ func (k *Key) check() error {
 		if i > 0 && v.Version <= k.Versions[i-1].Version {
 			return fmt.Errorf("version %d follows %d", v.Version, k.Versions[i-1].Version)
 		}
-		if err := validToken(v.Token); err != nil {
+		if err := v.Usable(); errors.Is(err, ErrUnsupported) {
 			return err
 		}
+		if (v.State == VersionDestroyed) != (v.Token == nil) {
+			return fmt.Errorf("version %d in state %q has a token of %d bytes", v.Version, v.State, len(v.Token))
+		}
+		if v.State != VersionDestroyed {
+			if err := validToken(v.Token); err != nil {
+				return err
+			}
+		}
+		if (v.State == VersionDestroyScheduled || v.State == VersionDestroyed) != (v.Destroy != 0) {
+			return fmt.Errorf("version %d in state %q with destruction at %d", v.Version, v.State, v.Destroy)
+		}
+	}
+	if v := k.Current(); v.Destroy != 0 {
+		return fmt.Errorf("the current version %d is in state %s", v.Version, v.State)
+	}
+	if _, known := forbidden[k.State]; !known {
+		return fmt.Errorf("unknown state %q", k.State)
+	}
+	if r := k.Rotation; r != nil && (r.Period <= 0 || r.Next <= 0) {
+		return fmt.Errorf("rotation each %d s, next at %d", r.Period, r.Next)
+	}
+	if (k.Manager == ManagerService) != (k.Service != "") {
+		return fmt.Errorf("manager %s of service %q", k.Manager, k.Service)
 	}
 	tags, err := normalTags(k.Tags)
 	if err != nil {
@@ -117,6 +151,137 @@ func (s *State) checkRequests() error {
 		}
 		if r.Index > s.index {
 			return fmt.Errorf("request %s was answered at %d, after %d", r.ID, r.Index, s.index)
+		}
+	}
+	return nil
+}
+
+func (s *State) checkGrants() error {
+	if a, b, c := s.grants.len(), s.grantsByKey.len(), s.grantsByGrantee.len(); a != b || a != c {
+		return fmt.Errorf("%d grants by id, %d by key, %d by grantee", a, b, c)
+	}
+	named, retirable, following := 0, 0, 0
+	for _, g := range s.grants.all() {
+		k, ok := s.Key(g.Key)
+		if !ok || k.Tenant != g.Tenant {
+			return fmt.Errorf("grant %s of tenant %s is of key %s, which is not there", g.ID, g.Tenant, g.Key)
+		}
+		indexes := []table[*Grant]{s.grantsByKey, s.grantsByGrantee}
+		if g.Name != "" {
+			named++
+			indexes = append(indexes, s.grantNames)
+		}
+		if g.Retiring != "" {
+			retirable++
+			indexes = append(indexes, s.grantsByRetiring)
+		}
+		if g.Parent != (ID{}) {
+			following++
+			indexes = append(indexes, s.grantsByParent)
+		}
+		for _, index := range indexes {
+			if same, ok := index.tree.Get(g); !ok || same != g {
+				return fmt.Errorf("grant %s differs between the indexes", g.ID)
+			}
+		}
+		if err := s.checkParent(g); err != nil {
+			return fmt.Errorf("grant %s: %w", g.ID, err)
+		}
+	}
+	if a, b, c := s.grantNames.len(), s.grantsByRetiring.len(), s.grantsByParent.len(); a != named || b != retirable || c != following {
+		return fmt.Errorf("%d grants by name of %d, %d by retiring principal of %d, %d by parent of %d", a, named, b, retirable, c, following)
+	}
+	return nil
+}
+
+// checkParent: the depth grows from parent to child, so that no grant follows from itself.
+func (s *State) checkParent(g *Grant) error {
+	if g.Parent == (ID{}) {
+		if g.Depth != 0 {
+			return fmt.Errorf("depth %d without a parent", g.Depth)
+		}
+		return nil
+	}
+	parent, ok := s.Grant(g.Parent)
+	if !ok || parent.Key != g.Key {
+		return fmt.Errorf("it follows from %s, which is not there", g.Parent)
+	}
+	if g.Depth != parent.Depth+1 || g.Depth > MaxGrantDepth {
+		return fmt.Errorf("depth %d follows %d", g.Depth, parent.Depth)
+	}
+	return g.narrower(parent)
+}
+
+func (s *State) checkPolicies() error {
+	present := func(tenant string, key ID, number uint32) error {
+		if number == 0 {
+			return nil
+		}
+		if p, ok := s.Policy(tenant, key, number); !ok || p.Text == "" {
+			return fmt.Errorf("policy %d of tenant %s, key %s, is not there", number, tenant, key)
+		}
+		return nil
+	}
+	for _, n := range s.tenants.all() {
+		if err := present(n.Name, ID{}, n.Policy); err != nil {
+			return err
+		}
+	}
+	for _, item := range s.keys.all() {
+		if err := present(item.key.Tenant, item.id, item.key.Policy); err != nil {
+			return err
+		}
+	}
+	for _, p := range s.policies.all() {
+		if _, ok := s.Tenant(p.Tenant); !ok {
+			return fmt.Errorf("policy %d is of tenant %q, which is not there", p.Number, p.Tenant)
+		}
+		if k, ok := s.Key(p.Key); p.Key != (ID{}) && (!ok || k.Tenant != p.Tenant) {
+			return fmt.Errorf("policy %d is of key %s, which is not there", p.Number, p.Key)
+		}
+	}
+	for _, b := range s.bindings.all() {
+		if _, ok := s.Key(b.Key); !ok {
+			return fmt.Errorf("resource %q is bound to key %s, which is not there", b.Resource, b.Key)
+		}
+	}
+	for _, u := range s.uses.all() {
+		if _, ok := s.Key(u.Key); !ok {
+			return fmt.Errorf("key %s, which is not there, was used", u.Key)
+		}
+	}
+	return nil
+}
+
+// checkDue compares the index of what is due, and the counts, with the records.
+func (s *State) checkDue() error {
+	due := 0
+	expect := func(d Due, has bool) error {
+		if !has {
+			return nil
+		}
+		due++
+		if _, ok := s.due.tree.Get(d); !ok {
+			return fmt.Errorf("%s is due at %d, and the index does not know", d.ID, d.At)
+		}
+		return nil
+	}
+	for _, item := range s.keys.all() {
+		if err := expect(item.key.due()); err != nil {
+			return err
+		}
+	}
+	for _, g := range s.grants.all() {
+		if err := expect(g.due()); err != nil {
+			return err
+		}
+	}
+	if n := s.due.len(); n != due {
+		return fmt.Errorf("%d are due, the index knows %d", due, n)
+	}
+	for c, n := range s.checkCounts() {
+		if n != 0 {
+			return fmt.Errorf("%s %s are miscounted by %d", c.what, c.of, n)
 		}
 	}
 	return nil

@@ -13,9 +13,6 @@ const (
 	MaxLeaseMillis = 60_000
 )
 
-// DefaultTenant exists from the first entry on.
-const DefaultTenant = "default"
-
 // Limits of a cluster.
 const (
 	MaxTrustDomain = 255 // bytes, as in SPIFFE
@@ -54,14 +51,6 @@ type Generation struct {
 type DomainCheck struct {
 	Kind  uint8  `json:"kind"`
 	Value []byte `json:"value"`
-}
-
-// Tenant owns keys. Everything that belongs to somebody names its tenant.
-type Tenant struct {
-	Name          string `json:"name"`
-	Created       int64  `json:"created"`       // unix seconds
-	Administrator string `json:"administrator"` // SPIFFE URI of its first key administrator
-	Revision      uint64 `json:"revision"`
 }
 
 // InitCluster is the first entry of every log.

@@ -68,6 +68,41 @@ var commands = []spec{
 	{"RestoreCluster", 1, Restricts, func() Command { return new(RestoreCluster) }},
 
 	{"SetVoter", 2, Loosens, func() Command { return new(SetVoter) }},
+
+	{"SetKeyDecryptOnly", 2, Restricts, func() Command { return new(SetKeyDecryptOnly) }},
+	{"SetRequiredContext", 2, Restricts, func() Command { return new(SetRequiredContext) }},
+	{"DisableKeyVersion", 2, Restricts, func() Command { return new(DisableKeyVersion) }},
+	{"EnableKeyVersion", 2, Loosens, func() Command { return new(EnableKeyVersion) }},
+	{"ScheduleKeyVersionDestruction", 2, Restricts, func() Command { return new(ScheduleKeyVersionDestruction) }},
+	{"CancelKeyVersionDestruction", 2, Loosens, func() Command { return new(CancelKeyVersionDestruction) }},
+	{"DestroyKeyVersions", 2, Restricts, func() Command { return new(DestroyKeyVersions) }},
+	{"DeleteKey", 2, Restricts, func() Command { return new(DeleteKey) }},
+	{"RotateKeyOnSchedule", 2, Loosens, func() Command { return new(RotateKeyOnSchedule) }},
+	{"CreateServiceKey", 2, Loosens, func() Command { return new(CreateServiceKey) }},
+
+	// No result is released or withheld because of these: the log alone, which puts
+	// commands in order, decides by them.
+	{"EnableKeyRotation", 2, Loosens, func() Command { return new(EnableKeyRotation) }},
+	{"DisableKeyRotation", 2, Loosens, func() Command { return new(DisableKeyRotation) }},
+	{"SetDeletionProtection", 2, Loosens, func() Command { return new(SetDeletionProtection) }},
+	{"BindResource", 2, Loosens, func() Command { return new(BindResource) }},
+	{"ReleaseResource", 2, Loosens, func() Command { return new(ReleaseResource) }},
+	{"RecordUse", 2, Loosens, func() Command { return new(RecordUse) }},
+	{"CreateTenant", 2, Loosens, func() Command { return new(CreateTenant) }},
+	{"SetTenantQuota", 2, Loosens, func() Command { return new(SetTenantQuota) }},
+
+	{"FreezeTenant", 2, Restricts, func() Command { return new(FreezeTenant) }},
+	{"ThawTenant", 2, Loosens, func() Command { return new(ThawTenant) }},
+	{"DisablePrincipal", 2, Restricts, func() Command { return new(DisablePrincipal) }},
+	{"EnablePrincipal", 2, Loosens, func() Command { return new(EnablePrincipal) }},
+	{"PutPolicy", 2, Restricts, func() Command { return new(PutPolicy) }},
+
+	// CreateGrant forbids nothing. Its call waits like a restriction's, so that the grant
+	// is usable on every node when it returns, whoever holds it.
+	{"CreateGrant", 2, Restricts, func() Command { return new(CreateGrant) }},
+	{"RetireGrant", 2, Restricts, func() Command { return new(RetireGrant) }},
+	{"RevokeGrant", 2, Restricts, func() Command { return new(RevokeGrant) }},
+	{"ExpireGrant", 2, Restricts, func() Command { return new(ExpireGrant) }},
 }
 
 // EffectOf tells the effect of a command; an unknown one restricts.
@@ -77,6 +112,9 @@ func EffectOf(c Command) Effect {
 	}
 	return Restricts
 }
+
+// WellFormed says what is wrong with a command, whatever the state; it wraps ErrInvalid.
+func WellFormed(c Command) error { return c.validate() }
 
 // NameOf is a command's name in entries: its type's name.
 func NameOf(c Command) string { return reflect.TypeOf(c).Elem().Name() }

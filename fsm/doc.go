@@ -20,8 +20,10 @@
 //
 // A wrapped key is an opaque string here: this package never looks into a token.
 //
-// Reading order: errors.go, key.go, alias.go, tag.go, member.go, cluster.go (what
-// there is), state.go (how it is held and applied), command.go (the table),
-// entry.go (the bytes) and proposal.go, request.go (idempotence), snapshot.go, check.go
-// (invariants), raft.go (the only file that knows Raft).
+// Reading order: errors.go, key.go, version.go, rotation.go, deletion.go, alias.go,
+// tag.go, requiredcontext.go, binding.go, use.go, servicekey.go, tenant.go, principal.go,
+// policy.go, grant.go, member.go, cluster.go (what there is), state.go and tables.go (how
+// it is held, indexed and applied), due.go (what comes by itself), command.go (the table),
+// entry.go (the bytes) and proposal.go, request.go (idempotence), recovery.go, snapshot.go,
+// check.go (invariants), raft.go (the only file that knows Raft).
 package fsm

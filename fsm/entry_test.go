@@ -121,6 +121,9 @@ func TestTextMustBeUTF8(t *testing.T) {
 		edited(admit("n2"), func(c *AdmitNode) { c.PeerAddress = bad }),
 		edited(initCluster(), func(c *InitCluster) { c.TrustDomain = bad }),
 		&UpdateMember{ID: bad, PeerAddress: "a", ClientAddress: "b"},
+		putPolicy(1, bad), bind(1, bad), &ReleaseResource{ref(1), "r", bad}, &DisablePrincipal{"spiffe://" + bad, ""}, &FreezeTenant{bad, true},
+		&SetRequiredContext{ref(1), []string{bad}}, edited(createTenant("acme"), func(c *CreateTenant) { c.Administrator += bad }),
+		grant(func(c *CreateGrant) { c.Name = bad }), grant(func(c *CreateGrant) { c.Constraints.Equals = []Tag{{"a", bad}} }), grant(func(c *CreateGrant) { c.Retiring = "spiffe://" + bad }),
 	} {
 		_, err := EncodeEntry(w.entry(), c, logKey())
 		wantError(t, err, ErrInvalid, "UTF-8")
@@ -324,13 +327,52 @@ func TestIndexMustGrow(t *testing.T) {
 // entrySeeds are entries of every command, right and wrong.
 func entrySeeds(t failer) [][]byte {
 	var out [][]byte
-	for _, l := range goldenScript(t).log {
-		out = append(out, l.Data)
+	for _, script := range goldenScripts {
+		for _, l := range script(t).log {
+			out = append(out, l.Data)
+		}
 	}
 	for _, s := range commands {
 		out = append(out, seal(t, Entry{}, s.make()))
 	}
 	return append(out, nil, []byte("{}"), sealPlain([]byte("{}")), sealPlain([]byte(`{"format":1,"body":{}}`)), sealPlain([]byte("[[[[}")))
+}
+
+// TestCanonicalCommands: of what may be left out there is one way to write it.
+func TestCanonicalCommands(t *testing.T) {
+	const id = `"00000000-0000-0000-0000-000000000000"`
+	const grant = `{"grant":` + id + `,"key":` + id + `,"tenant":"t","grantee":"g","operations":[],"constraints":`
+	for _, row := range []struct {
+		name, right string
+		wrong       []string
+	}{
+		{"PutPolicy", `{"tenant":"t"}`, []string{
+			`{"tenant":"t","key":` + id + `}`, `{"tenant":"t","text":""}`, `{"tenant":"t","expect":null}`, `{"tenant":"t","expect":-1}`, `{"tenant":"t","expect":4294967296}`,
+		}},
+		{"PutPolicy", `{"tenant":"t","expect":0}`, []string{`{"tenant":"t","expect":00}`, `{"expect":0,"tenant":"t"}`}},
+		{"CreateGrant", grant + `{}}`, []string{
+			grant + `null}`, grant + `{"equals":[]}}`, grant + `{"equals":null}}`, grant + `{"subset":[]}}`, grant + `{},"parent":` + id + `}`, grant + `{},"service":false}`, grant + `{},"expires":0}`,
+		}},
+		{"SetRequiredContext", `{"id":` + id + `,"tenant":"t"}`, []string{`{"id":` + id + `,"tenant":"t","keys":[]}`, `{"id":` + id + `,"tenant":"t","keys":null}`}},
+		{"RecordUse", `{"uses":[{"key":` + id + `,"at":1}]}`, []string{`{"uses":[{"key":` + id + `,"version":0,"at":1}]}`, `{}`}},
+		{"RecordUse", `{"uses":null}`, nil},
+		{"RecordUse", `{"uses":[]}`, nil},
+		{"DisablePrincipal", `{"principal":"p"}`, []string{`{"principal":"p","tenant":""}`}},
+		{"FreezeTenant", `{"name":"t","by_operator":false}`, []string{`{"name":"t"}`, `{"name":"t","by_operator":null}`}},
+		{"DisableKeyVersion", `{"id":` + id + `,"tenant":"t","version":1}`, []string{`{"id":` + id + `,"tenant":"t","version":1.0}`, `{"tenant":"t","version":1}`}},
+	} {
+		c, err := DecodeCommand(row.name, []byte(row.right))
+		if err != nil {
+			t.Errorf("%s %s: %v", row.name, row.right, err)
+		} else if again, err := json.Marshal(c); err != nil || string(again) != row.right {
+			t.Errorf("%s %s became %s: %v", row.name, row.right, again, err)
+		}
+		for _, wrong := range row.wrong {
+			if _, err := DecodeCommand(row.name, []byte(wrong)); !errors.Is(err, ErrInvalid) {
+				t.Errorf("%s %s was read: %v", row.name, wrong, err)
+			}
+		}
+	}
 }
 
 // FuzzDecodeEntry: never panics, and what is read is written again to the same bytes.
@@ -373,7 +415,7 @@ func FuzzApply(f *testing.F) {
 			f.Add(e.Command, []byte(e.Body), e.Proposer)
 		}
 	}
-	w := goldenScript(f)
+	w := goldenUpgraded(f)
 	before := snapshotOf(f, w.s)
 	f.Fuzz(func(t *testing.T, command string, body []byte, proposer string) {
 		e := w.entry()
@@ -397,7 +439,7 @@ func FuzzApply(f *testing.F) {
 
 // TestDecodeCommand: a body that travels by itself is read as strictly.
 func TestDecodeCommand(t *testing.T) {
-	for _, l := range goldenScript(t).log {
+	for _, l := range append(goldenScript(t).log, goldenUpgrade(t).log...) {
 		e, want, err := decodeEntry(l.Data)
 		if err != nil {
 			t.Fatal(err)

@@ -18,6 +18,14 @@ var (
 	ErrMember             = errors.New("membership refused")
 	ErrNotInitialized     = errors.New("cluster is not initialized")
 	ErrRelease            = errors.New("the cluster's release forbids it")
+	ErrDecryptOnly        = errors.New("key only decrypts")
+	ErrVersionDisabled    = errors.New("key version is disabled")
+	ErrVersionDestroyed   = errors.New("key version is destroyed")
+	ErrProtected          = errors.New("key is protected against deletion")
+	ErrInUse              = errors.New("key is in use")
+	ErrServiceManaged     = errors.New("key is managed by a service")
+	ErrFrozen             = errors.New("tenant is frozen")
+	ErrPrincipalDisabled  = errors.New("principal is disabled")
 )
 
 // ErrHalted means: the machine met an entry that it must not apply (a broken MAC, an
@@ -75,6 +83,14 @@ var coded = Codes{
 	{"NOT_INITIALIZED", ErrNotInitialized},
 	{"RELEASE", ErrRelease},
 	{"HALTED", ErrHalted},
+	{"DECRYPT_ONLY", ErrDecryptOnly},
+	{"VERSION_DISABLED", ErrVersionDisabled},
+	{"VERSION_DESTROYED", ErrVersionDestroyed},
+	{"PROTECTED", ErrProtected},
+	{"IN_USE", ErrInUse},
+	{"SERVICE_MANAGED", ErrServiceManaged},
+	{"FROZEN", ErrFrozen},
+	{"PRINCIPAL_DISABLED", ErrPrincipalDisabled},
 }
 
 // Code names the sentinel of this package that err wraps; "" if there is none.

@@ -13,7 +13,9 @@ func TestCodes(t *testing.T) {
 		"PENDING_DELETION": ErrPendingDeletion, "NOT_PENDING_DELETION": ErrNotPendingDeletion,
 		"UNSUPPORTED": ErrUnsupported, "CONFLICT": ErrConflict, "LIMIT": ErrLimit,
 		"REQUEST_REUSED": ErrRequestReused, "TICKET": ErrTicket, "MEMBER": ErrMember,
-		"NOT_INITIALIZED": ErrNotInitialized, "RELEASE": ErrRelease, "HALTED": ErrHalted,
+		"NOT_INITIALIZED": ErrNotInitialized, "RELEASE": ErrRelease, "HALTED": ErrHalted, "PRINCIPAL_DISABLED": ErrPrincipalDisabled,
+		"DECRYPT_ONLY": ErrDecryptOnly, "VERSION_DISABLED": ErrVersionDisabled, "VERSION_DESTROYED": ErrVersionDestroyed,
+		"PROTECTED": ErrProtected, "IN_USE": ErrInUse, "SERVICE_MANAGED": ErrServiceManaged, "FROZEN": ErrFrozen,
 	}
 	if len(want) != len(coded) {
 		t.Errorf("%d codes, want %d", len(coded), len(want))

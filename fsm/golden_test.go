@@ -47,6 +47,13 @@ func firstInit() *InitCluster { return edited(initCluster(), func(c *InitCluster
 // goldenUpgrade is the fixed log of release 2: a cluster of release 1 that is raised,
 // and then every command that is new.
 func goldenUpgrade(t failer) *world {
+	w := goldenUpgraded(t)
+	goldenRecoveries(w)
+	return w
+}
+
+// goldenUpgraded is that log up to its recoveries, which disable all keys.
+func goldenUpgraded(t failer) *world {
 	w := newWorld(t)
 	w.do(firstInit())
 	w.refuse(initCluster(), ErrExists, "")
@@ -59,8 +66,193 @@ func goldenUpgrade(t failer) *world {
 	w.ask("raise", "2", &RaiseRelease{2, []string{}})
 	w.do(&RaiseRelease{Release: 2})
 	goldenVotes(w)
-	goldenRecoveries(w)
+	goldenTenants(w)
+	goldenStates(w)
+	goldenVersions(w)
+	goldenSchedules(w)
+	goldenGrants(w)
+	goldenPolicies(w)
+	goldenUses(w)
+	goldenDeletions(w)
 	return w
+}
+
+func goldenTenants(w *world) {
+	w.ask("tenant", "acme", edited(createTenant("acme"), func(c *CreateTenant) { c.MaxKeys = 2 }))
+	w.ask("tenant", "acme", createTenant("other"))
+	w.refuse(createTenant("acme"), ErrExists, "")
+	w.refuse(createTenant("A"), ErrInvalid, "")
+	w.do(createTenant(strings.Repeat("z", 64)))
+	for n := uint64(11); n <= 19; n++ {
+		w.do(createKey(n))
+	}
+	w.do(edited(createKey(21), func(c *CreateKey) { c.Tenant = "acme" }))
+	w.do(edited(serviceKey(22), func(c *CreateServiceKey) { c.Tenant = "acme" }))
+	w.refuse(edited(createKey(23), func(c *CreateKey) { c.Tenant = "acme" }), ErrLimit, "")
+	w.refuse(edited(serviceKey(23), func(c *CreateServiceKey) { c.Tenant = "acme" }), ErrExists, "")
+	w.refuse(edited(serviceKey(23), func(c *CreateServiceKey) { c.Service = "a.b" }), ErrInvalid, "")
+	w.refuse(&DisableKey{KeyRef{ID: keyID(22), Tenant: "acme"}}, ErrServiceManaged, "")
+	w.do(&RotateKey{KeyRef: KeyRef{ID: keyID(22), Tenant: "acme"}, Version: 2, Generation: 1, Cause: CauseOnDemand, Token: []byte{1}})
+	w.do(&SetTenantQuota{"acme", 0})
+	w.do(&SetTenantQuota{"acme", MaxKeys})
+	w.refuse(&SetTenantQuota{"acme", -1}, ErrInvalid, "")
+	w.refuse(&SetTenantQuota{"nobody", 1}, ErrNotFound, "")
+	w.do(&FreezeTenant{"acme", true})
+	w.do(&FreezeTenant{"acme", false})
+	w.do(&ThawTenant{"acme", true})
+	w.do(&FreezeTenant{DefaultTenant, true})
+	w.do(&ThawTenant{DefaultTenant, true})
+	w.refuse(&FreezeTenant{"nobody", true}, ErrNotFound, "")
+	w.refuse(&ThawTenant{"", false}, ErrNotFound, "")
+	for _, tenant := range []string{"", "acme"} {
+		w.do(&DisablePrincipal{user, tenant})
+		w.do(&DisablePrincipal{user, tenant})
+		w.do(&DisablePrincipal{"spiffe://kms.example/tenant/acme/user/gone", tenant})
+	}
+	w.as(user, func() { w.refuse(&EnablePrincipal{user, ""}, ErrPrincipalDisabled, user) })
+	for _, tenant := range []string{"", "acme"} {
+		w.do(&EnablePrincipal{user, tenant})
+	}
+	w.refuse(&EnablePrincipal{user, ""}, ErrNotFound, "")
+	w.refuse(&DisablePrincipal{"uma", ""}, ErrInvalid, "")
+}
+
+func goldenStates(w *world) {
+	w.ask("decrypt only", "11", &SetKeyDecryptOnly{ref(11)})
+	w.ask("decrypt only", "11", &Repeat{})
+	w.refuse(rotateKey(11, 2), ErrDecryptOnly, "")
+	w.do(&SetKeyDecryptOnly{KeyRef{keyID(11), DefaultTenant, w.key(11).Revision}})
+	w.do(&DisableKey{ref(11)})
+	w.refuse(&SetKeyDecryptOnly{ref(11)}, ErrDisabled, "")
+	w.do(&EnableKey{ref(11)})
+	w.do(&SetKeyDecryptOnly{ref(11)})
+	w.do(&SetRequiredContext{ref(11), []string{"tenant", "<&>", "\u2028"}})
+	w.do(&SetRequiredContext{ref(12), nil})
+	w.refuse(&SetRequiredContext{ref(12), []string{"a", "a"}}, ErrInvalid, "")
+	w.do(&SetDeletionProtection{ref(11), true})
+	w.do(&SetDeletionProtection{ref(12), true})
+	w.do(&SetDeletionProtection{ref(12), false})
+	w.refuse(&ScheduleKeyDeletion{ref(11), 7}, ErrProtected, "")
+}
+
+func goldenVersions(w *world) {
+	w.do(rotateKey(13, 2))
+	w.do(rotateKey(13, 3))
+	w.do(&DisableKeyVersion{version(13, 1)})
+	w.do(&DisableKeyVersion{version(13, 3)})
+	w.do(&EnableKeyVersion{version(13, 3)})
+	w.refuse(&ScheduleKeyVersionDestruction{version(13, 3), 7}, ErrUnsupported, "")
+	w.refuse(&ScheduleKeyVersionDestruction{version(13, 1), 31}, ErrInvalid, "")
+	w.ask("destroy", "13", &ScheduleKeyVersionDestruction{version(13, 1), 7})
+	w.do(&ScheduleKeyVersionDestruction{version(13, 2), 30})
+	w.refuse(&EnableKeyVersion{version(13, 2)}, ErrVersionDisabled, "")
+	w.do(&CancelKeyVersionDestruction{version(13, 2)})
+	w.refuse(&CancelKeyVersionDestruction{version(13, 2)}, ErrNotPendingDeletion, "")
+	w.do(&ScheduleKeyVersionDestruction{version(13, 2), 30})
+	at := w.key(13).Version(1).Destroy
+	w.refuse(&DestroyKeyVersions{ref(13), at - 1}, ErrConflict, "")
+	w.do(&DestroyKeyVersions{ref(13), at + 1})
+	w.refuse(&DisableKeyVersion{version(13, 1)}, ErrVersionDestroyed, "")
+	w.refuse(&DisableKeyVersion{version(13, 9)}, ErrNotFound, "")
+}
+
+func goldenSchedules(w *world) {
+	w.do(&EnableKeyRotation{ref(14), 60})
+	w.do(&EnableKeyRotation{ref(14), 2560 * day})
+	w.do(&EnableKeyRotation{ref(14), 2560 * day})
+	w.refuse(&EnableKeyRotation{ref(14), 59}, ErrInvalid, "")
+	due := w.key(14).Rotation.Next
+	w.refuse(onSchedule(14, 2, due, due-1), ErrInvalid, "")
+	w.do(onSchedule(14, 2, due, due))
+	w.refuse(onSchedule(14, 3, due, due), ErrConflict, "")
+	due = w.key(14).Rotation.Next
+	w.do(onSchedule(14, 3, due, due+3*2560*day))
+	w.do(&EnableKeyRotation{ref(15), 90 * day})
+	w.do(&DisableKeyRotation{ref(15)})
+	w.do(&DisableKeyRotation{ref(15)})
+	w.refuse(&DisableKeyRotation{ref(11)}, ErrDecryptOnly, "")
+}
+
+func goldenGrants(w *world) {
+	now := w.s.Now() / second
+	w.ask("grant", "1", edited(createGrant(1, 15), func(c *CreateGrant) {
+		c.Name, c.Retiring, c.Expires = "<n>\u2028", other, now+50
+		c.Operations = []GrantOperation{GrantVerifyMac, GrantCreateGrant, GrantDecrypt, GrantRetireGrant}
+		c.Constraints.Subset = []Tag{{"b", "<&>"}, {"a", ""}}
+	}))
+	w.ask("grant", "1", createGrant(9, 15))
+	w.refuse(edited(createGrant(2, 15), func(c *CreateGrant) { c.Name = "<n>\u2028" }), ErrExists, "")
+	w.as(user, func() {
+		for n := uint64(2); n <= 4; n++ {
+			w.do(edited(createGrant(n, 15), func(c *CreateGrant) {
+				c.Parent, c.Expires, c.Constraints.Equals = grantID(1), now+int64(10*n), []Tag{{"b", "<&>"}, {"a", ""}}
+				c.Operations = append(c.Operations, GrantCreateGrant)
+			}))
+		}
+		w.do(edited(createGrant(5, 15), func(c *CreateGrant) {
+			c.Parent, c.Expires, c.Constraints.Equals = grantID(3), now+30, []Tag{{"b", "<&>"}, {"a", ""}}
+		}))
+		w.refuseLate(edited(createGrant(6, 15), func(c *CreateGrant) { c.Parent, c.Expires = grantID(1), now+50 }), ErrInvalid, "as strict")
+		w.refuse(edited(createGrant(6, 15), func(c *CreateGrant) { c.Parent = grantID(9) }), ErrNotFound, "")
+	})
+	w.do(edited(createGrant(6, 15), func(c *CreateGrant) {
+		c.Grantee, c.Service, c.Name = storage, true, strings.Repeat("n", MaxGrantName)
+		c.Constraints.Equals = []Tag{{"resource", "r"}, {"tenant", DefaultTenant}}
+	}))
+	w.refuse(edited(createGrant(7, 15), func(c *CreateGrant) { c.Service = true }), ErrInvalid, "")
+	w.refuse(edited(createGrant(7, 11), func(c *CreateGrant) { c.Operations = []GrantOperation{GrantEncrypt} }), ErrDecryptOnly, "")
+	w.do(createGrant(7, 11))
+	w.do(&RevokeGrant{grantRef(3, 15)}) // 5 goes with it
+	w.refuse(&RevokeGrant{grantRef(5, 15)}, ErrNotFound, "")
+	w.as(other, func() { w.do(&RetireGrant{grantRef(2, 15)}) })
+	w.refuse(&ExpireGrant{grantRef(4, 15), now + 39}, ErrConflict, "")
+	w.do(&ExpireGrant{grantRef(4, 15), now + 40})
+	w.refuse(&RetireGrant{grantRef(4, 15)}, ErrNotFound, "")
+	w.refuse(&RevokeGrant{GrantRef{}}, ErrInvalid, "")
+}
+
+func goldenPolicies(w *world) {
+	w.ask("policy", "16", expecting(putPolicy(16, "permit(principal, action, resource); // <&>\u2028"), 0))
+	w.refuse(expecting(putPolicy(16, "x"), 0), ErrConflict, "")
+	w.refuse(putPolicy(16, strings.Repeat("x", MaxPolicyText+1)), ErrInvalid, "")
+	w.refuse(&PutPolicy{Tenant: "acme", Key: keyID(22), Text: "x"}, ErrServiceManaged, "")
+	for n := range uint32(MaxPolicyHistory + 1) {
+		w.do(expecting(putPolicy(0, fmt.Sprintf("text %d", n)), n))
+	}
+	w.do(putPolicy(0, ""))
+	w.do(putPolicy(17, ""))
+	w.do(putPolicy(16, "second"))
+}
+
+func goldenUses(w *world) {
+	now := w.s.Now() / second
+	w.do(&RecordUse{[]Use{{keyID(15), 1, now}, {keyID(13), 3, now - 5}, {keyID(13), 2, now - 9}, {keyID(99), 1, now}, {keyID(15), 1, now - 1}, {keyID(13), 0, now}}})
+	w.do(&RecordUse{[]Use{{keyID(13), 3, 1<<63 - 1}, {keyID(13), 2, -1}}})
+	w.refuse(&RecordUse{}, ErrInvalid, "")
+	w.as(storage, func() {
+		w.do(bind(16, "bucket/<a>"))
+		w.do(bind(16, strings.Repeat("r", MaxResource)))
+		w.do(bind(16, "bucket/<a>"))
+	})
+	w.refuse(bind(16, ""), ErrInvalid, "")
+	w.refuse(&ScheduleKeyDeletion{ref(16), 7}, ErrInUse, "")
+	w.refuse(&ReleaseResource{ref(16), "bucket/<a>", admin}, ErrNotFound, "")
+	w.do(&ReleaseResource{ref(16), "bucket/<a>", storage})
+	w.do(bind(17, "volume/1"))
+	w.do(release(17, "volume/1"))
+}
+
+func goldenDeletions(w *world) {
+	w.do(&CreateAlias{alias("alias/gone", 15)})
+	w.refuse(&DeleteKey{ref(15), 1 << 40}, ErrNotPendingDeletion, "")
+	w.ask("schedule", "15", &ScheduleKeyDeletion{ref(15), 7})
+	at := w.key(15).Deletion
+	w.refuse(&DeleteKey{ref(15), at - 1}, ErrConflict, "")
+	w.do(&DeleteKey{KeyRef{keyID(15), DefaultTenant, w.key(15).Revision}, at})
+	w.refuse(&DeleteKey{ref(15), at}, ErrNotFound, "")
+	w.do(&ScheduleKeyDeletion{ref(18), 7})
+	w.do(&ScheduleKeyDeletion{ref(19), 30})
+	w.clock += 8 * day * second
 }
 
 func goldenVotes(w *world) {
@@ -278,6 +470,17 @@ func wantTwins(t *testing.T, a, b *State) {
 		w.do(&CreateAlias{alias("alias/twin", 1<<40)})
 		w.do(rotateKey(1<<40, w.s.NextVersion(w.key(1<<40))))
 		w.ask("twin", "", &DisableKey{ref(1 << 40)})
+		if w.s.Cluster().Release == FirstRelease {
+			continue
+		}
+		w.do(&EnableKey{ref(1 << 40)})
+		w.do(&EnableKeyRotation{ref(1 << 40), period})
+		w.do(edited(createGrant(90, 1<<40), func(c *CreateGrant) { c.Name, c.Expires, c.Retiring = "twin", 1<<40, other }))
+		w.do(&RevokeGrant{grantRef(90, 1<<40)})
+		w.do(putPolicy(1<<40, "twin"))
+		w.do(bind(1<<40, "twin"))
+		w.do(&DisablePrincipal{"spiffe://twin", ""})
+		w.do(&RecordUse{[]Use{{keyID(1 << 40), 1, 5}}})
 	}
 	if !bytes.Equal(x.s.Hash(), y.s.Hash()) {
 		t.Error("the two states go on with different hashes")

@@ -20,7 +20,15 @@ const (
 	second    = int64(1_000_000_000)
 	admin     = "spiffe://kms.example/tenant/default/admin/ada"
 	firstNode = "n1-00000001"
+	day       = int64(secondsPerDay)
+
+	user    = "spiffe://kms.example/tenant/default/user/uma"
+	other   = "spiffe://kms.example/tenant/default/user/otto"
+	storage = "spiffe://kms.example/service/obs"
 )
+
+// start is startTime in seconds.
+const start = startTime / second
 
 func logKey() LogKey { return bytes.Repeat([]byte{0x4c}, 32) }
 
@@ -43,6 +51,7 @@ type world struct {
 	s        *State
 	clock    int64  // unix nanoseconds, of the next entry
 	proposer string // raft id of the node that is asked next; firstNode if empty
+	caller   string // SPIFFE URI of who asks next; admin if empty
 	log      []*raft.Log
 }
 
@@ -88,7 +97,7 @@ func alias(name string, n uint64) AliasTarget {
 func deleteAlias(name string) *DeleteAlias { return &DeleteAlias{Tenant: DefaultTenant, Name: name} }
 
 func (w *world) entry() Entry {
-	return Entry{Principal: admin, Proposer: cmp.Or(w.proposer, firstNode), Time: w.clock}
+	return Entry{Principal: cmp.Or(w.caller, admin), Proposer: cmp.Or(w.proposer, firstNode), Time: w.clock}
 }
 
 // seal is EncodeEntry without its checks: what a faulty proposer would write.
@@ -183,8 +192,19 @@ func (w *world) do(c Command) Result {
 // the text. What is wrong without a state must be refused before it is written too.
 func (w *world) refuse(c Command, want error, text string) {
 	w.t.Helper()
+	w.refuseEarly(c, want, text, errors.Is(want, ErrInvalid))
+}
+
+// refuseLate is refuse for what is wrong by the state alone, whatever the sentinel.
+func (w *world) refuseLate(c Command, want error, text string) {
+	w.t.Helper()
+	w.refuseEarly(c, want, text, false)
+}
+
+func (w *world) refuseEarly(c Command, want error, text string, early bool) {
+	w.t.Helper()
 	_, err := EncodeEntry(w.entry(), c, logKey())
-	if got := err != nil; got != errors.Is(want, ErrInvalid) {
+	if got := err != nil; got != early {
 		w.t.Fatalf("%s: EncodeEntry: %v, though it is to be refused with %v", NameOf(c), err, want)
 	}
 	_, err = w.apply(w.entry(), c)
@@ -196,6 +216,14 @@ func wantError(t failer, err, want error, text string) {
 	if !errors.Is(err, want) || !strings.Contains(err.Error(), text) {
 		t.Fatalf("error %q, want one that wraps %q and says %q", err, want, text)
 	}
+}
+
+// as asks f's commands as another principal.
+func (w *world) as(caller string, f func()) {
+	before := w.caller
+	w.caller = caller
+	f()
+	w.caller = before
 }
 
 // edit makes a state that commands reach only slowly, or not at all.

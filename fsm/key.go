@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+	"unique"
 
 	"github.com/google/uuid"
 )
@@ -27,11 +28,12 @@ const (
 // KeyState is the state of a customer master key.
 type KeyState string
 
-// The states of a key.
+// The states of a key. DecryptOnly behaves as Enabled, but nothing new is encrypted.
 const (
 	KeyEnabled         KeyState = "ENABLED"
 	KeyDisabled        KeyState = "DISABLED"
 	KeyPendingDeletion KeyState = "PENDING_DELETION"
+	KeyDecryptOnly     KeyState = "DECRYPT_ONLY"
 )
 
 // KeyUsage is what a key may be used for; one usage a key, for life.
@@ -55,8 +57,11 @@ const OriginKMS Origin = "KMS"
 // Manager says who manages the key.
 type Manager string
 
-// ManagerCustomer means: the tenant's key administrators.
-const ManagerCustomer Manager = "CUSTOMER"
+// The managers of keys.
+const (
+	ManagerCustomer Manager = "CUSTOMER" // the tenant's key administrators
+	ManagerService  Manager = "SERVICE"  // a storage service, for that tenant
+)
 
 // VersionCause says why a key version was made.
 type VersionCause string
@@ -65,6 +70,7 @@ type VersionCause string
 const (
 	CauseCreated  VersionCause = "CREATED"
 	CauseOnDemand VersionCause = "ON_DEMAND"
+	CauseSchedule VersionCause = "SCHEDULE"
 )
 
 // Key is a customer master key. Records are immutable once published: a change
@@ -83,6 +89,11 @@ type Key struct {
 	Revision    uint64       `json:"revision"`           // log index of the last change
 	Tags        []Tag        `json:"tags,omitempty"`     // sorted by key
 	Versions    []KeyVersion `json:"versions"`           // ascending; the last is the current one
+	Service     string       `json:"service,omitempty"`  // name of the service that manages it
+	Rotation    *Rotation    `json:"rotation,omitempty"` // nil: it is not rotated by itself
+	Protected   bool         `json:"protected,omitempty"`
+	Required    []string     `json:"required,omitempty"` // keys that every encryption context must have, sorted
+	Policy      uint32       `json:"policy,omitempty"`   // number of its present policy; 0: none
 }
 
 // KeyVersion is one version of a key's material.
@@ -91,7 +102,9 @@ type KeyVersion struct {
 	Generation uint32       `json:"generation"` // of the domain key that wraps the token
 	Created    int64        `json:"created"`    // unix seconds
 	Cause      VersionCause `json:"cause"`
-	Token      []byte       `json:"token"` // KWT1, opaque here
+	Token      []byte       `json:"token"`             // KWT1, opaque here; nil once destroyed
+	State      VersionState `json:"state,omitempty"`   // empty: enabled
+	Destroy    int64        `json:"destroy,omitempty"` // unix seconds: when it is to be destroyed, or was
 }
 
 // Current is the version that encrypts.
@@ -113,39 +126,57 @@ type KeyOperation int
 
 // The groups of operations (semantics: state x operation).
 const (
-	OpUse            KeyOperation = iota // every cryptographic call
-	OpEdit                               // alias to it, tag, untag, description
-	OpEnableDisable                      // enable, disable
-	OpRotate                             // rotation on demand
+	OpOpen           KeyOperation = iota // every cryptographic call that makes nothing new: Decrypt, Verify, …
+	OpSeal                               // Encrypt, GenerateDataKey, Sign, …
+	OpGrant                              // create a grant
+	OpEdit                               // alias to it, tags, description, versions, protection, resources, required context
+	OpEnable                             // enable
+	OpDisable                            // disable
+	OpDecryptOnly                        // set decrypt only
+	OpRotate                             // rotation on demand, and its schedule
 	OpSchedule                           // schedule deletion
 	OpCancelDeletion                     // cancel deletion
 )
 
-// Allows is the one table of what a key's state allows: nil, or the sentinel of
-// the state that forbids it.
+// forbidden is the one table of what a key's state forbids: the sentinel of the state, or
+// nil. What is not in a state's row is allowed in it.
+var forbidden = map[KeyState]map[KeyOperation]error{
+	KeyEnabled: {OpCancelDeletion: ErrNotPendingDeletion},
+	KeyDecryptOnly: {
+		OpSeal: ErrDecryptOnly, OpRotate: ErrDecryptOnly,
+		OpCancelDeletion: ErrNotPendingDeletion,
+	},
+	KeyDisabled: {
+		OpOpen: ErrDisabled, OpSeal: ErrDisabled, OpGrant: ErrDisabled, OpRotate: ErrDisabled, OpDecryptOnly: ErrDisabled,
+		OpCancelDeletion: ErrNotPendingDeletion,
+	},
+	KeyPendingDeletion: {
+		OpOpen: ErrPendingDeletion, OpSeal: ErrPendingDeletion, OpGrant: ErrPendingDeletion, OpEdit: ErrPendingDeletion,
+		OpEnable: ErrPendingDeletion, OpDisable: ErrPendingDeletion, OpDecryptOnly: ErrPendingDeletion,
+		OpRotate: ErrPendingDeletion, OpSchedule: ErrPendingDeletion,
+	},
+}
+
+// Allows tells whether a key's state allows an operation: nil, or the sentinel of the
+// state that forbids it.
 func (k *Key) Allows(op KeyOperation) error {
-	switch k.State {
-	case KeyEnabled:
-		if op == OpCancelDeletion {
-			return fmt.Errorf("%w: %s", ErrNotPendingDeletion, k.ID)
-		}
-		return nil
-	case KeyDisabled:
-		switch op {
-		case OpUse, OpRotate:
-			return fmt.Errorf("%w: %s", ErrDisabled, k.ID)
-		case OpCancelDeletion:
-			return fmt.Errorf("%w: %s", ErrNotPendingDeletion, k.ID)
-		case OpEdit, OpEnableDisable, OpSchedule:
-			return nil
-		}
-	case KeyPendingDeletion:
-		if op == OpCancelDeletion {
-			return nil
-		}
-		return fmt.Errorf("%w: %s", ErrPendingDeletion, k.ID)
+	row, known := forbidden[k.State]
+	if !known || op < 0 || op > OpCancelDeletion {
+		return fmt.Errorf("%w: operation %d on key %s in state %q", ErrUnsupported, op, k.ID, k.State)
 	}
-	return fmt.Errorf("%w: key %s has the unknown state %q", ErrUnsupported, k.ID, k.State)
+	if why := row[op]; why != nil {
+		return fmt.Errorf("%w: %s", why, k.ID)
+	}
+	return nil
+}
+
+// manageable refuses what a tenant may not do with a key that a service manages: it may
+// rotate it, and enable what a restore has disabled.
+func (k *Key) manageable(op KeyOperation) error {
+	if k.Manager != ManagerService || op == OpRotate || op == OpEnable {
+		return nil
+	}
+	return fmt.Errorf("%w: %s belongs to service %s", ErrServiceManaged, k.ID, k.Service)
 }
 
 // CreateKey makes a key whose first version is already wrapped.
@@ -181,14 +212,15 @@ func (c *CreateKey) validate() error {
 }
 
 func (c *CreateKey) apply(t *tx) (Result, error) {
-	if _, ok := t.s.Tenant(c.Tenant); !ok {
+	tenant, ok := t.s.Tenant(c.Tenant)
+	if !ok {
 		return Result{}, fmt.Errorf("%w: tenant %q", ErrNotFound, c.Tenant)
 	}
 	if _, ok := t.s.Key(c.ID); ok {
 		return Result{}, fmt.Errorf("%w: key %s", ErrExists, c.ID)
 	}
-	if t.s.KeyCount() >= MaxKeys {
-		return Result{}, fmt.Errorf("%w: the cluster has %d keys", ErrLimit, MaxKeys)
+	if err := t.s.roomForKey(c.Tenant); err != nil {
+		return Result{}, err
 	}
 	if err := t.s.generationActive(c.Generation); err != nil {
 		return Result{}, err
@@ -199,8 +231,8 @@ func (c *CreateKey) apply(t *tx) (Result, error) {
 	}
 	now := t.seconds()
 	t.putKey(&Key{
-		ID: c.ID, Tenant: c.Tenant, Description: c.Description,
-		State: KeyEnabled, Usage: c.Usage, Spec: c.Spec, Origin: OriginKMS, Manager: ManagerCustomer,
+		ID: c.ID, Tenant: tenant.Name, Description: c.Description,
+		State: KeyEnabled, Usage: once(c.Usage), Spec: once(c.Spec), Origin: OriginKMS, Manager: ManagerCustomer,
 		Created: now, Tags: tags,
 		Versions: []KeyVersion{{Version: c.Version, Generation: c.Generation, Created: now, Cause: CauseCreated, Token: c.Token}},
 	})
@@ -222,17 +254,28 @@ func (r KeyRef) validate() error {
 	return nil
 }
 
-// change loads the key, checks tenant, revision and state, lets f edit a copy and
-// stores it.
-func (r KeyRef) change(t *tx, op KeyOperation, f func(k *Key) error) (Result, error) {
-	old, ok := t.s.Key(r.ID)
-	if !ok || old.Tenant != r.Tenant {
-		return Result{}, fmt.Errorf("%w: key %s", ErrNotFound, r.ID)
+// find loads the key and checks tenant and revision.
+func (r KeyRef) find(t *tx) (*Key, error) {
+	k, ok := t.s.Key(r.ID)
+	if !ok || k.Tenant != r.Tenant {
+		return nil, fmt.Errorf("%w: key %s", ErrNotFound, r.ID)
 	}
-	if r.Expect != 0 && r.Expect != old.Revision {
-		return Result{}, fmt.Errorf("%w: key %s is at revision %d, expected %d", ErrConflict, r.ID, old.Revision, r.Expect)
+	if r.Expect != 0 && r.Expect != k.Revision {
+		return nil, fmt.Errorf("%w: key %s is at revision %d, expected %d", ErrConflict, r.ID, k.Revision, r.Expect)
+	}
+	return k, nil
+}
+
+// change finds the key, checks its state, lets f edit a copy and stores it.
+func (r KeyRef) change(t *tx, op KeyOperation, f func(k *Key) error) (Result, error) {
+	old, err := r.find(t)
+	if err != nil {
+		return Result{}, err
 	}
 	if err := old.Allows(op); err != nil {
+		return Result{}, err
+	}
+	if err := old.manageable(op); err != nil {
 		return Result{}, err
 	}
 	k := *old
@@ -266,86 +309,24 @@ func (c *UpdateKeyDescription) apply(t *tx) (Result, error) {
 // EnableKey makes a disabled key usable; an enabled key stays as it is.
 type EnableKey struct{ KeyRef }
 
-func (c *EnableKey) apply(t *tx) (Result, error) { return c.setState(t, KeyEnabled) }
+func (c *EnableKey) apply(t *tx) (Result, error) { return c.setState(t, OpEnable, KeyEnabled) }
 
 // DisableKey makes a key unusable until it is enabled again.
 type DisableKey struct{ KeyRef }
 
-func (c *DisableKey) apply(t *tx) (Result, error) { return c.setState(t, KeyDisabled) }
+func (c *DisableKey) apply(t *tx) (Result, error) { return c.setState(t, OpDisable, KeyDisabled) }
 
-func (r KeyRef) setState(t *tx, s KeyState) (Result, error) {
-	return r.change(t, OpEnableDisable, func(k *Key) error {
+// SetKeyDecryptOnly lets an enabled key open what it has sealed, and nothing more.
+// EnableKey and DisableKey end it.
+type SetKeyDecryptOnly struct{ KeyRef }
+
+func (c *SetKeyDecryptOnly) apply(t *tx) (Result, error) {
+	return c.setState(t, OpDecryptOnly, KeyDecryptOnly)
+}
+
+func (r KeyRef) setState(t *tx, op KeyOperation, s KeyState) (Result, error) {
+	return r.change(t, op, func(k *Key) error {
 		k.State = s
-		return nil
-	})
-}
-
-// ScheduleKeyDeletion makes a key unusable at once and sets the date at which its
-// material goes.
-type ScheduleKeyDeletion struct {
-	KeyRef
-	Days uint32 `json:"days"` // 7..30
-}
-
-func (c *ScheduleKeyDeletion) validate() error {
-	if c.Days < MinDeletionDays || c.Days > MaxDeletionDays {
-		return invalid("waiting period of %d days: must be %d to %d", c.Days, MinDeletionDays, MaxDeletionDays)
-	}
-	return c.KeyRef.validate()
-}
-
-func (c *ScheduleKeyDeletion) apply(t *tx) (Result, error) {
-	return c.change(t, OpSchedule, func(k *Key) error {
-		k.State = KeyPendingDeletion
-		k.Deletion = t.seconds() + int64(c.Days)*secondsPerDay
-		return nil
-	})
-}
-
-// CancelKeyDeletion takes a key back; it is Disabled afterwards.
-type CancelKeyDeletion struct{ KeyRef }
-
-func (c *CancelKeyDeletion) apply(t *tx) (Result, error) {
-	return c.change(t, OpCancelDeletion, func(k *Key) error {
-		k.State = KeyDisabled
-		k.Deletion = 0
-		return nil
-	})
-}
-
-// RotateKey adds a version, which becomes the current one.
-type RotateKey struct {
-	KeyRef
-	Version    uint32       `json:"version"` // must be the next: see NextVersion
-	Generation uint32       `json:"generation"`
-	Cause      VersionCause `json:"cause"`
-	Token      []byte       `json:"token"`
-}
-
-func (c *RotateKey) validate() error {
-	if c.Cause != CauseOnDemand {
-		return invalid("rotation cause %q is unknown", c.Cause)
-	}
-	if err := validToken(c.Token); err != nil {
-		return err
-	}
-	return c.KeyRef.validate()
-}
-
-func (c *RotateKey) apply(t *tx) (Result, error) {
-	return c.change(t, OpRotate, func(k *Key) error {
-		if err := t.s.generationActive(c.Generation); err != nil {
-			return err
-		}
-		if want := t.s.NextVersion(k); c.Version != want {
-			return fmt.Errorf("%w: key %s: version %d was made, %d is next", ErrConflict, k.ID, c.Version, want)
-		}
-		if len(k.Versions) >= MaxKeyVersions {
-			return fmt.Errorf("%w: key %s has %d versions", ErrLimit, k.ID, len(k.Versions))
-		}
-		k.Versions = append(slices.Clip(k.Versions), KeyVersion{
-			Version: c.Version, Generation: c.Generation, Created: t.seconds(), Cause: c.Cause, Token: c.Token,
-		})
 		return nil
 	})
 }
@@ -379,6 +360,18 @@ func ValidName(s string) bool {
 		}
 	}
 	return true
+}
+
+// once keeps a text that many records have in memory once.
+func once[T ~string](text T) T { return T(unique.Make(string(text)).Value()) }
+
+// shareTexts keeps what many keys have in memory once. The key is one that nobody
+// else sees yet.
+func (k *Key) shareTexts() {
+	k.Tenant, k.State, k.Usage, k.Spec, k.Origin, k.Manager = once(k.Tenant), once(k.State), once(k.Usage), once(k.Spec), once(k.Origin), once(k.Manager)
+	for i := range k.Versions {
+		k.Versions[i].Cause = once(k.Versions[i].Cause)
+	}
 }
 
 func invalid(format string, args ...any) error {

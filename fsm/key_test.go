@@ -144,21 +144,45 @@ func keyChanges(r KeyRef) map[string]Command {
 		"DisableKey":           &DisableKey{r},
 		"ScheduleKeyDeletion":  &ScheduleKeyDeletion{KeyRef: r, Days: 7},
 		"CancelKeyDeletion":    &CancelKeyDeletion{r},
-		"RotateKey":            &RotateKey{KeyRef: r, Version: 2, Generation: 1, Cause: CauseOnDemand, Token: []byte("token 2")},
+		"RotateKey":            &RotateKey{KeyRef: r, Version: 4, Generation: 1, Cause: CauseOnDemand, Token: []byte("token 4")},
 		"TagKey":               &TagKey{KeyRef: r, Tags: tags(0, 1)},
 		"UntagKey":             &UntagKey{KeyRef: r, TagKeys: []string{"k00"}},
 		"CreateAlias":          &CreateAlias{target},
 		"UpdateAlias":          &UpdateAlias{moved},
+
+		"SetKeyDecryptOnly":             &SetKeyDecryptOnly{r},
+		"SetRequiredContext":            &SetRequiredContext{KeyRef: r, Keys: []string{"resource"}},
+		"SetDeletionProtection":         &SetDeletionProtection{KeyRef: r, On: true},
+		"EnableKeyRotation":             &EnableKeyRotation{KeyRef: r, Period: 100 * day},
+		"DisableKeyRotation":            &DisableKeyRotation{r},
+		"RotateKeyOnSchedule":           &RotateKeyOnSchedule{KeyRef: r, Due: start + 90*day, At: start + 90*day, Version: 4, Generation: 1, Token: []byte("token 4")},
+		"DisableKeyVersion":             &DisableKeyVersion{VersionRef{r, 2}},
+		"EnableKeyVersion":              &EnableKeyVersion{VersionRef{r, 2}},
+		"ScheduleKeyVersionDestruction": &ScheduleKeyVersionDestruction{VersionRef{r, 2}, 7},
+		"CancelKeyVersionDestruction":   &CancelKeyVersionDestruction{VersionRef{r, 1}},
+		"DestroyKeyVersions":            &DestroyKeyVersions{KeyRef: r, At: start + 7*day},
+		"DeleteKey":                     &DeleteKey{KeyRef: r, At: start + 30*day},
+		"BindResource":                  &BindResource{KeyRef: r, Resource: "volume/1"},
+		"CreateGrant": &CreateGrant{
+			Grant: grantID(1), Key: r.ID, Tenant: r.Tenant, Expect: r.Expect, Grantee: user, Operations: []GrantOperation{GrantDecrypt},
+		},
 	}
 }
 
-// inState is a world whose key 1 is in the state, beside key 2 with an alias.
+// inState is a world whose key 1 is in the state, beside key 2 with an alias. Key 1 has
+// a schedule and three versions; the first is to be destroyed.
 func inState(t failer, s KeyState) *world {
 	w := oneKey(t)
 	w.do(createKey(2))
 	w.do(&CreateAlias{alias("alias/other", 2)})
+	w.do(rotateKey(1, 2))
+	w.do(rotateKey(1, 3))
+	w.do(&ScheduleKeyVersionDestruction{version(1, 1), 7})
+	w.do(&EnableKeyRotation{ref(1), 90 * day})
 	switch s {
 	case KeyEnabled:
+	case KeyDecryptOnly:
+		w.do(&SetKeyDecryptOnly{ref(1)})
 	case KeyDisabled:
 		w.do(&DisableKey{ref(1)})
 	case KeyPendingDeletion:
@@ -167,31 +191,48 @@ func inState(t failer, s KeyState) *world {
 	return w
 }
 
-// TestStates is the whole table of operation and state, and the state afterwards.
+// TestStates is the whole table of operation and state, and the state afterwards; ""
+// is none: the key is gone.
 func TestStates(t *testing.T) {
 	type answer struct {
 		err   error
 		after KeyState
 	}
-	const enabled, disabled, pending = KeyEnabled, KeyDisabled, KeyPendingDeletion
-	edit := map[KeyState]answer{enabled: {nil, enabled}, disabled: {nil, disabled}, pending: {ErrPendingDeletion, pending}}
-	table := map[string]map[KeyState]answer{
-		"UpdateKeyDescription": edit,
-		"TagKey":               edit,
-		"UntagKey":             edit,
-		"CreateAlias":          edit,
-		"UpdateAlias":          edit,
-		"EnableKey":            {enabled: {nil, enabled}, disabled: {nil, enabled}, pending: {ErrPendingDeletion, pending}},
-		"DisableKey":           {enabled: {nil, disabled}, disabled: {nil, disabled}, pending: {ErrPendingDeletion, pending}},
-		"ScheduleKeyDeletion":  {enabled: {nil, pending}, disabled: {nil, pending}, pending: {ErrPendingDeletion, pending}},
-		"CancelKeyDeletion":    {enabled: {ErrNotPendingDeletion, enabled}, disabled: {ErrNotPendingDeletion, disabled}, pending: {nil, disabled}},
-		"RotateKey":            {enabled: {nil, enabled}, disabled: {ErrDisabled, disabled}, pending: {ErrPendingDeletion, pending}},
+	const enabled, opens, disabled, pending = KeyEnabled, KeyDecryptOnly, KeyDisabled, KeyPendingDeletion
+	edit := [4]answer{{nil, enabled}, {nil, opens}, {nil, disabled}, {ErrPendingDeletion, pending}}
+	rotate := [4]answer{{nil, enabled}, {ErrDecryptOnly, opens}, {ErrDisabled, disabled}, {ErrPendingDeletion, pending}}
+	table := map[string][4]answer{
+		"UpdateKeyDescription":          edit,
+		"TagKey":                        edit,
+		"UntagKey":                      edit,
+		"CreateAlias":                   edit,
+		"UpdateAlias":                   edit,
+		"SetRequiredContext":            edit,
+		"SetDeletionProtection":         edit,
+		"DisableKeyVersion":             edit,
+		"EnableKeyVersion":              edit,
+		"ScheduleKeyVersionDestruction": edit,
+		"CancelKeyVersionDestruction":   edit,
+		"BindResource":                  edit,
+		"RotateKey":                     rotate,
+		"RotateKeyOnSchedule":           rotate,
+		"EnableKeyRotation":             rotate,
+		"DisableKeyRotation":            rotate,
+		"CreateGrant":                   {{nil, enabled}, {nil, opens}, {ErrDisabled, disabled}, {ErrPendingDeletion, pending}},
+		"EnableKey":                     {{nil, enabled}, {nil, enabled}, {nil, enabled}, {ErrPendingDeletion, pending}},
+		"DisableKey":                    {{nil, disabled}, {nil, disabled}, {nil, disabled}, {ErrPendingDeletion, pending}},
+		"SetKeyDecryptOnly":             {{nil, opens}, {nil, opens}, {ErrDisabled, disabled}, {ErrPendingDeletion, pending}},
+		"ScheduleKeyDeletion":           {{nil, pending}, {nil, pending}, {nil, pending}, {ErrPendingDeletion, pending}},
+		"CancelKeyDeletion":             {{ErrNotPendingDeletion, enabled}, {ErrNotPendingDeletion, opens}, {ErrNotPendingDeletion, disabled}, {nil, disabled}},
+		"DestroyKeyVersions":            {{nil, enabled}, {nil, opens}, {nil, disabled}, {nil, pending}},
+		"DeleteKey":                     {{ErrNotPendingDeletion, enabled}, {ErrNotPendingDeletion, opens}, {ErrNotPendingDeletion, disabled}, {nil, ""}},
 	}
 	if len(table) != len(keyChanges(ref(1))) {
 		t.Fatalf("%d rows for %d commands", len(table), len(keyChanges(ref(1))))
 	}
 	for name, row := range table {
-		for state, want := range row {
+		for i, state := range []KeyState{enabled, opens, disabled, pending} {
+			want := row[i]
 			t.Run(name+" "+string(state), func(t *testing.T) {
 				w := inState(t, state)
 				c := keyChanges(ref(1))[name]
@@ -200,7 +241,11 @@ func TestStates(t *testing.T) {
 				} else {
 					w.do(c)
 				}
-				if got := w.key(1); got.State != want.after || (got.Deletion == 0) != (want.after != pending) {
+				got, there := w.s.Key(keyID(1))
+				if there != (want.after != "") {
+					t.Fatalf("the key is there: %v", there)
+				}
+				if there && (got.State != want.after || (got.Deletion == 0) != (want.after != pending)) {
 					t.Errorf("state is %s with deletion date %d, want %s", got.State, got.Deletion, want.after)
 				}
 			})
@@ -209,13 +254,15 @@ func TestStates(t *testing.T) {
 }
 
 func TestAllows(t *testing.T) {
-	ops := []KeyOperation{OpUse, OpEdit, OpEnableDisable, OpRotate, OpSchedule, OpCancelDeletion}
+	ops := []KeyOperation{OpOpen, OpSeal, OpGrant, OpEdit, OpEnable, OpDisable, OpDecryptOnly, OpRotate, OpSchedule, OpCancelDeletion}
+	not, pending, unknown := ErrNotPendingDeletion, ErrPendingDeletion, ErrUnsupported
 	table := map[KeyState][]error{
-		KeyEnabled:         {nil, nil, nil, nil, nil, ErrNotPendingDeletion},
-		KeyDisabled:        {ErrDisabled, nil, nil, ErrDisabled, nil, ErrNotPendingDeletion},
-		KeyPendingDeletion: {ErrPendingDeletion, ErrPendingDeletion, ErrPendingDeletion, ErrPendingDeletion, ErrPendingDeletion, nil},
-		"FROM_LATER":       {ErrUnsupported, ErrUnsupported, ErrUnsupported, ErrUnsupported, ErrUnsupported, ErrUnsupported},
-		"":                 {ErrUnsupported, ErrUnsupported, ErrUnsupported, ErrUnsupported, ErrUnsupported, ErrUnsupported},
+		KeyEnabled:         {nil, nil, nil, nil, nil, nil, nil, nil, nil, not},
+		KeyDecryptOnly:     {nil, ErrDecryptOnly, nil, nil, nil, nil, nil, ErrDecryptOnly, nil, not},
+		KeyDisabled:        {ErrDisabled, ErrDisabled, ErrDisabled, nil, nil, nil, ErrDisabled, ErrDisabled, nil, not},
+		KeyPendingDeletion: {pending, pending, pending, pending, pending, pending, pending, pending, pending, nil},
+		"FROM_LATER":       {unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown},
+		"":                 {unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown},
 	}
 	for state, row := range table {
 		for i, op := range ops {
@@ -224,9 +271,34 @@ func TestAllows(t *testing.T) {
 				t.Errorf("state %q, operation %d: %v, want %v", state, op, err, row[i])
 			}
 		}
+		for _, op := range []KeyOperation{-1, OpCancelDeletion + 1} {
+			if err := (&Key{State: state}).Allows(op); !errors.Is(err, ErrUnsupported) {
+				t.Errorf("state %q, unknown operation %d: %v, want %v", state, op, err, ErrUnsupported)
+			}
+		}
 	}
-	if err := (&Key{State: KeyDisabled}).Allows(OpCancelDeletion + 1); !errors.Is(err, ErrUnsupported) {
-		t.Errorf("unknown operation on a disabled key: %v, want %v", err, ErrUnsupported)
+}
+
+// TestDecryptOnly: it is entered from enabled and left by enable and disable.
+func TestDecryptOnly(t *testing.T) {
+	w := oneKey(t)
+	want := *w.key(1)
+	for i, step := range []struct {
+		command Command
+		after   KeyState
+	}{
+		{&SetKeyDecryptOnly{ref(1)}, "DECRYPT_ONLY"},
+		{&SetKeyDecryptOnly{ref(1)}, "DECRYPT_ONLY"},
+		{&EnableKey{ref(1)}, "ENABLED"},
+		{&SetKeyDecryptOnly{ref(1)}, "DECRYPT_ONLY"},
+		{&DisableKey{ref(1)}, "DISABLED"},
+	} {
+		w.do(step.command)
+		want.State, want.Revision = step.after, uint64(3+i)
+		wantKey(t, w, &want)
+	}
+	if n := w.s.CountKeys(KeyDisabled); n != 1 {
+		t.Errorf("%d keys are disabled", n)
 	}
 }
 
@@ -234,7 +306,7 @@ func TestAllows(t *testing.T) {
 func TestKeyReferences(t *testing.T) {
 	for name := range keyChanges(ref(1)) {
 		state := KeyEnabled
-		if name == "CancelKeyDeletion" {
+		if name == "CancelKeyDeletion" || name == "DeleteKey" {
 			state = KeyPendingDeletion
 		}
 		t.Run(name, func(t *testing.T) {
@@ -255,8 +327,15 @@ func TestKeyReferences(t *testing.T) {
 			w.refuse(commandFor(KeyRef{ID: keyID(1), Tenant: DefaultTenant, Expect: revision + 1}), ErrConflict, "expected")
 			w.refuse(commandFor(KeyRef{ID: keyID(1), Tenant: DefaultTenant, Expect: revision - 1}), ErrConflict, "expected")
 			w.do(commandFor(KeyRef{ID: keyID(1), Tenant: DefaultTenant, Expect: revision}))
-			if got := w.key(1).Revision; got != w.s.Index() {
-				t.Errorf("revision %d after a change at %d", got, w.s.Index())
+			switch name {
+			case "DeleteKey":
+			case "BindResource", "CreateGrant": // they are records of their own
+				revision = w.key(1).Revision
+				w.refuse(commandFor(KeyRef{ID: keyID(1), Tenant: DefaultTenant, Expect: revision + 1}), ErrConflict, "expected")
+			default:
+				if got := w.key(1).Revision; got != w.s.Index() {
+					t.Errorf("revision %d after a change at %d", got, w.s.Index())
+				}
 			}
 		})
 	}

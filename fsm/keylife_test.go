@@ -95,8 +95,16 @@ func TestLargestKey(t *testing.T) {
 			k.Tags = append(k.Tags, Tag{tag.Key + strings.Repeat("<", MaxTagKey-len(tag.Key)), strings.Repeat("<", MaxTagValue)})
 		}
 		for n := uint32(1); n <= MaxKeyVersions; n++ {
-			k.Versions = append(k.Versions, KeyVersion{Version: n, Generation: 1, Cause: CauseOnDemand, Token: make([]byte, MaxToken)})
+			k.Versions = append(k.Versions, KeyVersion{
+				Version: n, Generation: 1, Cause: CauseOnDemand, Token: make([]byte, MaxToken), State: VersionDestroyScheduled, Destroy: start + 30*day,
+			})
 		}
+		k.Current().State, k.Current().Destroy = VersionEnabled, 0
+		for i := range byte(MaxRequiredContext) {
+			k.Required = append(k.Required, string('a'+i)+strings.Repeat("<", MaxContextKey-1))
+		}
+		k.Rotation, k.Protected, k.Policy = &Rotation{MaxRotationPeriod, start}, true, 1
+		t.putPolicy(&Policy{Tenant: DefaultTenant, Key: k.ID, Number: 1, Text: strings.Repeat("<", MaxPolicyText)})
 		t.putKey(k)
 	})
 	if err := w.s.Check(); err != nil {

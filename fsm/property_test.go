@@ -3,6 +3,7 @@ package fsm
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -30,10 +31,16 @@ func drawHistory(t *rapid.T) history {
 		h.outcomes = append(h.outcomes, Outcome{Result: result, Term: term, Err: err})
 	}
 	d := drawer{t, w}
-	for _, c := range []Command{d.init(), createKey(1), createKey(2), ticketFor("n2"), admit("n2")} {
-		add(w.s.Index()+1, 1, w.entry(), c)
+	for _, c := range []Command{
+		d.init(), createKey(1), createKey(2), ticketFor("n2"), admit("n2"),
+		rotateKey(1, 2), &EnableKeyRotation{ref(1), 60}, bind(2, "r"), &RecordUse{[]Use{{keyID(1), 1, start}}},
+		edited(createGrant(1, 1), func(c *CreateGrant) {
+			c.Grantee, c.Name, c.Operations = admin, "n", append(c.Operations, GrantCreateGrant)
+		}),
+	} {
+		add(w.s.Index()+1, 1, w.entry(), c) // a cluster of release 1 refuses some
 	}
-	for range rapid.IntRange(10, 40).Draw(t, "entries") {
+	for range rapid.IntRange(20, 80).Draw(t, "entries") {
 		w.clock += int64(d.upTo(1000)-50) * second
 		e := w.entry()
 		if d.oneIn(3) {
@@ -104,7 +111,11 @@ func (d drawer) text() string {
 
 // command draws one command of the table.
 func (d drawer) command() Command {
-	name := rapid.SampledFrom(commands).Draw(d.t, "command").name
+	from := commands
+	if d.oneIn(2) {
+		from = slices.DeleteFunc(slices.Clone(commands), func(s spec) bool { return s.since == FirstRelease })
+	}
+	name := rapid.SampledFrom(from).Draw(d.t, "command").name
 	switch name {
 	case "InitCluster":
 		return d.init()
@@ -129,12 +140,146 @@ func (d drawer) command() Command {
 		return &UpdateAlias{d.target()}
 	case "DeleteAlias":
 		return &DeleteAlias{d.tenant(), d.alias(), d.expect()}
+	case "CreateGrant", "RetireGrant", "RevokeGrant", "ExpireGrant":
+		return d.grantCommand(name)
+	case "CreateTenant", "SetTenantQuota", "FreezeTenant", "ThawTenant", "DisablePrincipal", "EnablePrincipal", "PutPolicy":
+		return d.tenantCommand(name)
+	case "DisableKeyVersion", "EnableKeyVersion", "ScheduleKeyVersionDestruction", "CancelKeyVersionDestruction":
+		return d.versionCommand(name)
+	case "CreateServiceKey":
+		return &CreateServiceKey{
+			ID: keyID(3 + d.key()), Tenant: d.tenant(), Service: d.or(d.word("obs", "ebs"), "", "a.b"), Generation: uint32(d.oneOf(1, 1, 1, 2)), Token: []byte("t"),
+		}
+	case "RecordUse":
+		return d.uses()
 	}
 	return d.keyCommand(name)
 }
 
+func (d drawer) principal() string { return d.or(d.word(user, other, storage), "uma", "") }
+
+// held gives a grant that is there, if one is, or a made up one.
+func (d drawer) held() *Grant {
+	if all := d.w.s.grants.all(); len(all) > 0 && !d.oneIn(8) {
+		return rapid.SampledFrom(all).Draw(d.t, "grant")
+	}
+	return &Grant{ID: grantID(uint64(1 + d.upTo(4))), Key: keyID(d.key()), Tenant: d.tenant(), Expires: d.w.s.Now() / second}
+}
+
+func (d drawer) grantCommand(name string) Command {
+	g := d.held()
+	r := GrantRef{g.ID, g.Key, d.or(g.Tenant, "acme")}
+	switch name {
+	case "RetireGrant":
+		return &RetireGrant{r}
+	case "RevokeGrant":
+		return &RevokeGrant{r}
+	case "ExpireGrant":
+		return &ExpireGrant{r, d.at(g.Expires)}
+	}
+	return d.grant()
+}
+
+// grant draws one that follows from another now and then. Those that may be granted on
+// are admin's as a rule: it asks for everything here.
+func (d drawer) grant() *CreateGrant {
+	c := &CreateGrant{
+		Grant: grantID(uint64(1 + d.upTo(9))), Key: keyID(d.key()), Tenant: d.tenant(), Name: d.word("", "", "n", "m"),
+		Grantee: d.or(admin, d.principal()), Retiring: d.word("", user, other),
+		Operations:  [][]GrantOperation{{GrantCreateGrant, GrantDecrypt}, {GrantDecrypt}, {GrantDecrypt, GrantEncrypt}, {"x"}}[d.oneOf(0, 0, 0, 0, 1, 2, 3)],
+		Constraints: []Constraints{{}, {Subset: pairs("a")}, {Equals: pairs("b", "a")}, {pairs("a"), pairs("a")}}[d.oneOf(0, 0, 1, 1, 2, 3)],
+		Expires:     int64(d.oneOf(0, 0, 500, 50_000)), Service: d.oneIn(8), Expect: d.expect(),
+	}
+	if c.Expires != 0 {
+		c.Expires += d.w.s.Now() / second
+	}
+	if c.Service {
+		c.Constraints = Constraints{Subset: []Tag{{ContextTenant, c.Tenant}, {ContextResource, "r"}}}
+	}
+	if !d.oneIn(3) {
+		parent := d.held()
+		c.Parent, c.Key, c.Tenant = parent.ID, parent.Key, parent.Tenant
+		if !d.oneIn(4) {
+			c.Service, c.Expires, c.Constraints = false, parent.Expires, parent.Constraints
+		}
+	}
+	return c
+}
+
+func (d drawer) tenantCommand(name string) Command {
+	tenant := d.or(d.word(DefaultTenant, "acme"), "", "A")
+	switch name {
+	case "CreateTenant":
+		return &CreateTenant{d.or("acme", tenant), d.or(acmeAdmin, d.principal()), d.oneOf(0, 0, 2, -1)}
+	case "SetTenantQuota":
+		return &SetTenantQuota{tenant, d.oneOf(0, 2, 4, -1)}
+	case "FreezeTenant":
+		return &FreezeTenant{tenant, d.oneIn(2)}
+	case "ThawTenant":
+		return &ThawTenant{tenant, d.oneIn(2)}
+	case "DisablePrincipal":
+		return &DisablePrincipal{d.principal(), d.word("", tenant)}
+	case "EnablePrincipal":
+		return &EnablePrincipal{d.principal(), d.word("", tenant)}
+	}
+	c := &PutPolicy{Tenant: tenant, Text: d.or(d.text(), strings.Repeat("p", MaxPolicyText+1))}
+	if d.oneIn(2) {
+		c.Key = keyID(uint64(d.upTo(3)))
+	}
+	if d.oneIn(4) {
+		expecting(c, uint32(d.upTo(2)))
+	}
+	return c
+}
+
+func (d drawer) versionCommand(name string) Command {
+	r := VersionRef{d.ref(), uint32(d.upTo(3))}
+	if k, ok := d.w.s.Key(r.ID); ok && !d.oneIn(8) {
+		r.Version = rapid.SampledFrom(k.Versions).Draw(d.t, "version").Version
+	}
+	switch name {
+	case "DisableKeyVersion":
+		return &DisableKeyVersion{r}
+	case "EnableKeyVersion":
+		return &EnableKeyVersion{r}
+	case "ScheduleKeyVersionDestruction":
+		return &ScheduleKeyVersionDestruction{r, uint32(d.oneOf(7, 7, 30, 6))}
+	}
+	return &CancelKeyVersionDestruction{r}
+}
+
+func (d drawer) uses() *RecordUse {
+	var uses []Use
+	for range d.oneOf(0, 1, 1, 3, 5) {
+		uses = append(uses, Use{keyID(d.key()), uint32(d.upTo(3)), d.at(d.w.s.Now() / second)})
+	}
+	return &RecordUse{uses}
+}
+
+// at is a time (unix seconds) by which something is due, or nearly.
+func (d drawer) at(due int64) int64 { return due + int64(d.oneOf(0, 0, 0, 1, -1, int(100*day))) }
+
+// coming gives a key that has something to do by itself, or the one given.
+func (d drawer) coming(id ID) ID {
+	all := slices.DeleteFunc(d.w.s.Due(1<<62, 100), func(due Due) bool { return due.Grant })
+	if len(all) > 0 && !d.oneIn(8) {
+		return rapid.SampledFrom(all).Draw(d.t, "coming").ID
+	}
+	return id
+}
+
+// dueOf is when a key has something to do next; now if it has nothing.
+func (d drawer) dueOf(id ID) int64 {
+	if k, ok := d.w.s.Key(id); ok {
+		if due, has := k.due(); has {
+			return due.At
+		}
+	}
+	return d.w.s.Now() / second
+}
+
 func (d drawer) init() *InitCluster {
-	return edited(initCluster(), func(c *InitCluster) { c.Release = d.oneOf(0, NewestRelease) })
+	return edited(initCluster(), func(c *InitCluster) { c.Release = d.oneOf(NewestRelease, NewestRelease, NewestRelease, 0) })
 }
 
 // raise names the living members, and now and then not all of them.
@@ -171,6 +316,43 @@ func (d drawer) keyCommand(name string) Command {
 		return &TagKey{r, d.tags()}
 	case "UntagKey":
 		return &UntagKey{r, []string{d.word("a", "b", "c", "d"), d.or("b", "")}}
+	}
+	return d.newKeyCommand(name, r)
+}
+
+func (d drawer) newKeyCommand(name string, r KeyRef) Command {
+	switch name {
+	case "SetKeyDecryptOnly":
+		return &SetKeyDecryptOnly{r}
+	case "SetRequiredContext":
+		return &SetRequiredContext{r, [][]string{nil, {"b", "a"}, {"a"}, {"a", "a"}}[d.upTo(3)]}
+	case "SetDeletionProtection":
+		return &SetDeletionProtection{r, d.oneIn(3)}
+	case "EnableKeyRotation":
+		return &EnableKeyRotation{r, int64(d.oneOf(60, 60, 600, 59))}
+	case "DisableKeyRotation":
+		return &DisableKeyRotation{r}
+	case "RotateKeyOnSchedule":
+		r.ID = d.coming(r.ID)
+		c := &RotateKeyOnSchedule{KeyRef: r, Due: d.dueOf(r.ID), Version: 2, Generation: 1, Token: []byte("token")}
+		c.At = d.at(c.Due)
+		if k, ok := d.w.s.Key(r.ID); ok {
+			c.Version = d.w.s.NextVersion(k)
+		}
+		return c
+	case "DestroyKeyVersions":
+		r.ID = d.coming(r.ID)
+		return &DestroyKeyVersions{r, d.at(d.dueOf(r.ID))}
+	case "DeleteKey":
+		r.ID = d.coming(r.ID)
+		return &DeleteKey{r, d.at(d.dueOf(r.ID))}
+	case "BindResource":
+		return &BindResource{r, d.or(d.word("r", "s"), "")}
+	case "ReleaseResource":
+		if all := d.w.s.bindings.all(); len(all) > 0 && !d.oneIn(8) {
+			r.ID, r.Tenant = rapid.SampledFrom(all).Draw(d.t, "bound").Key, DefaultTenant
+		}
+		return &ReleaseResource{r, d.word("r", "s"), d.word("", admin, user)}
 	}
 	d.t.Fatalf("command %s is not drawn", name)
 	return nil

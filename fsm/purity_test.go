@@ -16,7 +16,7 @@ import (
 func pureImports(file string) []string {
 	pure := []string{
 		"bufio", "bytes", "cmp", "crypto/hmac", "crypto/sha256", "encoding/base64", "encoding/binary", "encoding/json",
-		"errors", "fmt", "hash", "io", "reflect", "slices", "strings", "unicode/utf8",
+		"errors", "fmt", "hash", "io", "reflect", "slices", "strings", "unicode/utf8", "unique",
 		"github.com/google/uuid", "github.com/tidwall/btree",
 	}
 	switch file {

@@ -1,8 +1,10 @@
 package fsm
 
 import (
+	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 
 	"github.com/google/uuid"
 )
@@ -119,7 +121,7 @@ func (c *RestoreCluster) apply(t *tx) (Result, error) {
 	})
 	if c.DisableKeys {
 		for _, item := range t.s.keys.all() {
-			if item.key.State == KeyEnabled {
+			if item.key.State == KeyEnabled || item.key.State == KeyDecryptOnly {
 				k := *item.key
 				k.State = KeyDisabled
 				t.putKey(&k)
@@ -134,9 +136,34 @@ func (t *tx) beginHistory(h History) {
 	for _, open := range t.s.Tickets() {
 		t.dropTicket(open)
 	}
+	t.waitAnew()
 	c := t.s.cluster
 	c.RecoveryEpoch, c.RecoveryID, c.Release = h.Epoch, h.ID, max(c.Release, recoveryRelease)
 	t.putCluster(c)
+}
+
+// waitAnew gives what is to be deleted or destroyed the shortest waiting period at least:
+// in the history that was lost it may have been taken back, and be in use.
+func (t *tx) waitAnew() {
+	earliest := t.seconds() + MinDeletionDays*secondsPerDay
+	early := func(v KeyVersion) bool { return v.State == VersionDestroyScheduled && v.Destroy < earliest }
+	for _, item := range t.s.keys.all() {
+		pending := item.key.State == KeyPendingDeletion && item.key.Deletion < earliest
+		if !pending && !slices.ContainsFunc(item.key.Versions, early) {
+			continue
+		}
+		k := *item.key
+		if pending {
+			k.Deletion = earliest
+		}
+		k.Versions = slices.Clone(k.Versions)
+		for i := range k.Versions {
+			if early(k.Versions[i]) {
+				k.Versions[i].Destroy = earliest
+			}
+		}
+		t.putKey(&k)
+	}
 }
 
 func validHistory(h History) error {
@@ -151,10 +178,12 @@ func validHistory(h History) error {
 
 // Replay is a restricting command of a lost history as it is made again in the present
 // one: without the revision that it expected. It is nil if it is not made again, since
-// it concerns members of that history, or no state at all.
+// it concerns members of that history, or no state at all, or restricts nothing.
 func Replay(c Command) Command {
 	switch c.(type) {
 	case *Repeat, *RemoveNode, *RecoverCluster, *RestoreCluster:
+		return nil
+	case *CreateGrant: // it permits
 		return nil
 	}
 	again := reflect.New(reflect.TypeOf(c).Elem())
@@ -165,21 +194,37 @@ func Replay(c Command) Command {
 	return again.Interface().(Command)
 }
 
-// Instead is what takes the place of a replayed command that was refused because its
-// key is not in this history: an alias that had been moved to that key must not lead
-// to another one again. Nil if nothing does.
-func Instead(c Command) Command {
-	if u, ok := c.(*UpdateAlias); ok {
-		return &DeleteAlias{Tenant: u.Tenant, Name: u.Name}
+// Instead is what takes the place of a replayed command that was refused, so that what it
+// restricted does not come back: what loosened something in the lost history is in no
+// journal, and may be what let the command through there. Nil if nothing does.
+func Instead(c Command, refused error) Command {
+	is := func(sentinels ...error) bool {
+		return slices.ContainsFunc(sentinels, func(s error) bool { return errors.Is(refused, s) })
+	}
+	switch c := c.(type) {
+	case *UpdateAlias: // it must not lead to the key again that it was taken from
+		return &DeleteAlias{Tenant: c.Tenant, Name: c.Name}
+	case *ScheduleKeyDeletion: // it had been protected no longer, or had nothing to protect
+		if is(ErrProtected, ErrInUse) {
+			return &DisableKey{c.KeyRef}
+		}
+	case *ScheduleKeyVersionDestruction: // the same, or a later version had been made
+		if is(ErrProtected, ErrUnsupported) {
+			return &DisableKeyVersion{c.VersionRef}
+		}
 	}
 	return nil
 }
 
 // KeyOf is the key that a command is about; ok is false if it is about none.
 func KeyOf(c Command) (id ID, ok bool) {
+	switch c.(type) {
+	case *RecoverCluster, *RestoreCluster: // their ids are of histories
+		return ID{}, false
+	}
 	v := reflect.ValueOf(c).Elem()
 	for _, name := range []string{"ID", "Key"} {
-		if f := v.FieldByName(name); f.IsValid() && f.Type() == reflect.TypeFor[ID]() {
+		if f := v.FieldByName(name); f.IsValid() && f.Type() == reflect.TypeFor[ID]() && !f.IsZero() {
 			return f.Interface().(ID), true
 		}
 	}

@@ -82,7 +82,9 @@ func TestRecoverCluster(t *testing.T) {
 	if open := w.s.Tickets(); len(open) != 0 {
 		t.Errorf("%d tickets of the old history are open", len(open))
 	}
-	if got := w.s.Keys(DefaultTenant, ID{}, 10); !reflect.DeepEqual(got, keys) {
+	waits := *keys[2]
+	waits.Deletion, waits.Revision = startTime/second+1+7*day, w.s.Index()
+	if got := w.s.Keys(DefaultTenant, ID{}, 10); !reflect.DeepEqual(got[:2], keys[:2]) || !reflect.DeepEqual(got[2], &waits) {
 		t.Error("keys have changed")
 	}
 	before.RecoveryEpoch, before.RecoveryID, before.Revision = 1, keyID(101), w.s.Index()
@@ -200,6 +202,177 @@ func TestRecoveryRefusals(t *testing.T) {
 	}
 }
 
+// TestWaitAnew: what is to go waits seven days more at least, since it may have been
+// taken back; what has longer is left alone.
+func TestWaitAnew(t *testing.T) {
+	for _, c := range []Command{recoverCluster(1), restoreCluster(1)} {
+		w := versions(t) // version 3 of key 1 goes after 7 days
+		w.do(&ScheduleKeyVersionDestruction{version(1, 2), 30})
+		w.do(createKey(2))
+		w.do(createKey(3))
+		w.do(&ScheduleKeyDeletion{ref(2), 7})
+		w.do(&ScheduleKeyDeletion{ref(3), 30})
+		w.clock += 8 * day * second
+		old, before := w.s, snapshotOf(t, w.s)
+		w.do(c)
+		anew := start + 15*day
+		if v := w.key(1).Versions; v[2].Destroy != anew || v[1].Destroy != start+30*day || v[0].Destroy != 0 {
+			t.Errorf("%s: versions are %+v", NameOf(c), v)
+		}
+		if a, b := w.key(2).Deletion, w.key(3).Deletion; a != anew || b != start+30*day {
+			t.Errorf("%s: the keys go at %d and %d", NameOf(c), a, b)
+		}
+		if got := w.s.Due(anew-1, 10); len(got) != 0 {
+			t.Errorf("%s: %v are due", NameOf(c), got)
+		}
+		w.refuse(&DeleteKey{ref(2), start + 8*day}, ErrConflict, "is to be deleted at")
+		wantSame(t, "the state before", snapshotOf(t, old), before)
+	}
+}
+
+// TestDisableKeys: decrypt only is a use too.
+func TestDisableKeys(t *testing.T) {
+	for state, want := range map[KeyState]KeyState{
+		KeyEnabled: KeyDisabled, KeyDecryptOnly: KeyDisabled, KeyDisabled: KeyDisabled, KeyPendingDeletion: KeyPendingDeletion,
+	} {
+		w := inState(t, state)
+		w.do(edited(restoreCluster(1), func(c *RestoreCluster) { c.DisableKeys = true }))
+		if got := w.key(1).State; got != want {
+			t.Errorf("%s became %s, want %s", state, got, want)
+		}
+	}
+}
+
+// replayed brings a lost history's restrictions into a backup, as a restore does.
+func replayed(w *world, lost []Command) {
+	for _, c := range lost {
+		if EffectOf(c) != Restricts {
+			continue
+		}
+		for again := Replay(c); again != nil; {
+			_, err := w.apply(w.entry(), again)
+			if err == nil {
+				break
+			}
+			again = Instead(again, err)
+		}
+	}
+}
+
+// TestRestrictionsStay: what was revoked behind the backup is not usable after the
+// restore, also where what made room for it was loosened behind the backup.
+func TestRestrictionsStay(t *testing.T) {
+	backup := func() *world {
+		w := initialized(t)
+		for n := uint64(1); n <= 9; n++ {
+			w.do(createKey(n))
+		}
+		w.do(&SetDeletionProtection{ref(1), true})
+		w.do(bind(2, "volume/1"))
+		w.do(&SetDeletionProtection{ref(3), true})
+		w.do(rotateKey(3, 2))
+		w.do(delegable2(5))
+		w.as(user, func() { w.do(edited(createGrant(2, 5), func(c *CreateGrant) { c.Parent = grantID(1) })) })
+		w.do(edited(createGrant(3, 5), func(c *CreateGrant) { c.Expires = start + 5 }))
+		w.do(putPolicy(6, "old"))
+		w.do(putPolicy(0, "old"))
+		w.do(&CreateAlias{alias("alias/moved", 7)})
+		w.do(&ScheduleKeyDeletion{ref(8), 7})
+		return w
+	}
+	lost := []Command{
+		&SetDeletionProtection{ref(1), false}, &ScheduleKeyDeletion{ref(1), 7}, &DeleteKey{ref(1), start + 7*day},
+		release(2, "volume/1"), &ScheduleKeyDeletion{ref(2), 7},
+		&SetDeletionProtection{ref(3), false}, &ScheduleKeyVersionDestruction{version(3, 1), 7}, &DestroyKeyVersions{ref(3), start + 7*day},
+		rotateKey(4, 2), &ScheduleKeyVersionDestruction{version(4, 1), 7}, &SetKeyDecryptOnly{ref(4)},
+		&RevokeGrant{grantRef(1, 5)}, &ExpireGrant{grantRef(3, 5), start + 5}, createGrant(4, 5),
+		expecting(putPolicy(6, "new"), 1), putPolicy(0, ""),
+		createKey(10), &UpdateAlias{alias("alias/moved", 10)}, &DisableKey{ref(10)},
+		&CancelKeyDeletion{ref(8)},
+		&DisableKeyVersion{VersionRef{KeyRef{keyID(9), DefaultTenant, 10}, 1}}, &SetRequiredContext{ref(9), []string{"tenant"}},
+		&FreezeTenant{DefaultTenant, true}, &ThawTenant{DefaultTenant, true}, &DisablePrincipal{user, ""},
+	}
+	gone := backup()
+	for _, c := range lost {
+		gone.do(c)
+	}
+	w := backup()
+	w.do(restoreCluster(1))
+	replayed(w, lost)
+	for n, want := range map[uint64]KeyState{1: KeyDisabled, 2: KeyDisabled, 4: KeyDecryptOnly, 8: KeyPendingDeletion} {
+		if got := w.key(n).State; got != want {
+			t.Errorf("key %d is %s, want %s", n, got, want)
+		}
+	}
+	for n, v := range map[uint64]uint32{3: 1, 4: 1, 9: 1} {
+		if err := w.key(n).Version(v).Usable(); err == nil {
+			t.Errorf("version %d of key %d is usable", v, n)
+		}
+	}
+	wantGrants(t, w, 5)
+	wantPolicies(t, w, 6, 2, 1, 2)
+	wantPolicies(t, w, 0, 0, 1, 2)
+	if a, ok := w.s.Alias(DefaultTenant, "alias/moved"); ok {
+		t.Errorf("the alias leads to key %s again", a.Key)
+	}
+	if got := w.key(9).Required; !reflect.DeepEqual(got, []string{"tenant"}) {
+		t.Errorf("key 9 requires %v", got)
+	}
+	tenant, _ := w.s.Tenant(DefaultTenant)
+	if _, ok := w.s.Disabled(user); !ok || tenant.Thawed() == nil { // a thaw is in no journal
+		t.Errorf("the principal is disabled: %v; the tenant is %+v", ok, tenant)
+	}
+}
+
+// delegable2 is grant 1 of a key, which user may grant on.
+func delegable2(key uint64) *CreateGrant {
+	return edited(createGrant(1, key), func(c *CreateGrant) { c.Operations = append(c.Operations, GrantCreateGrant) })
+}
+
+// TestReplayOfEveryCommand: a restriction is made again, without what it expected; who
+// has no key says so.
+func TestReplayOfEveryCommand(t *testing.T) {
+	not := map[string]bool{"Repeat": true, "RemoveNode": true, "RecoverCluster": true, "RestoreCluster": true, "CreateGrant": true}
+	of := keyChanges(KeyRef{keyID(1), DefaultTenant, 7})
+	of["RevokeGrant"], of["RetireGrant"], of["ExpireGrant"] = &RevokeGrant{grantRef(1, 1)}, &RetireGrant{grantRef(1, 1)}, &ExpireGrant{grantRef(1, 1), 5}
+	of["PutPolicy"] = expecting(putPolicy(1, "x"), 7)
+	of["ReleaseResource"] = &ReleaseResource{KeyRef: KeyRef{keyID(1), DefaultTenant, 7}, Resource: "r"}
+	of["CreateKey"], of["CreateServiceKey"] = createKey(1), serviceKey(1)
+	for _, s := range commands {
+		c, about := of[s.name]
+		if !about {
+			c = s.make()
+		}
+		if id, ok := KeyOf(c); ok != about || about && id != keyID(1) {
+			t.Errorf("the key of %s is %v, %v", s.name, id, ok)
+		}
+		if s.effect != Restricts {
+			continue
+		}
+		again := Replay(c)
+		if (again == nil) != not[s.name] {
+			t.Errorf("%s is made again as %+v", s.name, again)
+		}
+		if again == nil {
+			continue
+		}
+		if f := reflect.ValueOf(again).Elem().FieldByName("Expect"); f.IsValid() && !f.IsZero() {
+			t.Errorf("%s expects %v again", s.name, f)
+		}
+		if f := reflect.ValueOf(c).Elem().FieldByName("Expect"); about && f.IsValid() && f.IsZero() {
+			t.Errorf("%s lost what it expected", s.name)
+		}
+	}
+	if id, ok := KeyOf(putPolicy(0, "x")); ok {
+		t.Errorf("the key of a tenant's policy is %v", id)
+	}
+	for _, c := range []Command{recoverCluster(1), restoreCluster(1)} {
+		if id, ok := KeyOf(c); ok {
+			t.Errorf("the key of %s is %v", NameOf(c), id)
+		}
+	}
+}
+
 // TestReplay: what a lost history restricted is made again without what it expected.
 func TestReplay(t *testing.T) {
 	id := keyID(1)
@@ -214,10 +387,10 @@ func TestReplay(t *testing.T) {
 		}
 	}
 	moved := Replay(&UpdateAlias{AliasTarget: AliasTarget{Tenant: "t", Name: "alias/a", Key: id, Expect: 3}})
-	if got, ok := Instead(moved).(*DeleteAlias); !ok || *got != (DeleteAlias{Tenant: "t", Name: "alias/a"}) {
+	if got, ok := Instead(moved, ErrNotFound).(*DeleteAlias); !ok || *got != (DeleteAlias{Tenant: "t", Name: "alias/a"}) {
 		t.Errorf("instead of %+v: %+v", moved, got)
 	}
-	if got := Instead(pinned); got != nil {
+	if got := Instead(pinned, ErrNotFound); got != nil {
 		t.Errorf("instead of %+v: %+v", pinned, got)
 	}
 	if got, ok := KeyOf(moved); !ok || got != id {

@@ -87,6 +87,20 @@ func TestGate(t *testing.T) {
 	}
 }
 
+// TestNewCommandsWaitForTheUpgrade: none of release 2 gets into a cluster of release 1.
+func TestNewCommandsWaitForTheUpgrade(t *testing.T) {
+	for _, s := range commands {
+		w := first(t)
+		if err := w.s.Permits(s.make()); (err != nil) != (s.since > FirstRelease) {
+			t.Errorf("%s of release %d: %v", s.name, s.since, err)
+		}
+		if s.since > FirstRelease {
+			_, err := w.apply(w.entry(), s.make())
+			wantError(t, err, ErrRelease, s.name+" is of release 2, the cluster is at release 1")
+		}
+	}
+}
+
 // TestReleaseOfTheFutureHalts: software that a cluster has left behind stops, be it at
 // the entry or at a snapshot.
 func TestReleaseOfTheFutureHalts(t *testing.T) {

@@ -37,6 +37,12 @@ const (
 	kindAlias   recordKind = 'A'
 	kindRequest recordKind = 'R'
 	kindTrailer recordKind = 'Z'
+
+	kindGrant    recordKind = 'G'
+	kindPolicy   recordKind = 'P'
+	kindDisabled recordKind = 'D'
+	kindBinding  recordKind = 'B'
+	kindUse      recordKind = 'U'
 )
 
 // ErrSnapshot means: a snapshot is damaged, cut, forged or of another cluster.
@@ -67,7 +73,8 @@ type snapshotWriter struct {
 
 // Records is how many records a snapshot of the state has.
 func (s *State) Records() uint64 {
-	n := s.tenants.len() + s.members.len() + s.tickets.len() + s.keys.len() + s.aliases.len() + s.requestOrder.len()
+	n := s.tenants.len() + s.members.len() + s.tickets.len() + s.keys.len() + s.aliases.len() + s.requestOrder.len() +
+		s.grants.len() + s.policies.len() + s.disabled.len() + s.bindings.len() + s.uses.len()
 	if s.Initialized() {
 		n++
 	}
@@ -92,6 +99,11 @@ func (s *State) WriteSnapshot(w io.Writer, key LogKey) error {
 	s.tickets.tree.Scan(func(r *Ticket) bool { return x.record(kindTicket, r) })
 	s.keys.tree.Scan(func(r keyItem) bool { return x.record(kindKey, r.key) })
 	s.aliases.tree.Scan(func(r *Alias) bool { return x.record(kindAlias, r) })
+	s.grants.tree.Scan(func(r *Grant) bool { return x.record(kindGrant, r) })
+	s.policies.tree.Scan(func(r *Policy) bool { return x.record(kindPolicy, r) })
+	s.disabled.tree.Scan(func(r *DisabledPrincipal) bool { return x.record(kindDisabled, r) })
+	s.bindings.tree.Scan(func(r *Binding) bool { return x.record(kindBinding, r) })
+	s.uses.tree.Scan(func(r *LastUse) bool { return x.record(kindUse, r) })
 	s.requestOrder.tree.Scan(func(r *Request) bool { return x.record(kindRequest, r) })
 	if x.err != nil {
 		return fmt.Errorf("writing snapshot: %w", x.err)
@@ -204,6 +216,7 @@ func scanSnapshot(r io.Reader, key LogKey, keep func(recordKind) bool) (*State, 
 	s.index, s.term, s.now = header.Index, header.Term, header.Now
 	s.restricted, s.changed = header.Index, header.Index
 	copy(s.hash[:], header.Hash)
+	t := &tx{s: s}
 	for records := uint64(0); ; records++ {
 		kind, b, err := x.frame()
 		if err != nil {
@@ -215,7 +228,7 @@ func scanSnapshot(r io.Reader, key LogKey, keep func(recordKind) bool) (*State, 
 				return nil, fmt.Errorf("%w: record %d: %w", ErrSnapshot, records, err)
 			}
 			if keep(kind) {
-				put(s)
+				put(t)
 			}
 			continue
 		}
@@ -252,7 +265,7 @@ func (x *snapshotReader) trailer(b, header []byte, records uint64, key LogKey) e
 
 // loadRecord decodes one record and gives what puts it into the state that is being
 // read. Revisions are the records' own.
-func loadRecord(kind recordKind, b []byte) (put func(*State), err error) {
+func loadRecord(kind recordKind, b []byte) (put func(*tx), err error) {
 	switch kind {
 	case kindCluster:
 		var c Cluster
@@ -262,28 +275,38 @@ func loadRecord(kind recordKind, b []byte) (put func(*State), err error) {
 		if r := c.Release; r < FirstRelease || r > NewestRelease {
 			return nil, fmt.Errorf("the cluster is at release %d, this software knows %d: upgrade this node", r, NewestRelease)
 		}
-		return func(s *State) { s.cluster = c }, nil
+		return func(t *tx) { t.s.cluster = c }, nil
 	case kindTenant:
-		return decodeRecord(b, func(s *State, r *Tenant) { s.tenants.tree.Set(r) })
+		return decodeRecord(b, func(t *tx, r *Tenant) { t.s.tenants.edit(t).Set(r) })
 	case kindMember:
-		return decodeRecord(b, func(s *State, r *Member) { s.members.tree.Set(r) })
+		return decodeRecord(b, func(t *tx, r *Member) { t.s.members.edit(t).Set(r) })
 	case kindTicket:
-		return decodeRecord(b, func(s *State, r *Ticket) { s.tickets.tree.Set(r) })
+		return decodeRecord(b, func(t *tx, r *Ticket) { t.s.tickets.edit(t).Set(r) })
 	case kindKey:
-		return decodeRecord(b, func(s *State, r *Key) { s.keys.tree.Set(keyItem{r.ID, r}); s.keysByTenant.tree.Set(r) })
+		return decodeRecord(b, func(t *tx, k *Key) { k.shareTexts(); t.setKey(k) })
 	case kindAlias:
-		return decodeRecord(b, func(s *State, r *Alias) { s.aliases.tree.Set(r); s.aliasesByKey.tree.Set(r) })
+		return decodeRecord(b, func(t *tx, a *Alias) { a.Tenant = once(a.Tenant); t.setAlias(a) })
+	case kindGrant:
+		return decodeRecord(b, (*tx).setGrant)
+	case kindPolicy:
+		return decodeRecord(b, func(t *tx, r *Policy) { t.s.policies.edit(t).Set(r) })
+	case kindDisabled:
+		return decodeRecord(b, (*tx).setDisabled)
+	case kindBinding:
+		return decodeRecord(b, (*tx).setBinding)
+	case kindUse:
+		return decodeRecord(b, func(t *tx, r *LastUse) { t.s.uses.edit(t).Set(r) })
 	case kindRequest:
-		return decodeRecord(b, func(s *State, r *Request) { s.requests.tree.Set(r); s.requestOrder.tree.Set(r) })
+		return decodeRecord(b, func(t *tx, r *Request) { t.s.requests.edit(t).Set(r); t.s.requestOrder.edit(t).Set(r) })
 	case kindHeader, kindTrailer:
 	}
 	return nil, fmt.Errorf("unknown kind %q", byte(kind))
 }
 
-func decodeRecord[T any](b []byte, put func(*State, *T)) (func(*State), error) {
+func decodeRecord[T any](b []byte, put func(*tx, *T)) (func(*tx), error) {
 	r := new(T)
 	if err := decodeStrict(b, r); err != nil {
 		return nil, err
 	}
-	return func(s *State) { put(s, r) }, nil
+	return func(t *tx) { put(t, r) }, nil
 }

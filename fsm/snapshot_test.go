@@ -19,6 +19,11 @@ func small(t failer) *world {
 	w.ask("r", "", createKey(1))
 	w.do(&CreateAlias{alias("alias/a", 1)})
 	w.do(ticketFor("n2"))
+	w.do(edited(createGrant(1, 1), func(c *CreateGrant) { c.Name, c.Retiring, c.Expires = "n", other, start+9 }))
+	w.do(putPolicy(1, "p"))
+	w.do(&DisablePrincipal{other, DefaultTenant})
+	w.do(bind(1, "volume/1"))
+	w.do(&RecordUse{[]Use{{keyID(1), 1, start}, {keyID(1), 0, start}}})
 	return w
 }
 
@@ -37,7 +42,7 @@ func refuseSnapshot(t *testing.T, name string, b []byte, text string) {
 func TestSnapshotForm(t *testing.T) {
 	w := small(t)
 	got := snapshotOf(t, w.s)
-	head := fmt.Sprintf(`{"format":1,"cluster":%q,"recovery_epoch":0,"index":4,"term":1,"now":%d,"hash":`, keyID(1<<32), startTime)
+	head := fmt.Sprintf(`{"format":1,"cluster":%q,"recovery_epoch":0,"index":9,"term":1,"now":%d,"hash":`, keyID(1<<32), startTime)
 	want := []byte("QKS1H\x00\x00\x00")
 	if !bytes.HasPrefix(got, want) || !bytes.HasPrefix(got[9:], []byte(head)) {
 		t.Errorf("snapshot begins with %q, want %q and %s", got[:200], want, head)
@@ -47,8 +52,8 @@ func TestSnapshotForm(t *testing.T) {
 	for _, f := range all {
 		kinds = append(kinds, f.kind)
 	}
-	if string(kinds) != "HCTMJKARZ" {
-		t.Errorf("frames %q, want HCTMJKARZ", kinds)
+	if string(kinds) != "HCTMJKAGPDBURZ" {
+		t.Errorf("frames %q, want HCTMJKAGPDBURZ", kinds)
 	}
 	wantSame(t, "snapshot", got, joinFrames(t, all[:len(all)-1]))
 }
@@ -65,6 +70,7 @@ func TestSnapshotRoundTrip(t *testing.T) {
 		"initialized":            initialized(t).s,
 		"every kind of record":   small(t).s,
 		"the golden script":      goldenScript(t).s,
+		"that of release 2":      goldenUpgrade(t).s,
 		"more than a buffer":     many.s,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -202,11 +208,11 @@ func TestSnapshotTrailer(t *testing.T) {
 	trailer := string(all[len(all)-1].json)
 	body := good[:len(good)-len(trailer)-frameHead]
 	for _, row := range []struct{ name, old, new, text string }{
-		{"one record more", `"records":7`, `"records":8`, "7 records read, 8 announced"},
-		{"one record fewer", `"records":7`, `"records":6`, "7 records read, 6 announced"},
-		{"minus", `"records":7`, `"records":-7`, "bad trailer"},
-		{"space", `"records":7`, `"records": 7`, "bad trailer: not in canonical form"},
-		{"unknown field", `"records":7`, `"records":7,"x":0`, "bad trailer: json: unknown field"},
+		{"one record more", `"records":12`, `"records":13`, "12 records read, 13 announced"},
+		{"one record fewer", `"records":12`, `"records":11`, "12 records read, 11 announced"},
+		{"minus", `"records":12`, `"records":-12`, "bad trailer"},
+		{"space", `"records":12`, `"records": 12`, "bad trailer: not in canonical form"},
+		{"unknown field", `"records":12`, `"records":12,"x":0`, "bad trailer: json: unknown field"},
 		{"no MAC", `"mac":"`, `"mac":"","x":"`, "bad trailer"},
 	} {
 		if strings.Count(trailer, row.old) != 1 {
@@ -214,7 +220,7 @@ func TestSnapshotTrailer(t *testing.T) {
 		}
 		refuseSnapshot(t, row.name, appendFrame(bytes.Clone(body), 'Z', []byte(strings.Replace(trailer, row.old, row.new, 1))), row.text)
 	}
-	empty, err := json.Marshal(snapshotTrailer{Records: 7, SHA256: sha256Of(body)})
+	empty, err := json.Marshal(snapshotTrailer{Records: 12, SHA256: sha256Of(body)})
 	if err != nil {
 		t.Fatal(err)
 	}

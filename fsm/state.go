@@ -38,6 +38,19 @@ type State struct {
 	tickets      table[*Ticket]
 	requests     table[*Request]
 	requestOrder table[*Request]
+
+	grants           table[*Grant]
+	grantsByKey      table[*Grant]
+	grantsByGrantee  table[*Grant]
+	grantsByRetiring table[*Grant] // those that name a retiring principal
+	grantsByParent   table[*Grant] // those that have a parent
+	grantNames       table[*Grant] // those that have a name
+	policies         table[*Policy]
+	disabled         table[*DisabledPrincipal]
+	bindings         table[*Binding]
+	uses             table[*LastUse]
+	due              table[Due]   // what keys and grants have coming
+	counts           table[count] // keys of a tenant, principals it disabled; grants, bindings of a key
 }
 
 // keyItem keeps the id beside the pointer so that a look-up needs no allocation.
@@ -98,8 +111,39 @@ func NewState() *State {
 			return cmp.Or(strings.Compare(a.Principal, b.Principal), strings.Compare(a.ID, b.ID)) < 0
 		}),
 		requestOrder: newTable(func(a, b *Request) bool { return a.Index < b.Index }),
+
+		grants: newTable(func(a, b *Grant) bool { return compareID(a.ID, b.ID) < 0 }),
+		grantsByKey: newTable(func(a, b *Grant) bool {
+			return cmp.Or(compareID(a.Key, b.Key), compareID(a.ID, b.ID)) < 0
+		}),
+		grantsByGrantee: newTable(func(a, b *Grant) bool {
+			return cmp.Or(strings.Compare(a.Grantee, b.Grantee), compareID(a.Key, b.Key), compareID(a.ID, b.ID)) < 0
+		}),
+		grantsByRetiring: newTable(func(a, b *Grant) bool {
+			return cmp.Or(strings.Compare(a.Retiring, b.Retiring), compareID(a.ID, b.ID)) < 0
+		}),
+		grantsByParent: newTable(func(a, b *Grant) bool {
+			return cmp.Or(compareID(a.Parent, b.Parent), compareID(a.ID, b.ID)) < 0
+		}),
+		grantNames: newTable(func(a, b *Grant) bool {
+			return cmp.Or(compareID(a.Key, b.Key), strings.Compare(a.Name, b.Name)) < 0
+		}),
+		policies: newTable(func(a, b *Policy) bool {
+			return cmp.Or(strings.Compare(a.Tenant, b.Tenant), compareID(a.Key, b.Key), cmp.Compare(a.Number, b.Number)) < 0
+		}),
+		disabled: newTable(func(a, b *DisabledPrincipal) bool {
+			return cmp.Or(strings.Compare(a.Principal, b.Principal), strings.Compare(a.Tenant, b.Tenant)) < 0
+		}),
+		bindings: newTable(func(a, b *Binding) bool {
+			return cmp.Or(compareID(a.Key, b.Key), strings.Compare(a.Resource, b.Resource)) < 0
+		}),
+		uses:   newTable(func(a, b *LastUse) bool { return compareID(a.Key, b.Key) < 0 }),
+		due:    newTable(dueBefore),
+		counts: newTable(func(a, b count) bool { return cmp.Or(strings.Compare(a.what, b.what), compareID(a.of, b.of)) < 0 }),
 	}
 }
+
+func compareID(a, b ID) int { return bytes.Compare(a[:], b[:]) }
 
 // Index is the log index of the last entry in this state.
 func (s *State) Index() uint64 { return s.index }
@@ -202,9 +246,6 @@ func (s *State) AliasesOf(key ID) []*Alias {
 
 func (s *State) countAliases(key ID) int { return len(s.AliasesOf(key)) }
 
-// Tenant returns a tenant by name.
-func (s *State) Tenant(name string) (*Tenant, bool) { return s.tenants.tree.Get(&Tenant{Name: name}) }
-
 // Member returns a member, or its tombstone, by raft id.
 func (s *State) Member(id string) (*Member, bool) { return s.members.tree.Get(&Member{ID: id}) }
 
@@ -303,6 +344,9 @@ func (t *tx) run(c Command) (Result, error) {
 	if err := t.s.Permits(c); err != nil {
 		return Result{}, err
 	}
+	if _, off := t.s.Disabled(t.entry.Principal); off { // whoever forwarded it may not have known
+		return Result{}, fmt.Errorf("%w: %s", ErrPrincipalDisabled, t.entry.Principal)
+	}
 	if result, done, err := t.remembered(); done || err != nil {
 		return result, err
 	}
@@ -332,77 +376,30 @@ func (t *tx) wrote(kind recordKind, deleted bool, record any) {
 	t.hash.Write(b)
 }
 
-func (t *tx) putCluster(c Cluster) {
-	c.Revision = t.s.index
-	t.s.cluster = c
-	t.wrote(kindCluster, false, c)
-}
-
-func (t *tx) putKey(k *Key) {
-	k.Revision = t.s.index
-	t.s.keys.edit(t).Set(keyItem{k.ID, k})
-	t.s.keysByTenant.edit(t).Set(k)
-	t.wrote(kindKey, false, k)
-}
-
-// touchKey raises a key's revision because of something that belongs to it.
-func (t *tx) touchKey(id ID) {
-	if old, ok := t.s.Key(id); ok {
-		k := *old
-		t.putKey(&k)
-	}
-}
-
-func (t *tx) putAlias(a *Alias) {
-	if old, ok := t.s.Alias(a.Tenant, a.Name); ok {
-		t.s.aliasesByKey.edit(t).Delete(old)
-	}
-	a.Revision = t.s.index
-	t.s.aliases.edit(t).Set(a)
-	t.s.aliasesByKey.edit(t).Set(a)
-	t.wrote(kindAlias, false, a)
-}
-
-func (t *tx) dropAlias(a *Alias) {
-	t.s.aliases.edit(t).Delete(a)
-	t.s.aliasesByKey.edit(t).Delete(a)
-	t.wrote(kindAlias, true, a)
-}
-
-func (t *tx) putTenant(n *Tenant) {
-	n.Revision = t.s.index
-	t.s.tenants.edit(t).Set(n)
-	t.wrote(kindTenant, false, n)
-}
-
-func (t *tx) putMember(m *Member) {
-	m.Revision = t.s.index
-	t.s.members.edit(t).Set(m)
-	t.wrote(kindMember, false, m)
-}
-
-func (t *tx) putTicket(k *Ticket) {
-	k.Revision = t.s.index
-	t.s.tickets.edit(t).Set(k)
-	t.wrote(kindTicket, false, k)
-}
-
-func (t *tx) dropTicket(k *Ticket) {
-	t.s.tickets.edit(t).Delete(k)
-	t.wrote(kindTicket, true, k)
-}
-
 // Try tells how a command would be answered on this state, and changes nothing.
 // Request ids are not looked at, and nobody is the proposer.
 func (s *State) Try(c Command) (Result, error) {
+	result, _, err := s.try(c)
+	return result, err
+}
+
+// After is the state that a command would come to, as Try tells it.
+func (s *State) After(c Command) (*State, error) {
+	_, next, err := s.try(c)
+	return next, err
+}
+
+func (s *State) try(c Command) (Result, *State, error) {
 	if !s.Initialized() {
-		return Result{}, ErrNotInitialized
+		return Result{}, nil, ErrNotInitialized
 	}
 	if err := s.Permits(c); err != nil {
-		return Result{}, err
+		return Result{}, nil, err
 	}
 	if err := c.validate(); err != nil {
-		return Result{}, err
+		return Result{}, nil, err
 	}
-	return c.apply(s.begin(s.index+1, s.term, &Entry{Time: s.now}, nil))
+	t := s.begin(s.index+1, s.term, &Entry{Time: s.now}, nil)
+	result, err := c.apply(t)
+	return result, t.s, err
 }

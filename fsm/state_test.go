@@ -17,6 +17,9 @@ func TestTry(t *testing.T) {
 		&DisableKey{ref(1)}, &DisableKey{ref(9)}, &CancelKeyDeletion{ref(1)}, rotateKey(1, 2), rotateKey(1, 3),
 		&ScheduleKeyDeletion{ref(1), 6}, &TagKey{ref(1), tags(0, 50)}, &UpdateAlias{alias("alias/db", 2)},
 		deleteAlias("alias/db"), &DeleteAlias{DefaultTenant, "alias/db", 3}, &Repeat{}, ticketFor("n2"), admit("n2"), &RemoveNode{firstNode}, &Tick{},
+		&SetKeyDecryptOnly{ref(1)}, &EnableKeyRotation{ref(1), 60}, onSchedule(1, 2, 5, 5), &DisableKeyVersion{version(1, 1)}, &DeleteKey{ref(1), 5}, serviceKey(3),
+		createTenant("acme"), &FreezeTenant{DefaultTenant, true}, &DisablePrincipal{user, ""}, &EnablePrincipal{user, ""}, putPolicy(1, "x"), bind(1, "r"), release(1, "r"),
+		createGrant(1, 1), child(1, 50, func(*CreateGrant) {}), &RevokeGrant{grantRef(1, 1)}, &RecordUse{[]Use{{keyID(1), 1, start}}},
 	} {
 		got, tried := base.s.Try(c)
 		if !bytes.Equal(snapshotOf(t, base.s), before) {
@@ -104,7 +107,7 @@ func TestOldStatesStay(t *testing.T) {
 	w := newWorld(t)
 	var states []*State
 	var before [][]byte
-	for _, l := range goldenScript(t).log {
+	for _, l := range goldenUpgrade(t).log {
 		if _, err := w.append(l.Index, l.Term, l.Data); err != nil && Code(err) == "" {
 			t.Fatal(err)
 		}
@@ -124,6 +127,7 @@ func TestSuccessorsShareNothing(t *testing.T) {
 		base.do(rotateKey(1, version))
 		base.do(&UntagKey{ref(1), []string{tags(0, 5)[version%5].Key}})
 		base.do(&TagKey{ref(1), tags(int(version%5), 1)})
+		base.do(&RecordUse{[]Use{{keyID(1), version - 1, start}}})
 		var before [][]byte
 		var branches []*State
 		for n := range 3 {
@@ -131,6 +135,9 @@ func TestSuccessorsShareNothing(t *testing.T) {
 				edited(rotateKey(1, version+1), func(c *RotateKey) { c.Token = []byte{byte(n)} }),
 				&TagKey{ref(1), []Tag{{"k02", "branch"}, {"new", string(rune('a' + n))}}},
 				&UntagKey{ref(1), []string{tags(n, 1)[0].Key}},
+				&DisableKeyVersion{VersionRef{ref(1), version}},
+				&ScheduleKeyVersionDestruction{VersionRef{ref(1), version - 1}, uint32(7 + n)},
+				&RecordUse{[]Use{{keyID(1), version - 1, start}, {keyID(1), version, start + int64(n)}}},
 			} {
 				if _, err := base.s.Try(c); err != nil {
 					t.Fatal(err)

@@ -18,6 +18,7 @@ import (
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
+	"github.com/quorumkms/quorumkms/node/kms/limit"
 	"github.com/quorumkms/quorumkms/transport"
 )
 
@@ -40,8 +41,10 @@ type Config struct {
 	Raft   Raft    `yaml:"raft"`
 	Lease  Lease   `yaml:"lease"`
 	Limits Limits  `yaml:"limits"`
-	Backup Backup  `yaml:"backup"`
-	Log    Log     `yaml:"log"`
+
+	Rotation Rotation `yaml:"rotation"`
+	Backup   Backup   `yaml:"backup"`
+	Log      Log      `yaml:"log"`
 }
 
 // Address is where a listener listens and what it tells others.
@@ -119,6 +122,21 @@ type Lease struct {
 type Limits struct {
 	Connections int `yaml:"connections"` // default 4096, each listener
 	Handshakes  int `yaml:"handshakes"`  // unfinished TLS handshakes; default 256
+
+	// Quotas of this node, in calls a second; 0 is none. Bursts of a second's worth are
+	// allowed. Restrictions (disable, revoke, schedule deletion …) count for themselves.
+	ControlPerTenant    float64 `yaml:"control_per_tenant"`    // mutations, reads of metadata; default 50
+	RestrictPerTenant   float64 `yaml:"restrict_per_tenant"`   // default 50
+	UsePerTenant        float64 `yaml:"use_per_tenant"`        // cryptography; default 0
+	UsePerPrincipal     float64 `yaml:"use_per_principal"`     // default 0
+	ControlPerPrincipal float64 `yaml:"control_per_principal"` // default 0
+}
+
+// Rotation bounds rotation schedules.
+type Rotation struct {
+	// MinPeriod is the shortest period that a key may be rotated at by itself. Default
+	// 2160h (90 days), at least 1m.
+	MinPeriod Duration `yaml:"min_period"`
 }
 
 // Backup is what the node writes by itself outside its data directory: backups, and the
@@ -185,7 +203,7 @@ func LoadConfig(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
-	var c Config
+	c := Config{Limits: defaultQuotas()} // not in complete: there a 0 could not be told from nothing
 	d := yaml.NewDecoder(bytes.NewReader(b))
 	d.KnownFields(true)
 	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
@@ -212,6 +230,7 @@ func (c *Config) complete() {
 	fill(&c.Lease.Consistency, kms.ConsistencyLease)
 	fill(&c.Limits.Connections, 4096)
 	fill(&c.Limits.Handshakes, 256)
+	fill(&c.Rotation.MinPeriod, Duration(90*24*time.Hour))
 	fill(&c.Backup.Every, Duration(time.Hour))
 	fill(&c.Backup.Keep, 24)
 	fill(&c.Log.Level, "info")
@@ -247,6 +266,20 @@ func (c *Config) Check() error {
 	bad(c.Lease.Consistency != kms.ConsistencyLease && c.Lease.Consistency != kms.ConsistencyQuorum,
 		"lease.consistency %q: want %s or %s", c.Lease.Consistency, kms.ConsistencyLease, kms.ConsistencyQuorum)
 	bad(c.Raft.Election < c.Raft.Heartbeat, "raft.election %s: must be at least raft.heartbeat, %s", time.Duration(c.Raft.Election), time.Duration(c.Raft.Heartbeat))
+	bad(c.Rotation.MinPeriod < Duration(time.Minute), "rotation.min_period %s: must be 1m at least", time.Duration(c.Rotation.MinPeriod))
+	for _, q := range []struct {
+		name string
+		rate float64
+	}{
+		{"control_per_tenant", c.Limits.ControlPerTenant},
+		{"restrict_per_tenant", c.Limits.RestrictPerTenant},
+		{"use_per_tenant", c.Limits.UsePerTenant},
+		{"use_per_principal", c.Limits.UsePerPrincipal},
+		{"control_per_principal", c.Limits.ControlPerPrincipal},
+	} {
+		right := q.rate >= 0 && q.rate <= limit.MaxRate // NaN is neither
+		bad(!right, "limits.%s %g: must be 0 (no quota) to %g calls a second", q.name, q.rate, limit.MaxRate)
+	}
 	every := time.Duration(c.Backup.Every)
 	bad(within(c.Backup.Dir, c.DataDir), "backup.dir %s: must be outside data_dir: what destroys that must not destroy the backups", c.Backup.Dir)
 	bad(every < minBackupEvery || every > maxBackupEvery, "backup.every %s: must be %s to %s", every, minBackupEvery, maxBackupEvery)
@@ -286,6 +319,22 @@ func (r Raft) timing() cluster.RaftTiming {
 	return cluster.RaftTiming{
 		Heartbeat: time.Duration(r.Heartbeat), Election: time.Duration(r.Election),
 		SnapshotInterval: time.Duration(r.SnapshotInterval), SnapshotThreshold: r.SnapshotThreshold, TrailingLogs: r.TrailingLogs,
+	}
+}
+
+// quotas are the limits that count calls.
+func (l Limits) quotas() limit.Config {
+	return limit.Config{
+		ControlPerTenant: l.ControlPerTenant, RestrictPerTenant: l.RestrictPerTenant, UsePerTenant: l.UsePerTenant,
+		UsePerPrincipal: l.UsePerPrincipal, ControlPerPrincipal: l.ControlPerPrincipal,
+	}
+}
+
+func defaultQuotas() Limits {
+	d := limit.Default()
+	return Limits{
+		ControlPerTenant: d.ControlPerTenant, RestrictPerTenant: d.RestrictPerTenant, UsePerTenant: d.UsePerTenant,
+		UsePerPrincipal: d.UsePerPrincipal, ControlPerPrincipal: d.ControlPerPrincipal,
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/quorumkms/quorumkms/node/kms/limit"
 )
 
 // TestBackupConfig: where backups go must be outside of what they are for.
@@ -46,6 +48,59 @@ hsm: {token: kms}
 			t.Errorf("%s: %+v, %v", row.backup, c.Backup, err)
 		case row.want != "" && (err == nil || !strings.Contains(err.Error(), row.want)):
 			t.Errorf("%s: %v, want %q", row.backup, err, row.want)
+		}
+	}
+}
+
+// TestQuotaConfig: a quota of 0 is none, and not the default.
+func TestQuotaConfig(t *testing.T) {
+	dir := t.TempDir()
+	standard := limit.Config{ControlPerTenant: 50, RestrictPerTenant: 50}
+	for _, row := range []struct {
+		limits string
+		quotas limit.Config
+		want   string // "": it is right
+	}{
+		{"", standard, ""},
+		{"limits:", standard, ""},
+		{"limits: {connections: 7}", standard, ""},
+		{"limits: {control_per_tenant: }", standard, ""},
+		{"limits: {control_per_tenant: 0}", limit.Config{RestrictPerTenant: 50}, ""},
+		{"limits: {control_per_tenant: 0, restrict_per_tenant: 0.0}", limit.Config{}, ""},
+		{
+			"limits: {control_per_tenant: 1, restrict_per_tenant: 2.5, use_per_tenant: 3e3, use_per_principal: 4, control_per_principal: 5}",
+			limit.Config{ControlPerTenant: 1, RestrictPerTenant: 2.5, UsePerTenant: 3000, UsePerPrincipal: 4, ControlPerPrincipal: 5},
+			"",
+		},
+		{"limits: {use_per_tenant: 1e9}", limit.Config{ControlPerTenant: 50, RestrictPerTenant: 50, UsePerTenant: limit.MaxRate}, ""},
+		{"limits: {control_per_tenant: -1}", limit.Config{}, "limits.control_per_tenant -1: must be 0 (no quota) to 1e+09 calls a second"},
+		{"limits: {restrict_per_tenant: .nan}", limit.Config{}, "limits.restrict_per_tenant NaN: must be"},
+		{"limits: {use_per_tenant: .inf}", limit.Config{}, "limits.use_per_tenant +Inf: must be"},
+		{"limits: {use_per_principal: -.inf}", limit.Config{}, "limits.use_per_principal -Inf: must be"},
+		{"limits: {control_per_principal: 1.1e9}", limit.Config{}, "limits.control_per_principal 1.1e+09: must be"},
+		{"limits: {use_per_tenant: -1, use_per_principal: -2}", limit.Config{}, "calls a second; limits.use_per_principal -2"},
+		{"limits: {use_per_tenant: many}", limit.Config{}, "cannot unmarshal !!str `many` into float64"},
+		{"limits: {restrict_per_principal: 1}", limit.Config{}, "field restrict_per_principal not found"},
+	} {
+		path := filepath.Join(dir, "kmsd.yaml")
+		text := `
+name: kms-1
+trust_domain: kms.example
+data_dir: ` + dir + `/data
+peer: {listen: "127.0.0.1:1"}
+client: {listen: "127.0.0.1:2"}
+tls: {cert: a, key: b, ca: c}
+hsm: {token: kms}
+` + row.limits + "\n"
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := LoadConfig(path)
+		switch {
+		case row.want == "" && (err != nil || c.Limits.quotas() != row.quotas || c.Limits.Connections == 0):
+			t.Errorf("%s: %+v, %v", row.limits, c.Limits, err)
+		case row.want != "" && (err == nil || !strings.Contains(err.Error(), row.want)):
+			t.Errorf("%s: %v, want %q", row.limits, err, row.want)
 		}
 	}
 }

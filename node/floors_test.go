@@ -18,6 +18,8 @@ var floors = map[string][]string{
 	"transport":       {},
 	"node/audit":      {},
 	"node/rules":      {},
+	"node/policy":     {},
+	"node/kms/limit":  {},
 	"rpc/quorumkmsv1": {},
 	"rpc/peerv1":      {},
 	// The format of backups: the SDK's, so that kmsctl can check one without a node.
@@ -30,23 +32,26 @@ var floors = map[string][]string{
 	"node/cluster":  {"fsm", "hsm", "transport", "node/rules"},
 	"node/archive":  {"fsm", "rpc/client/backup"},
 	"node/kms/gate": {"fsm", "node/audit", "node/rules"},
-	"node/kms":      {"fsm", "hsm", "node/audit", "node/kms/gate", "node/rules"},
+	"node/kms":      {"fsm", "hsm", "node/audit", "node/kms/gate", "node/kms/limit", "node/policy", "node/rules"},
 
 	"node/nodetest": {
-		"fsm", "hsm", "transport", "node/audit", "node/cluster", "node/kms/gate", "node/nodetest/history", "node/rules",
+		"fsm", "hsm", "transport", "node/audit", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit", "node/nodetest/history",
+		"node/policy", "node/rules",
 	},
 	"node/nodetest/history": {},
 
 	"rpc": {
-		"fsm", "hsm", "transport", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/rules",
-		"rpc/client/backup", "rpc/quorumkmsv1", "rpc/peerv1",
+		"fsm", "hsm", "transport", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
+		"node/policy", "node/rules", "rpc/client/backup", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"node": {
-		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/rules",
+		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
+		"node/policy", "node/rules",
 		"rpc/client/backup", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"cli/kmsd": {
-		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/rules",
+		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
+		"node/policy", "node/rules",
 		"rpc/client/backup", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 
@@ -59,13 +64,15 @@ var floors = map[string][]string{
 // strangers are packages of others that must not be reached, directly, from some
 // of ours.
 var strangers = map[string][]string{
-	"fsm":           {"google.golang.org/grpc", "github.com/miekg/pkcs11", "github.com/hashicorp/memberlist"},
-	"hsm":           {"github.com", "google.golang.org", "golang.org"},
-	"transport":     {"google.golang.org/grpc", "github.com/miekg/pkcs11"},
-	"node/cluster":  {"google.golang.org/grpc", "github.com/miekg/pkcs11"},
-	"node/kms":      {"google.golang.org/grpc", "github.com/miekg/pkcs11", "github.com/hashicorp/raft"},
-	"node/kms/gate": {"google.golang.org/grpc", "github.com/miekg/pkcs11", "github.com/hashicorp/raft"},
-	"node/audit":    {"google.golang.org/grpc"},
+	"fsm":            {"google.golang.org/grpc", "github.com/miekg/pkcs11", "github.com/hashicorp/memberlist"},
+	"hsm":            {"github.com", "google.golang.org", "golang.org"},
+	"transport":      {"google.golang.org/grpc", "github.com/miekg/pkcs11"},
+	"node/cluster":   {"google.golang.org/grpc", "github.com/miekg/pkcs11"},
+	"node/kms":       {"google.golang.org/grpc", "github.com/miekg/pkcs11", "github.com/hashicorp/raft"},
+	"node/kms/gate":  {"google.golang.org/grpc", "github.com/miekg/pkcs11", "github.com/hashicorp/raft"},
+	"node/kms/limit": {"github.com", "google.golang.org"},
+	"node/audit":     {"google.golang.org/grpc"},
+	"node/policy":    {"google.golang.org/grpc", "github.com/miekg/pkcs11", "github.com/hashicorp/raft"},
 }
 
 // TestFloors proves that imports point down (ARCHITECTURE.md).

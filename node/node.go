@@ -23,6 +23,7 @@ import (
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
 	"github.com/quorumkms/quorumkms/node/kms/gate"
+	"github.com/quorumkms/quorumkms/node/kms/limit"
 	"github.com/quorumkms/quorumkms/rpc"
 	"github.com/quorumkms/quorumkms/transport"
 )
@@ -36,6 +37,7 @@ var (
 	_ kms.Log        = (*cluster.Member)(nil)
 	_ kms.KeyMaker   = hsm.Partition(nil)
 	_ kms.Deriver    = (*hsm.Keyring)(nil)
+	_ kms.Leadership = (*cluster.Member)(nil)
 	_ gate.Freshness = (*cluster.Member)(nil)
 	_ archive.Member = (*cluster.Member)(nil)
 	_ archive.Signer = hsm.Partition(nil)
@@ -96,6 +98,7 @@ type Node struct {
 	raft      atomic.Pointer[transport.RaftTransport]
 	gossip    *transport.Gossip
 	server    *rpc.Server
+	service   *kms.Service
 	cleanup   []func() error // in the order of opening
 	wait      sync.WaitGroup
 	joining   sync.WaitGroup
@@ -242,7 +245,10 @@ func (n *Node) wire() {
 	service := kms.New(kms.Config{
 		Log: n.member, Fresh: n.member, Keys: n.partition, Deriver: n.keyring, Audit: n.audit, Out: n.releases,
 		Now: time.Now, Clock: cluster.SystemClock{}.Now, Quorum: n.config.Lease.Consistency == kms.ConsistencyQuorum,
+		Principal: rpc.PrincipalOf(n.config.TrustDomain), Leader: n.member, Limits: limit.New(n.config.Limits.quotas(), time.Now),
+		MinRotation: time.Duration(n.config.Rotation.MinPeriod), Self: n.creds.Identity().String(), Logger: n.log,
 	})
+	n.service = service
 	b := n.config.Backup
 	n.archive = archive.New(archive.Config{
 		Name: n.config.Name, Dir: b.Dir, Every: time.Duration(b.Every), Keep: b.Keep, Member: n.member, Signer: n.partition, Now: time.Now, Log: n.log,
@@ -304,6 +310,7 @@ func (n *Node) serve(ctx context.Context) error {
 	n.background("peer calls", func() error { return n.server.ServePeers(peers) })
 	n.background("client calls", func() error { return n.server.ServeClients(clients) })
 	n.archive.Run()
+	n.background("duties", func() error { n.service.RunDuties(serving); return nil })
 	n.background("health", func() error { n.watchHealth(serving); return nil })
 	n.background("files", func() error { n.watchFiles(serving); return nil })
 	joining, stopJoining := context.WithCancel(ctx)

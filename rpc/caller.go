@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 
 	"google.golang.org/grpc/credentials"
 	headers "google.golang.org/grpc/metadata"
@@ -26,9 +27,27 @@ func callerOf(ctx context.Context) (kms.Caller, error) {
 	if err != nil {
 		return kms.Caller{}, err
 	}
-	return kms.Caller{
-		Principal: id.String(), Class: kms.Class(id.Class), Tenant: id.Tenant, Name: id.Name, Source: p.Addr.String(),
-	}, nil
+	caller := principal(id)
+	caller.Source = p.Addr.String()
+	return caller, nil
+}
+
+func principal(id transport.Identity) kms.Caller {
+	return kms.Caller{Principal: id.String(), Class: kms.Class(id.Class), Tenant: id.Tenant, Name: id.Name}
+}
+
+// PrincipalOf takes a SPIFFE URI of a trust domain apart.
+func PrincipalOf(trustDomain string) func(uri string) (kms.Caller, error) {
+	return func(uri string) (kms.Caller, error) {
+		id, err := transport.ParseIdentity(uri)
+		if err != nil {
+			return kms.Caller{}, err
+		}
+		if id.TrustDomain != trustDomain {
+			return kms.Caller{}, fmt.Errorf("%s is of the trust domain %s, this cluster's is %s", uri, id.TrustDomain, trustDomain)
+		}
+		return principal(id), nil
+	}
 }
 
 func tlsState(p *peer.Peer) (tls.ConnectionState, bool) {

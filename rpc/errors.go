@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -15,6 +16,7 @@ import (
 	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
+	"github.com/quorumkms/quorumkms/node/kms/limit"
 	"github.com/quorumkms/quorumkms/rpc/client/backup"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 )
@@ -36,6 +38,10 @@ var table = []struct {
 	{audit.ErrUnavailable, codes.Unavailable, pb.Reason_REASON_AUDIT_UNAVAILABLE},
 	{kms.ErrMalformed, codes.InvalidArgument, pb.Reason_REASON_MALFORMED_CIPHERTEXT},
 	{kms.ErrCiphertext, codes.InvalidArgument, pb.Reason_REASON_INVALID_CIPHERTEXT},
+	{limit.ErrExceeded, codes.ResourceExhausted, pb.Reason_REASON_RATE_LIMITED},
+	{kms.ErrPolicy, codes.InvalidArgument, pb.Reason_REASON_POLICY_INVALID},
+	{kms.ErrLockout, codes.FailedPrecondition, pb.Reason_REASON_POLICY_LOCKOUT},
+	{fsm.ErrPrincipalDisabled, codes.PermissionDenied, pb.Reason_REASON_PRINCIPAL_DISABLED},
 	{kms.ErrDenied, codes.PermissionDenied, pb.Reason_REASON_DENIED},
 	{kms.ErrBehind, codes.Unavailable, pb.Reason_REASON_BEHIND},
 
@@ -70,6 +76,13 @@ var table = []struct {
 	{fsm.ErrDisabled, codes.FailedPrecondition, pb.Reason_REASON_KEY_DISABLED},
 	{fsm.ErrPendingDeletion, codes.FailedPrecondition, pb.Reason_REASON_KEY_PENDING_DELETION},
 	{fsm.ErrNotPendingDeletion, codes.FailedPrecondition, pb.Reason_REASON_KEY_NOT_PENDING_DELETION},
+	{fsm.ErrDecryptOnly, codes.FailedPrecondition, pb.Reason_REASON_KEY_DECRYPT_ONLY},
+	{fsm.ErrVersionDisabled, codes.FailedPrecondition, pb.Reason_REASON_KEY_VERSION_DISABLED},
+	{fsm.ErrVersionDestroyed, codes.FailedPrecondition, pb.Reason_REASON_KEY_VERSION_DESTROYED},
+	{fsm.ErrProtected, codes.FailedPrecondition, pb.Reason_REASON_KEY_PROTECTED},
+	{fsm.ErrInUse, codes.FailedPrecondition, pb.Reason_REASON_KEY_IN_USE},
+	{fsm.ErrServiceManaged, codes.FailedPrecondition, pb.Reason_REASON_KEY_SERVICE_MANAGED},
+	{fsm.ErrFrozen, codes.FailedPrecondition, pb.Reason_REASON_TENANT_FROZEN},
 	{fsm.ErrUnsupported, codes.FailedPrecondition, pb.Reason_REASON_UNSUPPORTED},
 	{fsm.ErrConflict, codes.Aborted, pb.Reason_REASON_CONFLICT},
 	{fsm.ErrLimit, codes.ResourceExhausted, pb.Reason_REASON_LIMIT},
@@ -94,7 +107,7 @@ func toStatus(err error, others func() []string) error {
 		if row.err == kms.ErrCiphertext { //nolint:errorlint // the row, not the chain: one uniform text
 			text = kms.ErrCiphertext.Error()
 		}
-		return withReason(row.code, row.reason, text, others)
+		return withReason(row.code, row.reason, text, metadataOf(err, row.code, others))
 	}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
@@ -105,13 +118,22 @@ func toStatus(err error, others func() []string) error {
 	return status.Error(codes.Internal, "internal error; the node's log says more")
 }
 
-func withReason(code codes.Code, reason pb.Reason, text string, others func() []string) error {
-	info := &errdetails.ErrorInfo{Domain: errorDomain, Reason: strings.TrimPrefix(reason.String(), "REASON_")}
+// metadataOf is what a program may do about an error: other nodes' addresses, or how long
+// to wait.
+func metadataOf(err error, code codes.Code, others func() []string) map[string]string {
+	if e, ok := errors.AsType[*limit.Exceeded](err); ok {
+		return map[string]string{"retry_after_ms": strconv.FormatInt(e.RetryAfter.Milliseconds()+1, 10)}
+	}
 	if code == codes.Unavailable && others != nil {
 		if nodes := others(); len(nodes) > 0 {
-			info.Metadata = map[string]string{"nodes": strings.Join(nodes, ",")}
+			return map[string]string{"nodes": strings.Join(nodes, ",")}
 		}
 	}
+	return nil
+}
+
+func withReason(code codes.Code, reason pb.Reason, text string, metadata map[string]string) error {
+	info := &errdetails.ErrorInfo{Domain: errorDomain, Reason: strings.TrimPrefix(reason.String(), "REASON_"), Metadata: metadata}
 	s, err := status.New(code, text).WithDetails(info)
 	if err != nil {
 		return status.Error(code, text)

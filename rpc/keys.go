@@ -195,24 +195,37 @@ func (s *keyServer) ListKeyRotations(ctx context.Context, r *pb.ListKeyRotations
 var causes = map[fsm.VersionCause]pb.RotationCause{
 	fsm.CauseCreated:  pb.RotationCause_ROTATION_CAUSE_CREATED,
 	fsm.CauseOnDemand: pb.RotationCause_ROTATION_CAUSE_ON_DEMAND,
+	fsm.CauseSchedule: pb.RotationCause_ROTATION_CAUSE_AUTOMATIC,
 }
 
 var states = map[fsm.KeyState]pb.KeyState{
 	fsm.KeyEnabled:         pb.KeyState_KEY_STATE_ENABLED,
 	fsm.KeyDisabled:        pb.KeyState_KEY_STATE_DISABLED,
 	fsm.KeyPendingDeletion: pb.KeyState_KEY_STATE_PENDING_DELETION,
+	fsm.KeyDecryptOnly:     pb.KeyState_KEY_STATE_DECRYPT_ONLY,
+}
+
+var managers = map[fsm.Manager]pb.KeyManager{
+	fsm.ManagerCustomer: pb.KeyManager_KEY_MANAGER_CUSTOMER,
+	fsm.ManagerService:  pb.KeyManager_KEY_MANAGER_SERVICE,
 }
 
 func metadata(m kms.Metadata) *pb.KeyMetadata {
 	k := m.Key
-	return &pb.KeyMetadata{
+	out := &pb.KeyMetadata{
 		KeyId: k.ID.String(), Arn: m.ARN, Tenant: k.Tenant, Description: k.Description, State: states[k.State],
 		Usage: pb.KeyUsage_KEY_USAGE_ENCRYPT_DECRYPT, Spec: pb.KeySpec_KEY_SPEC_SYMMETRIC,
-		Origin: pb.KeyOrigin_KEY_ORIGIN_KMS, Manager: pb.KeyManager_KEY_MANAGER_CUSTOMER,
+		Origin: pb.KeyOrigin_KEY_ORIGIN_KMS, Manager: managers[k.Manager],
 		ProtectionLevel: pb.ProtectionLevel_PROTECTION_LEVEL_HSM_ROOTED,
 		CreationDate:    date(k.Created), DeletionDate: date(k.Deletion),
 		CurrentVersion: k.Current().Version, Revision: k.Revision, Aliases: m.Aliases,
+		Service: k.Service, DeletionProtection: k.Protected, RequiredContext: k.Required, LastUsed: date(m.Use.Used()), RefusedUse: date(m.Use.Refused),
+		ResourceCount: uint64(m.Resources), PolicyRevision: k.Policy, TenantFrozen: m.Frozen, //nolint:gosec // not negative
 	}
+	if k.Rotation != nil && k.State != fsm.KeyPendingDeletion {
+		out.NextRotation = date(k.Rotation.Next)
+	}
+	return out
 }
 
 func tagsFrom(list []*pb.Tag) []fsm.Tag {

@@ -85,6 +85,9 @@ func NewServer(c Config) *Server {
 		grpc.ChainUnaryInterceptor(s.errors, s.authenticate),
 		grpc.ChainStreamInterceptor(s.streamErrors, s.authenticateStream))...)
 	pb.RegisterKeyServiceServer(s.clients, &keyServer{kms: c.KMS})
+	pb.RegisterGrantServiceServer(s.clients, &grantServer{kms: c.KMS})
+	pb.RegisterPolicyServiceServer(s.clients, &policyServer{kms: c.KMS})
+	pb.RegisterTenantServiceServer(s.clients, &tenantServer{kms: c.KMS})
 	pb.RegisterCryptoServiceServer(s.clients, &cryptoServer{kms: c.KMS})
 	pb.RegisterClusterServiceServer(s.clients, &clusterServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node})
 	pb.RegisterBackupServiceServer(s.clients, &backupServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node, restoreDir: c.RestoreDir})

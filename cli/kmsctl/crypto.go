@@ -42,14 +42,28 @@ func (a *app) deliver(path string, field *[]byte, response proto.Message) error 
 	return a.print(response, nil)
 }
 
+// serviceKeyHelp says what no KEY means.
+const serviceKeyHelp = `A storage service may leave KEY out: then it is the service's own key of --tenant, which
+is made when it is first asked for. Its --context must have tenant=… and resource=….`
+
+// named is the key that a command names; empty: none.
+func named(args []string) string {
+	if len(args) == 0 {
+		return ""
+	}
+	return args[0]
+}
+
 func (a *app) encryptCommand() *cobra.Command {
 	var f inOut
 	c := &cobra.Command{
-		Use:   "encrypt KEY",
+		Use:   "encrypt [KEY]",
 		Short: "Encrypt up to 4,096 bytes",
 		Long: `Encrypt up to 4,096 bytes. What is larger is sealed: see kmsctl object seal.
 
-The same --context must be given to decrypt. It is not secret, and not stored.`,
+The same --context must be given to decrypt. It is not secret, and not stored.
+
+` + serviceKeyHelp,
 		Example: `  kmsctl encrypt alias/app --context purpose=db-password --in password.txt --out password.kms
   printf secret | kmsctl encrypt alias/app --output json`,
 	}
@@ -63,7 +77,7 @@ The same --context must be given to decrypt. It is not secret, and not stored.`,
 		if len(plaintext) == 0 {
 			return usagef("the input is empty: want 1 to %d bytes", maxPlaintext)
 		}
-		r, err := kms.Crypto().Encrypt(ctx, &quorumkmsv1.EncryptRequest{KeyId: args[0], Plaintext: plaintext, EncryptionContext: *ec})
+		r, err := kms.Crypto().Encrypt(ctx, &quorumkmsv1.EncryptRequest{KeyId: named(args), Plaintext: plaintext, EncryptionContext: *ec})
 		if err != nil {
 			return err
 		}
@@ -186,12 +200,14 @@ type dataKey struct {
 func (a *app) dataKeyCommand() *cobra.Command {
 	var d dataKey
 	c := &cobra.Command{
-		Use:   "data-key KEY",
+		Use:   "data-key [KEY]",
 		Short: "Make a data key: in plaintext, and encrypted under KEY",
 		Long: `Make a data key: in plaintext, to encrypt with and forget, and as a blob, to keep
 beside what it encrypts; decrypt gives the key back for the blob.
 
-The plaintext is not printed on a terminal unless --show says so.`,
+The plaintext is not printed on a terminal unless --show says so.
+
+` + serviceKeyHelp,
 		Example: `  kmsctl data-key alias/volumes --context volume=v1 --plaintext-out v1.key --blob-out v1.blob
   kmsctl data-key alias/volumes --without-plaintext --blob-out v2.blob`,
 	}
@@ -203,7 +219,7 @@ The plaintext is not printed on a terminal unless --show says so.`,
 		}
 		if d.withoutPlain {
 			r, err := kms.Crypto().GenerateDataKeyWithoutPlaintext(ctx, &quorumkmsv1.GenerateDataKeyWithoutPlaintextRequest{
-				KeyId: args[0], Spec: spec, NumberOfBytes: d.bytes, EncryptionContext: *ec,
+				KeyId: named(args), Spec: spec, NumberOfBytes: d.bytes, EncryptionContext: *ec,
 			})
 			if err != nil {
 				return err
@@ -214,7 +230,7 @@ The plaintext is not printed on a terminal unless --show says so.`,
 			return usagef("the plaintext of a data key is not shown on a terminal: use --plaintext-out FILE, --without-plaintext, or --show")
 		}
 		r, err := kms.Crypto().GenerateDataKey(ctx, &quorumkmsv1.GenerateDataKeyRequest{
-			KeyId: args[0], Spec: spec, NumberOfBytes: d.bytes, EncryptionContext: *ec,
+			KeyId: named(args), Spec: spec, NumberOfBytes: d.bytes, EncryptionContext: *ec,
 		})
 		if err != nil {
 			return err

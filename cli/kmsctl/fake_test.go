@@ -33,6 +33,9 @@ import (
 // failures are key names that the fake answers with an error, and how.
 const failures = "alias/fail/"
 
+// limitedKey is refused twice, for a little time.
+const limitedKey = "alias/limited"
+
 var fakeEpoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
 // fake is a cluster in memory with the members n1, which leads, n2, and n3, which
@@ -40,6 +43,9 @@ var fakeEpoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 type fake struct {
 	quorumkmsv1.UnimplementedKeyServiceServer
 	quorumkmsv1.UnimplementedCryptoServiceServer
+	quorumkmsv1.UnimplementedGrantServiceServer
+	quorumkmsv1.UnimplementedPolicyServiceServer
+	quorumkmsv1.UnimplementedTenantServiceServer
 	addresses []string // of n1, n2 and n3
 
 	mu       sync.Mutex
@@ -51,12 +57,20 @@ type fake struct {
 	answered map[string]proto.Message
 	lost     bool   // a majority, for good: from the leadership's transfer to "nobody" on
 	epoch    uint32 // of the last recovery
+	limited  int    // calls of limitedKey that were refused
+	grants   []*quorumkmsv1.Grant
+	policies map[string][]*quorumkmsv1.Policy // by key, or "" for the tenant's; the oldest first
+	tenants  []*quorumkmsv1.Tenant
+	disabled []*quorumkmsv1.DisabledPrincipal
 }
 
 type fakeKey struct {
 	meta     *quorumkmsv1.KeyMetadata
 	tags     map[string]string
 	versions []cipher.AEAD
+	states   []*quorumkmsv1.KeyVersion
+	period   *durationpb.Duration
+	bound    []*quorumkmsv1.Resource
 }
 
 // fakeNode is one member's face.
@@ -68,11 +82,15 @@ type fakeNode struct {
 
 // newFake starts the cluster.
 func newFake(t *testing.T, ca *clienttest.CA) *fake {
-	f := &fake{release: 1, removed: map[string]bool{}, aliases: map[string]string{}, answered: map[string]proto.Message{}}
+	f := &fake{release: 1, removed: map[string]bool{}, aliases: map[string]string{}, answered: map[string]proto.Message{}, policies: map[string][]*quorumkmsv1.Policy{}}
+	f.tenants = []*quorumkmsv1.Tenant{{Name: "default", Administrator: adminURI, CreationDate: timestamppb.New(fakeEpoch), KeyCount: 3}}
 	for _, name := range []string{"n1", "n2"} {
 		f.addresses = append(f.addresses, clienttest.Serve(t, ca.ServerTLS(ca.Node(t, name)), func(s *grpc.Server) {
 			quorumkmsv1.RegisterKeyServiceServer(s, f)
 			quorumkmsv1.RegisterCryptoServiceServer(s, f)
+			quorumkmsv1.RegisterGrantServiceServer(s, f)
+			quorumkmsv1.RegisterPolicyServiceServer(s, f)
+			quorumkmsv1.RegisterTenantServiceServer(s, f)
 			quorumkmsv1.RegisterClusterServiceServer(s, &fakeNode{f: f, name: name})
 			quorumkmsv1.RegisterBackupServiceServer(s, &fakeBackups{name: name, golden: readGolden()})
 		}, grpc.UnaryInterceptor(f.intercept)))
@@ -88,6 +106,10 @@ func (f *fake) intercept(ctx context.Context, request any, _ *grpc.UnaryServerIn
 	if r, ok := request.(interface{ GetKeyId() string }); ok {
 		if name, ok := strings.CutPrefix(r.GetKeyId(), failures); ok {
 			return nil, fakeFailure(name)
+		}
+		if r.GetKeyId() == limitedKey && f.limited < 2 {
+			f.limited++
+			return nil, rateLimited("20")
 		}
 	}
 	if tenantOf(ctx, request) == "" {
@@ -105,10 +127,15 @@ func (f *fake) intercept(ctx context.Context, request any, _ *grpc.UnaryServerIn
 		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_DRY_RUN, "dry run")
 	}
 	response, err := handler(ctx, request)
-	if m, ok := response.(proto.Message); ok && err == nil && id != "" {
+	m, ok := response.(proto.Message)
+	if !ok || err != nil {
+		return nil, err
+	}
+	m = proto.Clone(m) // it is sent while the next call changes what it came from
+	if id != "" {
 		f.answered[id] = m
 	}
-	return response, err
+	return m, nil
 }
 
 // tenantOf is the caller's tenant, or the one in the request.
@@ -143,12 +170,28 @@ func fakeFailure(name string) error {
 	reason := quorumkmsv1.Reason(quorumkmsv1.Reason_value["REASON_"+strings.ToUpper(strings.ReplaceAll(name, "-", "_"))])
 	code := codes.FailedPrecondition
 	switch {
+	case reason == quorumkmsv1.Reason_REASON_RATE_LIMITED:
+		return rateLimited("3000000")
+	case reason == quorumkmsv1.Reason_REASON_PRINCIPAL_DISABLED:
+		code = codes.PermissionDenied
+	case reason == quorumkmsv1.Reason_REASON_POLICY_INVALID:
+		code = codes.InvalidArgument
 	case reason >= quorumkmsv1.Reason_REASON_NO_LEADER:
 		code = codes.Unavailable
 	case reason >= quorumkmsv1.Reason_REASON_LIMIT:
 		code = codes.ResourceExhausted
 	}
 	return fakeError(code, reason, "as the test asked")
+}
+
+func rateLimited(ms string) error {
+	s, err := status.New(codes.ResourceExhausted, "too many calls").WithDetails(&errdetails.ErrorInfo{
+		Domain: "quorumkms", Reason: "RATE_LIMITED", Metadata: map[string]string{"retry_after_ms": ms},
+	})
+	if err != nil {
+		panic(err)
+	}
+	return s.Err()
 }
 
 func notFound(name string) error {
@@ -198,12 +241,29 @@ func (k *fakeKey) newVersion() error {
 	}
 	k.versions = append(k.versions, aead)
 	k.meta.CurrentVersion++
+	cause := quorumkmsv1.RotationCause_ROTATION_CAUSE_ON_DEMAND
+	if k.meta.GetCurrentVersion() == 1 {
+		cause = quorumkmsv1.RotationCause_ROTATION_CAUSE_CREATED
+	}
+	k.states = append(k.states, &quorumkmsv1.KeyVersion{
+		Version: k.meta.GetCurrentVersion(), State: quorumkmsv1.KeyVersionState_KEY_VERSION_STATE_ENABLED,
+		Cause: cause, CreationDate: timestamppb.New(fakeEpoch),
+	})
 	return nil
 }
 
 // described is the key as clients see it.
 func (f *fake) described(k *fakeKey) *quorumkmsv1.KeyMetadata {
 	m := proto.CloneOf(k.meta)
+	m.ResourceCount = uint64(len(k.bound))
+	if p := f.policies[m.GetKeyId()]; p != nil {
+		m.PolicyRevision = p[len(p)-1].GetRevision()
+	}
+	for _, t := range f.tenants {
+		if t.GetName() == m.GetTenant() && t.GetFrozenByTenant() {
+			m.TenantFrozen = "by its administrator"
+		}
+	}
 	for _, alias := range slices.Sorted(maps.Keys(f.aliases)) {
 		if f.aliases[alias] == m.GetKeyId() {
 			m.Aliases = append(m.Aliases, alias)
@@ -220,6 +280,7 @@ func (f *fake) usable(name string) (*fakeKey, error) {
 	case k.meta.GetState() == quorumkmsv1.KeyState_KEY_STATE_DISABLED:
 		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_KEY_DISABLED, "key is disabled")
 	case k.meta.GetState() == quorumkmsv1.KeyState_KEY_STATE_PENDING_DELETION:
+		k.meta.RefusedUse = timestamppb.New(fakeEpoch)
 		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_KEY_PENDING_DELETION, "key is pending deletion")
 	}
 	return k, nil
@@ -231,6 +292,10 @@ func (f *fake) seal(name string, plaintext []byte, ec []*quorumkmsv1.ContextPair
 	if err != nil {
 		return nil, nil, err
 	}
+	if k.meta.GetState() == quorumkmsv1.KeyState_KEY_STATE_DECRYPT_ONLY {
+		return nil, nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_KEY_DECRYPT_ONLY, "key only decrypts")
+	}
+	k.meta.LastUsed = timestamppb.New(fakeEpoch)
 	id := uuid.MustParse(k.meta.GetKeyId())
 	blob := append([]byte(blobMagic), 1, 0)
 	blob = append(blob, id[:]...)
@@ -251,6 +316,9 @@ func (f *fake) open(blob []byte, ec []*quorumkmsv1.ContextPair) (plaintext []byt
 	}
 	if k, err = f.usable(id.String()); err != nil {
 		return nil, nil, 0, err
+	}
+	if version >= 1 && int(version) <= len(k.versions) && k.states[version-1].GetState() != quorumkmsv1.KeyVersionState_KEY_VERSION_STATE_ENABLED {
+		return nil, nil, 0, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_KEY_VERSION_DISABLED, "key version is disabled")
 	}
 	if version >= 1 && int(version) <= len(k.versions) {
 		plaintext, err = k.versions[version-1].Open(nil, blob[26:50], blob[82:], additional(blob[:82], ec))

@@ -99,6 +99,12 @@ func (f *fake) ScheduleKeyDeletion(_ context.Context, r *quorumkmsv1.ScheduleKey
 		return nil, fakeError(codes.InvalidArgument, quorumkmsv1.Reason_REASON_INVALID, "pending window must be 7 to 30 days")
 	}
 	k, err := f.change(r.GetKeyId(), r.GetExpectedRevision(), func(k *fakeKey) error {
+		switch {
+		case k.meta.GetDeletionProtection():
+			return fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_KEY_PROTECTED, "key is protected against deletion")
+		case len(k.bound) > 0:
+			return fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_KEY_IN_USE, "key is in use")
+		}
 		k.meta.State = quorumkmsv1.KeyState_KEY_STATE_PENDING_DELETION
 		k.meta.DeletionDate = timestamppb.New(fakeEpoch.Add(time.Duration(days) * 24 * time.Hour))
 		return nil

@@ -6,11 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
+	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/quorumkms/quorumkms/rpc/client/envelope"
 	"github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
@@ -23,6 +27,11 @@ const (
 	maxCiphertext = 64<<10 + 98 // bytes, of Decrypt
 	maxTyped      = 1024        // bytes of an answer on the terminal
 	copyBuffer    = 64 << 10    // bytes
+
+	day  = 24 * time.Hour
+	week = 7 * day
+
+	spiffeForm = "spiffe://TRUST-DOMAIN/PATH"
 
 	contextHelp = "encryption context as key=value; may be repeated"
 	sealedMagic = "KEO1" // see package envelope
@@ -81,6 +90,79 @@ func contextFlag(c *cobra.Command) *pairs {
 	p := new(pairs)
 	c.Flags().Var(p, "context", contextHelp)
 	return p
+}
+
+// span is a duration that may also be in days or weeks.
+type span time.Duration
+
+// String, Set and Type implement pflag.Value.
+func (s *span) String() string { return spanText(time.Duration(*s)) }
+func (s *span) Type() string   { return "duration" }
+
+func (s *span) Set(text string) error {
+	d, err := parseSpan(text)
+	*s = span(d)
+	return err
+}
+
+// parseSpan reads a positive duration: 90d, 12w, or as Go writes them.
+func parseSpan(text string) (time.Duration, error) {
+	wrong := fmt.Errorf("%q: want a duration such as 90d, 12w or 36h", text)
+	for unit, length := range map[string]time.Duration{"d": day, "w": week} {
+		count, ok := strings.CutSuffix(text, unit)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseInt(count, 10, 64)
+		if err != nil || n <= 0 || n > int64(math.MaxInt64/length) {
+			return 0, wrong
+		}
+		return time.Duration(n) * length, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d <= 0 {
+		return 0, wrong
+	}
+	return d, nil
+}
+
+// spanText is what parseSpan reads, in days where that is exact.
+func spanText(d time.Duration) string {
+	if d > 0 && d%day == 0 {
+		return strconv.FormatInt(int64(d/day), 10) + "d"
+	}
+	return d.String()
+}
+
+// parseWhen reads when something ends: a time, or how long from now on. Whole seconds
+// are what the cluster keeps.
+func parseWhen(text string, now time.Time) (at time.Time, relative bool, err error) {
+	if at, err = time.Parse(time.RFC3339, text); err != nil {
+		d, err := parseSpan(text)
+		if err != nil {
+			return time.Time{}, false, fmt.Errorf("%q: want a duration such as 24h or 7d, or a time such as 2027-01-31T00:00:00Z", text)
+		}
+		at, relative = now.Add(d), true
+	}
+	if at = at.UTC().Truncate(time.Second); !at.After(now) || at.Year() > 9999 {
+		return time.Time{}, false, fmt.Errorf("%q is %s, which is not to come", text, at.Format(time.DateTime)+" UTC")
+	}
+	return at, relative, nil
+}
+
+// principal is the SPIFFE URI of somebody.
+type principal string
+
+// String, Set and Type implement pflag.Value.
+func (p *principal) String() string { return string(*p) }
+func (p *principal) Type() string   { return "SPIFFE-URI" }
+
+func (p *principal) Set(s string) error {
+	if id, err := spiffeid.FromString(s); err != nil || id.Path() == "" {
+		return fmt.Errorf("%q: want a SPIFFE URI, %s", s, spiffeForm)
+	}
+	*p = principal(s)
+	return nil
 }
 
 // input is an open file or standard input. Reading ends with the context's error

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -9,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/quorumkms/quorumkms/rpc/client"
 	"github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
@@ -19,8 +21,10 @@ const maxPage = 1000 // items a call returns at most
 func (a *app) keyCommand() *cobra.Command {
 	g := group("key", "Create keys and govern their life",
 		a.keyCreate(), a.keyDescribe(), a.keyList(), a.keySetDescription(),
-		a.keyEnable(), a.keyDisable(), a.keyRotate(), a.keyRotations(),
-		a.keyScheduleDeletion(), a.keyCancelDeletion(), a.aliasCommand(), a.tagCommand())
+		a.keyEnable(), a.keyDisable(), a.keyDecryptOnly(), a.keyRotate(), a.keyRotations(), a.rotationCommand(),
+		a.keyVersions(), a.keyVersionCommand(),
+		a.keyScheduleDeletion(), a.keyCancelDeletion(), a.keyProtect("protect", true), a.keyProtect("unprotect", false),
+		a.keyRequireContext(), a.keyResources(), a.keyBind(), a.keyRelease(), a.aliasCommand(), a.tagCommand())
 	g.Long = `Create keys and govern their life.
 
 KEY is a key's id, its ARN, or an alias such as alias/volumes.`
@@ -135,7 +139,7 @@ func (a *app) keySetDescription() *cobra.Command {
 func (a *app) keyEnable() *cobra.Command {
 	return a.mutatesKey(&cobra.Command{
 		Use:     "enable KEY",
-		Short:   "Make a disabled key usable again",
+		Short:   "Make a key that is disabled, or only decrypts, usable again",
 		Example: "  kmsctl key enable alias/volumes",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 			r, err := kms.Keys().EnableKey(ctx, &quorumkmsv1.EnableKeyRequest{
@@ -156,9 +160,11 @@ func (a *app) keyDisable() *cobra.Command {
 		Long: `Make a key unusable until it is enabled again.
 
 When this returns, no node uses the key any more. It may take some seconds while a
-node cannot be reached.`,
+node cannot be reached. What the key protects, and when it was last used, is shown
+first, on standard error.`,
 		Example: "  kmsctl key disable alias/volumes",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
+			a.showUse(ctx, kms, args[0])
 			r, err := kms.Keys().DisableKey(ctx, &quorumkmsv1.DisableKeyRequest{
 				KeyId: args[0], ExpectedRevision: a.revision, DryRun: a.dryRun, RequestId: a.requestID,
 			})
@@ -195,7 +201,7 @@ func (a *app) keyRotations() *cobra.Command {
 	var p page
 	c := &cobra.Command{
 		Use:     "rotations KEY",
-		Short:   "List the versions of a key",
+		Short:   "List when a key was rotated, and why",
 		Example: "  kmsctl key rotations alias/volumes",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 			all := &quorumkmsv1.ListKeyRotationsResponse{}
@@ -221,6 +227,84 @@ func (a *app) keyRotations() *cobra.Command {
 	return c
 }
 
+func (a *app) keyDecryptOnly() *cobra.Command {
+	return a.mutatesKey(&cobra.Command{
+		Use:   "decrypt-only KEY",
+		Short: "Let a key open what it has sealed, and seal nothing more",
+		Long: `Let an enabled key open what it has sealed, and seal nothing more: on every node when
+this returns. kmsctl key enable and kmsctl key disable end it.`,
+		Example: "  kmsctl key decrypt-only alias/volumes-2024",
+		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
+			r, err := kms.Keys().SetKeyDecryptOnly(ctx, &quorumkmsv1.SetKeyDecryptOnlyRequest{
+				KeyId: args[0], ExpectedRevision: a.revision, DryRun: a.dryRun, RequestId: a.requestID,
+			})
+			if err != nil {
+				return err
+			}
+			return a.printLine(r, "%s only decrypts: no node seals with it any more.", args[0])
+		}),
+	})
+}
+
+func (a *app) keyProtect(name string, on bool) *cobra.Command {
+	c := &cobra.Command{
+		Use:     name + " KEY",
+		Short:   "Protect a key, and its versions, against deletion",
+		Example: "  kmsctl key protect alias/volumes",
+	}
+	done := "%s is protected: neither it nor a version of it can be deleted until kmsctl key unprotect."
+	if !on {
+		c.Short = "End a key's protection against deletion"
+		c.Example = "  kmsctl key unprotect alias/volumes"
+		done = "%s is not protected against deletion any more."
+	}
+	c.RunE = a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
+		r, err := kms.Keys().SetDeletionProtection(ctx, &quorumkmsv1.SetDeletionProtectionRequest{
+			KeyId: args[0], Enabled: on, ExpectedRevision: a.revision, DryRun: a.dryRun, RequestId: a.requestID,
+		})
+		if err != nil {
+			return err
+		}
+		return a.printLine(r, done, args[0])
+	})
+	return a.mutatesKey(c)
+}
+
+func (a *app) keyRequireContext() *cobra.Command {
+	var none bool
+	c := &cobra.Command{
+		Use:   "require-context KEY [CONTEXTKEY...]",
+		Short: "Say which keys the encryption context of every call must have",
+		Long: `Say which keys the encryption context of every call must have. They replace those
+that were required before; --none requires none. A call without them is refused,
+also to open what was sealed earlier.`,
+		Example: `  kmsctl key require-context alias/volumes tenant resource
+  kmsctl key require-context alias/volumes --none`,
+	}
+	c.RunE = a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
+		wanted := args[1:]
+		switch {
+		case none && len(wanted) > 0:
+			return usagef("--none requires no context keys, and %q is one: want one or the other", wanted[0])
+		case !none && len(wanted) == 0:
+			return usagef("CONTEXTKEY is missing: name the context keys that every call must have, or --none to require none")
+		}
+		r, err := kms.Keys().SetRequiredContext(ctx, &quorumkmsv1.SetRequiredContextRequest{
+			KeyId: args[0], ContextKeys: wanted,
+			ExpectedRevision: a.revision, DryRun: a.dryRun, RequestId: a.requestID,
+		})
+		if err != nil {
+			return err
+		}
+		if none {
+			return a.printLine(r, "%s requires no encryption context.", args[0])
+		}
+		return a.printLine(r, "%s is used only with an encryption context that has %s.", args[0], strings.Join(wanted, ", "))
+	})
+	c.Flags().BoolVar(&none, "none", false, "require no context keys")
+	return a.mutatesKey(c)
+}
+
 func (a *app) keyScheduleDeletion() *cobra.Command {
 	var days uint32
 	c := a.yesFlag(a.mutatesKey(&cobra.Command{
@@ -229,15 +313,21 @@ func (a *app) keyScheduleDeletion() *cobra.Command {
 		Long: `Make a key unusable now and delete it after a waiting time.
 
 Until then kmsctl key cancel-deletion keeps the key. Afterwards everything that is
-encrypted under it is lost. The command asks to type an alias of the key, or its
-id; --yes does without.`,
+encrypted under it is lost. What the key protects, and when it was last used, is
+shown first, on standard error. The command asks to type KEY, an alias of the key,
+or its id; --yes does without.`,
 		Example: "  kmsctl key schedule-deletion alias/volumes --days 14",
 	}))
 	c.RunE = a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
-		if !a.yes && !a.dryRun {
-			if err := a.confirmDeletion(ctx, kms, args[0], days); err != nil {
+		question := fmt.Sprintf("This key will be deleted after %d days, and with it all that is encrypted under it.\n", days)
+		if !a.yes && !a.dryRun && isTerminal(a.stdin) { // what would be refused is not asked for
+			_, err := kms.Keys().ScheduleKeyDeletion(ctx, &quorumkmsv1.ScheduleKeyDeletionRequest{KeyId: args[0], PendingWindowDays: days, DryRun: true})
+			if !errors.Is(err, client.ErrDryRun) {
 				return err
 			}
+		}
+		if err := a.confirmKey(ctx, kms, args[0], question); err != nil {
+			return err
 		}
 		r, err := kms.Keys().ScheduleKeyDeletion(ctx, &quorumkmsv1.ScheduleKeyDeletionRequest{
 			KeyId: args[0], PendingWindowDays: days,
@@ -248,28 +338,41 @@ id; --yes does without.`,
 		}
 		return a.printLine(r, "%s is unusable, and will be deleted at %s.", args[0], timeText(r.GetDeletionDate()))
 	})
-	c.Flags().Uint32Var(&days, "days", 30, "waiting time in days, 7 to 30")
+	daysFlag(c, &days)
 	return c
 }
 
-// confirmDeletion shows the key, and pins the deletion to what was shown.
-func (a *app) confirmDeletion(ctx context.Context, kms *client.Client, key string, days uint32) error {
-	if !isTerminal(a.stdin) {
+func daysFlag(c *cobra.Command, days *uint32) {
+	c.Flags().Uint32Var(days, "days", 30, "waiting time in days, 7 to 30")
+}
+
+// confirmKey shows a key and what it protects before what cannot be undone, lets the
+// user type its name, and pins the change to what was shown.
+func (a *app) confirmKey(ctx context.Context, kms *client.Client, key, question string) error {
+	switch {
+	case a.yes, a.dryRun:
+		a.showUse(ctx, kms, key)
+		return nil
+	case !isTerminal(a.stdin):
 		return a.confirm(ctx, "")
 	}
 	r, err := kms.Keys().DescribeKey(ctx, &quorumkmsv1.DescribeKeyRequest{KeyId: key})
 	if err != nil {
 		return err
 	}
-	if err := writeKey(a.stderr, r.GetKey()); err != nil {
+	k := r.GetKey()
+	if err := writeKey(a.stderr, k); err != nil {
 		return err
 	}
-	question := fmt.Sprintf("This key will be deleted after %d days, and with it all that is encrypted under it.\nType one of its aliases, or its id: ", days)
-	if err := a.confirm(ctx, question, append(r.GetKey().GetAliases(), r.GetKey().GetKeyId())...); err != nil {
+	fmt.Fprintln(a.stderr)                                              //nolint:errcheck // as below
+	fmt.Fprint(a.stderr, useText(key, k, a.protects(ctx, kms, key, k))) //nolint:errcheck // what it protects is a courtesy
+	names := append([]string{key, k.GetKeyId()}, k.GetAliases()...)
+	if err := a.confirm(ctx, question+"Type one of its aliases, or its id: ", names...); err != nil {
 		return err
 	}
 	if a.revision == 0 {
-		a.revision = r.GetKey().GetRevision()
+		a.revision = k.GetRevision()
+		a.repeat = fmt.Sprintf(" --if-revision %d", a.revision)
 	}
 	return nil
 }
@@ -302,6 +405,9 @@ func writeKey(w io.Writer, k *quorumkmsv1.KeyMetadata) error {
 	if k.GetDeletionDate() != nil {
 		fields = append(fields, [2]string{"Deletion", timeText(k.GetDeletionDate())})
 	}
+	if k.GetRefusedUse() != nil {
+		fields = append(fields, [2]string{"Refused use", timeText(k.GetRefusedUse()) + ", while pending deletion: SOMETHING STILL NEEDS IT"})
+	}
 	return writeFields(w, append(fields, [][2]string{
 		{"Version", number(k.GetCurrentVersion())},
 		{"Created", timeText(k.GetCreationDate())},
@@ -309,10 +415,61 @@ func writeKey(w io.Writer, k *quorumkmsv1.KeyMetadata) error {
 		{"Spec", enumName(k.GetSpec(), "KEY_SPEC_")},
 		{"Origin", enumName(k.GetOrigin(), "KEY_ORIGIN_")},
 		{"Protection", enumName(k.GetProtectionLevel(), "PROTECTION_LEVEL_")},
-		{"Manager", enumName(k.GetManager(), "KEY_MANAGER_")},
-		{"Tenant", k.GetTenant()},
+		{"Manager", managerText(k)},
+		{"Tenant", tenantText(k)},
+		{"Protected", protectedText(k)},
+		{"Context", contextText(k)},
+		{"Resources", strconv.FormatUint(k.GetResourceCount(), 10)},
+		{"Last used", usedText(k.GetLastUsed())},
+		{"Next rotation", timeText(k.GetNextRotation())},
+		{"Policy", revisionText(k.GetPolicyRevision())},
 		{"Revision", strconv.FormatUint(k.GetRevision(), 10)},
 	}...))
+}
+
+func managerText(k *quorumkmsv1.KeyMetadata) string {
+	text := enumName(k.GetManager(), "KEY_MANAGER_")
+	if k.GetService() != "" {
+		text += " " + k.GetService()
+	}
+	return text
+}
+
+func tenantText(k *quorumkmsv1.KeyMetadata) string {
+	if k.GetTenantFrozen() != "" {
+		return k.GetTenant() + " (FROZEN: " + k.GetTenantFrozen() + ")"
+	}
+	return k.GetTenant()
+}
+
+func protectedText(k *quorumkmsv1.KeyMetadata) string {
+	if k.GetDeletionProtection() {
+		return "against deletion"
+	}
+	return "no"
+}
+
+func contextText(k *quorumkmsv1.KeyMetadata) string {
+	if len(k.GetRequiredContext()) == 0 {
+		return ""
+	}
+	return "must have " + strings.Join(k.GetRequiredContext(), ", ")
+}
+
+// usedText is a last use: the cluster knows it to the hour.
+func usedText(t *timestamppb.Timestamp) string {
+	if t == nil {
+		return "not as far as is known"
+	}
+	return timeText(t) + ", or up to an hour later"
+}
+
+// revisionText is a policy's revision; zero: there is none.
+func revisionText(n uint32) string {
+	if n == 0 {
+		return ""
+	}
+	return "revision " + number(n)
 }
 
 func number(n uint32) string { return strconv.FormatUint(uint64(n), 10) }

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"go.uber.org/goleak"
 
 	"github.com/quorumkms/quorumkms/rpc/client/clienttest"
@@ -233,4 +235,30 @@ func TestInterrupted(t *testing.T) {
 	if err := typed.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestCommandsAreWhole: each says what it does and how it is called, and none takes a
+// flag that means something else everywhere.
+func TestCommandsAreWhole(t *testing.T) {
+	root := (&app{}).root()
+	var visit func(c *cobra.Command)
+	visit = func(c *cobra.Command) {
+		c.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+			if root.PersistentFlags().Lookup(f.Name) != nil {
+				t.Errorf("%s: --%s is a flag of all commands", c.CommandPath(), f.Name)
+			}
+		})
+		if c.Short == "" || c.Example == "" && !c.HasSubCommands() {
+			t.Errorf("%s: no short text or no example", c.CommandPath())
+		}
+		for line := range strings.Lines(c.Example) {
+			if !strings.Contains(line, c.CommandPath()+" ") && !strings.Contains(line, c.CommandPath()+"\n") && !strings.HasSuffix(line, c.CommandPath()) {
+				t.Errorf("%s: the example %q is of another command", c.CommandPath(), line)
+			}
+		}
+		for _, child := range c.Commands() {
+			visit(child)
+		}
+	}
+	visit(root)
 }

@@ -38,15 +38,16 @@ after a failure.`
 func (a *app) objectSeal() *cobra.Command {
 	var f inOut
 	c := &cobra.Command{
-		Use:   "seal KEY",
+		Use:   "seal [KEY]",
 		Short: "Encrypt a file or a stream",
+		Long:  "Encrypt a file or a stream.\n\n" + serviceKeyHelp,
 		Example: `  kmsctl object seal alias/backups --context db=orders --in orders.dump --out orders.sealed
   tar -c /srv | kmsctl object seal alias/backups > srv.sealed`,
 	}
 	ec := contextFlag(c)
 	c.RunE = a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 		return a.transform(ctx, f, func(dst io.Writer, src io.Reader, size int64) error {
-			_, err := envelope.Seal(ctx, kms, args[0], ec.toMap(), dst, src, size)
+			_, err := envelope.Seal(ctx, kms, named(args), ec.toMap(), dst, src, size)
 			if errors.Is(err, envelope.ErrSize) {
 				return fmt.Errorf("the input changed while it was read: %w", err)
 			}

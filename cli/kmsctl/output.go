@@ -63,7 +63,7 @@ func exitCode(err error) int {
 			return exitRefused
 		}
 	}
-	for _, passing := range []error{client.ErrOutcomeUnknown, client.ErrBusy, context.DeadlineExceeded} {
+	for _, passing := range []error{client.ErrOutcomeUnknown, client.ErrBusy, client.ErrRateLimited, context.DeadlineExceeded} {
 		if errors.Is(err, passing) {
 			return exitUnavailable
 		}
@@ -94,17 +94,28 @@ func (a *app) hint(err error) string {
 		err  error
 		text string
 	}{
-		{client.ErrOutcomeUnknown, "The change may have been made or not. To find out, and to make it once, repeat the command with --request-id " + a.requestID},
+		{client.ErrOutcomeUnknown, "The change may have been made or not. To find out, and to make it once, repeat the command with --request-id " + a.requestID + a.repeat},
 		{client.ErrServerRefused, "Check --addresses, --ca and --trust-domain."},
 		{client.ErrClientRefused, "The node does not accept your certificate: see kmsctl whoami."},
+		{client.ErrPrincipalDisabled, "Who disabled you can end that: kmsctl principal enable " + a.self()},
 		{client.ErrDenied, "You are " + a.self() + "."},
 		{client.ErrNotFound, "Check the name, and the tenant: you are " + a.self() + "."},
 		{client.ErrKeyDisabled, "An administrator can enable it: kmsctl key enable KEY"},
 		{client.ErrKeyPendingDeletion, "An administrator can keep it: kmsctl key cancel-deletion KEY"},
+		{client.ErrKeyDecryptOnly, "It only opens what it has sealed. An administrator can end that: kmsctl key enable KEY"},
+		{client.ErrKeyVersionDisabled, "An administrator can enable it: kmsctl key version enable KEY VERSION; if it is to be destroyed, kmsctl key version cancel-destruction KEY VERSION before that."},
+		{client.ErrKeyVersionDestroyed, "Its material is gone, and what it has sealed is lost: see kmsctl key versions KEY."},
+		{client.ErrKeyProtected, "An administrator can end the protection: kmsctl key unprotect KEY"},
+		{client.ErrKeyInUse, "See what it protects: kmsctl key resources KEY. When one is gone, or another key protects it: kmsctl key release KEY RESOURCE"},
+		{client.ErrServiceManaged, "Its service has its life in hand. You can rotate it: kmsctl key rotate KEY; and make all keys unusable: kmsctl tenant freeze"},
+		{client.ErrTenantFrozen, "Who froze it can end that: kmsctl tenant thaw; kmsctl tenant show tells who did."},
+		{client.ErrPolicyInvalid, "Each problem with its line and column: kmsctl policy validate --file FILE"},
+		{client.ErrPolicyLockout, "Keep a statement by which you or the tenant's administrator may put another policy: see kmsctl policy explain."},
+		{client.ErrRateLimited, retryText(err)},
 		{client.ErrInvalidCiphertext, "It is damaged, or its --context is another one than it was made with."},
 		{client.ErrMalformedCiphertext, "It must be the bytes that encrypt or data-key gave, not base64; a sealed object is opened with kmsctl object open."},
 		{client.ErrNotInitialized, "The first node of a new cluster is initialized with kmsctl cluster init."},
-		{client.ErrConflict, "It was changed meanwhile: look at it with kmsctl key describe KEY, and decide again."},
+		{client.ErrConflict, "It was changed meanwhile: look at it with kmsctl key describe KEY, or kmsctl policy get, and decide again."},
 	}
 	for _, h := range hints {
 		if errors.Is(err, h.err) {
@@ -112,6 +123,14 @@ func (a *app) hint(err error) string {
 		}
 	}
 	return ""
+}
+
+// retryText says when a caller that asks too often may ask again.
+func retryText(err error) string {
+	if e, ok := errors.AsType[*client.Error](err); ok && e.RetryAfter > 0 {
+		return "Try again in " + e.RetryAfter.Round(time.Millisecond).String() + "."
+	}
+	return "Try again later."
 }
 
 // self is who the certificate says the caller is.
@@ -262,7 +281,6 @@ func expiryText(t *timestamppb.Timestamp, now time.Time) string {
 
 // expiry says when, and how long that is from now.
 func expiry(t, now time.Time) string {
-	const day = 24 * time.Hour
 	text := t.UTC().Format(time.DateTime) + " UTC"
 	switch left := t.Sub(now); {
 	case left <= 0:

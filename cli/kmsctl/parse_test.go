@@ -29,6 +29,72 @@ func FuzzParsePair(f *testing.F) {
 	})
 }
 
+func FuzzParseSpan(f *testing.F) {
+	for _, s := range []string{"", "d", "0d", "1d", "90d", "12w", "2160h", "-1d", "+1d", "1.5d", "1h30m", "106751d", "106752d", "99999999999999999999w"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		d, err := parseSpan(s)
+		if err != nil {
+			return
+		}
+		if again, err := parseSpan(spanText(d)); d <= 0 || err != nil || again != d {
+			t.Errorf("%q gave %v, which is written %q", s, d, spanText(d))
+		}
+	})
+}
+
+func TestParseSpan(t *testing.T) {
+	for in, want := range map[string]time.Duration{
+		"90d": 90 * 24 * time.Hour, "12w": 84 * 24 * time.Hour, "2160h": 2160 * time.Hour, "1h30m": 90 * time.Minute,
+		"106751d": 106751 * 24 * time.Hour,
+		"":        0, "d": 0, "0d": 0, "-1d": 0, "+1d": 0, "1.5d": 0, "1d12h": 0, "90": 0, "0s": 0, "-1h": 0, "106752d": 0, "99999999999999999999w": 0,
+	} {
+		if got, err := parseSpan(in); (err == nil) != (want > 0) || err == nil && got != want {
+			t.Errorf("%q: %v, %v; want %v", in, got, err, want)
+		}
+	}
+}
+
+func FuzzParseWhen(f *testing.F) {
+	for _, s := range []string{"", "24h", "7d", "2027-01-31T00:00:00Z", "2027-01-31T00:00:00.5+01:00", "2027-01-31", "1ns", "106751d", "9999-12-31T23:59:59Z"} {
+		f.Add(s)
+	}
+	now := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+	f.Fuzz(func(t *testing.T, s string) {
+		at, _, err := parseWhen(s, now)
+		if err == nil && (!at.After(now) || at.Nanosecond() != 0 || at.Location() != time.UTC || at.Year() > 9999) {
+			t.Errorf("%q gave %v", s, at)
+		}
+	})
+}
+
+func TestParseWhen(t *testing.T) {
+	now := time.Date(2026, 5, 1, 12, 0, 0, 500, time.UTC)
+	for in, want := range map[string]string{
+		"24h": "2026-05-02T12:00:00Z", "7d": "2026-05-08T12:00:00Z", "2027-01-31T01:00:00+01:00": "2027-01-31T00:00:00Z",
+		"2027-01-31T00:00:00.9Z": "2027-01-31T00:00:00Z",
+		"2026-05-01T12:00:00Z":   "", "2020-01-01T00:00:00Z": "", "-1h": "", "1ns": "", "soon": "", "": "", "2027-01-31": "",
+	} {
+		at, relative, err := parseWhen(in, now)
+		if (err == nil) != (want != "") || err == nil && (at.Format(time.RFC3339) != want || relative != !strings.Contains(in, "T")) {
+			t.Errorf("%q: %v, relative %t, %v; want %s", in, at, relative, err, want)
+		}
+	}
+}
+
+func FuzzPrincipal(f *testing.F) {
+	for _, s := range []string{"", "spiffe://", "spiffe://a", "spiffe://a/", "spiffe://a/b", "SPIFFE://a/b", "spiffe://a/b/../c", "spiffe://a/b?c", "https://a/b"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		var p principal
+		if p.Set(s) == nil && (string(p) != s || !strings.HasPrefix(s, "spiffe://") || strings.ContainsAny(s, "?#%")) {
+			t.Errorf("%q was accepted as %q", s, p)
+		}
+	})
+}
+
 func FuzzParseRange(f *testing.F) {
 	for _, s := range []string{"", ":", "0:0", "1:2", "1:", ":1", "-1:2", "+1:2", "1:2:3", "9223372036854775807:1", "9223372036854775808:1"} {
 		f.Add(s)

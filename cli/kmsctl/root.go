@@ -43,7 +43,8 @@ type app struct {
 	requestID string
 	revision  uint64
 	yes       bool
-	started   bool // past the command line and the configuration
+	repeat    string // what else a repetition needs to be the same request
+	started   bool   // past the command line and the configuration
 
 	notices sync.Mutex
 	noticed map[string]bool // what was already said about failed attempts
@@ -76,7 +77,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 
 func (a *app) root() *cobra.Command {
 	root := group("kmsctl", "Administer and use a QuorumKMS cluster",
-		a.clusterCommand(), a.keyCommand(),
+		a.clusterCommand(), a.keyCommand(), a.grantCommand(), a.policyCommand(), a.tenantCommand(), a.principalCommand(),
 		a.encryptCommand(), a.decryptCommand(), a.reencryptCommand(), a.dataKeyCommand(), a.randomCommand(),
 		a.objectCommand(), a.backupCommand(), a.configCommand(), a.whoamiCommand(), a.versionCommand())
 	root.Long = longHelp
@@ -129,8 +130,12 @@ func group(use, short string, children ...*cobra.Command) *cobra.Command {
 // mayBeEmpty is the only argument for which "" makes sense.
 const mayBeEmpty = "DESCRIPTION"
 
+// dots stand behind an argument that may be repeated.
+const dots = "..."
+
 // checkAllArgs makes every command that does not check its arguments check them
-// against its usage line: "KEY" is required, "[KEY]" optional, "KEY..." one or more.
+// against its usage line: "KEY" is required, "[KEY]" optional, "KEY..." one or more,
+// "[KEY...]" any number.
 func checkAllArgs(c *cobra.Command) {
 	if c.Args == nil {
 		c.Args = checkArgs
@@ -144,13 +149,13 @@ func checkArgs(c *cobra.Command, args []string) error {
 	names := strings.Fields(c.Use)[1:]
 	for i, name := range names {
 		if i >= len(args) && !strings.HasPrefix(name, "[") {
-			return fmt.Errorf("%s is missing: %s", strings.TrimSuffix(name, "..."), c.UseLine())
+			return fmt.Errorf("%s is missing: %s", strings.TrimSuffix(name, dots), c.UseLine())
 		}
 		if i < len(args) && args[i] == "" && name != mayBeEmpty {
 			return fmt.Errorf("%s is empty", strings.Trim(name, "[]."))
 		}
 	}
-	many := len(names) > 0 && strings.HasSuffix(names[len(names)-1], "...")
+	many := len(names) > 0 && strings.HasSuffix(strings.TrimSuffix(names[len(names)-1], "]"), dots)
 	if len(args) > len(names) && !many {
 		return fmt.Errorf("unexpected argument %q: %s", args[len(names)], c.UseLine())
 	}

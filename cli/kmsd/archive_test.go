@@ -120,6 +120,13 @@ func disabled(t *testing.T, key fsm.LogKey, r archive.Restrictions) (out []strin
 func testJournal(ctx context.Context, c *testCluster) {
 	_, followers := c.split()
 	p := followers[0]
+	every := func(old, with string) {
+		p.terminate()
+		p.edit("every: "+old, "every: "+with)
+		p.start()
+		c.waitVoters(3)
+	}
+	every("2s", "1h") // the next backups would let go what the journal has of this test, if the test is slow
 	key := c.logKey(p)
 	s, err := c.status(p)
 	must(c.t, err)
@@ -164,6 +171,7 @@ func testJournal(ctx context.Context, c *testCluster) {
 		now := c.restrictions(key, start, p).Covered
 		return now.Index > before.Index && now.Time.After(before.Time)
 	}, p)
+	every("1h", "2s")
 }
 
 // testJournalDiskFull fills the disk of a node's backups: the node serves on, says so, and has lost nothing afterwards.

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -89,15 +90,17 @@ func (c *testCluster) recorded(p *process, what string, call func()) audit.Event
 func testAuditCalls(ctx context.Context, c *testCluster) {
 	p := c.nodes[1]
 	id := func(path string) string { return "spiffe://" + testDomain + path }
-	callers := map[group]string{groupUse: userID, groupAdminister: adminID, groupRead: auditorID, groupOperate: operatorID}
+	callers := map[group]string{groupUse: userID, groupRegister: userID, groupAdminister: adminID, groupDelegate: adminID, groupRead: auditorID}
+	names := map[string]string{"PutPolicy": "PutKeyPolicy", "DeletePolicy": "DeleteKeyPolicy", "GetPolicy": "GetKeyPolicy"} // as policies name them
 	classes := map[string]string{userID: "user", adminID: "admin", auditorID: "auditor", operatorID: "operator", serviceID: "service"}
 	clients := map[string]*client.Client{}
 	for path := range classes {
 		clients[path] = c.dial(path, p)
 	}
 	for _, how := range []string{"dry run", "denied", "success"} {
-		o := c.object(ctx, "alias/audited-"+strings.ReplaceAll(how, " ", "-"))
+		o := c.fullObject(ctx, "alias/audited-"+strings.ReplaceAll(how, " ", "-"))
 		o.dry = how == "dry run"
+		c.level(ctx)
 		for _, x := range catalogue(o) {
 			caller := callers[x.group]
 			if how == "denied" {
@@ -107,18 +110,19 @@ func testAuditCalls(ctx context.Context, c *testCluster) {
 			want := audit.Event{
 				Time: e.Time, Sequence: e.Sequence, Node: e.Node, Source: e.Source, StateIndex: e.StateIndex,
 				KeyVersion: e.KeyVersion, CiphertextSHA256: e.CiphertextSHA256, RequestID: e.RequestID, Reason: e.Reason,
-				Name: x.name, Principal: id(caller), Class: classes[caller], Tenant: "default", DecidedBy: "class",
-				KeyID: o.key, Alias: e.Alias, Target: e.Target, DryRun: o.dry && x.group != groupRead, Result: audit.Success,
+				Name: cmp.Or(names[x.name], x.name), Principal: id(caller), Class: classes[caller], Tenant: "default", DecidedBy: "default policy",
+				KeyID: o.key, Alias: e.Alias, Target: e.Target, Grant: e.Grant, DryRun: o.dry && x.group != groupRead, Result: audit.Success,
 			}
 			switch {
 			case how == "denied":
-				want.Result, want.KeyID = audit.Denied, e.KeyID // the key is not looked at
-			case x.name == "CancelKeyDeletion" && how == "dry run":
+				want.Result, want.KeyID, want.DecidedBy = audit.Denied, e.KeyID, e.DecidedBy // whether the key is looked at depends
+			case needsOther[x.name] != nil && how == "dry run":
 				want.Result = audit.Failed
 			case x.name == "CreateKey":
 				want.KeyID = e.KeyID
-			case x.name == "DeleteAlias":
-				want.KeyID = ""
+			}
+			if strings.HasPrefix(e.DecidedBy, "default policy: default-") { // in so many words where the key has a policy too
+				want.DecidedBy = e.DecidedBy
 			}
 			if fmt.Sprintf("%+v", e) != fmt.Sprintf("%+v", want) {
 				c.t.Errorf("%s, %s:\ngot  %+v\nwant %+v", how, x.name, e, want)
@@ -137,7 +141,8 @@ func (c *testCluster) checkDetails(how string, x named, o object, e audit.Event)
 		}
 	}
 	bad((e.Reason == "") != (e.Result == audit.Success), "a reason of what is no success, and no other")
-	if _, err := uuid.Parse(e.RequestID); x.group == groupAdminister && err != nil {
+	bad(e.DecidedBy == "", "what decided")
+	if _, err := uuid.Parse(e.RequestID); x.mutates() && err != nil {
 		bad(true, "the request id")
 	}
 	if how != "success" {
@@ -153,6 +158,15 @@ func (c *testCluster) checkDetails(how string, x named, o object, e audit.Event)
 		bad(e.Target != o.alias+"-new", "the alias")
 	case "UpdateAlias", "DeleteAlias":
 		bad(e.Target != o.alias, "the alias")
+	case "CreateGrant":
+		_, err := uuid.Parse(e.Grant)
+		bad(err != nil || e.Target != "spiffe://"+testDomain+userID, "the grant and its grantee")
+	case "RetireGrant":
+		bad(e.Grant != o.retire, "the grant")
+	case "RevokeGrant":
+		bad(e.Grant != o.revoke, "the grant")
+	case "BindResource", "ReleaseResource":
+		bad(e.Target == "", "the resource")
 	case "ReEncrypt":
 		bad(!strings.HasSuffix(e.Target, o.key), "the destination")
 	}
@@ -196,7 +210,7 @@ func testAuditFailures(ctx context.Context, c *testCluster) {
 		},
 		"another tenant": {
 			func() { _, _ = user.Keys().ListKeys(ctx, &pb.ListKeysRequest{Tenant: "other"}) },
-			audit.Event{Name: "ListKeys", Class: "user", Tenant: "default", Result: audit.Denied, Reason: "cannot act for tenant other"},
+			audit.Event{Name: "ListKeys", Class: "user", Tenant: "other", Result: audit.Denied, Reason: "may not ListKeys for tenant other"},
 		},
 		"a list": {
 			func() { _, _ = user.Keys().ListKeys(ctx, &pb.ListKeysRequest{}) },

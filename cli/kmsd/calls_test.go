@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/quorumkms/quorumkms/rpc/client"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
@@ -265,56 +266,105 @@ func (c *testCluster) latest(ctx context.Context, ask *process) []byte {
 
 // testDryRuns asks for everything without meaning it.
 func testDryRuns(ctx context.Context, c *testCluster) {
-	admin, user := c.dial(adminID, c.nodes[0]), c.dial(userID, c.nodes[0])
-	o := c.object(ctx, "alias/dry")
-	o.dry = true
-	pending := c.createKey(ctx, c.nodes[0])
+	o := c.fullObject(ctx, "alias/dry")
+	pending, resource, doomed, off := c.createKey(ctx), c.createKey(ctx), c.fullObject(ctx, "alias/dry-doomed"), "spiffe://"+testDomain+"/tenant/default/user/off"
+	admin := c.dial(adminID)
 	must(c.t, second(admin.Keys().ScheduleKeyDeletion(ctx, &pb.ScheduleKeyDeletionRequest{KeyId: pending})))
+	must(c.t, second(admin.Keys().BindResource(ctx, &pb.BindResourceRequest{KeyId: resource, Resource: "r"})))
+	must(c.t, second(admin.Keys().ScheduleKeyVersionDestruction(ctx, &pb.ScheduleKeyVersionDestructionRequest{KeyId: doomed.key, Version: 1})))
+	must(c.t, second(admin.Tenants().DisablePrincipal(ctx, &pb.DisablePrincipalRequest{Principal: off})))
+	c.level(ctx)
 	wouldSucceed := refused(codes.FailedPrecondition, client.ErrDryRun, "would have succeeded")
+	callers := map[group]*client.Client{groupUse: c.dial(userID), groupRegister: c.dial(userID), groupOperate: c.dial(operatorID)}
 	c.unchanged("a dry run", func() {
-		for _, x := range usingCalls(o) {
-			wouldSucceed.check(c.t, x.name, x.call(ctx, user))
-		}
-		for _, x := range administeringCalls(o) {
-			want := wouldSucceed
-			if x.name == "CancelKeyDeletion" {
-				want = notPending
+		o.dry = true
+		tried := 0
+		for _, x := range append(catalogue(o), wholeCalls(o)...) {
+			if !has(x.request, "dry_run") || x.name == "Init" { // a node that has a cluster tells that only when it is meant
+				continue
 			}
-			want.check(c.t, x.name, x.call(ctx, admin))
+			want, by := wouldSucceed, callers[x.group]
+			if other, ok := needsOther[x.name]; ok {
+				want = other
+			}
+			if by == nil {
+				by = admin
+			}
+			want.check(c.t, x.name, x.call(ctx, by))
+			tried++
 		}
-		_, err := admin.Keys().CancelKeyDeletion(ctx, &pb.CancelKeyDeletionRequest{KeyId: pending, DryRun: true})
-		wouldSucceed.check(c.t, "CancelKeyDeletion", err)
-		_, err = admin.Keys().EnableKey(ctx, &pb.EnableKeyRequest{KeyId: pending, DryRun: true})
+		if tried < 40 {
+			c.t.Errorf("only %d calls were tried", tried)
+		}
+		for _, x := range (object{dry: true}).calls(groupAdminister,
+			&pb.CancelKeyDeletionRequest{KeyId: pending}, &pb.ReleaseResourceRequest{KeyId: resource, Resource: "r"},
+			&pb.CancelKeyVersionDestructionRequest{KeyId: doomed.key, Version: 1}, &pb.EnablePrincipalRequest{Principal: off},
+		) {
+			wouldSucceed.check(c.t, x.name, x.call(ctx, admin))
+		}
+		_, err := admin.Keys().EnableKey(ctx, &pb.EnableKeyRequest{KeyId: pending, DryRun: true})
 		whenPending.check(c.t, "a dry run that would fail", err)
 		_, err = admin.Keys().CreateAlias(ctx, &pb.CreateAliasRequest{AliasName: "alias/dry", KeyId: o.key, DryRun: true})
 		refused(codes.AlreadyExists, client.ErrExists, "alias/dry").check(c.t, "a dry run that would fail", err)
 	})
 }
 
-// testRequestIDs repeats requests under their ids, through other nodes.
+// testRequestIDs repeats every mutation under its id, through each node: it is answered
+// as it was first, and nothing is done again.
 func testRequestIDs(ctx context.Context, c *testCluster) {
+	o := c.fullObject(ctx, "alias/repeated")
+	c.level(ctx)
+	revision := func() string {
+		k, err := c.dial(auditorID).Keys().DescribeKey(ctx, &pb.DescribeKeyRequest{KeyId: o.key, IndexToken: c.latest(ctx, c.nodes[0])})
+		must(c.t, err)
+		t, err := c.dial(operatorID).Tenants().DescribeTenant(ctx, &pb.DescribeTenantRequest{Name: "default"})
+		must(c.t, err)
+		return fmt.Sprint(k.GetKey().GetRevision(), t.GetDescription())
+	}
+	repeated := 0
+	for _, x := range append(catalogue(o), wholeCalls(o)...) {
+		if !x.mutates() || slices.Contains([]string{"Init", "Invite", "Remove", "SetVoter", "TransferLeadership"}, x.name) {
+			continue // those have tests of their own
+		}
+		repeated++
+		by := adminID
+		if x.group == groupOperate {
+			by = operatorID
+		}
+		id := "repeated-" + x.name
+		request := with(x.request, "request_id", id)
+		first, err := send(ctx, c.dial(by, c.nodes[0]), request)
+		if err != nil {
+			c.t.Errorf("%s: %v", x.name, err)
+			continue
+		}
+		before := revision()
+		for _, p := range c.nodes {
+			again, err := send(ctx, c.dial(by, p), request)
+			if err != nil || !proto.Equal(with(again, "index_token", []byte(nil)), with(first, "index_token", []byte(nil))) {
+				c.t.Errorf("%s again through %s: %v, %v; at first %v", x.name, p.name, again, err, first)
+			}
+		}
+		if after := revision(); after != before {
+			c.t.Errorf("%s again did something: %s, before %s", x.name, after, before)
+		}
+		other := with(&pb.UpdateKeyDescriptionRequest{KeyId: o.key, Description: "other"}, "request_id", id)
+		if by == operatorID {
+			other = with(&pb.SetTenantQuotaRequest{Name: "default", MaxKeys: 77}, "request_id", id)
+		}
+		refused(codes.InvalidArgument, client.ErrRequestIDReused, id).check(c.t, "another call with the id of "+x.name, second(send(ctx, c.dial(by, c.nodes[1]), other)))
+	}
+	if repeated < 30 {
+		c.t.Errorf("only %d mutations were repeated", repeated)
+	}
+
 	create := func(p *process, id string, description string) (*pb.CreateKeyResponse, error) {
 		return c.dial(adminID, p).Keys().CreateKey(ctx, &pb.CreateKeyRequest{RequestId: id, Description: description})
 	}
 	first, err := create(c.nodes[0], "request-1", "a")
 	must(c.t, err)
-	var rotated *pb.RotateKeyOnDemandResponse
-	for _, p := range c.nodes {
-		again, err := create(p, "request-1", "a")
-		must(c.t, err)
-		if again.GetKey().GetKeyId() != first.GetKey().GetKeyId() {
-			c.t.Fatalf("the same request made key %s and key %s", first.GetKey().GetKeyId(), again.GetKey().GetKeyId())
-		}
-		_, err = create(p, "request-1", "b")
-		refused(codes.InvalidArgument, client.ErrRequestIDReused, "request-1").check(c.t, "another body", err)
-		rotated, err = c.dial(adminID, p).Keys().RotateKeyOnDemand(ctx, &pb.RotateKeyOnDemandRequest{KeyId: first.GetKey().GetKeyId(), RequestId: "request-2"})
-		must(c.t, err)
-		if rotated.GetCurrentVersion() != 2 {
-			c.t.Fatalf("the same rotation again made version %d", rotated.GetCurrentVersion())
-		}
-		_, err = c.dial(adminID, p).Keys().DisableKey(ctx, &pb.DisableKeyRequest{KeyId: first.GetKey().GetKeyId(), RequestId: "request-2"})
-		refused(codes.InvalidArgument, client.ErrRequestIDReused, "request-2").check(c.t, "another call", err)
-	}
+	_, err = create(c.nodes[1], "request-1", "b")
+	refused(codes.InvalidArgument, client.ErrRequestIDReused, "request-1").check(c.t, "another body", err)
 	c.issue("/tenant/default/admin/bob", "bob")
 	other, err := c.dial("/tenant/default/admin/bob", c.nodes[0]).Keys().CreateKey(ctx, &pb.CreateKeyRequest{RequestId: "request-1", Description: "a"})
 	must(c.t, err)

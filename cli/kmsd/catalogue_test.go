@@ -2,8 +2,14 @@ package main
 
 import (
 	"context"
+	"slices"
+	"strings"
+	"time"
 
-	"github.com/quorumkms/quorumkms/rpc/client"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 )
 
@@ -11,137 +17,165 @@ import (
 type group int
 
 const (
-	groupUse        group = iota // key users
-	groupAdminister              // key administrators
-	groupRead                    // key users, key administrators, auditors
-	groupOperate                 // operators
+	groupUse         group = iota // key users
+	groupRandom                   // key users, services
+	groupRegister                 // key users, key administrators
+	groupAdminister               // key administrators
+	groupDelegate                 // key administrators; others by a grant
+	groupRead                     // key users, key administrators, auditors
+	groupOwn                      // key users, key administrators, auditors, services: their own
+	groupDescribe                 // key users, key administrators, auditors, operators
+	groupListTenants              // operators, auditors of all tenants
+	groupGovern                   // operators, key administrators
+	groupOperate                  // operators
 )
+
+// harmless tells whether a group's calls change nothing.
+func (g group) harmless() bool {
+	return slices.Contains([]group{groupUse, groupRandom, groupRead, groupOwn, groupDescribe, groupListTenants}, g)
+}
 
 // object is what the calls of the catalogue are about.
 type object struct {
-	key   string // enabled
-	alias string // of key
-	blob  []byte // under key, without context
-	dry   bool
+	key            string // enabled
+	alias          string // of key
+	blob           []byte // under key, without context
+	retire, revoke string // grants of key
+	dry            bool
 }
 
 // named is one call of the protocol.
 type named struct {
-	name  string
-	group group
-	call  func(context.Context, *client.Client) error
+	name    string
+	group   group
+	request proto.Message
 }
 
-// catalogue is every call that names a key, and those that list or make keys. Each
-// would succeed on o, but for CancelKeyDeletion.
+func (n named) call(ctx context.Context, conn grpc.ClientConnInterface) error {
+	return second(send(ctx, conn, n.request))
+}
+
+// mutates tells whether the call takes a request id.
+func (n named) mutates() bool { return has(n.request, "request_id") }
+
+func (o object) calls(g group, requests ...proto.Message) (out []named) {
+	for _, r := range requests {
+		if o.dry {
+			r = with(r, "dry_run", true)
+		}
+		out = append(out, named{string(methodOf(r).Name()), g, r})
+	}
+	return out
+}
+
+// catalogue is every call that names a key, and CreateKey. On an object of fullObject each
+// would succeed, and one after the other they do; but for those of needsOther.
 func catalogue(o object) []named {
-	return append(usingCalls(o), append(administeringCalls(o), readingCalls(o)...)...)
+	return slices.Concat(usingCalls(o), administeringCalls(o), readingCalls(o))
+}
+
+// needsOther are the calls that end what another one begins, and how they are refused
+// before.
+var needsOther = map[string]*refusal{
+	"CancelKeyDeletion": notPending, "CancelKeyVersionDestruction": notPendingVersion, "ReleaseResource": notFound, "EnablePrincipal": notFound,
 }
 
 func usingCalls(o object) []named {
 	spec := pb.DataKeySpec_DATA_KEY_SPEC_AES_128
-	return []named{
-		{"Encrypt", groupUse, func(ctx context.Context, c *client.Client) error {
-			return second(c.Crypto().Encrypt(ctx, &pb.EncryptRequest{KeyId: o.key, Plaintext: []byte("x"), DryRun: o.dry}))
-		}},
-		{"Decrypt", groupUse, func(ctx context.Context, c *client.Client) error {
-			return second(c.Crypto().Decrypt(ctx, &pb.DecryptRequest{Ciphertext: o.blob, DryRun: o.dry}))
-		}},
-		{"ReEncrypt", groupUse, func(ctx context.Context, c *client.Client) error {
-			return second(c.Crypto().ReEncrypt(ctx, &pb.ReEncryptRequest{Ciphertext: o.blob, DestinationKeyId: o.alias, SameContext: true, DryRun: o.dry}))
-		}},
-		{"GenerateDataKey", groupUse, func(ctx context.Context, c *client.Client) error {
-			return second(c.Crypto().GenerateDataKey(ctx, &pb.GenerateDataKeyRequest{KeyId: o.key, Spec: spec, DryRun: o.dry}))
-		}},
-		{"GenerateDataKeyWithoutPlaintext", groupUse, func(ctx context.Context, c *client.Client) error {
-			return second(c.Crypto().GenerateDataKeyWithoutPlaintext(ctx, &pb.GenerateDataKeyWithoutPlaintextRequest{KeyId: o.key, Spec: spec, DryRun: o.dry}))
-		}},
-	}
+	return o.calls(groupUse,
+		&pb.EncryptRequest{KeyId: o.key, Plaintext: []byte("x")},
+		&pb.DecryptRequest{Ciphertext: o.blob},
+		&pb.ReEncryptRequest{Ciphertext: o.blob, DestinationKeyId: o.alias, SameContext: true},
+		&pb.GenerateDataKeyRequest{KeyId: o.key, Spec: spec},
+		&pb.GenerateDataKeyWithoutPlaintextRequest{KeyId: o.key, Spec: spec},
+	)
 }
 
+// harmlessPolicy is a policy that changes nothing for the callers of the tests.
+const harmlessPolicy = `@id("nobody") forbid (principal == KMS::User::"spiffe://` + testDomain + `/tenant/default/user/nobody", action, resource);`
+
 func administeringCalls(o object) []named {
-	return []named{
-		{"CreateKey", groupAdminister, func(ctx context.Context, c *client.Client) error {
-			return second(c.Keys().CreateKey(ctx, &pb.CreateKeyRequest{DryRun: o.dry}))
-		}},
-		{"UpdateKeyDescription", groupAdminister, func(ctx context.Context, c *client.Client) error {
-			return second(c.Keys().UpdateKeyDescription(ctx, &pb.UpdateKeyDescriptionRequest{KeyId: o.key, Description: "d", DryRun: o.dry}))
-		}},
-		{"TagResource", groupAdminister, func(ctx context.Context, c *client.Client) error {
-			return second(c.Keys().TagResource(ctx, &pb.TagResourceRequest{KeyId: o.key, Tags: []*pb.Tag{{Key: "t"}}, DryRun: o.dry}))
-		}},
-		{"UntagResource", groupAdminister, func(ctx context.Context, c *client.Client) error {
-			return second(c.Keys().UntagResource(ctx, &pb.UntagResourceRequest{KeyId: o.key, TagKeys: []string{"t"}, DryRun: o.dry}))
-		}},
-		{"RotateKeyOnDemand", groupAdminister, func(ctx context.Context, c *client.Client) error {
-			return second(c.Keys().RotateKeyOnDemand(ctx, &pb.RotateKeyOnDemandRequest{KeyId: o.key, DryRun: o.dry}))
-		}},
-		{"CreateAlias", groupAdminister, func(ctx context.Context, c *client.Client) error {
-			return second(c.Keys().CreateAlias(ctx, &pb.CreateAliasRequest{AliasName: o.alias + "-new", KeyId: o.key, DryRun: o.dry}))
-		}},
-		{"UpdateAlias", groupAdminister, func(ctx context.Context, c *client.Client) error {
-			return second(c.Keys().UpdateAlias(ctx, &pb.UpdateAliasRequest{AliasName: o.alias, KeyId: o.key, DryRun: o.dry}))
-		}},
-		{"DeleteAlias", groupAdminister, func(ctx context.Context, c *client.Client) error {
-			return second(c.Keys().DeleteAlias(ctx, &pb.DeleteAliasRequest{AliasName: o.alias, DryRun: o.dry}))
-		}},
-		{"DisableKey", groupAdminister, func(ctx context.Context, c *client.Client) error {
-			return second(c.Keys().DisableKey(ctx, &pb.DisableKeyRequest{KeyId: o.key, DryRun: o.dry}))
-		}},
-		{"EnableKey", groupAdminister, func(ctx context.Context, c *client.Client) error {
-			return second(c.Keys().EnableKey(ctx, &pb.EnableKeyRequest{KeyId: o.key, DryRun: o.dry}))
-		}},
-		{"ScheduleKeyDeletion", groupAdminister, func(ctx context.Context, c *client.Client) error {
-			return second(c.Keys().ScheduleKeyDeletion(ctx, &pb.ScheduleKeyDeletionRequest{KeyId: o.key, DryRun: o.dry}))
-		}},
-		{"CancelKeyDeletion", groupAdminister, func(ctx context.Context, c *client.Client) error {
-			return second(c.Keys().CancelKeyDeletion(ctx, &pb.CancelKeyDeletionRequest{KeyId: o.key, DryRun: o.dry}))
-		}},
-	}
+	const resource = "volume/catalogue"
+	return slices.Concat(
+		o.calls(groupAdminister,
+			&pb.CreateKeyRequest{},
+			&pb.UpdateKeyDescriptionRequest{KeyId: o.key, Description: "d"},
+			&pb.TagResourceRequest{KeyId: o.key, Tags: []*pb.Tag{{Key: "t"}}},
+			&pb.UntagResourceRequest{KeyId: o.key, TagKeys: []string{"t"}},
+			&pb.SetRequiredContextRequest{KeyId: o.key},
+			&pb.SetDeletionProtectionRequest{KeyId: o.key},
+			&pb.RotateKeyOnDemandRequest{KeyId: o.key},
+			&pb.EnableKeyRotationRequest{KeyId: o.key, Period: durationpb.New(90 * 24 * time.Hour)},
+			&pb.DisableKeyRotationRequest{KeyId: o.key},
+			&pb.DisableKeyVersionRequest{KeyId: o.key, Version: 1},
+			&pb.EnableKeyVersionRequest{KeyId: o.key, Version: 1},
+			&pb.ScheduleKeyVersionDestructionRequest{KeyId: o.key, Version: 1},
+			&pb.CancelKeyVersionDestructionRequest{KeyId: o.key, Version: 1},
+			&pb.DeletePolicyRequest{KeyId: o.key},
+			&pb.PutPolicyRequest{KeyId: o.key, Text: harmlessPolicy},
+			&pb.RevokeGrantRequest{KeyId: o.key, GrantId: o.revoke},
+		),
+		o.calls(groupDelegate,
+			&pb.RetireGrantRequest{KeyId: o.key, GrantId: o.retire},
+			&pb.CreateGrantRequest{KeyId: o.key, GranteePrincipal: "spiffe://" + testDomain + userID, Operations: []string{"Decrypt"}, Name: "catalogue"},
+		),
+		o.calls(groupRegister,
+			&pb.BindResourceRequest{KeyId: o.key, Resource: resource},
+			&pb.ReleaseResourceRequest{KeyId: o.key, Resource: resource},
+		),
+		o.calls(groupAdminister,
+			&pb.CreateAliasRequest{AliasName: o.alias + "-new", KeyId: o.key},
+			&pb.UpdateAliasRequest{AliasName: o.alias, KeyId: o.key},
+			&pb.DeleteAliasRequest{AliasName: o.alias},
+			&pb.SetKeyDecryptOnlyRequest{KeyId: o.key},
+			&pb.DisableKeyRequest{KeyId: o.key},
+			&pb.EnableKeyRequest{KeyId: o.key},
+			&pb.ScheduleKeyDeletionRequest{KeyId: o.key},
+			&pb.CancelKeyDeletionRequest{KeyId: o.key},
+		),
+	)
 }
 
 func readingCalls(o object) []named {
-	return []named{
-		{"DescribeKey", groupRead, func(ctx context.Context, c *client.Client) error {
-			return second(c.Keys().DescribeKey(ctx, &pb.DescribeKeyRequest{KeyId: o.key}))
-		}},
-		{"ListAliases", groupRead, func(ctx context.Context, c *client.Client) error {
-			return second(c.Keys().ListAliases(ctx, &pb.ListAliasesRequest{KeyId: o.key}))
-		}},
-		{"ListResourceTags", groupRead, func(ctx context.Context, c *client.Client) error {
-			return second(c.Keys().ListResourceTags(ctx, &pb.ListResourceTagsRequest{KeyId: o.key}))
-		}},
-		{"ListKeyRotations", groupRead, func(ctx context.Context, c *client.Client) error {
-			return second(c.Keys().ListKeyRotations(ctx, &pb.ListKeyRotationsRequest{KeyId: o.key}))
-		}},
-	}
+	return o.calls(groupRead,
+		&pb.DescribeKeyRequest{KeyId: o.key},
+		&pb.ListAliasesRequest{KeyId: o.key},
+		&pb.ListResourceTagsRequest{KeyId: o.key},
+		&pb.ListKeyRotationsRequest{KeyId: o.key},
+		&pb.GetKeyRotationStatusRequest{KeyId: o.key},
+		&pb.ListKeyVersionsRequest{KeyId: o.key},
+		&pb.ListResourcesRequest{KeyId: o.key},
+		&pb.ListGrantsRequest{KeyId: o.key},
+		&pb.GetPolicyRequest{KeyId: o.key},
+		&pb.ListPolicyRevisionsRequest{KeyId: o.key},
+		&pb.ExplainPolicyRequest{KeyId: o.key, Principal: "spiffe://" + testDomain + userID, Operation: "Decrypt"},
+	)
 }
 
 // wholeCalls are the calls that name no key.
-func wholeCalls() []named {
-	return []named{
-		{"ListKeys", groupRead, func(ctx context.Context, c *client.Client) error {
-			return second(c.Keys().ListKeys(ctx, &pb.ListKeysRequest{}))
-		}},
-		{"GenerateRandom", groupUse, func(ctx context.Context, c *client.Client) error {
-			return second(c.Crypto().GenerateRandom(ctx, &pb.GenerateRandomRequest{NumberOfBytes: 8}))
-		}},
-		{"Init", groupOperate, func(ctx context.Context, c *client.Client) error {
-			return second(c.Cluster().Init(ctx, &pb.InitRequest{Administrator: "spiffe://" + testDomain + adminID, NoRecovery: true}))
-		}},
-		{"Invite", groupOperate, func(ctx context.Context, c *client.Client) error {
-			return second(c.Cluster().Invite(ctx, &pb.InviteRequest{NodeName: "kms-9"}))
-		}},
-		{"Remove", groupOperate, func(ctx context.Context, c *client.Client) error {
-			return second(c.Cluster().Remove(ctx, &pb.RemoveRequest{Node: "kms-3"}))
-		}},
-		{"SetVoter", groupOperate, func(ctx context.Context, c *client.Client) error {
-			return second(c.Cluster().SetVoter(ctx, &pb.SetVoterRequest{Node: "kms-3", Voter: true}))
-		}},
-		{"TransferLeadership", groupOperate, func(ctx context.Context, c *client.Client) error {
-			return second(c.Cluster().TransferLeadership(ctx, &pb.TransferLeadershipRequest{}))
-		}},
-	}
+func wholeCalls(o object) []named {
+	tenant := "t-" + strings.TrimPrefix(o.alias, "alias/")
+	nobody := "spiffe://" + testDomain + "/tenant/default/user/nobody"
+	return slices.Concat(
+		o.calls(groupRead, &pb.ListKeysRequest{}, &pb.ValidatePolicyRequest{Text: harmlessPolicy}),
+		o.calls(groupRandom, &pb.GenerateRandomRequest{NumberOfBytes: 8}),
+		o.calls(groupOwn, &pb.ListRetirableGrantsRequest{}),
+		o.calls(groupDescribe, &pb.DescribeTenantRequest{Name: "default"}, &pb.ListDisabledPrincipalsRequest{}),
+		o.calls(groupListTenants, &pb.ListTenantsRequest{}),
+		o.calls(groupGovern,
+			&pb.FreezeTenantRequest{Name: "default"}, &pb.ThawTenantRequest{Name: "default"},
+			&pb.DisablePrincipalRequest{Principal: nobody}, &pb.EnablePrincipalRequest{Principal: nobody},
+		),
+		o.calls(groupOperate,
+			&pb.CreateTenantRequest{Name: tenant, Administrator: "spiffe://" + testDomain + "/tenant/" + tenant + "/admin/first"},
+			&pb.SetTenantQuotaRequest{Name: "default"},
+			&pb.InitRequest{Administrator: "spiffe://" + testDomain + adminID, NoRecovery: true},
+			&pb.InviteRequest{NodeName: "kms-9"},
+			&pb.RemoveRequest{Node: "kms-3"},
+			&pb.SetVoterRequest{Node: "kms-3", Voter: true},
+			&pb.TransferLeadershipRequest{},
+		),
+	)
 }
 
 // object makes a key with an alias and a blob.
@@ -154,4 +188,33 @@ func (c *testCluster) object(ctx context.Context, alias string) object {
 	must(c.t, err)
 	o.blob = r.GetCiphertext()
 	return o
+}
+
+// fullObject is an object with everything that the calls of the catalogue need: two
+// versions, two grants and a policy. Every running node knows it.
+func (c *testCluster) fullObject(ctx context.Context, alias string) object {
+	c.t.Helper()
+	o := c.object(ctx, alias)
+	admin := c.dial(adminID)
+	must(c.t, second(admin.Keys().RotateKeyOnDemand(ctx, &pb.RotateKeyOnDemandRequest{KeyId: o.key})))
+	must(c.t, second(admin.Policies().PutPolicy(ctx, &pb.PutPolicyRequest{KeyId: o.key, Text: harmlessPolicy})))
+	for _, id := range []*string{&o.retire, &o.revoke} {
+		r, err := admin.Grants().CreateGrant(ctx, &pb.CreateGrantRequest{
+			KeyId: o.key, GranteePrincipal: "spiffe://" + testDomain + "/tenant/default/user/grantee", Operations: []string{"Encrypt", "Decrypt"},
+		})
+		must(c.t, err)
+		*id = r.GetGrantId()
+	}
+	return o
+}
+
+// level waits until every running node has what has been answered so far.
+func (c *testCluster) level(ctx context.Context) {
+	c.t.Helper()
+	token := c.latest(ctx, c.nodes[0])
+	for _, p := range c.nodes {
+		c.eventually(p.name+" is level", func() bool {
+			return second(c.dial(userID, p).Crypto().GenerateRandom(ctx, &pb.GenerateRandomRequest{NumberOfBytes: 1, IndexToken: token})) == nil
+		}, p)
+	}
 }

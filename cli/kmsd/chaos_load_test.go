@@ -126,6 +126,10 @@ func (l *trial) begin(ctx context.Context) {
 	work(100*time.Millisecond, func(ctx context.Context) { l.create(ctx, maker) })
 	namer := l.newNamer()
 	work(200*time.Millisecond, namer.rename)
+	for i := range l.nodes {
+		granter := l.newGranter(ctx, i)
+		work(100*time.Millisecond, granter.step)
+	}
 	writer := l.caller(adminID, l.rotated(0)...)
 	work(50*time.Millisecond, func(ctx context.Context) { l.probeWrites(ctx, writer) })
 }
@@ -143,22 +147,22 @@ func sleep(ctx context.Context, d time.Duration) {
 }
 
 // call makes one call and notes how it ended; kind is empty for what the history
-// does not hold.
+// does not hold. under are the rights that it needs: a grant, and its principal's.
 func (c *caller) call(ctx context.Context, name string, kind history.Kind, key string, limit time.Duration,
-	f func(ctx context.Context) (answer, error),
+	f func(ctx context.Context) (answer, error), under ...string,
 ) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var noted history.Call
 	if kind != "" {
-		noted = c.l.record.Begin(history.Operation{Client: c.id, Node: c.node, Kind: kind, Key: key})
+		noted = c.l.record.Begin(history.Operation{Client: c.id, Node: c.node, Kind: kind, Key: key, Under: under})
 	}
 	a, err := f(ctx)
 	if kind != "" {
 		if a.key != "" {
 			noted.Key(a.key)
 		}
-		noted.End(outcome(err), a.history(err))
+		noted.End(outcome(err), a.history(err, under))
 	}
 	c.l.count(name, err)
 	return err
@@ -171,8 +175,15 @@ type answer struct {
 	key   string // that was created
 }
 
-func (a answer) history(err error) history.Answer {
+func (a answer) history(err error, under []string) history.Answer {
 	out := history.Answer{Value: a.value}
+	switch {
+	case len(under) == 0:
+	case errors.Is(err, client.ErrDenied):
+		out.Lacks = under[0]
+	case errors.Is(err, client.ErrPrincipalDisabled):
+		out.Lacks = under[1]
+	}
 	if err != nil {
 		out.Note = err.Error()
 	}
@@ -188,7 +199,8 @@ func outcome(err error) history.Outcome {
 		return history.OK
 	case errors.Is(err, client.ErrOutcomeUnknown):
 		return history.Unknown
-	case errors.Is(err, client.ErrKeyDisabled), errors.Is(err, client.ErrKeyPendingDeletion), errors.Is(err, client.ErrKeyNotPendingDeletion):
+	case errors.Is(err, client.ErrKeyDisabled), errors.Is(err, client.ErrKeyPendingDeletion), errors.Is(err, client.ErrKeyNotPendingDeletion),
+		errors.Is(err, client.ErrDenied), errors.Is(err, client.ErrPrincipalDisabled):
 		return history.Refused
 	}
 	return history.Failed // the client knows that nothing was done

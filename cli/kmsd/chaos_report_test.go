@@ -43,6 +43,7 @@ func (l *trial) substantial(windows []window) {
 	for _, w := range windows {
 		kinds[w.name] = true
 	}
+	summary := history.Summarize(l.record.History())
 	l.needs([]need{
 		{"kinds of faults", len(kinds), 3},
 		{"data keys generated", l.counted("GenerateDataKey", "ok"), 200},
@@ -50,7 +51,10 @@ func (l *trial) substantial(windows []window) {
 		{"uses of disabled keys refused", l.counted("", "key disabled"), 50},
 		{"keys created", l.counted("CreateKey", "ok"), 30},
 		{"aliases moved", l.counted("UpdateAlias", "ok"), 5},
-		{"restrictions", len(history.Summarize(l.record.History()).Restrictions), 50},
+		{"restrictions", len(summary.Restrictions), 50},
+		{"grants made", len(summary.Grants), 50},
+		{"uses of grants", summary.Rights, 50},
+		{"uses refused for want of a grant", summary.Lacking, 50},
 		{"calls refused for want of a lease", l.counted("", "no lease"), 1},
 	})
 	felt := map[string]need{
@@ -116,7 +120,7 @@ func interruption(answers []time.Duration, w window) (longest time.Duration) {
 }
 
 func (l *trial) reportRestrictions(windows []window, row func(...any)) {
-	row("RESTRICTIONS (DisableKey, ScheduleKeyDeletion)", "NUMBER", "P50", "P99", "MAX")
+	row("RESTRICTIONS (DisableKey, ScheduleKeyDeletion, RevokeGrant, DisablePrincipal)", "NUMBER", "P50", "P99", "MAX")
 	all := l.record.History().Operations
 	took := func(in func(o history.Operation) bool) (out []time.Duration) {
 		for _, o := range all {

@@ -27,7 +27,7 @@ func TestChaos(t *testing.T) {
 	length := setting(t, "CHAOS", 3*time.Minute, time.ParseDuration)
 	seed := setting(t, "SEED", rand.Uint64N(1_000_000), parseSeed)
 	var windows []window
-	l := underLoad(t, seed, "data", func(ctx context.Context, l *trial) {
+	l := underLoad(t, seed, "data", (*trial).manyGrants, func(ctx context.Context, l *trial) {
 		began := time.Now()
 		healthy := stroke{fault: fault{"nothing", (*rig).nothing}, victim: l.hosts[0], lasts: healthyFor}
 		gone := stroke{fault: fault{"one node gone", (*rig).killOne}, victim: l.follower(), lasts: oneGoneFor, pause: pauseMax}
@@ -40,10 +40,10 @@ func TestChaos(t *testing.T) {
 
 func parseSeed(s string) (uint64, error) { return strconv.ParseUint(s, 10, 64) }
 
-// underLoad starts a cluster and its clients, lets f break it, and judges what the
-// clients saw then and when all is well again. on is the directory of a node that is
-// a disk of its own.
-func underLoad(t *testing.T, seed uint64, on string, f func(context.Context, *trial)) *trial {
+// underLoad starts a cluster and, once first is done, its clients, lets f break it, and
+// judges what the clients saw then and when all is well again. on is the directory of a
+// node that is a disk of its own.
+func underLoad(t *testing.T, seed uint64, on string, first func(*trial, context.Context), f func(context.Context, *trial)) *trial {
 	t.Helper()
 	ctx := interruptible(t)
 	r := newRig(t, setting(t, "NODES", 3, strconv.Atoi), on)
@@ -58,6 +58,7 @@ func underLoad(t *testing.T, seed uint64, on string, f func(context.Context, *tr
 	l.watch(background)
 	interrupted := false
 	t.Cleanup(func() { l.keep(seed, interrupted) })
+	first(l, ctx)
 	l.begin(ctx)
 	defer l.end()
 	r.wait.Go(func() { l.progress(background) })

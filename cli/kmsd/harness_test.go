@@ -50,7 +50,8 @@ const (
 	testSOPIN  = "so-pin-81b6a94c3e"
 	testTiming = "heartbeat: 500ms, election: 500ms"
 	testRenew  = "500ms"
-	patience   = 90 * time.Second // for conditions on a slow machine; a passing test waits far less
+	testLimits = "control_per_tenant: 0, restrict_per_tenant: 0" // tests ask faster than people
+	patience   = 90 * time.Second                                // for conditions on a slow machine; a passing test waits far less
 )
 
 // kmsd runs the program to its end.
@@ -83,6 +84,7 @@ type process struct {
 	program      string // the binary; empty: this one
 	dir          string
 	client, peer string
+	limits       string // of its configuration, if not testLimits
 	timing       string // of its configuration's raft line, if not testTiming
 	raft         string // more of that line, beginning with a comma
 	renew        string // how often it renews its lease, if not testRenew
@@ -195,10 +197,11 @@ join: {addresses: [%s], token_file: %q}
 hsm: {token: %s, pin_file: %s%s}
 raft: {%s%s}
 lease: {renew: %s}
+limits: {%s}
 %s
 `, p.name, testDomain, p.path("data"), p.peer, p.client,
 		filepath.Join(certs, p.name+".crt"), filepath.Join(certs, p.name+".key"), filepath.Join(certs, transport.DevCACert),
-		strings.Join(seeds, ", "), token, p.name, p.path("pin"), p.hsm, cmp.Or(p.timing, testTiming), p.raft, cmp.Or(p.renew, testRenew), p.extra)
+		strings.Join(seeds, ", "), token, p.name, p.path("pin"), p.hsm, cmp.Or(p.timing, testTiming), p.raft, cmp.Or(p.renew, testRenew), cmp.Or(p.limits, testLimits), p.extra)
 	must(p.c.t, os.WriteFile(p.path("kmsd.yaml"), []byte(text), 0o600))
 }
 

@@ -26,7 +26,7 @@ func TestPowerLoss(t *testing.T) {
 	rounds := setting(t, "ROUNDS", 3, strconv.Atoi)
 	seed := setting(t, "SEED", rand.Uint64N(1_000_000), parseSeed)
 	dice := rand.New(rand.NewPCG(seed, 0))
-	l := underLoad(t, seed, ".", func(ctx context.Context, l *trial) {
+	l := underLoad(t, seed, ".", func(*trial, context.Context) {}, func(ctx context.Context, l *trial) {
 		for round := 1; round <= rounds && ctx.Err() == nil; round++ {
 			sleep(ctx, workMin+time.Duration(dice.Int64N(int64(workMax-workMin))))
 			say(l.began, "round %d of %d: the power goes; acknowledged are %s", round, rounds, l.acknowledged())

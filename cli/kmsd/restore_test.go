@@ -222,7 +222,7 @@ func (c *testCluster) badRestores(ctx context.Context, l *lostCluster, p *proces
 		p    *process
 		want *refusal
 	}{
-		"an altered backup":     {restoreOf(altered, nil), operatorID, p, bad("backup refused")},
+		"an altered backup":     {restoreOf(altered, nil), operatorID, p, bad("refused")}, // by its signature, or by what the byte was part of
 		"a truncated backup":    {restoreOf(l.backup[:len(l.backup)-1], nil), operatorID, p, bad("cut off")},
 		"an empty backup":       {restoreOf(nil, nil), operatorID, p, bad("backup refused")},
 		"an edited journal":     {restoreOf(l.backup, edited), operatorID, p, bad("journal refused", "altered")},

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -120,30 +123,52 @@ func (r *refusal) check(t *testing.T, what string, err error) {
 	}
 }
 
-// dump is everything that callers can see of a tenant's keys, as one node tells it.
+// dump is everything that callers can see of the default tenant and its keys, as one
+// node tells it; but for when keys were used.
 func (c *testCluster) dump(p *process) string {
 	c.t.Helper()
-	ctx := c.t.Context()
-	keys := c.dial(auditorID, p).Keys()
-	var out strings.Builder
+	ctx, x := c.t.Context(), c.dial(auditorID, p)
+	keys := x.Keys()
+	var list []*pb.KeyMetadata
 	for marker := ""; ; {
 		r, err := keys.ListKeys(ctx, &pb.ListKeysRequest{Limit: 1000, Marker: marker})
 		must(c.t, err)
-		for _, k := range r.GetKeys() {
-			tags, err := keys.ListResourceTags(ctx, &pb.ListResourceTagsRequest{KeyId: k.GetKeyId()})
-			must(c.t, err)
-			rotations, err := keys.ListKeyRotations(ctx, &pb.ListKeyRotationsRequest{KeyId: k.GetKeyId()})
-			must(c.t, err)
-			fmt.Fprintln(&out, k, tags.GetTags(), rotations.GetRotations())
-		}
+		list = append(list, r.GetKeys()...)
 		if marker = r.GetNextMarker(); marker == "" {
 			break
 		}
 	}
+	lines := make([]string, len(list))
+	must(c.t, concurrently(8, len(list), func(i int) error {
+		k := list[i]
+		tags, err := keys.ListResourceTags(ctx, &pb.ListResourceTagsRequest{KeyId: k.GetKeyId()})
+		if err != nil {
+			return err
+		}
+		versions, err := keys.ListKeyVersions(ctx, &pb.ListKeyVersionsRequest{KeyId: k.GetKeyId()})
+		if err != nil {
+			return err
+		}
+		grants, err := x.Grants().ListGrants(ctx, &pb.ListGrantsRequest{KeyId: k.GetKeyId(), Limit: 1000})
+		if err != nil {
+			return err
+		}
+		k.LastUsed, k.RefusedUse = nil, nil
+		for _, v := range versions.GetVersions() {
+			v.LastUsed = nil
+		}
+		lines[i] = fmt.Sprintln(k, tags.GetTags(), versions.GetVersions(), grants.GetGrants())
+		return nil
+	}))
 	aliases, err := keys.ListAliases(ctx, &pb.ListAliasesRequest{Limit: 1000})
 	must(c.t, err)
-	fmt.Fprintln(&out, aliases.GetAliases())
-	return out.String()
+	tenant, err := x.Tenants().DescribeTenant(ctx, &pb.DescribeTenantRequest{})
+	must(c.t, err)
+	tenants, err := x.Tenants().ListTenants(ctx, &pb.ListTenantsRequest{})
+	must(c.t, err)
+	disabled, err := x.Tenants().ListDisabledPrincipals(ctx, &pb.ListDisabledPrincipalsRequest{})
+	must(c.t, err)
+	return fmt.Sprint(strings.Join(lines, ""), aliases.GetAliases(), "\n", tenant.GetDescription(), tenants.GetTenants(), disabled.GetPrincipals(), "\n")
 }
 
 // unchanged runs f and fails the test if anything of the keys is different
@@ -154,9 +179,47 @@ func (c *testCluster) unchanged(what string, f func()) {
 	f()
 	for _, p := range c.nodes {
 		if after := c.dump(p); after != before {
-			c.t.Errorf("%s changed something, as %s sees it:\nbefore %s\nafter  %s", what, p.name, before, after)
+			c.t.Errorf("%s changed something, as %s sees it:\n%s", what, p.name, different(before, after))
 		}
 	}
+}
+
+// concurrently calls f with 0 to n-1 in so many goroutines, and returns what failed.
+func concurrently(workers, n int, f func(i int) error) error {
+	var next atomic.Int64
+	errs := make([]error, n)
+	var work sync.WaitGroup
+	for range min(workers, n) {
+		work.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				errs[i] = f(i)
+			}
+		})
+	}
+	work.Wait()
+	return errors.Join(errs...)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// different shows the lines that two texts do not share.
+func different(before, after string) string {
+	var out strings.Builder
+	was, is := strings.Split(before, "\n"), strings.Split(after, "\n")
+	for _, line := range was {
+		if !slices.Contains(is, line) {
+			fmt.Fprintln(&out, "before", line)
+		}
+	}
+	for _, line := range is {
+		if !slices.Contains(was, line) {
+			fmt.Fprintln(&out, "after ", line)
+		}
+	}
+	return out.String()
 }
 
 // connect opens a gRPC connection without the SDK, for what the SDK does not send.

@@ -63,6 +63,7 @@ func TestUpgrade(t *testing.T) {
 	c := newCluster(t, 3)
 	for _, p := range c.nodes {
 		p.program = filepath.Join(old, "kmsd")
+		p.limits = " " // it knows no quotas
 		p.raft = ", snapshot_interval: 2s, snapshot_threshold: 64, trailing_logs: 64"
 	}
 	c.begin()

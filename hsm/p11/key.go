@@ -19,11 +19,25 @@ import (
 const keySize = 32
 
 // GenerateKey implements hsm.Partition.
-func (p *Partition) GenerateKey(ctx context.Context, spec hsm.KeySpec) (token []byte, err error) {
+func (p *Partition) GenerateKey(ctx context.Context, spec hsm.KeySpec) ([]byte, error) {
 	h, err := spec.Header()
 	if err != nil {
 		return nil, err
 	}
+	token, err := p.makeToken(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	key, err := p.Open(ctx, token, h)
+	if err != nil {
+		return nil, fmt.Errorf("new key does not open: %w", err)
+	}
+	key.Close()
+	return token, nil
+}
+
+// makeToken makes a key and wraps it.
+func (p *Partition) makeToken(ctx context.Context, h hsm.TokenHeader) (token []byte, err error) {
 	err = p.do(ctx, func(s *session) error {
 		d, err := p.domain(s, domainID{h.Cluster, h.Generation})
 		if err != nil {
@@ -38,15 +52,7 @@ func (p *Partition) GenerateKey(ctx context.Context, spec hsm.KeySpec) (token []
 		})
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	key, err := p.Open(ctx, token, h)
-	if err != nil {
-		return nil, fmt.Errorf("new key does not open: %w", err)
-	}
-	key.Close()
-	return token, nil
+	return token, err
 }
 
 // makeKey makes a key, wraps it and destroys it. A key that cannot be destroyed dies

@@ -36,6 +36,9 @@ func ReadHistory(cluster fsm.ID, key fsm.LogKey, dirs ...string) (*History, erro
 		}
 		for _, f := range files {
 			s, err := readSegment(f, key)
+			if errors.Is(err, os.ErrNotExist) {
+				continue // its node let it go meanwhile; what is missing for it shows as a gap
+			}
 			if err != nil {
 				h.Problems = append(h.Problems, err)
 			}

@@ -15,6 +15,12 @@ const (
 	Withheld Result = "WITHHELD" // computed, recorded as success, and then not handed over
 )
 
+// Alarm marks a record that somebody should look at.
+type Alarm string
+
+// UseOfDoomedKey marks that somebody wanted to use a key that is to be deleted.
+const UseOfDoomedKey Alarm = "USE_OF_KEY_PENDING_DELETION"
+
 // Event is one record. It never holds a plaintext, a key, a PIN, a ticket's
 // secret or a ciphertext's body.
 type Event struct {
@@ -33,6 +39,8 @@ type Event struct {
 	Context          map[string]string `json:"encryptionContext,omitempty"`
 	CiphertextSHA256 string            `json:"ciphertextSha256,omitempty"`
 	Target           string            `json:"target,omitempty"` // of calls that are about no key: a node, a tenant
+	Grant            string            `json:"grantId,omitempty"`
+	Alarm            Alarm             `json:"alarm,omitempty"`
 	DryRun           bool              `json:"dryRun,omitempty"`
 	DecidedBy        string            `json:"decidedBy,omitempty"` // the rule that allowed or denied
 	Result           Result            `json:"result"`

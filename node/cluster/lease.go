@@ -211,9 +211,10 @@ type lag struct {
 
 // view is how a node's request compared with the leader's own state and clock.
 type view struct {
-	index   uint64 // where hashes were compared; of a difference, where it was first seen; 0: nowhere
-	differs bool   // its running hash is another one at the same index
-	skewed  bool   // its wall clock is too far away
+	index   uint64        // where hashes were compared; of a difference, where it was first seen; 0: nowhere
+	differs bool          // its running hash is another one at the same index
+	skewed  bool          // its wall clock is too far away
+	ahead   time.Duration // how far its wall clock was ahead of the leader's, less the request's way
 }
 
 func newGrantor(duration func() time.Duration, c Clock) *grantor {
@@ -472,8 +473,9 @@ func (m *Member) HandleLease(ctx context.Context, r LeaseRequest) (LeaseGrant, e
 // compare refuses a node whose running hash or wall clock is not the leader's.
 func (e *engine) compare(r LeaseRequest) (agreed bool, err error) {
 	own, known := e.machine.MarkAt(r.HashIndex)
-	skew := time.Unix(0, r.Wall).Sub(e.config.Now()).Abs()
-	v := view{index: own.Index, differs: known && !bytes.Equal(own.Hash[:], r.Hash), skewed: skew > maxSkew}
+	ahead := time.Unix(0, r.Wall).Sub(e.config.Now())
+	skew := ahead.Abs()
+	v := view{index: own.Index, differs: known && !bytes.Equal(own.Hash[:], r.Hash), skewed: skew > maxSkew, ahead: ahead}
 	e.grantor.compared(r.Node, v)
 	p := e.grantor.poll(e.id, e.machine.State())
 	e.clockWrong.Store(p.skewed*2 > p.voters)

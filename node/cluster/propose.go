@@ -182,6 +182,9 @@ func (e *engine) commit(ctx context.Context, p fsm.Proposal, proposer string) (f
 	if err := e.machine.State().Permits(p.Command); err != nil {
 		return fsm.Result{}, err
 	}
+	if err := ctx.Err(); err != nil { // a request that was long on its way: whoever made it may have been told otherwise meanwhile
+		return fsm.Result{}, err
+	}
 	data, err := fsm.EncodeEntry(fsm.Entry{
 		Request: p.Request, Digest: p.Digest, Principal: p.Principal, Proposer: proposer,
 		Time: max(e.config.Now().UnixNano(), e.machine.State().Now()),

@@ -153,7 +153,7 @@ func (e *engine) restore(ctx context.Context, r Restoration) (refused int, err e
 // nothing: as a rule their key is not in this one.
 func (e *engine) replayAll(ctx context.Context, all []fsm.Command, principal string, progress func(done int)) (refused int, err error) {
 	for i, command := range all {
-		for ; command != nil; command = fsm.Instead(command) {
+		for command != nil {
 			_, err := e.commit(ctx, fsm.Proposal{Command: command, Principal: principal}, e.id)
 			if err == nil {
 				break
@@ -163,9 +163,7 @@ func (e *engine) replayAll(ctx context.Context, all []fsm.Command, principal str
 			}
 			e.log.Warn("a restriction of the lost history changes nothing", "command", fsm.NameOf(command), "reason", err)
 			refused++
-			if !errors.Is(err, fsm.ErrNotFound) {
-				break
-			}
+			command = fsm.Instead(command, err)
 		}
 		progress(i + 1)
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/hashicorp/raft"
@@ -192,11 +193,30 @@ func (s *sealedStore) makeRoom(index uint64) error {
 // DeleteRange implements raft.LogStore. The mark is lowered before records at the end
 // are deleted that no snapshot covers: a leader of a later term has others in their
 // place.
+//
+// What a snapshot covers at the beginning goes piece by piece: while records are deleted
+// none can be written. A crash in between leaves a log that begins later.
 func (s *sealedStore) DeleteRange(from, to uint64) error {
+	compacted := s.compacts(from, to)
 	if err := s.forget(from, to); err != nil {
 		return err
 	}
+	for ; compacted && to-from >= deleteAtATime; from += deleteAtATime {
+		if err := s.written("log", s.storage.Log.DeleteRange(from, from+deleteAtATime-1)); err != nil {
+			return err
+		}
+	}
 	return s.written("log", s.storage.Log.DeleteRange(from, to))
+}
+
+// deleteAtATime is how many records are deleted in one transaction: some 10 ms.
+const deleteAtATime = 4096
+
+// compacts tells whether records at the beginning of the log are to go, and others stay.
+func (s *sealedStore) compacts(from, to uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return from == s.first && to < s.last()
 }
 
 func (s *sealedStore) forget(from, to uint64) error {
@@ -213,7 +233,7 @@ func (s *sealedStore) forget(from, to uint64) error {
 	case from > s.first && to < last:
 		return s.check(fmt.Errorf("%w: raft deletes the log's entries %d to %d out of %d to %d", ErrStorage, from, to, s.first, last))
 	case to < last:
-		s.seals = s.seals[to-s.first+1:]
+		s.seals = slices.Clone(s.seals[to-s.first+1:]) // what is left is little, as a rule: the rest need not stay in memory
 		s.first = to + 1
 		return nil
 	case from <= s.first && covered >= last:

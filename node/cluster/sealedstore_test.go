@@ -226,3 +226,49 @@ func TestSealedLog(t *testing.T) {
 		}
 	}
 }
+
+// cutOff is a log on a disk that fails after a number of deletions.
+type cutOff struct {
+	LogStorage
+	left int
+	most uint64 // records deleted at a time
+}
+
+func (c *cutOff) DeleteRange(from, to uint64) error {
+	if c.left--; c.left < 0 {
+		return errors.New("cut off")
+	}
+	c.most = max(c.most, to-from+1)
+	return c.LogStorage.DeleteRange(from, to)
+}
+
+// TestCompactionInPieces: a long log is compacted without holding writers up for long,
+// and a crash in the middle leaves one that opens.
+func TestCompactionInPieces(t *testing.T) {
+	const length, keep = 3*deleteAtATime + 100, 50
+	d := newLogDir(t)
+	s := d.open()
+	must(t, s.SetUint64([]byte(keyTerm), 3))
+	must(t, s.StoreLogs(entries(1, length, 3)))
+	d.covered = length
+	disk := &cutOff{LogStorage: s.storage.Log, left: 2}
+	s.storage.Log = disk
+	if err := s.DeleteRange(1, length-keep); !errors.Is(err, ErrStorage) || len(d.fatal) != 1 {
+		t.Fatalf("%v, fatal: %v", err, d.fatal)
+	}
+	d.fatal = nil
+	must(t, s.Close())
+	s = d.open()
+	d.holds(s, 2*deleteAtATime+1, length)
+	disk = &cutOff{LogStorage: s.storage.Log, left: 2}
+	s.storage.Log = disk
+	must(t, s.DeleteRange(2*deleteAtATime+1, length-keep))
+	d.holds(s, length-keep+1, length)
+	must(t, s.Close())
+	s = d.open()
+	d.holds(s, length-keep+1, length)
+	must(t, s.Close())
+	if disk.most > deleteAtATime {
+		t.Errorf("%d records were deleted at a time", disk.most)
+	}
+}

@@ -44,7 +44,13 @@ type snapshotSink struct {
 	buffer *bufio.Writer
 	sum    hash.Hash
 	closed bool
+
+	unsynced int // bytes written since the last sync
 }
+
+// syncSnapshotEvery is how many bytes of a snapshot are synced at a time: a sync of all
+// of them at the end would hold those of the log up.
+const syncSnapshotEvery = 8 << 20
 
 // ID implements raft.SnapshotSink.
 func (x *snapshotSink) ID() string { return x.meta.ID }
@@ -52,6 +58,9 @@ func (x *snapshotSink) ID() string { return x.meta.ID }
 // Write implements raft.SnapshotSink.
 func (x *snapshotSink) Write(b []byte) (int, error) {
 	n, err := x.buffer.Write(b)
+	if x.unsynced += n; err == nil && x.unsynced >= syncSnapshotEvery {
+		x.unsynced, err = 0, x.file.Sync()
+	}
 	return n, x.failed(err)
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/audit"
+	"github.com/quorumkms/quorumkms/node/kms/limit"
 )
 
 // CreateAlias gives a key another name.
@@ -23,24 +24,28 @@ func (s *Service) UpdateAlias(ctx context.Context, c Call, name, key string, exp
 }
 
 func (s *Service) pointAlias(ctx context.Context, op string, c Call, name, key string, expect uint64, command func(fsm.AliasTarget) fsm.Command) (fsm.Result, *fsm.State, error) {
-	x := changeOf(op, c, key, expect, name,
-		func(_ context.Context, _ *fsm.State, k *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
+	x := s.changeOf(op, c, key, expect, name,
+		func(_ context.Context, _ *fsm.State, _ *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
 			if strings.Contains(key, fsm.AliasPrefix) {
 				return nil, invalid("%q is an alias: an alias names a key by its id or ARN", key)
 			}
-			return command(fsm.AliasTarget{Tenant: ref.Tenant, Name: name, Key: k.ID, Expect: ref.Expect}), nil
+			return command(fsm.AliasTarget{Tenant: ref.Tenant, Name: name, Key: ref.ID, Expect: ref.Expect}), nil
 		})
-	x.event.Target = name
+	x.target = name
 	return s.apply(ctx, x)
 }
 
 // DeleteAlias removes an alias; the key stays.
 func (s *Service) DeleteAlias(ctx context.Context, c Call, name string, expect uint64) (fsm.Result, *fsm.State, error) {
 	return s.apply(ctx, change{
-		name: "DeleteAlias", call: c, params: []any{name, expect}, expect: expect, event: audit.Event{Target: name},
-		build: func(_ context.Context, _ *fsm.State, tenant string, e *audit.Event) (fsm.Command, error) {
-			e.Alias = name
-			return &fsm.DeleteAlias{Tenant: tenant, Name: name, Expect: expect}, nil
+		name: "DeleteAlias", call: c, needs: mayAdminister, lane: limit.Control, params: []any{name, expect}, expect: expect, target: name,
+		syntax: func() error { return fsm.WellFormed(&fsm.DeleteAlias{Name: name}) },
+		build: func(_ context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
+			k, err := s.named(st, c, name, question{caller: c.Caller, needs: mayAdminister, operation: "DeleteAlias"}, e)
+			if err != nil {
+				return nil, err
+			}
+			return &fsm.DeleteAlias{Tenant: k.Tenant, Name: name, Expect: expect}, nil
 		},
 	})
 }

@@ -49,63 +49,81 @@ const (
 type permission int
 
 const (
-	mayUse        permission = iota // cryptography
-	mayAdminister                   // keys, aliases, tags
+	mayUse        permission = iota // cryptography, and the registration of resources
+	mayAdminister                   // keys, aliases, tags, policies, grants
 	mayRead                         // metadata
 	mayOperate                      // the cluster
+	mayDelegate                     // create, retire and list grants: who holds one, too
+	mayGovern                       // a tenant and its principals: its administrators, and operators
 )
 
-// allow is the one table of which class may do what to a tenant's keys. It
-// returns the acting tenant and the rule that allowed.
-func (c Call) allow(p permission) (tenant, rule string, err error) {
-	if c.Tenant != "" && !fsm.ValidName(c.Tenant) {
-		return "", "syntax", invalid("tenant %.80q is no tenant's name", c.Tenant)
+// roles is the one table of what each class may ever do. Policies and grants choose
+// within it; nothing goes beyond it.
+var roles = map[Class][]permission{
+	ClassUser:     {mayUse, mayRead, mayDelegate},
+	ClassAdmin:    {mayAdminister, mayRead, mayDelegate, mayGovern},
+	ClassAuditor:  {mayRead},
+	ClassService:  {mayUse, mayRead, mayDelegate},
+	ClassOperator: {mayOperate, mayGovern},
+}
+
+// may tells whether a class may ever do what needs a permission.
+func (c Class) may(p permission) error {
+	for _, has := range roles[c] {
+		if has == p {
+			return nil
+		}
 	}
-	if len(c.RequestID) > fsm.MaxRequestID {
-		return "", "syntax", invalid("request id has %d bytes, at most %d", len(c.RequestID), fsm.MaxRequestID)
-	}
-	if c.Consistency != "" && c.Consistency != ConsistencyLease && c.Consistency != ConsistencyQuorum {
-		return "", "syntax", invalid("consistency %.80q: must be %s or %s", c.Consistency, ConsistencyLease, ConsistencyQuorum)
-	}
-	tenant = c.Caller.Tenant
-	switch {
-	case tenant == "" && c.Tenant == "":
-		tenant = fsm.DefaultTenant
-	case tenant == "":
-		tenant = c.Tenant
-	case c.Tenant != "" && c.Tenant != tenant:
-		return tenant, "tenant", fmt.Errorf("%w: %s belongs to tenant %s and cannot act for tenant %s", ErrDenied, c.Caller.Principal, tenant, c.Tenant)
-	}
-	allowed := false
-	switch c.Caller.Class {
-	case ClassUser:
-		allowed = p == mayUse || p == mayRead
-	case ClassAdmin:
-		allowed = p == mayAdminister || p == mayRead
-	case ClassAuditor:
-		allowed = p == mayRead
-	case ClassService:
-		return tenant, "class", fmt.Errorf("%w: a service acts for a tenant through a grant or its own service key only", ErrDenied)
-	case ClassOperator:
-		allowed = p == mayOperate
-	case ClassNode:
-	}
-	if !allowed {
-		return tenant, "class", fmt.Errorf("%w: the class %s may not %s", ErrDenied, c.Caller.Class, p)
-	}
-	return tenant, "class", nil
+	return fmt.Errorf("%w: the class %s may not %s", ErrDenied, c, p)
 }
 
 func (p permission) String() string {
 	switch p {
 	case mayUse:
-		return "use keys (key users may)"
+		return "use keys (key users and services may)"
 	case mayAdminister:
 		return "administer keys (key administrators may)"
 	case mayOperate:
 		return "operate the cluster (operators may)"
 	case mayRead:
-		return "read keys' metadata (key users, key administrators and auditors may)"
+		return "read keys' metadata (key users, key administrators, services and auditors may)"
+	case mayDelegate:
+		return "deal with grants (key administrators may, and who holds one)"
+	case mayGovern:
+		return "govern a tenant (its key administrators and operators may)"
 	}
 	return "do this"
+}
+
+// allReading tells whether the caller reads what all tenants have.
+func (c Caller) allReading() bool { return c.Class == ClassAuditor && c.Tenant == "" }
+
+// foreign tells whether the caller acts for a tenant that is not its own. Then only a
+// grant or a service's own key helps it, and what is not there and what it may not have
+// look alike.
+func (c Caller) foreign(tenant string) bool { return c.Tenant != tenant && !c.allReading() }
+
+// syntax checks what every call carries.
+func (c Call) syntax() error {
+	switch {
+	case c.Tenant != "" && !fsm.ValidName(c.Tenant):
+		return invalid("tenant %.80q is no tenant's name", c.Tenant)
+	case len(c.RequestID) > fsm.MaxRequestID:
+		return invalid("request id has %d bytes, at most %d", len(c.RequestID), fsm.MaxRequestID)
+	case c.Consistency != "" && c.Consistency != ConsistencyLease && c.Consistency != ConsistencyQuorum:
+		return invalid("consistency %.80q: must be %s or %s", c.Consistency, ConsistencyLease, ConsistencyQuorum)
+	}
+	return nil
+}
+
+// acting is the tenant that the call is for, as long as its key names none: the one asked
+// for, or the caller's own.
+func (c Call) acting() string {
+	switch {
+	case c.Tenant != "":
+		return c.Tenant
+	case c.Caller.Tenant != "":
+		return c.Caller.Tenant
+	}
+	return fsm.DefaultTenant
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/node/kms/gate"
+	"github.com/quorumkms/quorumkms/node/kms/limit"
 )
 
 // MaxRandom is the largest request of GenerateRandom and the largest data key, in
@@ -44,42 +45,79 @@ type Moved struct {
 	Unchanged     bool
 }
 
-// target is a key that a cryptographic call is about to use: how it was named,
-// what it was when the call began, and the one rule that is asked twice.
+// target is a key that a cryptographic call is about to use: how it was named, what it
+// was when the call began, and the one rule that is asked twice.
 type target struct {
-	ref    reference
-	tenant string
-	key    *fsm.Key
+	service *Service
+	ref     reference
+	q       question
+	op      fsm.KeyOperation
+	key     *fsm.Key
+	version uint32 // that is used
+	rule    string // that allowed, when the call began
 }
 
-// find resolves a reference and asks whether the key may be used.
-func find(st *fsm.State, tenant string, ref reference) (target, error) {
-	t := target{ref: ref, tenant: tenant}
-	k, err := ref.resolve(st, tenant)
-	if err != nil {
+// find resolves a reference and asks whether the key may be used. version names the one
+// to be used; 0 is the current one.
+func (s *Service) find(st *fsm.State, ref reference, q question, op fsm.KeyOperation, version uint32) (target, error) {
+	q.tenant = ref.tenant
+	t := target{service: s, ref: ref, q: q, op: op, version: version}
+	k, rule, err := s.lookUp(st, ref, q)
+	t.rule = rule
+	if k == nil {
 		return t, err
 	}
 	t.key = k
-	return t, k.Allows(fsm.OpUse)
+	if version == 0 {
+		t.version = k.Current().Version
+	}
+	if err != nil {
+		return t, err
+	}
+	return t, t.usable(st, k)
+}
+
+// usable tells whether tenant, key, version and context let the key be used.
+func (t target) usable(st *fsm.State, k *fsm.Key) error {
+	if tenant, ok := st.Tenant(k.Tenant); ok {
+		if err := tenant.Thawed(); err != nil {
+			return err
+		}
+	}
+	if err := k.Allows(t.op); err != nil {
+		return err
+	}
+	if v := k.Version(t.version); v != nil { // what names none does not open
+		if err := v.Usable(); err != nil {
+			return fmt.Errorf("%w of key %s", err, k.ID)
+		}
+	}
+	if len(k.Required) == 0 {
+		return nil
+	}
+	return k.HasContext(tagsOf(t.q.context))
 }
 
 // authorise asks a state whether the key may be used. It is asked before the work
 // and, by the gate, after it.
 func (t target) authorise(st *fsm.State) error {
-	k, err := t.ref.resolve(st, t.tenant)
+	k, _, err := t.service.lookUp(st, t.ref, t.q)
 	if err != nil {
 		return err
 	}
 	if k.ID != t.key.ID {
 		return fmt.Errorf("%w: %s names another key now", fsm.ErrConflict, t.ref.alias)
 	}
-	return k.Allows(fsm.OpUse)
+	return t.usable(st, k)
 }
 
-func (t target) arn(st *fsm.State) string { return KeyARN(st.Cluster().ID, t.tenant, t.key.ID) }
+func (t target) arn(st *fsm.State) string { return KeyARN(st.Cluster().ID, t.key.Tenant, t.key.ID) }
 
-func (t target) describe(e *audit.Event, version uint32) {
-	e.KeyID, e.KeyVersion, e.Alias = t.key.ID.String(), version, t.ref.alias
+func (t target) describe(e *audit.Event) {
+	e.Tenant, e.Alias, e.DecidedBy = t.ref.tenant, t.ref.alias, t.rule
+	if t.key != nil {
+		e.KeyID, e.KeyVersion = t.key.ID.String(), t.version
+	}
 }
 
 // hsmRef names a key version for the HSM.
@@ -90,28 +128,36 @@ func hsmRef(st *fsm.State, k *fsm.Key, v *fsm.KeyVersion) hsm.Ref {
 	}}
 }
 
-// enter is the way in of every cryptographic call: class, lease and state. The
-// early look at the lease only saves work; the gate's decides.
-func (s *Service) enter(ctx context.Context, c Call, e *audit.Event) (*fsm.State, string, error) {
-	tenant, rule, err := c.allow(mayUse)
-	e.Tenant, e.DecidedBy = tenant, rule
-	if err != nil {
-		return nil, tenant, err
+// enter is the way in of every cryptographic call: limits, lease and state. The early
+// look at the lease only saves work; the gate's decides. But a refusal is decided here, and
+// the state is read behind the lease for it: one from before might not know a grant yet
+// that is promised to be usable, and be refused under a lease that came with it.
+func (s *Service) enter(ctx context.Context, c Call, e *audit.Event) (*fsm.State, error) {
+	e.Tenant = c.acting()
+	if err := s.admit(c, limit.Use); err != nil {
+		return nil, err
 	}
-	st, err := s.await(ctx, c.IndexToken)
-	if err != nil {
-		return nil, tenant, err
+	if err := c.Caller.Class.may(mayUse); err != nil {
+		e.DecidedBy = "role"
+		return nil, err
+	}
+	if _, err := s.await(ctx, c.IndexToken); err != nil {
+		return nil, err
 	}
 	if err := s.fresh.Usable(); err != nil {
-		return nil, tenant, err
+		return nil, err
+	}
+	st := s.log.State()
+	if err := s.fresh.Serves(st); err != nil { // nothing waits for this node any more: it may know less than it should
+		return nil, err
 	}
 	e.StateIndex = st.Index()
-	return st, tenant, nil
+	return st, nil
 }
 
 // through runs the work and passes its result through the gate.
 func through[T any](ctx context.Context, s *Service, c Call, e audit.Event, authorise func(*fsm.State) error,
-	work func(context.Context) (T, error), wipe func(T), describe func(T, *audit.Event),
+	work func(context.Context) (T, error), wipe func(T), describe func(T, *audit.Event), used ...target,
 ) (T, error) {
 	var none T
 	if c.DryRun {
@@ -128,7 +174,13 @@ func through[T any](ctx context.Context, s *Service, c Call, e audit.Event, auth
 	if err != nil {
 		return none, s.refuse(e, err)
 	}
-	return gate.Release(ctx, s.gate, pending, e, authorise)
+	released, err := gate.Release(ctx, s.gate, pending, e, authorise)
+	if err == nil {
+		for _, t := range used {
+			s.uses.note(s.log.State(), t.key.ID, t.version, s.now())
+		}
+	}
+	return released, err
 }
 
 // seal makes a blob under the key's current version.
@@ -155,7 +207,7 @@ func (s *Service) seal(ctx context.Context, st *fsm.State, t target, h [32]byte,
 // ciphertext's fault is the same one.
 func (s *Service) open(ctx context.Context, st *fsm.State, t target, header blobHeader, h [32]byte, blob []byte) ([]byte, error) {
 	v := t.key.Version(header.version)
-	if v == nil {
+	if v == nil || v.Token == nil {
 		return nil, ErrCiphertext
 	}
 	keys, err := s.deriver.Derive(ctx, hsmRef(st, t.key, v), messageInput(blob, h), hsm.Open)
@@ -223,25 +275,43 @@ func (s *Service) sealCall(ctx context.Context, c Call, e audit.Event, key strin
 	if err != nil {
 		return Sealed{}, s.refuse(e, err)
 	}
-	st, tenant, err := s.enter(ctx, c, &e)
+	st, err := s.enter(ctx, c, &e)
 	if err != nil {
 		return Sealed{}, s.refuse(e, err)
 	}
-	ref, err := parseReference(st, tenant, key)
+	ref, st, err := s.sealReference(ctx, st, c, key, pairs, &e)
 	if err != nil {
 		return Sealed{}, s.refuse(e, err)
 	}
-	t, err := find(st, tenant, ref)
-	if t.key != nil {
-		t.describe(&e, t.key.Current().Version)
-	}
+	t, err := s.find(st, ref, question{caller: c.Caller, needs: mayUse, operation: e.Name, context: pairs}, fsm.OpSeal, 0)
+	t.describe(&e)
 	if err != nil {
-		return Sealed{}, s.refuse(e, err)
+		return Sealed{}, s.refuseUse(e, st, t, err)
 	}
 	return through(ctx, s, c, e, t.authorise,
 		func(context.Context) (Sealed, error) { return work(sealContext{st, t, h}) },
 		func(r Sealed) { clear(r.Plaintext) },
-		func(r Sealed, e *audit.Event) { e.CiphertextSHA256 = digest(r.Ciphertext) })
+		func(r Sealed, e *audit.Event) { e.CiphertextSHA256 = digest(r.Ciphertext) }, t)
+}
+
+// sealReference reads which key is to seal. A service that names none gets its own key
+// of the tenant, which is made when it is first asked for.
+func (s *Service) sealReference(ctx context.Context, st *fsm.State, c Call, key string, pairs []Pair, e *audit.Event) (reference, *fsm.State, error) {
+	if key != "" || c.Caller.Class != ClassService {
+		ref, err := parseReference(st, c, key)
+		return ref, st, err
+	}
+	return s.serviceKey(ctx, st, c, pairs, e)
+}
+
+// refuseUse is refuse for a call that wanted to use a key. The use of a key that is to be
+// deleted is an alarm, and is remembered with the key.
+func (s *Service) refuseUse(e audit.Event, st *fsm.State, t target, err error) error {
+	if t.key != nil && errors.Is(err, fsm.ErrPendingDeletion) {
+		e.Alarm = audit.UseOfDoomedKey
+		s.uses.note(st, t.key.ID, 0, s.now())
+	}
+	return s.refuse(e, err)
 }
 
 // source is a ciphertext that a call is about to open.
@@ -252,16 +322,17 @@ type source struct {
 }
 
 // findSource finds the key that a blob names; key, unless empty, must name it too.
-func (s *Service) findSource(st *fsm.State, tenant string, header blobHeader, h [32]byte, key string) (source, error) {
+func (s *Service) findSource(st *fsm.State, c Call, header blobHeader, h [32]byte, key string, q question) (source, error) {
 	src := source{header: header, h: h}
-	ref := reference{id: header.key}
+	ref := reference{tenant: c.acting(), id: header.key}
 	if key != "" {
-		named, err := parseReference(st, tenant, key)
+		named, err := parseReference(st, c, key)
 		if err != nil {
 			return src, err
 		}
-		k, err := named.resolve(st, tenant)
+		k, rule, err := s.lookUp(st, named, q)
 		if err != nil {
+			src.target = target{ref: named, key: k, rule: rule}
 			return src, err
 		}
 		if k.ID != header.key {
@@ -270,7 +341,7 @@ func (s *Service) findSource(st *fsm.State, tenant string, header blobHeader, h 
 		ref = named
 	}
 	var err error
-	src.target, err = find(st, tenant, ref)
+	src.target, err = s.find(st, ref, q, fsm.OpOpen, header.version)
 	return src, err
 }
 
@@ -284,19 +355,19 @@ func (s *Service) Decrypt(ctx context.Context, c Call, blob []byte, key string, 
 		return Opened{}, s.refuse(e, err)
 	}
 	e.KeyID, e.KeyVersion = header.key.String(), header.version
-	st, tenant, err := s.enter(ctx, c, &e)
+	st, err := s.enter(ctx, c, &e)
 	if err != nil {
 		return Opened{}, s.refuse(e, err)
 	}
-	src, err := s.findSource(st, tenant, header, h, key)
+	src, err := s.findSource(st, c, header, h, key, question{caller: c.Caller, needs: mayUse, operation: e.Name, context: pairs})
+	src.describe(&e)
 	if err != nil {
-		return Opened{}, s.refuse(e, err)
+		return Opened{}, s.refuseUse(e, st, src.target, err)
 	}
-	e.Alias = src.ref.alias
 	return through(ctx, s, c, e, src.authorise, func(ctx context.Context) (Opened, error) {
 		plaintext, err := s.open(ctx, st, src.target, header, h, blob)
 		return Opened{Plaintext: plaintext, KeyARN: src.arn(st), Version: header.version, IndexToken: IndexToken(st)}, err
-	}, func(r Opened) { clear(r.Plaintext) }, func(Opened, *audit.Event) {})
+	}, func(r Opened) { clear(r.Plaintext) }, func(Opened, *audit.Event) {}, src.target)
 }
 
 // ReEncryption says what ReEncrypt is to do.
@@ -323,29 +394,43 @@ func (s *Service) ReEncrypt(ctx context.Context, c Call, r ReEncryption) (Moved,
 	if err != nil {
 		return Moved{}, s.refuse(e, err)
 	}
-	st, tenant, err := s.enter(ctx, c, &e)
+	st, err := s.enter(ctx, c, &e)
 	if err != nil {
 		return Moved{}, s.refuse(e, err)
 	}
-	src, err := s.findSource(st, tenant, header, h, r.SourceKey)
+	src, dst, err := s.findMove(st, c, r, header, h)
+	src.describe(&e)
+	if dst.key != nil {
+		e.Target = dst.arn(st)
+	}
 	if err != nil {
-		return Moved{}, s.refuse(e, err)
-	}
-	dst := src.target
-	if r.DestinationKey != "" {
-		ref, err := parseReference(st, tenant, r.DestinationKey)
-		if err == nil {
-			dst, err = find(st, tenant, ref)
+		failed := src.target
+		if dst.key != nil { // the source has passed
+			failed = dst
 		}
-		if err != nil {
-			return Moved{}, s.refuse(e, err)
-		}
+		return Moved{}, s.refuseUse(e, st, failed, err)
 	}
-	e.Alias, e.Target = src.ref.alias, dst.arn(st)
 	authorise := func(st *fsm.State) error { return errors.Join(src.authorise(st), dst.authorise(st)) }
 	return through(ctx, s, c, e, authorise, func(ctx context.Context) (Moved, error) {
 		return s.move(ctx, st, src, dst, to, r.Ciphertext)
-	}, func(Moved) {}, func(Moved, *audit.Event) {})
+	}, func(Moved) {}, func(Moved, *audit.Event) {}, src.target, dst)
+}
+
+// findMove finds both keys of a ReEncrypt.
+func (s *Service) findMove(st *fsm.State, c Call, r ReEncryption, header blobHeader, h [32]byte) (src source, dst target, err error) {
+	src, err = s.findSource(st, c, header, h, r.SourceKey,
+		question{caller: c.Caller, needs: mayUse, operation: "ReEncryptFrom", context: r.SourceContext})
+	if err != nil {
+		return src, dst, err
+	}
+	ref := src.ref
+	if r.DestinationKey != "" {
+		if ref, err = parseReference(st, c, r.DestinationKey); err != nil {
+			return src, dst, err
+		}
+	}
+	dst, err = s.find(st, ref, question{caller: c.Caller, needs: mayUse, operation: "ReEncryptTo", context: r.DestinationContext}, fsm.OpSeal, 0)
+	return src, dst, err
 }
 
 func (s *Service) move(ctx context.Context, st *fsm.State, src source, dst target, to [32]byte, blob []byte) (Moved, error) {
@@ -371,13 +456,30 @@ func (s *Service) GenerateRandom(ctx context.Context, c Call, n int) ([]byte, er
 	if n < 1 || n > MaxRandom {
 		return nil, s.refuse(e, invalid("%d random bytes: must be 1 to %d", n, MaxRandom))
 	}
-	if _, _, err := s.enter(ctx, c, &e); err != nil {
+	st, err := s.enter(ctx, c, &e)
+	if err != nil {
 		return nil, s.refuse(e, err)
 	}
-	return through(ctx, s, c, e, func(*fsm.State) error { return nil }, func(ctx context.Context) ([]byte, error) {
+	authorise := func(st *fsm.State) (err error) {
+		e.DecidedBy, err = s.decideRandom(st, c)
+		return err
+	}
+	if err := authorise(st); err != nil {
+		return nil, s.refuse(e, err)
+	}
+	return through(ctx, s, c, e, authorise, func(ctx context.Context) ([]byte, error) {
 		b := make([]byte, n)
 		return b, s.random.read(ctx, b)
 	}, func(b []byte) { clear(b) }, func([]byte, *audit.Event) {})
+}
+
+// decideRandom tells whether random bytes may be had: key users by policy, and services,
+// who have no tenant of their own: whichever they name has no part in it.
+func (s *Service) decideRandom(st *fsm.State, c Call) (string, error) {
+	if c.Caller.Class == ClassService {
+		return "service", enabled(st, c.Caller)
+	}
+	return s.decide(st, question{caller: c.Caller, tenant: c.acting(), needs: mayUse, operation: "GenerateRandom"}, nil)
 }
 
 func parseSource(blob []byte, pairs []Pair) (blobHeader, [32]byte, error) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/policy"
 )
 
 // The sentinels of this package. Those of fsm and hsm pass through it.
@@ -15,6 +16,10 @@ var (
 	ErrMalformed = errors.New("malformed ciphertext")
 	// ErrCiphertext is the one answer to every ciphertext that does not open.
 	ErrCiphertext = errors.New("ciphertext does not verify: it was altered, or the encryption context is not the one it was made with")
+	// ErrPolicy means: a policy text is not good; it names line and column.
+	ErrPolicy = policy.ErrPolicy
+	// ErrLockout means: with that policy nobody could change it again.
+	ErrLockout = errors.New("the policy would lock its administrators out")
 	// ErrDryRun means: a dry run that would have succeeded.
 	ErrDryRun = errors.New("dry run: the call would have succeeded")
 	// ErrBehind means: the node's state has not reached the caller's index token.

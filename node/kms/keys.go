@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -12,6 +13,7 @@ import (
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/node/audit"
+	"github.com/quorumkms/quorumkms/node/kms/limit"
 )
 
 // Limits of lists.
@@ -26,15 +28,26 @@ const conflictTries = 5
 
 // Metadata is a key as callers see it.
 type Metadata struct {
-	Key     *fsm.Key
-	ARN     string
-	Aliases []string
+	Key       *fsm.Key
+	ARN       string
+	Aliases   []string
+	Use       fsm.LastUse // what is known of it
+	Resources int         // that it protects
+	Frozen    string      // why no key of the tenant can be used; empty: it is not frozen
 }
 
 func metadata(st *fsm.State, k *fsm.Key) Metadata {
-	m := Metadata{Key: k, ARN: KeyARN(st.Cluster().ID, k.Tenant, k.ID)}
+	m := Metadata{Key: k, ARN: KeyARN(st.Cluster().ID, k.Tenant, k.ID), Resources: st.CountBindings(k.ID)}
 	for _, a := range st.AliasesOf(k.ID) {
 		m.Aliases = append(m.Aliases, a.Name)
+	}
+	if u, ok := st.LastUse(k.ID); ok {
+		m.Use = *u
+	}
+	if t, ok := st.Tenant(k.Tenant); ok {
+		if err := t.Thawed(); err != nil {
+			m.Frozen = err.Error()
+		}
 	}
 	return m
 }
@@ -44,31 +57,31 @@ func metadata(st *fsm.State, k *fsm.Key) Metadata {
 type change struct {
 	name   string
 	call   Call
+	needs  permission
+	lane   limit.Lane
 	params any
 	expect uint64 // revision named by the caller; 0: none
-	event  audit.Event
-	build  func(ctx context.Context, st *fsm.State, tenant string, e *audit.Event) (fsm.Command, error)
+	target string // what it is about, for the record
+	other  bool   // the answer names a grant or a policy, not a key
+	// syntax says what is wrong with the request, whatever there is; nil: nothing can be.
+	syntax func() error
+	build  func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error)
 }
 
 // apply authorises a change, proposes it and records how it ended. The state
 // returned is the one in which the change has been applied.
 func (s *Service) apply(ctx context.Context, c change) (fsm.Result, *fsm.State, error) {
 	e := begin(c.name, c.call)
-	e.Target = c.event.Target
-	tenant, rule, err := c.call.allow(mayAdminister)
-	e.Tenant, e.DecidedBy = tenant, rule
-	if err == nil {
-		err = s.audit.Healthy() // a change is not made that could not be recorded
-	}
+	e.Target, e.Tenant = c.target, c.call.acting()
+	result, st, err := s.propose(ctx, c, &e)
 	if err != nil {
 		return fsm.Result{}, nil, s.refuse(e, err)
 	}
-	result, st, err := s.propose(ctx, c, tenant, &e)
-	if err != nil {
-		return fsm.Result{}, nil, s.refuse(e, err)
-	}
-	if e.KeyID != "" {
-		e.KeyID, e.KeyVersion = result.ID, result.Version // a repeated CreateKey answers with the first one's key
+	switch {
+	case e.Grant != "":
+		e.Grant = cmp.Or(result.ID, e.Grant) // a name that is taken answers with the grant that has it
+	case e.KeyID != "" && !c.other:
+		e.KeyID, e.KeyVersion = cmp.Or(result.ID, e.KeyID), result.Version // a repeated CreateKey answers with the first one's key
 	}
 	if err := s.succeed(e, st); err != nil {
 		return fsm.Result{}, nil, err
@@ -76,7 +89,22 @@ func (s *Service) apply(ctx context.Context, c change) (fsm.Result, *fsm.State, 
 	return result, st, nil
 }
 
-func (s *Service) propose(ctx context.Context, c change, tenant string, e *audit.Event) (fsm.Result, *fsm.State, error) {
+func (s *Service) propose(ctx context.Context, c change, e *audit.Event) (fsm.Result, *fsm.State, error) {
+	if err := s.admit(c.call, c.lane); err != nil {
+		return fsm.Result{}, nil, err
+	}
+	if c.syntax != nil {
+		if err := c.syntax(); err != nil {
+			return fsm.Result{}, nil, err
+		}
+	}
+	if err := c.call.Caller.Class.may(c.needs); err != nil {
+		e.DecidedBy = "role"
+		return fsm.Result{}, nil, err
+	}
+	if err := s.audit.Healthy(); err != nil {
+		return fsm.Result{}, nil, err // a change is not made that could not be recorded
+	}
 	st, err := s.await(ctx, c.call.IndexToken)
 	if err != nil {
 		return fsm.Result{}, nil, err
@@ -85,7 +113,7 @@ func (s *Service) propose(ctx context.Context, c change, tenant string, e *audit
 	if p.Request == "" {
 		p.Request = uuid.NewString() // so that a lost answer between nodes can be asked for again
 	}
-	if p.Digest, err = requestDigest(c.name, tenant, c.params); err != nil {
+	if p.Digest, err = requestDigest(c.name, c.call.acting(), c.params); err != nil {
 		return fsm.Result{}, nil, err
 	}
 	if !c.call.DryRun {
@@ -94,8 +122,11 @@ func (s *Service) propose(ctx context.Context, c change, tenant string, e *audit
 		}
 	}
 	for try := 1; ; try++ {
+		if st, err = s.present(); err != nil {
+			return fsm.Result{}, nil, err
+		}
 		e.StateIndex = st.Index()
-		if p.Command, err = c.build(ctx, st, tenant, e); err != nil {
+		if p.Command, err = c.build(ctx, st, e); err != nil {
 			return fsm.Result{}, nil, err
 		}
 		if c.call.DryRun {
@@ -110,6 +141,16 @@ func (s *Service) propose(ctx context.Context, c change, tenant string, e *audit
 			return result, st, err
 		}
 	}
+}
+
+// present is a state that a decision may be made on: the lease first, then the state, as
+// at the gate. A restriction that has returned stands in it.
+func (s *Service) present() (*fsm.State, error) {
+	if err := s.fresh.Usable(); err != nil {
+		return nil, err
+	}
+	st := s.log.State()
+	return st, s.fresh.Serves(st)
 }
 
 // repeated answers a request id that the state remembers as it was answered first,
@@ -140,41 +181,78 @@ func requestDigest(name, tenant string, params any) ([]byte, error) {
 	return sum[:], nil
 }
 
-// keyCommand makes the command of a change of one key.
+// keyCommand makes the command of a change of one key. Without a state and a key it makes
+// one that shows whether the request is well-formed; nil if nothing of it can be wrong.
 type keyCommand func(ctx context.Context, st *fsm.State, k *fsm.Key, ref fsm.KeyRef) (fsm.Command, error)
 
 // onKey changes one existing key.
 func (s *Service) onKey(ctx context.Context, name string, c Call, key string, expect uint64, params any, command keyCommand) (fsm.Result, *fsm.State, error) {
-	return s.apply(ctx, changeOf(name, c, key, expect, params, command))
+	return s.apply(ctx, s.changeOf(name, c, key, expect, params, command))
+}
+
+// restrictKey is onKey for what takes something away: it has a lane of its own.
+func (s *Service) restrictKey(ctx context.Context, name string, c Call, key string, expect uint64, params any, command keyCommand) (fsm.Result, *fsm.State, error) {
+	x := s.changeOf(name, c, key, expect, params, command)
+	x.lane = limit.Restrict
+	return s.apply(ctx, x)
 }
 
 // changeOf is a change of one existing key. Without a revision from the caller the
 // command expects the one it was decided on.
-func changeOf(name string, c Call, key string, expect uint64, params any, command keyCommand) change {
+func (s *Service) changeOf(name string, c Call, key string, expect uint64, params any, command keyCommand) change {
 	return change{
-		name: name, call: c, expect: expect,
+		name: name, call: c, needs: mayAdminister, lane: limit.Control, expect: expect,
 		params: struct {
 			Key    string
 			Expect uint64
 			Params any
 		}{key, expect, params},
-		build: func(ctx context.Context, st *fsm.State, tenant string, e *audit.Event) (fsm.Command, error) {
-			ref, err := parseReference(st, tenant, key)
+		syntax: func() error {
+			if command == nil {
+				return nil
+			}
+			shown, err := command(context.Background(), nil, nil, fsm.KeyRef{ID: uuid.Max})
+			return cmp.Or(err, wellFormed(shown))
+		},
+		build: func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
+			k, err := s.named(st, c, key, question{caller: c.Caller, needs: mayAdminister, operation: name}, e)
 			if err != nil {
 				return nil, err
 			}
-			k, err := ref.resolve(st, tenant)
-			if err != nil {
-				return nil, err
-			}
-			e.KeyID, e.Alias = k.ID.String(), ref.alias
-			revision := expect
-			if revision == 0 {
-				revision = k.Revision
-			}
-			return command(ctx, st, k, fsm.KeyRef{ID: k.ID, Tenant: tenant, Expect: revision})
+			return command(ctx, st, k, fsm.KeyRef{ID: k.ID, Tenant: k.Tenant, Expect: cmp.Or(expect, k.Revision)})
 		},
 	}
+}
+
+// wellFormed says what is wrong with a command, whatever the state; nothing with none.
+func wellFormed(c fsm.Command) error {
+	if c == nil {
+		return nil
+	}
+	return fsm.WellFormed(c)
+}
+
+// named finds the key that a call names and asks whether the caller may; both go into
+// the record.
+func (s *Service) named(st *fsm.State, c Call, key string, q question, e *audit.Event) (*fsm.Key, error) {
+	ref, err := parseReference(st, c, key)
+	if err != nil {
+		return nil, err
+	}
+	k, rule, err := s.lookUp(st, ref, q)
+	e.Tenant, e.Alias, e.DecidedBy = ref.tenant, ref.alias, rule
+	if k != nil {
+		e.KeyID = k.ID.String()
+	}
+	return k, err
+}
+
+// ofTenant asks whether the caller may do something with the acting tenant itself.
+func (s *Service) ofTenant(st *fsm.State, c Call, q question, e *audit.Event) (tenant string, err error) {
+	q.tenant = c.acting()
+	e.Tenant = q.tenant
+	e.DecidedBy, err = s.decide(st, q, nil)
+	return q.tenant, err
 }
 
 // KeyParams says which key to make.
@@ -188,14 +266,20 @@ type KeyParams struct {
 // CreateKey makes a key in the HSM and returns when it is committed.
 func (s *Service) CreateKey(ctx context.Context, c Call, p KeyParams) (Metadata, *fsm.State, error) {
 	result, st, err := s.apply(ctx, change{
-		name: "CreateKey", call: c, params: p,
-		build: func(ctx context.Context, st *fsm.State, tenant string, e *audit.Event) (fsm.Command, error) {
+		name: "CreateKey", call: c, needs: mayAdminister, lane: limit.Control, params: p,
+		syntax: func() error {
+			return fsm.WellFormed(&fsm.CreateKey{ID: uuid.Max, Description: p.Description, Usage: p.Usage, Spec: p.Spec, Tags: p.Tags, Version: 1, Token: []byte{0}})
+		},
+		build: func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
+			tenant, err := s.ofTenant(st, c, question{caller: c.Caller, needs: mayAdminister, operation: "CreateKey"}, e)
+			if err != nil {
+				return nil, err
+			}
 			command := &fsm.CreateKey{
 				ID: uuid.New(), Tenant: tenant, Description: p.Description, Usage: p.Usage, Spec: p.Spec, Tags: p.Tags,
 				Version: 1,
 			}
 			e.KeyID = command.ID.String()
-			var err error
 			command.Generation, command.Token, err = s.makeToken(ctx, st, c, command, command.ID, 1)
 			return command, err
 		},
@@ -235,6 +319,10 @@ func (s *Service) makeToken(ctx context.Context, st *fsm.State, c Call, command 
 		t.Generation, t.Token = g.Number, stand
 	case *fsm.RotateKey:
 		t.Generation, t.Token = g.Number, stand
+	case *fsm.RotateKeyOnSchedule:
+		t.Generation, t.Token = g.Number, stand
+	case *fsm.CreateServiceKey:
+		t.Generation, t.Token = g.Number, stand
 	}
 	if _, err := st.Try(command); err != nil || c.DryRun {
 		return g.Number, stand, err
@@ -244,81 +332,6 @@ func (s *Service) makeToken(ctx context.Context, st *fsm.State, c Call, command 
 		Key: hsm.ID(id), Version: version, Created: s.now(),
 	})
 	return g.Number, token, err
-}
-
-// RotateKeyOnDemand adds a version to a key.
-func (s *Service) RotateKeyOnDemand(ctx context.Context, c Call, key string, expect uint64) (fsm.Result, *fsm.State, error) {
-	return s.onKey(ctx, "RotateKeyOnDemand", c, key, expect, nil,
-		func(ctx context.Context, st *fsm.State, k *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
-			command := &fsm.RotateKey{KeyRef: ref, Version: st.NextVersion(k), Cause: fsm.CauseOnDemand}
-			var err error
-			command.Generation, command.Token, err = s.makeToken(ctx, st, c, command, k.ID, command.Version)
-			return command, err
-		})
-}
-
-// UpdateKeyDescription replaces a key's description.
-func (s *Service) UpdateKeyDescription(ctx context.Context, c Call, key, description string, expect uint64) (fsm.Result, *fsm.State, error) {
-	return s.onKey(ctx, "UpdateKeyDescription", c, key, expect, description,
-		func(_ context.Context, _ *fsm.State, _ *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
-			return &fsm.UpdateKeyDescription{KeyRef: ref, Description: description}, nil
-		})
-}
-
-// EnableKey makes a disabled key usable.
-func (s *Service) EnableKey(ctx context.Context, c Call, key string, expect uint64) (fsm.Result, *fsm.State, error) {
-	return s.onKey(ctx, "EnableKey", c, key, expect, nil,
-		func(_ context.Context, _ *fsm.State, _ *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
-			return &fsm.EnableKey{KeyRef: ref}, nil
-		})
-}
-
-// DisableKey makes a key unusable: on every node by the time it returns.
-func (s *Service) DisableKey(ctx context.Context, c Call, key string, expect uint64) (fsm.Result, *fsm.State, error) {
-	return s.onKey(ctx, "DisableKey", c, key, expect, nil,
-		func(_ context.Context, _ *fsm.State, _ *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
-			return &fsm.DisableKey{KeyRef: ref}, nil
-		})
-}
-
-// ScheduleKeyDeletion makes a key unusable and sets its date; 0 days mean 30.
-func (s *Service) ScheduleKeyDeletion(ctx context.Context, c Call, key string, days uint32, expect uint64) (*fsm.Key, *fsm.State, error) {
-	if days == 0 {
-		days = fsm.DefaultDeletion
-	}
-	result, st, err := s.onKey(ctx, "ScheduleKeyDeletion", c, key, expect, days,
-		func(_ context.Context, _ *fsm.State, _ *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
-			return &fsm.ScheduleKeyDeletion{KeyRef: ref, Days: days}, nil
-		})
-	if err != nil {
-		return nil, nil, err
-	}
-	k, err := s.resultKey(st, result)
-	return k, st, err
-}
-
-// CancelKeyDeletion takes a key back; it is disabled afterwards.
-func (s *Service) CancelKeyDeletion(ctx context.Context, c Call, key string, expect uint64) (fsm.Result, *fsm.State, error) {
-	return s.onKey(ctx, "CancelKeyDeletion", c, key, expect, nil,
-		func(_ context.Context, _ *fsm.State, _ *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
-			return &fsm.CancelKeyDeletion{KeyRef: ref}, nil
-		})
-}
-
-// TagResource sets tags.
-func (s *Service) TagResource(ctx context.Context, c Call, key string, tags []fsm.Tag, expect uint64) (fsm.Result, *fsm.State, error) {
-	return s.onKey(ctx, "TagResource", c, key, expect, tags,
-		func(_ context.Context, _ *fsm.State, _ *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
-			return &fsm.TagKey{KeyRef: ref, Tags: tags}, nil
-		})
-}
-
-// UntagResource removes tags by their keys.
-func (s *Service) UntagResource(ctx context.Context, c Call, key string, tagKeys []string, expect uint64) (fsm.Result, *fsm.State, error) {
-	return s.onKey(ctx, "UntagResource", c, key, expect, tagKeys,
-		func(_ context.Context, _ *fsm.State, _ *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
-			return &fsm.UntagKey{KeyRef: ref, TagKeys: tagKeys}, nil
-		})
 }
 
 // encodeMarker and decodeMarker make a list's place opaque to callers.

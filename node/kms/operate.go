@@ -9,6 +9,7 @@ import (
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/audit"
+	"github.com/quorumkms/quorumkms/node/kms/limit"
 )
 
 // Propose commits a command in a caller's name.
@@ -42,13 +43,19 @@ func Operate[T any](ctx context.Context, s *Service, o Operation[T]) (T, error) 
 
 func operate[T any](ctx context.Context, s *Service, o Operation[T], e *audit.Event) (T, error) {
 	var none T
-	tenant, rule, err := o.Call.allow(mayOperate)
-	e.Tenant, e.DecidedBy = tenant, rule
-	if err != nil {
+	e.Tenant, e.DecidedBy = o.Call.acting(), "role"
+	if err := s.admit(o.Call, limit.Restrict); err != nil { // what repairs a cluster is not held up by anything else
 		return none, err
 	}
+	if err := o.Call.Caller.Class.may(mayOperate); err != nil {
+		return none, err
+	}
+	if err := enabled(s.log.State(), o.Call.Caller); err != nil {
+		return none, err
+	}
+	var err error
 	p := fsm.Proposal{Principal: o.Call.Caller.Principal, Request: cmp.Or(o.Call.RequestID, uuid.NewString())}
-	if p.Digest, err = requestDigest(o.Name, tenant, o.Params); err != nil {
+	if p.Digest, err = requestDigest(o.Name, o.Call.acting(), o.Params); err != nil {
 		return none, err
 	}
 	first, known, err := s.log.State().Replay(p.Principal, p.Request, p.Digest)
@@ -77,6 +84,13 @@ func operate[T any](ctx context.Context, s *Service, o Operation[T], e *audit.Ev
 func (s *Service) Observe(name string, c Call) error {
 	e := begin(name, c)
 	e.DecidedBy = "anyone"
+	err := s.admit(c, limit.Control)
+	if err == nil {
+		err = enabled(s.log.State(), c.Caller)
+	}
+	if err != nil {
+		return s.refuse(e, err)
+	}
 	return s.succeed(e, s.log.State())
 }
 

@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strconv"
@@ -10,32 +11,29 @@ import (
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/audit"
+	"github.com/quorumkms/quorumkms/node/kms/limit"
 )
+
+// reading is a call that only looks.
+type reading struct {
+	name string
+	call Call
+	key  *string // that it names; nil: it is about the tenant
+	as   permission
+	op   string // as policies name it; empty: name
+}
 
 // read is what all calls that only look have in common: f answers from a state,
 // and from the key if the call names one.
-func read[T any](ctx context.Context, s *Service, name string, c Call, key *string, f func(st *fsm.State, tenant string, k *fsm.Key) (T, error)) (T, *fsm.State, error) {
+func read[T any](ctx context.Context, s *Service, r reading, f func(st *fsm.State, tenant string, k *fsm.Key) (T, error)) (T, *fsm.State, error) {
 	var none T
-	e := begin(name, c)
-	tenant, rule, err := c.allow(mayRead)
-	e.Tenant, e.DecidedBy = tenant, rule
-	if err != nil {
-		return none, nil, s.refuse(e, err)
-	}
-	if err := s.confirm(ctx, c); err != nil {
-		return none, nil, s.refuse(e, err)
-	}
-	st, err := s.await(ctx, c.IndexToken)
+	e := begin(r.name, r.call)
+	e.Tenant = r.call.acting()
+	st, tenant, k, err := s.readable(ctx, r, &e)
 	if err != nil {
 		return none, nil, s.refuse(e, err)
 	}
 	e.StateIndex = st.Index()
-	var k *fsm.Key
-	if key != nil {
-		if k, err = s.lookUp(st, tenant, *key, &e); err != nil {
-			return none, nil, s.refuse(e, err)
-		}
-	}
 	answer, err := f(st, tenant, k)
 	if err != nil {
 		return none, nil, s.refuse(e, err)
@@ -46,22 +44,68 @@ func read[T any](ctx context.Context, s *Service, name string, c Call, key *stri
 	return answer, st, nil
 }
 
-func (s *Service) lookUp(st *fsm.State, tenant, key string, e *audit.Event) (*fsm.Key, error) {
-	ref, err := parseReference(st, tenant, key)
+// readOwn is read for what concerns the caller itself, or the whole cluster: its role
+// decides.
+func readOwn[T any](ctx context.Context, s *Service, r reading, f func(st *fsm.State) (T, error)) (T, *fsm.State, error) {
+	var none T
+	e := begin(r.name, r.call)
+	e.DecidedBy = "role"
+	st, err := s.fit(ctx, r)
+	if err == nil {
+		e.StateIndex = st.Index()
+		err = enabled(st, r.call.Caller)
+	}
+	var answer T
+	if err == nil {
+		answer, err = f(st)
+	}
 	if err != nil {
+		return none, nil, s.refuse(e, err)
+	}
+	if err := s.succeed(e, st); err != nil {
+		return none, nil, err
+	}
+	return answer, st, nil
+}
+
+// fit gives a state to answer from: as new as the caller has seen, and one that every
+// restriction that has returned stands in.
+func (s *Service) fit(ctx context.Context, r reading) (*fsm.State, error) {
+	if err := s.admit(r.call, limit.Control); err != nil {
 		return nil, err
 	}
-	e.Alias = ref.alias
-	k, err := ref.resolve(st, tenant)
-	if err == nil {
-		e.KeyID = k.ID.String()
+	if err := r.call.Caller.Class.may(r.as); err != nil {
+		return nil, err
 	}
-	return k, err
+	if err := s.confirm(ctx, r.call); err != nil {
+		return nil, err
+	}
+	if _, err := s.await(ctx, r.call.IndexToken); err != nil {
+		return nil, err
+	}
+	return s.present()
+}
+
+// readable finds what a call looks at and asks whether it may.
+func (s *Service) readable(ctx context.Context, r reading, e *audit.Event) (st *fsm.State, tenant string, k *fsm.Key, err error) {
+	e.DecidedBy = "role" // until something else has
+	if st, err = s.fit(ctx, r); err != nil {
+		return nil, "", nil, err
+	}
+	q := question{caller: r.call.Caller, needs: r.as, operation: cmp.Or(r.op, r.name)}
+	if r.key == nil {
+		tenant, err = s.ofTenant(st, r.call, q, e)
+		return st, tenant, nil, err
+	}
+	if k, err = s.named(st, r.call, *r.key, q, e); err != nil {
+		return nil, "", nil, err
+	}
+	return st, k.Tenant, k, nil
 }
 
 // DescribeKey returns what is known of a key.
 func (s *Service) DescribeKey(ctx context.Context, c Call, key string) (Metadata, *fsm.State, error) {
-	return read(ctx, s, "DescribeKey", c, &key, func(st *fsm.State, _ string, k *fsm.Key) (Metadata, error) {
+	return read(ctx, s, reading{name: "DescribeKey", call: c, key: &key, as: mayRead}, func(st *fsm.State, _ string, k *fsm.Key) (Metadata, error) {
 		return metadata(st, k), nil
 	})
 }
@@ -93,7 +137,7 @@ const recordSize = 512
 
 // ListKeys returns a tenant's keys in the order of their ids.
 func (s *Service) ListKeys(ctx context.Context, c Call, limit uint32, marker string) (Page[Metadata], *fsm.State, error) {
-	return read(ctx, s, "ListKeys", c, nil, func(st *fsm.State, tenant string, _ *fsm.Key) (Page[Metadata], error) {
+	return read(ctx, s, reading{name: "ListKeys", call: c, as: mayRead}, func(st *fsm.State, tenant string, _ *fsm.Key) (Page[Metadata], error) {
 		n, after, err := listFrom(limit, marker)
 		if err != nil {
 			return Page[Metadata]{}, err
@@ -124,7 +168,7 @@ func (s *Service) ListAliases(ctx context.Context, c Call, key string, limit uin
 	if key != "" {
 		one = &key
 	}
-	return read(ctx, s, "ListAliases", c, one, func(st *fsm.State, tenant string, k *fsm.Key) (Page[*fsm.Alias], error) {
+	return read(ctx, s, reading{name: "ListAliases", call: c, key: one, as: mayRead}, func(st *fsm.State, tenant string, k *fsm.Key) (Page[*fsm.Alias], error) {
 		n, after, err := listFrom(limit, marker)
 		if err != nil {
 			return Page[*fsm.Alias]{}, err
@@ -141,7 +185,7 @@ func (s *Service) ListAliases(ctx context.Context, c Call, key string, limit uin
 
 // ListResourceTags returns a key's tags by key.
 func (s *Service) ListResourceTags(ctx context.Context, c Call, key string, limit uint32, marker string) (Page[fsm.Tag], *fsm.State, error) {
-	return read(ctx, s, "ListResourceTags", c, &key, func(_ *fsm.State, _ string, k *fsm.Key) (Page[fsm.Tag], error) {
+	return read(ctx, s, reading{name: "ListResourceTags", call: c, key: &key, as: mayRead}, func(_ *fsm.State, _ string, k *fsm.Key) (Page[fsm.Tag], error) {
 		n, after, err := listFrom(limit, marker)
 		if err != nil {
 			return Page[fsm.Tag]{}, err
@@ -162,24 +206,81 @@ type Rotation struct {
 
 // ListKeyRotations returns a key's versions, the first one included.
 func (s *Service) ListKeyRotations(ctx context.Context, c Call, key string, limit uint32, marker string) (Page[Rotation], *fsm.State, error) {
-	return read(ctx, s, "ListKeyRotations", c, &key, func(_ *fsm.State, _ string, k *fsm.Key) (Page[Rotation], error) {
-		n, after, err := listFrom(limit, marker)
+	return read(ctx, s, reading{name: "ListKeyRotations", call: c, key: &key, as: mayRead}, func(_ *fsm.State, _ string, k *fsm.Key) (Page[Rotation], error) {
+		n, after, err := versionsFrom(limit, marker)
 		if err != nil {
 			return Page[Rotation]{}, err
 		}
-		var last uint64
-		if after != "" {
-			if last, err = strconv.ParseUint(after, 10, 32); err != nil {
-				return Page[Rotation]{}, invalid("marker is none that ListKeyRotations returned")
-			}
-		}
 		var items []Rotation
 		for _, v := range k.Versions {
-			if uint64(v.Version) > last {
+			if v.Version > after {
 				items = append(items, Rotation{k.ID, v})
 			}
 		}
-		return page(items, n, func(r Rotation) string { return strconv.FormatUint(uint64(r.Version.Version), 10) }, func(Rotation) int { return recordSize }), nil
+		return page(items, n, func(r Rotation) string { return versionPlace(r.Version.Version) }, func(Rotation) int { return recordSize }), nil
+	})
+}
+
+// GetKeyRotationStatus returns a key, for its schedule.
+func (s *Service) GetKeyRotationStatus(ctx context.Context, c Call, key string) (*fsm.Key, *fsm.State, error) {
+	return read(ctx, s, reading{name: "GetKeyRotationStatus", call: c, key: &key, as: mayRead}, func(_ *fsm.State, _ string, k *fsm.Key) (*fsm.Key, error) {
+		return k, nil
+	})
+}
+
+// VersionView is a version as callers see it.
+type VersionView struct {
+	fsm.KeyVersion
+	Current bool
+	Used    int64 // unix seconds; 0: not as far as is known
+}
+
+// ListKeyVersions returns a key's versions by number.
+func (s *Service) ListKeyVersions(ctx context.Context, c Call, key string, limit uint32, marker string) (Page[VersionView], *fsm.State, error) {
+	return read(ctx, s, reading{name: "ListKeyVersions", call: c, key: &key, as: mayRead}, func(st *fsm.State, _ string, k *fsm.Key) (Page[VersionView], error) {
+		n, after, err := versionsFrom(limit, marker)
+		if err != nil {
+			return Page[VersionView]{}, err
+		}
+		use, known := st.LastUse(k.ID)
+		var items []VersionView
+		for _, v := range k.Versions {
+			if v.Version <= after {
+				continue
+			}
+			view := VersionView{KeyVersion: v, Current: v.Version == k.Current().Version}
+			if known {
+				view.Used = use.Version(v.Version)
+			}
+			items = append(items, view)
+		}
+		return page(items, n, func(v VersionView) string { return versionPlace(v.Version) }, func(VersionView) int { return recordSize }), nil
+	})
+}
+
+func versionPlace(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+
+func versionsFrom(limit uint32, marker string) (n int, after uint32, err error) {
+	n, place, err := listFrom(limit, marker)
+	if err != nil || place == "" {
+		return n, 0, err
+	}
+	last, err := strconv.ParseUint(place, 10, 32)
+	if err != nil {
+		return 0, 0, invalid("marker is none that a list of versions returned")
+	}
+	return n, uint32(last), nil
+}
+
+// ListResources returns what a key protects, by name.
+func (s *Service) ListResources(ctx context.Context, c Call, key string, limit uint32, marker string) (Page[*fsm.Binding], *fsm.State, error) {
+	return read(ctx, s, reading{name: "ListResources", call: c, key: &key, as: mayRead}, func(st *fsm.State, _ string, k *fsm.Key) (Page[*fsm.Binding], error) {
+		n, after, err := listFrom(limit, marker)
+		if err != nil {
+			return Page[*fsm.Binding]{}, err
+		}
+		return page(st.Bindings(k.ID, after, n+1), n, func(b *fsm.Binding) string { return b.Resource },
+			func(b *fsm.Binding) int { return recordSize + 2*len(b.Resource) + len(b.By) }), nil
 	})
 }
 

@@ -34,13 +34,15 @@ func AliasARN(cluster fsm.ID, tenant, name string) string {
 
 // reference is one of the ways to name a key, taken apart.
 type reference struct {
-	id    fsm.ID // or
-	alias string // with the prefix
+	tenant string
+	id     fsm.ID // or
+	alias  string // with the prefix
 }
 
-// parseReference reads a key id, ARN, alias name or alias ARN. An ARN of another
-// tenant is denied whether or not anything has that name.
-func parseReference(st *fsm.State, tenant, text string) (reference, error) {
+// parseReference reads a key id, ARN, alias name or alias ARN. An ARN names its tenant;
+// everything else is the acting tenant's.
+func parseReference(st *fsm.State, c Call, text string) (reference, error) {
+	tenant := c.acting()
 	if text == "" {
 		return reference{}, invalid("key id is missing: give a key id, key ARN, alias name or alias ARN")
 	}
@@ -56,9 +58,13 @@ func parseReference(st *fsm.State, tenant, text string) (reference, error) {
 		if parts[0] != st.Cluster().ID.String() {
 			return reference{}, fmt.Errorf("%w: the ARN is of another cluster (%s)", fsm.ErrNotFound, parts[0])
 		}
-		if parts[1] != tenant {
-			return reference{}, fmt.Errorf("%w: the ARN is of another tenant", ErrDenied)
+		if !fsm.ValidName(parts[1]) {
+			return reference{}, invalid("%q is no ARN: %.80q is no tenant's name", text, parts[1])
 		}
+		if c.Tenant != "" && c.Tenant != parts[1] {
+			return reference{}, invalid("the ARN is of tenant %s, the call is for tenant %s", parts[1], c.Tenant)
+		}
+		tenant = parts[1]
 		resource = parts[2]
 		if id, ok := strings.CutPrefix(resource, "key/"); ok && !strings.HasPrefix(id, fsm.AliasPrefix) {
 			resource = id
@@ -67,27 +73,27 @@ func parseReference(st *fsm.State, tenant, text string) (reference, error) {
 		}
 	}
 	if strings.HasPrefix(resource, fsm.AliasPrefix) {
-		return reference{alias: resource}, fsm.ValidAlias(resource)
+		return reference{tenant: tenant, alias: resource}, fsm.ValidAlias(resource)
 	}
 	id, err := uuid.Parse(resource)
 	if err != nil || resource != id.String() {
 		return reference{}, invalid("%q is no key id, key ARN, alias name (alias/…) or alias ARN", text)
 	}
-	return reference{id: id}, nil
+	return reference{tenant: tenant, id: id}, nil
 }
 
 // resolve finds the key in a state. What is not the tenant's is not there.
-func (r reference) resolve(st *fsm.State, tenant string) (*fsm.Key, error) {
+func (r reference) resolve(st *fsm.State) (*fsm.Key, error) {
 	id := r.id
 	if r.alias != "" {
-		a, ok := st.Alias(tenant, r.alias)
+		a, ok := st.Alias(r.tenant, r.alias)
 		if !ok {
 			return nil, fmt.Errorf("%w: %s", fsm.ErrNotFound, r.alias)
 		}
 		id = a.Key
 	}
 	k, ok := st.Key(id)
-	if !ok || k.Tenant != tenant {
+	if !ok || k.Tenant != r.tenant {
 		return nil, fmt.Errorf("%w: key %s", fsm.ErrNotFound, id)
 	}
 	return k, nil

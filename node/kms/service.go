@@ -1,21 +1,25 @@
 // Package kms is the key service: keys, cryptography, the rules of who may, and
 // the ciphertext format. It knows neither Raft nor PKCS#11 nor gRPC.
 //
-// Reading order: service.go, caller.go (who may), reference.go (how a key is
-// named), crypto.go (what is done with keys, through the gate), blob.go and
-// context.go (the formats), keys.go and aliases.go (what is done to keys, through
-// the log).
+// Reading order: service.go, caller.go (roles), authorise.go and policies.go (who may),
+// reference.go (how a key is named), crypto.go (what is done with keys, through the gate),
+// blob.go and context.go (the formats), keys.go (what is done to keys, through the log),
+// keylife.go, aliases.go, grants.go, policy.go, tenants.go, servicekey.go, read.go and
+// duty.go (what the cluster does by itself), uses.go.
 package kms
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/node/kms/gate"
+	"github.com/quorumkms/quorumkms/node/kms/limit"
 )
 
 // Log is the replicated log as the key service sees it.
@@ -48,6 +52,15 @@ type Config struct {
 	Out     *gate.Releases
 	Now     func() time.Time     // wall clock, for the creation date in tokens
 	Clock   func() time.Duration // monotonic
+	// Principal takes a SPIFFE URI of this cluster apart.
+	Principal func(uri string) (Caller, error)
+	Leader    Leadership
+	Limits    *limit.Limiter
+	// MinRotation is the shortest rotation period that may be asked for.
+	MinRotation time.Duration
+	// Self is the SPIFFE URI that this node's own acts are recorded under.
+	Self   string
+	Logger *slog.Logger
 	// Quorum makes every call behave as one with ConsistencyQuorum: for hosts whose
 	// clock may stand still, such as virtual machines that are paused. The only field
 	// that is not required.
@@ -66,6 +79,24 @@ type Service struct {
 	random  *entropy
 	now     func() time.Time
 	quorum  bool
+
+	principal   func(uri string) (Caller, error)
+	leader      Leadership
+	limits      *limit.Limiter
+	minRotation time.Duration
+	self        string
+	logger      *slog.Logger
+	policies    *policies
+	uses        *uses
+}
+
+// Leadership is what the duties need to know of this node's place in the cluster.
+type Leadership interface {
+	// Leads tells whether this node leads, as far as it knows.
+	Leads() bool
+	// MajorityTime is the latest time that the clocks of a majority of voters have
+	// reached; ok is false if too few were heard of lately.
+	MajorityTime() (at time.Time, ok bool)
 }
 
 // New makes the key service.
@@ -76,6 +107,9 @@ func New(c Config) *Service {
 		random: newEntropy(c.Keys),
 		now:    c.Now,
 		quorum: c.Quorum,
+
+		principal: c.Principal, leader: c.Leader, limits: c.Limits, minRotation: c.MinRotation, self: c.Self, logger: c.Logger,
+		policies: newPolicies(), uses: newUses(),
 	}
 }
 
@@ -85,6 +119,14 @@ func begin(name string, c Call) audit.Event {
 		Name: name, RequestID: c.RequestID, DryRun: c.DryRun,
 		Principal: c.Caller.Principal, Class: string(c.Caller.Class), Tenant: c.Tenant, Source: c.Caller.Source,
 	}
+}
+
+// admit is the way in of every call: what it carries, and how many there may be.
+func (s *Service) admit(c Call, lane limit.Lane) error {
+	if err := c.syntax(); err != nil {
+		return err
+	}
+	return s.limits.Admit(lane, cmp.Or(c.Caller.Tenant, c.Caller.Principal), c.Caller.Principal) // not the tenant that it names: that would be another's quota
 }
 
 // confirm waits for a tick of its own if the call or this node wants one.
@@ -102,7 +144,7 @@ func (s *Service) refuse(e audit.Event, err error) error {
 	switch {
 	case errors.Is(err, ErrDryRun):
 		e.Result, e.Reason = audit.Success, ""
-	case errors.Is(err, ErrDenied):
+	case errors.Is(err, ErrDenied), errors.Is(err, fsm.ErrPrincipalDisabled):
 		e.Result = audit.Denied
 	default:
 		e.Result = audit.Failed

@@ -1,10 +1,12 @@
 package nodetest
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -51,8 +53,8 @@ type Pauses struct {
 	HandOver time.Duration // after the checks, before the answer goes out
 }
 
-func (c *Client) begin(l *life, n *Node, kind history.Kind, key fsm.ID) history.Call {
-	o := history.Operation{Client: c.number, Node: n.Name, Kind: kind, Key: key.String()}
+func (c *Client) begin(l *life, n *Node, kind history.Kind, key string, under ...string) history.Call {
+	o := history.Operation{Client: c.number, Node: n.Name, Kind: kind, Key: key, Under: under}
 	if l != nil {
 		o.Node = l.name()
 	}
@@ -64,29 +66,47 @@ func (c *Client) begin(l *life, n *Node, kind history.Kind, key fsm.ID) history.
 
 var errDown = errors.New("nodetest: no process runs there")
 
-// Use is a cryptographic operation with a key on a node, as the key service does it:
-// an early check, the work, the gate, the hand-over.
-func (c *Client) Use(n *Node, key fsm.ID, p Pauses) error {
+// Use is a cryptographic operation with a key on a node, as the key service does it: an
+// early check, the work, the gate, the hand-over. by is what it needs besides the key.
+func (c *Client) Use(n *Node, key fsm.ID, p Pauses, by ...Right) error {
 	l := n.running()
-	call := c.begin(l, n, history.Use, key)
-	err := use(l, n, key, p, call)
-	call.End(outcomeOf(err), history.Answer{Note: text(err)})
+	under := make([]string, len(by))
+	for i, r := range by {
+		under[i] = r.name()
+	}
+	call := c.begin(l, n, history.Use, key.String(), under...)
+	err := use(l, n, key, by, p, call)
+	a := history.Answer{Note: text(err)}
+	var lacking errLacking
+	if errors.As(err, &lacking) {
+		a.Lacks = lacking.right
+	}
+	call.End(outcomeOf(err), a)
 	return err
 }
 
-func use(l *life, n *Node, key fsm.ID, p Pauses, call history.Call) error {
+func use(l *life, n *Node, key fsm.ID, by []Right, p Pauses, call history.Call) error {
 	if l == nil || l.opened.Load() == nil {
 		return errDown
 	}
 	m := l.opened.Load()
 	authorise := func(s *fsm.State) error {
+		for _, r := range by {
+			if err := r.held(s, key, n.Clock.wall()); err != nil {
+				return errLacking{r.name(), err}
+			}
+		}
 		k, ok := s.Key(key)
 		if !ok {
 			return fsm.ErrNotFound
 		}
-		return k.Allows(fsm.OpUse)
+		return k.Allows(fsm.OpOpen)
 	}
-	if err := errors.Join(m.Usable(), authorise(m.State())); err != nil {
+	if err := m.Usable(); err != nil {
+		return err
+	}
+	s := m.State() // behind the lease: what it refuses is refused for good
+	if err := cmp.Or(m.Serves(s), authorise(s)); err != nil {
 		return err
 	}
 	ctx, finish := gate.Carry(l.end.ctx)
@@ -166,7 +186,8 @@ func command(kind history.Kind, key fsm.ID) fsm.Command {
 		return &fsm.CancelKeyDeletion{KeyRef: ref}
 	case history.Touch:
 		return &fsm.UpdateKeyDescription{KeyRef: ref, Description: "touched"}
-	case history.Rotate, history.Use, history.Read, history.QuorumRead, history.Final, history.Remove:
+	case history.Rotate, history.Use, history.Read, history.QuorumRead, history.Final, history.Remove,
+		history.Grant, history.Permit, history.Forbid:
 	}
 	panic("nodetest: " + string(kind) + " is no write")
 }
@@ -179,21 +200,25 @@ func request(c fsm.Command) fsm.Proposal {
 // Write changes a key through the nodes that next names, one a try: the request is
 // repeated while its outcome is unknown.
 func (c *Client) Write(kind history.Kind, key fsm.ID, next func() *Node) error {
-	p := request(command(kind, key))
+	return c.write(kind, key.String(), command(kind, key), next)
+}
+
+func (c *Client) write(kind history.Kind, subject string, command fsm.Command, next func() *Node) error {
+	p := request(command)
 	n := next()
-	call := c.begin(n.running(), n, kind, key)
+	call := c.begin(n.running(), n, kind, subject)
 	var result fsm.Result
 	var err error
-	doubt := false
+	var doubt atomic.Bool
 	for range writeTries {
-		if result, err = c.try(n, p); outcomeOf(err) == history.OK || outcomeOf(err) == history.Refused {
+		if result, err = c.try(n, p, &doubt); err == nil || !doubt.Load() {
 			break
 		}
-		doubt = doubt || outcomeOf(err) == history.Unknown
-		if !doubt {
-			break
-		}
+		refused := outcomeOf(err) == history.Refused
 		err = errors.Join(cluster.ErrOutcomeUnknown, err)
+		if refused { // but an earlier message may arrive yet: the refusal is not remembered
+			break
+		}
 		n = next()
 	}
 	if err == nil {
@@ -203,17 +228,24 @@ func (c *Client) Write(kind history.Kind, key fsm.ID, next func() *Node) error {
 	return err
 }
 
-func (c *Client) try(n *Node, p fsm.Proposal) (fsm.Result, error) {
+// doubtKey is the key of a flag in a call's context: whether one of its messages may yet
+// have an effect.
+type doubtKey struct{}
+
+func (c *Client) try(n *Node, p fsm.Proposal, doubt *atomic.Bool) (fsm.Result, error) {
 	l := n.running()
 	if l == nil || l.opened.Load() == nil {
 		return fsm.Result{}, errDown
 	}
-	ctx, cancel := context.WithTimeout(c.cluster.ctx, writeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithValue(c.cluster.ctx, doubtKey{}, doubt), writeTimeout)
 	defer cancel()
 	defer context.AfterFunc(l.end.ctx, cancel)()
 	result, err := l.opened.Load().Propose(ctx, p)
 	if l.end.ctx.Err() != nil {
-		return fsm.Result{}, cluster.ErrOutcomeUnknown // the connection broke
+		err = cluster.ErrOutcomeUnknown // the connection broke
+	}
+	if errors.Is(err, cluster.ErrOutcomeUnknown) {
+		doubt.Store(true)
 	}
 	return result, err
 }
@@ -222,7 +254,7 @@ func (c *Client) try(n *Node, p fsm.Proposal) (fsm.Result, error) {
 // by itself.
 func (c *Client) Read(n *Node, key fsm.ID) {
 	l := n.running()
-	call := c.begin(l, n, history.Read, key)
+	call := c.begin(l, n, history.Read, key.String())
 	s, err := c.await(l, readTimeout, func(ctx context.Context, m *cluster.Member) error {
 		_, err := m.Wait(ctx, c.seen)
 		return err
@@ -233,7 +265,7 @@ func (c *Client) Read(n *Node, key fsm.ID) {
 // QuorumRead is a read of a state that is no older than the call.
 func (c *Client) QuorumRead(n *Node, key fsm.ID) {
 	l := n.running()
-	call := c.begin(l, n, history.QuorumRead, key)
+	call := c.begin(l, n, history.QuorumRead, key.String())
 	s, err := c.await(l, confirmTimeout, func(ctx context.Context, m *cluster.Member) error { return m.Confirm(ctx) })
 	c.read(call, s, key, err)
 }
@@ -275,7 +307,7 @@ func valueOf(s *fsm.State, key fsm.ID) history.Value {
 // Final reads a key on every node, which must all have caught up.
 func (c *Client) Final(key fsm.ID) {
 	for _, n := range c.cluster.Nodes {
-		call := c.begin(n.running(), n, history.Final, key)
+		call := c.begin(n.running(), n, history.Final, key.String())
 		s := n.Member().State()
 		call.End(history.OK, history.Answer{Index: s.Index(), Value: valueOf(s, key)})
 	}
@@ -287,6 +319,8 @@ func outcomeOf(err error) history.Outcome {
 		return history.OK
 	case errors.Is(err, cluster.ErrOutcomeUnknown):
 		return history.Unknown
+	case errors.As(err, new(errLacking)):
+		return history.Refused
 	case errors.Is(err, fsm.ErrConflict), errors.Is(err, fsm.ErrNotInitialized):
 		return history.Failed
 	case fsm.Code(err) != "":

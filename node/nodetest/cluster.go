@@ -32,6 +32,8 @@ type Options struct {
 	// Latency is how long a message takes, DiskLatency a write, at most.
 	Latency     time.Duration
 	DiskLatency time.Duration
+	// Making is how long a node's HSM takes to make a key, at most.
+	Making time.Duration
 	// Drift is that of the clock of the node with that number, from 0. Nil: none.
 	Drift func(number int) Drift
 }
@@ -54,6 +56,7 @@ type Cluster struct {
 	Network *Network
 	Trace   *Trace
 	History *history.Recorder
+	Duties  *Duties
 	Nodes   []*Node
 
 	options Options
@@ -76,7 +79,7 @@ func New(dir string, o Options) (*Cluster, error) {
 	key := sha256.Sum256([]byte("log key"))
 	c := &Cluster{
 		Network: newNetwork(o.Latency, o.Seed), Trace: newTrace(), options: o, dir: dir, logKey: key[:],
-		History: history.NewRecorder(history.Since(time.Now())),
+		History: history.NewRecorder(history.Since(time.Now())), Duties: newDuties(o.Making, o.Seed),
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	start := time.Now()

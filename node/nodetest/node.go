@@ -143,6 +143,7 @@ func (n *Node) Start() error {
 	n.mu.Unlock()
 	n.cluster.Trace.Event("start", "%s as %s", n.Name, m.ID())
 	n.cluster.watch(l)
+	n.cluster.serve(l)
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/quorumkms/quorumkms/fsm"
@@ -67,6 +68,9 @@ func (p peers) Propose(ctx context.Context, address string, x fsm.Proposal, prop
 		return r, other.error
 	case errors.Is(err, errRefused):
 		return r, fmt.Errorf("%w: %w", cluster.ErrNoLeader, err)
+	}
+	if doubt, ok := ctx.Value(doubtKey{}).(*atomic.Bool); ok {
+		doubt.Store(true)
 	}
 	return r, fmt.Errorf("%w: %w", cluster.ErrOutcomeUnknown, err)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -27,6 +28,7 @@ type script struct {
 	// confirmed says that every restriction is confirmed by every node: then nothing
 	// may be handed over behind it, not even for a moment.
 	confirmed bool
+	breaks    string // the rule of histories that is broken without it; empty: any
 	run       func(s *stage) error
 }
 
@@ -89,8 +91,14 @@ func (s *stage) through(n *Node) func() *Node { return func() *Node { return n }
 // disable restricts the key through a node.
 func (s *stage) disable(n *Node) error { return s.client.Write(history.Disable, s.key, s.through(n)) }
 
+// grant makes a grant that nobody has used yet.
+func (s *stage) grant() (Grant, error) {
+	g := NewGrant(s.key, fsm.DefaultTenant, newGrantee())
+	return g, s.client.Give(g, s.through(s.leader))
+}
+
 // probe uses the key on a node all the time.
-func (s *stage) probe(n *Node) {
+func (s *stage) probe(n *Node, by ...Right) {
 	client := s.NewClient()
 	s.uses.Go(func() {
 		for {
@@ -99,16 +107,16 @@ func (s *stage) probe(n *Node) {
 			case <-s.done:
 				return
 			}
-			_ = client.Use(n, s.key, Pauses{}) // recorded
+			_ = client.Use(n, s.key, Pauses{}, by...) // recorded
 		}
 	})
 	time.Sleep(100 * time.Millisecond)
 }
 
 // use uses the key once, with pauses.
-func (s *stage) use(n *Node, p Pauses) {
+func (s *stage) use(n *Node, p Pauses, by ...Right) {
 	client := s.NewClient()
-	s.uses.Go(func() { _ = client.Use(n, s.key, p) }) // recorded
+	s.uses.Go(func() { _ = client.Use(n, s.key, p, by...) }) // recorded
 }
 
 // cutOff parts a node from all others.
@@ -166,7 +174,49 @@ func isType[T any](m any) bool {
 
 // scripts are at least one for every rule.
 func scripts() []script {
-	return append(grantorScripts(), lesseeScripts()...)
+	return slices.Concat(grantorScripts(), lesseeScripts(), rightScripts())
+}
+
+// rightScripts are about rights that are given and taken.
+func rightScripts() []script {
+	// taken takes a right while its user's node is cut off.
+	taken := func(s *stage, r Right) error {
+		s.probe(s.victim, r)
+		s.cutOff(s.victim)
+		return s.client.Take(r, s.through(s.leader))
+	}
+	return []script{
+		{name: "a grant is revoked that a cut-off follower knows", rule: rules.Wait, breaks: "restriction", run: func(s *stage) error {
+			g, err := s.grant()
+			return errors.Join(err, taken(s, g))
+		}},
+		{name: "a principal is disabled that uses a cut-off follower", rule: rules.Wait, breaks: "restriction", run: func(s *stage) error {
+			return taken(s, newGrantee())
+		}},
+		{name: "a tenant is frozen whose key a cut-off follower uses", rule: rules.Wait, breaks: "restriction", run: func(s *stage) error {
+			return taken(s, Tenant(fsm.DefaultTenant))
+		}},
+		{name: "a result under a grant is on its way", rule: rules.HandedOver, confirmed: true, breaks: "restriction", run: func(s *stage) error {
+			g, err := s.grant()
+			s.use(s.victim, Pauses{HandOver: 90 * time.Millisecond}, g)
+			time.Sleep(5 * time.Millisecond)
+			return errors.Join(err, s.client.Take(g, s.through(s.leader)))
+		}},
+		{name: "a grant is made while a follower is cut off", rule: rules.Wait, breaks: "right", run: func(s *stage) error {
+			s.probe(s.victim)
+			s.cutOff(s.victim)
+			g, err := s.grant()
+			s.use(s.victim, Pauses{}, g)
+			return err
+		}},
+		{name: "a grant is made that a follower learns late of", rule: rules.AckApplied, breaks: "right", run: func(s *stage) error {
+			s.probe(s.victim)
+			s.commitsUpTo(s.victim, s.victim.Member().State().Index())
+			g, err := s.grant()
+			s.use(s.victim, Pauses{}, g)
+			return err
+		}},
+	}
 }
 
 // grantorScripts are about what the leader must do.
@@ -235,7 +285,7 @@ func repeatInDoubt(s *stage) error {
 	p := request(command(history.Disable, s.key))
 	for _, patience := range []time.Duration{500 * time.Millisecond, 20 * time.Second} {
 		ctx, cancel := context.WithTimeout(s.ctx, patience)
-		call := s.client.begin(s.leader.running(), s.leader, history.Disable, s.key)
+		call := s.client.begin(s.leader.running(), s.leader, history.Disable, s.key.String())
 		result, err := s.leader.Member().Propose(ctx, p)
 		cancel()
 		call.End(outcomeOf(err), history.Answer{Index: result.Index, Note: text(err)})

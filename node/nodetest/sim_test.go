@@ -1,6 +1,7 @@
 package nodetest
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -84,8 +85,9 @@ func TestSim(t *testing.T) {
 		}
 	})
 	summarize(*seeds, virtual, total, counts)
-	if total.Released == 0 || total.Waited(time.Second) == 0 {
-		t.Errorf("the runs prove nothing: %d uses released, %d restrictions had to wait", total.Released, total.Waited(time.Second))
+	if total.Released == 0 || total.Waited(time.Second) == 0 || total.Rights == 0 || total.Lacking == 0 {
+		t.Errorf("the runs prove nothing: %d uses released, %d restrictions had to wait, %d uses had a right that they needed, %d lacked one",
+			total.Released, total.Waited(time.Second), total.Rights, total.Lacking)
 	}
 }
 
@@ -211,12 +213,26 @@ type workload struct {
 	done    chan struct{}
 	clients sync.WaitGroup
 
+	under chan struct{} // uses under way
+	iced  fsm.ID        // a key of a tenant that is frozen now and then
+
 	mu   sync.Mutex
 	keys []fsm.ID
+	held [granters]access // what is used by a grant at present
+}
+
+// access is a key and what its use needs besides.
+type access struct {
+	key fsm.ID
+	by  []Right
 }
 
 const (
-	users   = 4 // sessions of cryptography
+	users    = 4 // sessions of cryptography
+	granters = 3 // sessions of grants
+
+	frozen Tenant = "frozen" // now and then
+
 	admins  = 4 // sessions of writes
 	readers = 3 // sessions of reads
 	keys    = 6 // at the beginning
@@ -224,10 +240,21 @@ const (
 )
 
 func newWorkload(c *Cluster, n *nemesis, seed uint64) *workload {
-	return &workload{cluster: c, nemesis: n, seed: seed, done: make(chan struct{})}
+	return &workload{cluster: c, nemesis: n, seed: seed, done: make(chan struct{}), under: make(chan struct{}, maxUses)}
 }
 
 func (w *workload) prepare() error {
+	w.iced = uuid.New()
+	create := command(history.Create, w.iced).(*fsm.CreateKey)
+	create.Tenant = string(frozen)
+	for _, c := range []fsm.Command{&fsm.CreateTenant{Name: string(frozen), Administrator: operator}, create} {
+		ctx, cancel := context.WithTimeout(w.cluster.ctx, time.Minute)
+		err := w.cluster.Propose(ctx, c)
+		cancel()
+		if err != nil {
+			return err
+		}
+	}
 	client, random := w.cluster.NewClient(), rand.New(rand.NewPCG(w.seed, 3))
 	for range keys {
 		id := uuid.New()
@@ -261,20 +288,26 @@ func (w *workload) each(number uint64, think time.Duration, f func(client *Clien
 }
 
 func (w *workload) start() {
-	under := make(chan struct{}, maxUses)
 	for i := range uint64(users) {
 		w.each(100+i, 150*time.Millisecond, func(client *Client, random *rand.Rand) {
-			n, key, p := w.cluster.anyNode(random)(), w.key(random), w.nemesis.pauses(random)
-			select {
-			case under <- struct{}{}:
-				w.clients.Go(func() {
-					defer func() { <-under }()
-					_ = client.Use(n, key, p) // recorded
-				})
-			default:
-			}
+			w.use(client, random, w.draw(random), w.nemesis.pauses(random))
 		})
 	}
+	for i := range granters {
+		grantee := newGrantee()
+		w.each(400+uint64(i), time.Second, func(client *Client, random *rand.Rand) { // a small count
+			w.mu.Lock()
+			present := w.held[i]
+			w.mu.Unlock()
+			next := w.grant(client, random, present, &grantee)
+			w.mu.Lock()
+			w.held[i] = next
+			w.mu.Unlock()
+		})
+	}
+	w.each(500, 15*time.Second, func(client *Client, random *rand.Rand) {
+		w.toggle(client, random, frozen, access{w.iced, []Right{frozen}})
+	})
 	for i := range uint64(admins) {
 		w.each(200+i, 2*time.Second, w.administer)
 	}
@@ -288,6 +321,91 @@ func (w *workload) start() {
 			}
 		})
 	}
+}
+
+// draw is what a user does next: with a key of which it may, or by a grant.
+func (w *workload) draw(random *rand.Rand) access {
+	switch n := random.IntN(8); n {
+	case 0:
+		return access{w.iced, []Right{frozen}}
+	case 1, 2, 3:
+		w.mu.Lock()
+		a := w.held[n%granters]
+		w.mu.Unlock()
+		if a.by != nil {
+			return a
+		}
+	}
+	return access{key: w.key(random)}
+}
+
+// use begins a use on any node.
+func (w *workload) use(client *Client, random *rand.Rand, a access, p Pauses) {
+	n := w.cluster.anyNode(random)()
+	select {
+	case w.under <- struct{}{}:
+		w.clients.Go(func() {
+			defer func() { <-w.under }()
+			_ = client.Use(n, a.key, p, a.by...) // recorded
+		})
+	default:
+	}
+}
+
+// atOnce uses on some nodes what was given or taken just now.
+func (w *workload) atOnce(client *Client, random *rand.Rand, a access) {
+	for range 3 {
+		w.use(client, random, a, Pauses{})
+	}
+}
+
+// newGrantee is a principal of which nobody has heard.
+func newGrantee() Principal {
+	return Principal("spiffe://" + trustDomain + "/tenant/isv/user/" + uuid.NewString())
+}
+
+// grant takes one step in the life of a grant: it is made, or its grantee is disabled
+// for a moment, or it is revoked.
+func (w *workload) grant(client *Client, random *rand.Rand, present access, grantee *Principal) access {
+	nodes := w.cluster.anyNode(random)
+	switch {
+	case present.by == nil:
+		key, tenant := w.iced, string(frozen)
+		if random.IntN(2) == 0 {
+			key, tenant = w.key(random), fsm.DefaultTenant
+		}
+		g := NewGrant(key, tenant, *grantee)
+		present = access{key, []Right{*grantee, g}}
+		if key == w.iced {
+			present.by = append(present.by, frozen)
+		}
+		if outcomeOf(client.Give(g, nodes)) == history.Refused {
+			return access{}
+		}
+	case random.IntN(4) == 0:
+		if !w.toggle(client, random, *grantee, present) {
+			*grantee = newGrantee() // of the old one nobody knows for sure
+			return access{}
+		}
+		return present
+	default:
+		_ = client.Take(present.by[1], nodes) // recorded
+		w.atOnce(client, random, present)
+		return access{}
+	}
+	w.atOnce(client, random, present)
+	return present
+}
+
+// toggle takes a right and gives it back; false if that may not have happened.
+func (w *workload) toggle(client *Client, random *rand.Rand, r Right, a access) bool {
+	nodes := w.cluster.anyNode(random)
+	_ = client.Take(r, nodes) // recorded
+	w.atOnce(client, random, a)
+	if outcomeOf(client.Give(r, nodes)) == history.OK {
+		return true
+	}
+	return outcomeOf(client.Give(r, nodes)) == history.OK
 }
 
 // administer writes once. Keys come back from Disabled soon, from Pending later.
@@ -344,6 +462,14 @@ func (w *workload) finish() error {
 	client := c.NewClient()
 	for _, id := range w.keys {
 		client.Final(id)
+	}
+	for _, a := range w.held {
+		for _, n := range c.Nodes {
+			if a.by == nil {
+				continue
+			}
+			_ = client.Use(n, a.key, Pauses{}, a.by...) // recorded
+		}
 	}
 	return err
 }

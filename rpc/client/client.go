@@ -31,8 +31,10 @@
 // the same one. Set it in the request to be able to repeat the call by yourself;
 // otherwise the client makes one for each call. What is repeated: Unavailable,
 // broken connections, an attempt that got no answer in time, a node that belongs to no
-// cluster while there are others, and, a few times, BUSY. Every other answer is final. Init is never taken to another node: it would
-// make a second cluster there.
+// cluster while there are others, and, a few times, BUSY and RATE_LIMITED: the latter at
+// the same node, after the pause that it named, if the call has that much time left.
+// Every other answer is final. Init is never taken to another node: it would make a
+// second cluster there.
 //
 // # Order of reads and writes
 //
@@ -232,8 +234,8 @@ func New(config Config) (*Client, error) {
 	return c, nil
 }
 
-// Keys returns the calls on the life of keys. Their errors, as those of Crypto and
-// Cluster, are what this package describes.
+// Keys returns the calls on the life of keys. Their errors, as those of the other
+// services, are what this package describes.
 func (c *Client) Keys() quorumkmsv1.KeyServiceClient { return quorumkmsv1.NewKeyServiceClient(c) }
 
 // Crypto returns the calls that use keys.
@@ -244,6 +246,19 @@ func (c *Client) Crypto() quorumkmsv1.CryptoServiceClient {
 // Cluster returns the calls on the cluster itself.
 func (c *Client) Cluster() quorumkmsv1.ClusterServiceClient {
 	return quorumkmsv1.NewClusterServiceClient(c)
+}
+
+// Grants returns the calls that let one principal use one key.
+func (c *Client) Grants() quorumkmsv1.GrantServiceClient { return quorumkmsv1.NewGrantServiceClient(c) }
+
+// Policies returns the calls on who may use and administer keys.
+func (c *Client) Policies() quorumkmsv1.PolicyServiceClient {
+	return quorumkmsv1.NewPolicyServiceClient(c)
+}
+
+// Tenants returns the calls on tenants and on principals that may do nothing.
+func (c *Client) Tenants() quorumkmsv1.TenantServiceClient {
+	return quorumkmsv1.NewTenantServiceClient(c)
 }
 
 // Close ends all connections. Calls under way fail, as later ones do, with

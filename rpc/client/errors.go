@@ -19,6 +19,9 @@ const (
 	errorDomain   = "quorumkms" // of google.rpc.ErrorInfo
 	reasonPrefix  = "REASON_"
 	nodesMetadata = "nodes"
+	retryMetadata = "retry_after_ms"
+
+	maxRetryAfter = time.Hour // what a node may say
 )
 
 // reason is the sentinel of a Reason.
@@ -41,6 +44,7 @@ var (
 	ErrRequestIDReused       error = reason(quorumkmsv1.Reason_REASON_REQUEST_ID_REUSED)
 	ErrNoCertificate         error = reason(quorumkmsv1.Reason_REASON_NO_CERTIFICATE)
 	ErrDenied                error = reason(quorumkmsv1.Reason_REASON_DENIED)
+	ErrPrincipalDisabled     error = reason(quorumkmsv1.Reason_REASON_PRINCIPAL_DISABLED)
 	ErrNotFound              error = reason(quorumkmsv1.Reason_REASON_NOT_FOUND)
 	ErrExists                error = reason(quorumkmsv1.Reason_REASON_EXISTS)
 	ErrKeyDisabled           error = reason(quorumkmsv1.Reason_REASON_KEY_DISABLED)
@@ -54,13 +58,25 @@ var (
 	ErrNotTrusted            error = reason(quorumkmsv1.Reason_REASON_NOT_TRUSTED)
 	ErrKeyMaterialCorrupt    error = reason(quorumkmsv1.Reason_REASON_KEY_MATERIAL_CORRUPT)
 	ErrDryRun                error = reason(quorumkmsv1.Reason_REASON_DRY_RUN)
+	ErrKeyDecryptOnly        error = reason(quorumkmsv1.Reason_REASON_KEY_DECRYPT_ONLY)
+	ErrKeyVersionDisabled    error = reason(quorumkmsv1.Reason_REASON_KEY_VERSION_DISABLED)
+	ErrKeyVersionDestroyed   error = reason(quorumkmsv1.Reason_REASON_KEY_VERSION_DESTROYED)
+	ErrKeyProtected          error = reason(quorumkmsv1.Reason_REASON_KEY_PROTECTED)
 	ErrRelease               error = reason(quorumkmsv1.Reason_REASON_RELEASE)
+	ErrKeyInUse              error = reason(quorumkmsv1.Reason_REASON_KEY_IN_USE)
+	ErrServiceManaged        error = reason(quorumkmsv1.Reason_REASON_KEY_SERVICE_MANAGED)
+	ErrTenantFrozen          error = reason(quorumkmsv1.Reason_REASON_TENANT_FROZEN)
+	ErrPolicyInvalid         error = reason(quorumkmsv1.Reason_REASON_POLICY_INVALID)
+	ErrPolicyLockout         error = reason(quorumkmsv1.Reason_REASON_POLICY_LOCKOUT)
 	ErrConflict              error = reason(quorumkmsv1.Reason_REASON_CONFLICT)
 	ErrLimit                 error = reason(quorumkmsv1.Reason_REASON_LIMIT)
 	ErrBusy                  error = reason(quorumkmsv1.Reason_REASON_BUSY)
-	ErrNoLeader              error = reason(quorumkmsv1.Reason_REASON_NO_LEADER)
-	ErrNoLease               error = reason(quorumkmsv1.Reason_REASON_NO_LEASE)
-	ErrHSMUnavailable        error = reason(quorumkmsv1.Reason_REASON_HSM_UNAVAILABLE)
+	// ErrRateLimited: Error.RetryAfter says how long to wait. The client has waited and
+	// tried again, as long as the call's time and its patience allowed.
+	ErrRateLimited    error = reason(quorumkmsv1.Reason_REASON_RATE_LIMITED)
+	ErrNoLeader       error = reason(quorumkmsv1.Reason_REASON_NO_LEADER)
+	ErrNoLease        error = reason(quorumkmsv1.Reason_REASON_NO_LEASE)
+	ErrHSMUnavailable error = reason(quorumkmsv1.Reason_REASON_HSM_UNAVAILABLE)
 	// ErrOutcomeUnknown means: the mutation may have taken effect or not. It is also what
 	// a mutation ends with that no node answered conclusively after a request had
 	// been sent. Repeat it with the same request id.
@@ -94,6 +110,8 @@ type Error struct {
 	Reason  quorumkmsv1.Reason // REASON_UNSPECIFIED if the node gave none that this release knows
 	Message string
 	Nodes   []string // addresses of other nodes, where the answer named some
+	// RetryAfter is how long a caller that is limited is to wait; zero if the node did not say.
+	RetryAfter time.Duration
 
 	cause error // ErrServerRefused, ErrClientRefused or nil
 }
@@ -130,6 +148,7 @@ func newError(address string, err error) *Error {
 		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetDomain() == errorDomain {
 			e.Reason = quorumkmsv1.Reason(quorumkmsv1.Reason_value[reasonPrefix+info.GetReason()])
 			e.Nodes = splitNodes(info.GetMetadata()[nodesMetadata])
+			e.RetryAfter = parseRetryAfter(info.GetMetadata()[retryMetadata])
 		}
 	}
 	return e
@@ -158,6 +177,15 @@ func splitNodes(list string) []string {
 	return nodes
 }
 
+// parseRetryAfter reads milliseconds; what is none gives zero.
+func parseRetryAfter(ms string) time.Duration {
+	n, err := strconv.ParseUint(ms, 10, 63)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(min(n, uint64(maxRetryAfter/time.Millisecond))) * time.Millisecond
+}
+
 // transient reports whether another node, or the same one later, may answer
 // otherwise.
 func (e *Error) transient() bool {
@@ -180,6 +208,9 @@ func (e *Error) noMember() bool {
 }
 
 func (e *Error) busy() bool { return e.Reason == quorumkmsv1.Reason_REASON_BUSY }
+
+// limited reports whether the caller asks too often: another node would say the same.
+func (e *Error) limited() bool { return e.Reason == quorumkmsv1.Reason_REASON_RATE_LIMITED }
 
 // refused reports whether the nodes and the client do not accept each other, or the
 // node belongs to no cluster: no repetition changes that.
@@ -207,7 +238,8 @@ func (e *Error) withoutEffect() bool {
 		quorumkmsv1.Reason_REASON_BEHIND,
 		quorumkmsv1.Reason_REASON_SHUTTING_DOWN,
 		quorumkmsv1.Reason_REASON_NOT_INITIALIZED,
-		quorumkmsv1.Reason_REASON_BUSY:
+		quorumkmsv1.Reason_REASON_BUSY,
+		quorumkmsv1.Reason_REASON_RATE_LIMITED:
 		return true
 	default:
 		return false

@@ -44,6 +44,17 @@ var sentinels = map[quorumkmsv1.Reason]error{
 	quorumkmsv1.Reason_REASON_BEHIND:                   client.ErrBehind,
 	quorumkmsv1.Reason_REASON_SHUTTING_DOWN:            client.ErrShuttingDown,
 	quorumkmsv1.Reason_REASON_AUDIT_UNAVAILABLE:        client.ErrAuditUnavailable,
+	quorumkmsv1.Reason_REASON_PRINCIPAL_DISABLED:       client.ErrPrincipalDisabled,
+	quorumkmsv1.Reason_REASON_KEY_DECRYPT_ONLY:         client.ErrKeyDecryptOnly,
+	quorumkmsv1.Reason_REASON_KEY_VERSION_DISABLED:     client.ErrKeyVersionDisabled,
+	quorumkmsv1.Reason_REASON_KEY_VERSION_DESTROYED:    client.ErrKeyVersionDestroyed,
+	quorumkmsv1.Reason_REASON_KEY_PROTECTED:            client.ErrKeyProtected,
+	quorumkmsv1.Reason_REASON_KEY_IN_USE:               client.ErrKeyInUse,
+	quorumkmsv1.Reason_REASON_KEY_SERVICE_MANAGED:      client.ErrServiceManaged,
+	quorumkmsv1.Reason_REASON_TENANT_FROZEN:            client.ErrTenantFrozen,
+	quorumkmsv1.Reason_REASON_POLICY_INVALID:           client.ErrPolicyInvalid,
+	quorumkmsv1.Reason_REASON_POLICY_LOCKOUT:           client.ErrPolicyLockout,
+	quorumkmsv1.Reason_REASON_RATE_LIMITED:             client.ErrRateLimited,
 }
 
 func TestEveryReasonHasItsSentinel(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 )
 
 func FuzzCheckAddress(f *testing.F) {
@@ -39,6 +40,28 @@ func FuzzSplitNodes(f *testing.F) {
 			}
 		}
 	})
+}
+
+func FuzzParseRetryAfter(f *testing.F) {
+	for _, s := range []string{"", "0", "1", "-1", "+1", "1.5", " 1", "1500", "18446744073709551616", "9223372036854775807"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if d := parseRetryAfter(s); d < 0 || d > maxRetryAfter || d%time.Millisecond != 0 {
+			t.Errorf("%q gave %v", s, d)
+		}
+	})
+}
+
+func TestParseRetryAfter(t *testing.T) {
+	for in, want := range map[string]time.Duration{
+		"": 0, "0": 0, "-5": 0, "soon": 0, "1.5": 0, "18446744073709551616": 0,
+		"1500": 1500 * time.Millisecond, "9223372036854775807": maxRetryAfter,
+	} {
+		if got := parseRetryAfter(in); got != want {
+			t.Errorf("%q: %v, want %v", in, got, want)
+		}
+	}
 }
 
 func FuzzPlain(f *testing.F) {

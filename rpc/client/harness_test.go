@@ -96,6 +96,9 @@ func startNode(t *testing.T, config *tls.Config, reply answer) *node {
 		quorumkmsv1.RegisterKeyServiceServer(s, quorumkmsv1.UnimplementedKeyServiceServer{})
 		quorumkmsv1.RegisterCryptoServiceServer(s, quorumkmsv1.UnimplementedCryptoServiceServer{})
 		quorumkmsv1.RegisterClusterServiceServer(s, quorumkmsv1.UnimplementedClusterServiceServer{})
+		quorumkmsv1.RegisterGrantServiceServer(s, quorumkmsv1.UnimplementedGrantServiceServer{})
+		quorumkmsv1.RegisterPolicyServiceServer(s, quorumkmsv1.UnimplementedPolicyServiceServer{})
+		quorumkmsv1.RegisterTenantServiceServer(s, quorumkmsv1.UnimplementedTenantServiceServer{})
 	}, grpc.UnaryInterceptor(n.intercept(reply)))
 	return n
 }
@@ -115,6 +118,12 @@ func well(_ context.Context, _ int, request proto.Message) (proto.Message, error
 		return &quorumkmsv1.CreateKeyResponse{Key: &quorumkmsv1.KeyMetadata{KeyId: "k1"}}, nil
 	case *quorumkmsv1.DescribeKeyRequest:
 		return &quorumkmsv1.DescribeKeyResponse{}, nil
+	case *quorumkmsv1.CreateGrantRequest:
+		return &quorumkmsv1.CreateGrantResponse{GrantId: "g1"}, nil
+	case *quorumkmsv1.PutPolicyRequest:
+		return &quorumkmsv1.PutPolicyResponse{Revision: 1}, nil
+	case *quorumkmsv1.DisablePrincipalRequest:
+		return &quorumkmsv1.DisablePrincipalResponse{}, nil
 	case *quorumkmsv1.InitRequest:
 		return &quorumkmsv1.InitResponse{ClusterId: "c1"}, nil
 	default:

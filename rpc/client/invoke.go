@@ -24,7 +24,8 @@ const (
 	// pauseMin to pauseMax; each is shortened at random by up to half.
 	pauseMin = 50 * time.Millisecond
 	pauseMax = 2 * time.Second
-	// maxBusy is how many BUSY answers one call takes before it returns ErrBusy.
+	// maxBusy is how many BUSY and RATE_LIMITED answers one call takes before it returns
+	// the last.
 	maxBusy = 4
 )
 
@@ -85,7 +86,7 @@ type call struct {
 	mutation bool
 	timeout  time.Duration // of an attempt
 
-	busy   int    // BUSY answers so far
+	busy   int    // BUSY and RATE_LIMITED answers so far
 	unsure bool   // an attempt of a mutation may have taken effect
 	last   *Error // of the last attempt, that excepted which ctx ended
 }
@@ -94,7 +95,8 @@ func (a *call) run(ctx context.Context) error {
 	for round := 0; ; round++ {
 		nodes := a.nodes()
 		hope := false
-		for _, e := range nodes {
+		for i := 0; i < len(nodes); i++ {
+			e := nodes[i]
 			if a.last != nil && a.client.config.Retrying != nil {
 				a.client.config.Retrying(a.last.Address, a.last)
 			}
@@ -105,23 +107,42 @@ func (a *call) run(ctx context.Context) error {
 			if ctx.Err() != nil || a.client.isClosed() {
 				return a.fail(ctx)
 			}
-			if !err.transient() {
+			switch {
+			case err.limited():
+				a.client.answered(e, nil)
+				i-- // the same node, later
+			case !err.transient():
 				a.client.answered(e, nil)
 				return err
+			default:
+				a.client.failed(e)
+				a.client.learn(err.Nodes)
+				hope = hope || !err.refused()
 			}
-			a.client.failed(e)
-			a.client.learn(err.Nodes)
-			hope = hope || !err.refused()
-			if err.busy() {
-				if a.busy++; a.busy > maxBusy || !pause(ctx, a.busy-1) {
-					return a.fail(ctx)
-				}
+			if !a.patient(ctx, err) {
+				return a.fail(ctx)
 			}
 		}
 		if !hope || !pause(ctx, round) {
 			return a.fail(ctx)
 		}
 	}
+}
+
+// patient waits as long as a node that has too much to do asks for; false if that is too
+// long, or was too often.
+func (a *call) patient(ctx context.Context, err *Error) bool {
+	if !err.limited() && !err.busy() {
+		return true
+	}
+	a.busy++
+	switch {
+	case a.busy > maxBusy:
+		return false
+	case err.limited():
+		return pauseFor(ctx, err.RetryAfter, a.busy-1)
+	}
+	return pause(ctx, a.busy-1)
 }
 
 // nodes returns where to try, in order. Init has one place only.
@@ -208,6 +229,25 @@ func (a *call) fail(ctx context.Context) error {
 func pause(ctx context.Context, n int) bool {
 	d := min(pauseMin<<min(n, 16), pauseMax)
 	d -= rand.N(d / 2) //nolint:gosec // jitter is no secret
+	return sleep(ctx, d)
+}
+
+// pauseFor waits out the pause that a node asked for, and a little more, so that callers
+// that were told the same do not come at once; the nth pause if it asked for none. It
+// does not begin to wait if the call would have no time left.
+func pauseFor(ctx context.Context, asked time.Duration, n int) bool {
+	if asked <= 0 {
+		return pause(ctx, n)
+	}
+	asked += rand.N(asked/4 + 1) //nolint:gosec // jitter is no secret
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= asked {
+		return false
+	}
+	return sleep(ctx, asked)
+}
+
+// sleep reports whether time is left afterwards.
+func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

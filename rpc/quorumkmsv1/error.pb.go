@@ -32,9 +32,11 @@ const (
 	Reason_REASON_MALFORMED_CIPHERTEXT Reason = 2
 	Reason_REASON_INVALID_CIPHERTEXT   Reason = 3 // the one text for every failed decryption
 	Reason_REASON_REQUEST_ID_REUSED    Reason = 4
+	Reason_REASON_POLICY_INVALID       Reason = 5 // the text names line and column
 	// Unauthenticated, PermissionDenied.
-	Reason_REASON_NO_CERTIFICATE Reason = 10
-	Reason_REASON_DENIED         Reason = 11
+	Reason_REASON_NO_CERTIFICATE     Reason = 10
+	Reason_REASON_DENIED             Reason = 11
+	Reason_REASON_PRINCIPAL_DISABLED Reason = 12
 	// NotFound, AlreadyExists.
 	Reason_REASON_NOT_FOUND Reason = 20
 	Reason_REASON_EXISTS    Reason = 21
@@ -50,12 +52,21 @@ const (
 	Reason_REASON_NOT_TRUSTED              Reason = 38
 	Reason_REASON_KEY_MATERIAL_CORRUPT     Reason = 39
 	Reason_REASON_DRY_RUN                  Reason = 40 // the call would have succeeded
+	Reason_REASON_KEY_DECRYPT_ONLY         Reason = 41
+	Reason_REASON_KEY_VERSION_DISABLED     Reason = 42
+	Reason_REASON_KEY_VERSION_DESTROYED    Reason = 43
+	Reason_REASON_KEY_PROTECTED            Reason = 44 // against deletion
 	Reason_REASON_RELEASE                  Reason = 45 // the cluster's release forbids it: upgrade the nodes, then the cluster
+	Reason_REASON_KEY_IN_USE               Reason = 46 // resources are bound to it: see ListResources
+	Reason_REASON_KEY_SERVICE_MANAGED      Reason = 47 // a service has its life in hand
+	Reason_REASON_TENANT_FROZEN            Reason = 48
+	Reason_REASON_POLICY_LOCKOUT           Reason = 49 // nobody could change the policy again
 	// Aborted.
 	Reason_REASON_CONFLICT Reason = 50
 	// ResourceExhausted.
-	Reason_REASON_LIMIT Reason = 60
-	Reason_REASON_BUSY  Reason = 61
+	Reason_REASON_LIMIT        Reason = 60
+	Reason_REASON_BUSY         Reason = 61
+	Reason_REASON_RATE_LIMITED Reason = 62 // too many calls of a tenant or principal: ErrorInfo.metadata["retry_after_ms"]
 	// Unavailable. ErrorInfo.metadata["nodes"] lists the client addresses of other
 	// nodes, comma-separated, where they are known.
 	Reason_REASON_NO_LEADER         Reason = 70
@@ -75,8 +86,10 @@ var (
 		2:  "REASON_MALFORMED_CIPHERTEXT",
 		3:  "REASON_INVALID_CIPHERTEXT",
 		4:  "REASON_REQUEST_ID_REUSED",
+		5:  "REASON_POLICY_INVALID",
 		10: "REASON_NO_CERTIFICATE",
 		11: "REASON_DENIED",
+		12: "REASON_PRINCIPAL_DISABLED",
 		20: "REASON_NOT_FOUND",
 		21: "REASON_EXISTS",
 		30: "REASON_KEY_DISABLED",
@@ -90,10 +103,19 @@ var (
 		38: "REASON_NOT_TRUSTED",
 		39: "REASON_KEY_MATERIAL_CORRUPT",
 		40: "REASON_DRY_RUN",
+		41: "REASON_KEY_DECRYPT_ONLY",
+		42: "REASON_KEY_VERSION_DISABLED",
+		43: "REASON_KEY_VERSION_DESTROYED",
+		44: "REASON_KEY_PROTECTED",
 		45: "REASON_RELEASE",
+		46: "REASON_KEY_IN_USE",
+		47: "REASON_KEY_SERVICE_MANAGED",
+		48: "REASON_TENANT_FROZEN",
+		49: "REASON_POLICY_LOCKOUT",
 		50: "REASON_CONFLICT",
 		60: "REASON_LIMIT",
 		61: "REASON_BUSY",
+		62: "REASON_RATE_LIMITED",
 		70: "REASON_NO_LEADER",
 		71: "REASON_NO_LEASE",
 		72: "REASON_HSM_UNAVAILABLE",
@@ -108,8 +130,10 @@ var (
 		"REASON_MALFORMED_CIPHERTEXT":     2,
 		"REASON_INVALID_CIPHERTEXT":       3,
 		"REASON_REQUEST_ID_REUSED":        4,
+		"REASON_POLICY_INVALID":           5,
 		"REASON_NO_CERTIFICATE":           10,
 		"REASON_DENIED":                   11,
+		"REASON_PRINCIPAL_DISABLED":       12,
 		"REASON_NOT_FOUND":                20,
 		"REASON_EXISTS":                   21,
 		"REASON_KEY_DISABLED":             30,
@@ -123,10 +147,19 @@ var (
 		"REASON_NOT_TRUSTED":              38,
 		"REASON_KEY_MATERIAL_CORRUPT":     39,
 		"REASON_DRY_RUN":                  40,
+		"REASON_KEY_DECRYPT_ONLY":         41,
+		"REASON_KEY_VERSION_DISABLED":     42,
+		"REASON_KEY_VERSION_DESTROYED":    43,
+		"REASON_KEY_PROTECTED":            44,
 		"REASON_RELEASE":                  45,
+		"REASON_KEY_IN_USE":               46,
+		"REASON_KEY_SERVICE_MANAGED":      47,
+		"REASON_TENANT_FROZEN":            48,
+		"REASON_POLICY_LOCKOUT":           49,
 		"REASON_CONFLICT":                 50,
 		"REASON_LIMIT":                    60,
 		"REASON_BUSY":                     61,
+		"REASON_RATE_LIMITED":             62,
 		"REASON_NO_LEADER":                70,
 		"REASON_NO_LEASE":                 71,
 		"REASON_HSM_UNAVAILABLE":          72,
@@ -168,16 +201,18 @@ var File_quorumkms_v1_error_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x18quorumkms/v1/error.proto\x12\fquorumkms.v1*\x9d\x06\n" +
+	"\x18quorumkms/v1/error.proto\x12\fquorumkms.v1*\xd6\b\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_INVALID\x10\x01\x12\x1f\n" +
 	"\x1bREASON_MALFORMED_CIPHERTEXT\x10\x02\x12\x1d\n" +
 	"\x19REASON_INVALID_CIPHERTEXT\x10\x03\x12\x1c\n" +
 	"\x18REASON_REQUEST_ID_REUSED\x10\x04\x12\x19\n" +
+	"\x15REASON_POLICY_INVALID\x10\x05\x12\x19\n" +
 	"\x15REASON_NO_CERTIFICATE\x10\n" +
 	"\x12\x11\n" +
-	"\rREASON_DENIED\x10\v\x12\x14\n" +
+	"\rREASON_DENIED\x10\v\x12\x1d\n" +
+	"\x19REASON_PRINCIPAL_DISABLED\x10\f\x12\x14\n" +
 	"\x10REASON_NOT_FOUND\x10\x14\x12\x11\n" +
 	"\rREASON_EXISTS\x10\x15\x12\x17\n" +
 	"\x13REASON_KEY_DISABLED\x10\x1e\x12\x1f\n" +
@@ -190,11 +225,20 @@ const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\x19REASON_MEMBERSHIP_REFUSED\x10%\x12\x16\n" +
 	"\x12REASON_NOT_TRUSTED\x10&\x12\x1f\n" +
 	"\x1bREASON_KEY_MATERIAL_CORRUPT\x10'\x12\x12\n" +
-	"\x0eREASON_DRY_RUN\x10(\x12\x12\n" +
-	"\x0eREASON_RELEASE\x10-\x12\x13\n" +
+	"\x0eREASON_DRY_RUN\x10(\x12\x1b\n" +
+	"\x17REASON_KEY_DECRYPT_ONLY\x10)\x12\x1f\n" +
+	"\x1bREASON_KEY_VERSION_DISABLED\x10*\x12 \n" +
+	"\x1cREASON_KEY_VERSION_DESTROYED\x10+\x12\x18\n" +
+	"\x14REASON_KEY_PROTECTED\x10,\x12\x12\n" +
+	"\x0eREASON_RELEASE\x10-\x12\x15\n" +
+	"\x11REASON_KEY_IN_USE\x10.\x12\x1e\n" +
+	"\x1aREASON_KEY_SERVICE_MANAGED\x10/\x12\x18\n" +
+	"\x14REASON_TENANT_FROZEN\x100\x12\x19\n" +
+	"\x15REASON_POLICY_LOCKOUT\x101\x12\x13\n" +
 	"\x0fREASON_CONFLICT\x102\x12\x10\n" +
 	"\fREASON_LIMIT\x10<\x12\x0f\n" +
-	"\vREASON_BUSY\x10=\x12\x14\n" +
+	"\vREASON_BUSY\x10=\x12\x17\n" +
+	"\x13REASON_RATE_LIMITED\x10>\x12\x14\n" +
 	"\x10REASON_NO_LEADER\x10F\x12\x13\n" +
 	"\x0fREASON_NO_LEASE\x10G\x12\x1a\n" +
 	"\x16REASON_HSM_UNAVAILABLE\x10H\x12\x1a\n" +

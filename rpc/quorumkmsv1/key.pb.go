@@ -9,6 +9,7 @@ package quorumkmsv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -361,7 +362,7 @@ const (
 	RotationCause_ROTATION_CAUSE_UNSPECIFIED RotationCause = 0
 	RotationCause_ROTATION_CAUSE_CREATED     RotationCause = 1
 	RotationCause_ROTATION_CAUSE_ON_DEMAND   RotationCause = 2
-	RotationCause_ROTATION_CAUSE_AUTOMATIC   RotationCause = 3
+	RotationCause_ROTATION_CAUSE_AUTOMATIC   RotationCause = 3 // by its schedule
 )
 
 // Enum value maps for RotationCause.
@@ -405,6 +406,61 @@ func (x RotationCause) Number() protoreflect.EnumNumber {
 // Deprecated: Use RotationCause.Descriptor instead.
 func (RotationCause) EnumDescriptor() ([]byte, []int) {
 	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{6}
+}
+
+type KeyVersionState int32
+
+const (
+	KeyVersionState_KEY_VERSION_STATE_UNSPECIFIED       KeyVersionState = 0
+	KeyVersionState_KEY_VERSION_STATE_ENABLED           KeyVersionState = 1
+	KeyVersionState_KEY_VERSION_STATE_DISABLED          KeyVersionState = 2
+	KeyVersionState_KEY_VERSION_STATE_DESTROY_SCHEDULED KeyVersionState = 3
+	KeyVersionState_KEY_VERSION_STATE_DESTROYED         KeyVersionState = 4
+)
+
+// Enum value maps for KeyVersionState.
+var (
+	KeyVersionState_name = map[int32]string{
+		0: "KEY_VERSION_STATE_UNSPECIFIED",
+		1: "KEY_VERSION_STATE_ENABLED",
+		2: "KEY_VERSION_STATE_DISABLED",
+		3: "KEY_VERSION_STATE_DESTROY_SCHEDULED",
+		4: "KEY_VERSION_STATE_DESTROYED",
+	}
+	KeyVersionState_value = map[string]int32{
+		"KEY_VERSION_STATE_UNSPECIFIED":       0,
+		"KEY_VERSION_STATE_ENABLED":           1,
+		"KEY_VERSION_STATE_DISABLED":          2,
+		"KEY_VERSION_STATE_DESTROY_SCHEDULED": 3,
+		"KEY_VERSION_STATE_DESTROYED":         4,
+	}
+)
+
+func (x KeyVersionState) Enum() *KeyVersionState {
+	p := new(KeyVersionState)
+	*p = x
+	return p
+}
+
+func (x KeyVersionState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (KeyVersionState) Descriptor() protoreflect.EnumDescriptor {
+	return file_quorumkms_v1_key_proto_enumTypes[7].Descriptor()
+}
+
+func (KeyVersionState) Type() protoreflect.EnumType {
+	return &file_quorumkms_v1_key_proto_enumTypes[7]
+}
+
+func (x KeyVersionState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use KeyVersionState.Descriptor instead.
+func (KeyVersionState) EnumDescriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{7}
 }
 
 type Tag struct {
@@ -460,24 +516,33 @@ func (x *Tag) GetValue() string {
 }
 
 type KeyMetadata struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	KeyId           string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // UUID
-	Arn             string                 `protobuf:"bytes,2,opt,name=arn,proto3" json:"arn,omitempty"`
-	Tenant          string                 `protobuf:"bytes,3,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	Description     string                 `protobuf:"bytes,4,opt,name=description,proto3" json:"description,omitempty"`
-	State           KeyState               `protobuf:"varint,5,opt,name=state,proto3,enum=quorumkms.v1.KeyState" json:"state,omitempty"`
-	Usage           KeyUsage               `protobuf:"varint,6,opt,name=usage,proto3,enum=quorumkms.v1.KeyUsage" json:"usage,omitempty"`
-	Spec            KeySpec                `protobuf:"varint,7,opt,name=spec,proto3,enum=quorumkms.v1.KeySpec" json:"spec,omitempty"`
-	Origin          KeyOrigin              `protobuf:"varint,8,opt,name=origin,proto3,enum=quorumkms.v1.KeyOrigin" json:"origin,omitempty"`
-	Manager         KeyManager             `protobuf:"varint,9,opt,name=manager,proto3,enum=quorumkms.v1.KeyManager" json:"manager,omitempty"`
-	CreationDate    *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=creation_date,json=creationDate,proto3" json:"creation_date,omitempty"`
-	DeletionDate    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=deletion_date,json=deletionDate,proto3" json:"deletion_date,omitempty"` // while pending deletion
-	CurrentVersion  uint32                 `protobuf:"varint,12,opt,name=current_version,json=currentVersion,proto3" json:"current_version,omitempty"`
-	Revision        uint64                 `protobuf:"varint,13,opt,name=revision,proto3" json:"revision,omitempty"` // changes with every change of the key
-	Aliases         []string               `protobuf:"bytes,14,rep,name=aliases,proto3" json:"aliases,omitempty"`
-	ProtectionLevel ProtectionLevel        `protobuf:"varint,15,opt,name=protection_level,json=protectionLevel,proto3,enum=quorumkms.v1.ProtectionLevel" json:"protection_level,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	KeyId              string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // UUID
+	Arn                string                 `protobuf:"bytes,2,opt,name=arn,proto3" json:"arn,omitempty"`
+	Tenant             string                 `protobuf:"bytes,3,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Description        string                 `protobuf:"bytes,4,opt,name=description,proto3" json:"description,omitempty"`
+	State              KeyState               `protobuf:"varint,5,opt,name=state,proto3,enum=quorumkms.v1.KeyState" json:"state,omitempty"`
+	Usage              KeyUsage               `protobuf:"varint,6,opt,name=usage,proto3,enum=quorumkms.v1.KeyUsage" json:"usage,omitempty"`
+	Spec               KeySpec                `protobuf:"varint,7,opt,name=spec,proto3,enum=quorumkms.v1.KeySpec" json:"spec,omitempty"`
+	Origin             KeyOrigin              `protobuf:"varint,8,opt,name=origin,proto3,enum=quorumkms.v1.KeyOrigin" json:"origin,omitempty"`
+	Manager            KeyManager             `protobuf:"varint,9,opt,name=manager,proto3,enum=quorumkms.v1.KeyManager" json:"manager,omitempty"`
+	CreationDate       *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=creation_date,json=creationDate,proto3" json:"creation_date,omitempty"`
+	DeletionDate       *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=deletion_date,json=deletionDate,proto3" json:"deletion_date,omitempty"` // while pending deletion
+	CurrentVersion     uint32                 `protobuf:"varint,12,opt,name=current_version,json=currentVersion,proto3" json:"current_version,omitempty"`
+	Revision           uint64                 `protobuf:"varint,13,opt,name=revision,proto3" json:"revision,omitempty"` // changes with every change of the key
+	Aliases            []string               `protobuf:"bytes,14,rep,name=aliases,proto3" json:"aliases,omitempty"`
+	ProtectionLevel    ProtectionLevel        `protobuf:"varint,15,opt,name=protection_level,json=protectionLevel,proto3,enum=quorumkms.v1.ProtectionLevel" json:"protection_level,omitempty"`
+	Service            string                 `protobuf:"bytes,16,opt,name=service,proto3" json:"service,omitempty"` // that manages it
+	DeletionProtection bool                   `protobuf:"varint,17,opt,name=deletion_protection,json=deletionProtection,proto3" json:"deletion_protection,omitempty"`
+	RequiredContext    []string               `protobuf:"bytes,18,rep,name=required_context,json=requiredContext,proto3" json:"required_context,omitempty"`
+	LastUsed           *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=last_used,json=lastUsed,proto3" json:"last_used,omitempty"`                    // up to an hour older than it was; unset: not as far as is known
+	RefusedUse         *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=refused_use,json=refusedUse,proto3" json:"refused_use,omitempty"`              // the last attempt to use it while pending deletion
+	ResourceCount      uint64                 `protobuf:"varint,21,opt,name=resource_count,json=resourceCount,proto3" json:"resource_count,omitempty"`    // what it protects: see ListResources
+	NextRotation       *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=next_rotation,json=nextRotation,proto3" json:"next_rotation,omitempty"`        // unset: it is not rotated by itself
+	PolicyRevision     uint32                 `protobuf:"varint,23,opt,name=policy_revision,json=policyRevision,proto3" json:"policy_revision,omitempty"` // of its own policy; 0: it has none
+	TenantFrozen       string                 `protobuf:"bytes,24,opt,name=tenant_frozen,json=tenantFrozen,proto3" json:"tenant_frozen,omitempty"`        // why no key of the tenant can be used; empty: not frozen
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *KeyMetadata) Reset() {
@@ -613,6 +678,69 @@ func (x *KeyMetadata) GetProtectionLevel() ProtectionLevel {
 		return x.ProtectionLevel
 	}
 	return ProtectionLevel_PROTECTION_LEVEL_UNSPECIFIED
+}
+
+func (x *KeyMetadata) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *KeyMetadata) GetDeletionProtection() bool {
+	if x != nil {
+		return x.DeletionProtection
+	}
+	return false
+}
+
+func (x *KeyMetadata) GetRequiredContext() []string {
+	if x != nil {
+		return x.RequiredContext
+	}
+	return nil
+}
+
+func (x *KeyMetadata) GetLastUsed() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastUsed
+	}
+	return nil
+}
+
+func (x *KeyMetadata) GetRefusedUse() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RefusedUse
+	}
+	return nil
+}
+
+func (x *KeyMetadata) GetResourceCount() uint64 {
+	if x != nil {
+		return x.ResourceCount
+	}
+	return 0
+}
+
+func (x *KeyMetadata) GetNextRotation() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextRotation
+	}
+	return nil
+}
+
+func (x *KeyMetadata) GetPolicyRevision() uint32 {
+	if x != nil {
+		return x.PolicyRevision
+	}
+	return 0
+}
+
+func (x *KeyMetadata) GetTenantFrozen() string {
+	if x != nil {
+		return x.TenantFrozen
+	}
+	return ""
 }
 
 type CreateKeyRequest struct {
@@ -3071,14 +3199,2095 @@ func (x *ListKeyRotationsResponse) GetIndexToken() []byte {
 	return nil
 }
 
+type EnableKeyRotationRequest struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	KeyId            string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Period           *durationpb.Duration   `protobuf:"bytes,2,opt,name=period,proto3" json:"period,omitempty"` // 90 to 2,560 days, shorter where the operators allow; unset means 365 days
+	ExpectedRevision uint64                 `protobuf:"varint,11,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	DryRun           bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId        string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant           string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken       []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *EnableKeyRotationRequest) Reset() {
+	*x = EnableKeyRotationRequest{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnableKeyRotationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnableKeyRotationRequest) ProtoMessage() {}
+
+func (x *EnableKeyRotationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnableKeyRotationRequest.ProtoReflect.Descriptor instead.
+func (*EnableKeyRotationRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *EnableKeyRotationRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *EnableKeyRotationRequest) GetPeriod() *durationpb.Duration {
+	if x != nil {
+		return x.Period
+	}
+	return nil
+}
+
+func (x *EnableKeyRotationRequest) GetExpectedRevision() uint64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
+}
+
+func (x *EnableKeyRotationRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *EnableKeyRotationRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *EnableKeyRotationRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *EnableKeyRotationRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type EnableKeyRotationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NextRotation  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=next_rotation,json=nextRotation,proto3" json:"next_rotation,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnableKeyRotationResponse) Reset() {
+	*x = EnableKeyRotationResponse{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnableKeyRotationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnableKeyRotationResponse) ProtoMessage() {}
+
+func (x *EnableKeyRotationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnableKeyRotationResponse.ProtoReflect.Descriptor instead.
+func (*EnableKeyRotationResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *EnableKeyRotationResponse) GetNextRotation() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextRotation
+	}
+	return nil
+}
+
+func (x *EnableKeyRotationResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type DisableKeyRotationRequest struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	KeyId            string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	ExpectedRevision uint64                 `protobuf:"varint,11,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	DryRun           bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId        string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant           string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken       []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *DisableKeyRotationRequest) Reset() {
+	*x = DisableKeyRotationRequest{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisableKeyRotationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisableKeyRotationRequest) ProtoMessage() {}
+
+func (x *DisableKeyRotationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisableKeyRotationRequest.ProtoReflect.Descriptor instead.
+func (*DisableKeyRotationRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *DisableKeyRotationRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *DisableKeyRotationRequest) GetExpectedRevision() uint64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
+}
+
+func (x *DisableKeyRotationRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *DisableKeyRotationRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *DisableKeyRotationRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *DisableKeyRotationRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type DisableKeyRotationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisableKeyRotationResponse) Reset() {
+	*x = DisableKeyRotationResponse{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisableKeyRotationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisableKeyRotationResponse) ProtoMessage() {}
+
+func (x *DisableKeyRotationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisableKeyRotationResponse.ProtoReflect.Descriptor instead.
+func (*DisableKeyRotationResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *DisableKeyRotationResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type GetKeyRotationStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetKeyRotationStatusRequest) Reset() {
+	*x = GetKeyRotationStatusRequest{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetKeyRotationStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetKeyRotationStatusRequest) ProtoMessage() {}
+
+func (x *GetKeyRotationStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetKeyRotationStatusRequest.ProtoReflect.Descriptor instead.
+func (*GetKeyRotationStatusRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *GetKeyRotationStatusRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *GetKeyRotationStatusRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *GetKeyRotationStatusRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type GetKeyRotationStatusResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // UUID
+	Enabled       bool                   `protobuf:"varint,2,opt,name=enabled,proto3" json:"enabled,omitempty"`         // false while the key is pending deletion
+	Period        *durationpb.Duration   `protobuf:"bytes,3,opt,name=period,proto3" json:"period,omitempty"`
+	NextRotation  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=next_rotation,json=nextRotation,proto3" json:"next_rotation,omitempty"` // in the past: overdue; it comes when the key is enabled
+	LastRotation  *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_rotation,json=lastRotation,proto3" json:"last_rotation,omitempty"` // unset: never
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetKeyRotationStatusResponse) Reset() {
+	*x = GetKeyRotationStatusResponse{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetKeyRotationStatusResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetKeyRotationStatusResponse) ProtoMessage() {}
+
+func (x *GetKeyRotationStatusResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetKeyRotationStatusResponse.ProtoReflect.Descriptor instead.
+func (*GetKeyRotationStatusResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *GetKeyRotationStatusResponse) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *GetKeyRotationStatusResponse) GetEnabled() bool {
+	if x != nil {
+		return x.Enabled
+	}
+	return false
+}
+
+func (x *GetKeyRotationStatusResponse) GetPeriod() *durationpb.Duration {
+	if x != nil {
+		return x.Period
+	}
+	return nil
+}
+
+func (x *GetKeyRotationStatusResponse) GetNextRotation() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextRotation
+	}
+	return nil
+}
+
+func (x *GetKeyRotationStatusResponse) GetLastRotation() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastRotation
+	}
+	return nil
+}
+
+func (x *GetKeyRotationStatusResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type SetKeyDecryptOnlyRequest struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	KeyId            string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	ExpectedRevision uint64                 `protobuf:"varint,11,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	DryRun           bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId        string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant           string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken       []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *SetKeyDecryptOnlyRequest) Reset() {
+	*x = SetKeyDecryptOnlyRequest{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetKeyDecryptOnlyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetKeyDecryptOnlyRequest) ProtoMessage() {}
+
+func (x *SetKeyDecryptOnlyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetKeyDecryptOnlyRequest.ProtoReflect.Descriptor instead.
+func (*SetKeyDecryptOnlyRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *SetKeyDecryptOnlyRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *SetKeyDecryptOnlyRequest) GetExpectedRevision() uint64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
+}
+
+func (x *SetKeyDecryptOnlyRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *SetKeyDecryptOnlyRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SetKeyDecryptOnlyRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *SetKeyDecryptOnlyRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type SetKeyDecryptOnlyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetKeyDecryptOnlyResponse) Reset() {
+	*x = SetKeyDecryptOnlyResponse{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetKeyDecryptOnlyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetKeyDecryptOnlyResponse) ProtoMessage() {}
+
+func (x *SetKeyDecryptOnlyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetKeyDecryptOnlyResponse.ProtoReflect.Descriptor instead.
+func (*SetKeyDecryptOnlyResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *SetKeyDecryptOnlyResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type SetRequiredContextRequest struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	KeyId            string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	ContextKeys      []string               `protobuf:"bytes,2,rep,name=context_keys,json=contextKeys,proto3" json:"context_keys,omitempty"` // at most 16; none end it
+	ExpectedRevision uint64                 `protobuf:"varint,11,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	DryRun           bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId        string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant           string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken       []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *SetRequiredContextRequest) Reset() {
+	*x = SetRequiredContextRequest{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRequiredContextRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRequiredContextRequest) ProtoMessage() {}
+
+func (x *SetRequiredContextRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRequiredContextRequest.ProtoReflect.Descriptor instead.
+func (*SetRequiredContextRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *SetRequiredContextRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *SetRequiredContextRequest) GetContextKeys() []string {
+	if x != nil {
+		return x.ContextKeys
+	}
+	return nil
+}
+
+func (x *SetRequiredContextRequest) GetExpectedRevision() uint64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
+}
+
+func (x *SetRequiredContextRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *SetRequiredContextRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SetRequiredContextRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *SetRequiredContextRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type SetRequiredContextResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRequiredContextResponse) Reset() {
+	*x = SetRequiredContextResponse{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRequiredContextResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRequiredContextResponse) ProtoMessage() {}
+
+func (x *SetRequiredContextResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRequiredContextResponse.ProtoReflect.Descriptor instead.
+func (*SetRequiredContextResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *SetRequiredContextResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type SetDeletionProtectionRequest struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	KeyId            string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Enabled          bool                   `protobuf:"varint,2,opt,name=enabled,proto3" json:"enabled,omitempty"`
+	ExpectedRevision uint64                 `protobuf:"varint,11,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	DryRun           bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId        string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant           string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken       []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *SetDeletionProtectionRequest) Reset() {
+	*x = SetDeletionProtectionRequest{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDeletionProtectionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDeletionProtectionRequest) ProtoMessage() {}
+
+func (x *SetDeletionProtectionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDeletionProtectionRequest.ProtoReflect.Descriptor instead.
+func (*SetDeletionProtectionRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *SetDeletionProtectionRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *SetDeletionProtectionRequest) GetEnabled() bool {
+	if x != nil {
+		return x.Enabled
+	}
+	return false
+}
+
+func (x *SetDeletionProtectionRequest) GetExpectedRevision() uint64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
+}
+
+func (x *SetDeletionProtectionRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *SetDeletionProtectionRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *SetDeletionProtectionRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *SetDeletionProtectionRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type SetDeletionProtectionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetDeletionProtectionResponse) Reset() {
+	*x = SetDeletionProtectionResponse{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDeletionProtectionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDeletionProtectionResponse) ProtoMessage() {}
+
+func (x *SetDeletionProtectionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDeletionProtectionResponse.ProtoReflect.Descriptor instead.
+func (*SetDeletionProtectionResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *SetDeletionProtectionResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type KeyVersion struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Version          uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	State            KeyVersionState        `protobuf:"varint,2,opt,name=state,proto3,enum=quorumkms.v1.KeyVersionState" json:"state,omitempty"`
+	Current          bool                   `protobuf:"varint,3,opt,name=current,proto3" json:"current,omitempty"`
+	Cause            RotationCause          `protobuf:"varint,4,opt,name=cause,proto3,enum=quorumkms.v1.RotationCause" json:"cause,omitempty"`
+	CreationDate     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=creation_date,json=creationDate,proto3" json:"creation_date,omitempty"`
+	DestructionDate  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=destruction_date,json=destructionDate,proto3" json:"destruction_date,omitempty"` // to come, or past
+	LastUsed         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=last_used,json=lastUsed,proto3" json:"last_used,omitempty"`                      // up to an hour older than it was; unset: not as far as is known
+	DomainGeneration uint32                 `protobuf:"varint,8,opt,name=domain_generation,json=domainGeneration,proto3" json:"domain_generation,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *KeyVersion) Reset() {
+	*x = KeyVersion{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyVersion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyVersion) ProtoMessage() {}
+
+func (x *KeyVersion) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyVersion.ProtoReflect.Descriptor instead.
+func (*KeyVersion) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *KeyVersion) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *KeyVersion) GetState() KeyVersionState {
+	if x != nil {
+		return x.State
+	}
+	return KeyVersionState_KEY_VERSION_STATE_UNSPECIFIED
+}
+
+func (x *KeyVersion) GetCurrent() bool {
+	if x != nil {
+		return x.Current
+	}
+	return false
+}
+
+func (x *KeyVersion) GetCause() RotationCause {
+	if x != nil {
+		return x.Cause
+	}
+	return RotationCause_ROTATION_CAUSE_UNSPECIFIED
+}
+
+func (x *KeyVersion) GetCreationDate() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreationDate
+	}
+	return nil
+}
+
+func (x *KeyVersion) GetDestructionDate() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DestructionDate
+	}
+	return nil
+}
+
+func (x *KeyVersion) GetLastUsed() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastUsed
+	}
+	return nil
+}
+
+func (x *KeyVersion) GetDomainGeneration() uint32 {
+	if x != nil {
+		return x.DomainGeneration
+	}
+	return 0
+}
+
+type ListKeyVersionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"` // 1..1,000; 0 means 100
+	Marker        string                 `protobuf:"bytes,3,opt,name=marker,proto3" json:"marker,omitempty"`
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKeyVersionsRequest) Reset() {
+	*x = ListKeyVersionsRequest{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKeyVersionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKeyVersionsRequest) ProtoMessage() {}
+
+func (x *ListKeyVersionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKeyVersionsRequest.ProtoReflect.Descriptor instead.
+func (*ListKeyVersionsRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *ListKeyVersionsRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *ListKeyVersionsRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListKeyVersionsRequest) GetMarker() string {
+	if x != nil {
+		return x.Marker
+	}
+	return ""
+}
+
+func (x *ListKeyVersionsRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ListKeyVersionsRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type ListKeyVersionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Versions      []*KeyVersion          `protobuf:"bytes,1,rep,name=versions,proto3" json:"versions,omitempty"` // by number
+	NextMarker    string                 `protobuf:"bytes,2,opt,name=next_marker,json=nextMarker,proto3" json:"next_marker,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKeyVersionsResponse) Reset() {
+	*x = ListKeyVersionsResponse{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKeyVersionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKeyVersionsResponse) ProtoMessage() {}
+
+func (x *ListKeyVersionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKeyVersionsResponse.ProtoReflect.Descriptor instead.
+func (*ListKeyVersionsResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *ListKeyVersionsResponse) GetVersions() []*KeyVersion {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+func (x *ListKeyVersionsResponse) GetNextMarker() string {
+	if x != nil {
+		return x.NextMarker
+	}
+	return ""
+}
+
+func (x *ListKeyVersionsResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type EnableKeyVersionRequest struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	KeyId            string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Version          uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	ExpectedRevision uint64                 `protobuf:"varint,11,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	DryRun           bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId        string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant           string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken       []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *EnableKeyVersionRequest) Reset() {
+	*x = EnableKeyVersionRequest{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnableKeyVersionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnableKeyVersionRequest) ProtoMessage() {}
+
+func (x *EnableKeyVersionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnableKeyVersionRequest.ProtoReflect.Descriptor instead.
+func (*EnableKeyVersionRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *EnableKeyVersionRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *EnableKeyVersionRequest) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *EnableKeyVersionRequest) GetExpectedRevision() uint64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
+}
+
+func (x *EnableKeyVersionRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *EnableKeyVersionRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *EnableKeyVersionRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *EnableKeyVersionRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type EnableKeyVersionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnableKeyVersionResponse) Reset() {
+	*x = EnableKeyVersionResponse{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnableKeyVersionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnableKeyVersionResponse) ProtoMessage() {}
+
+func (x *EnableKeyVersionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnableKeyVersionResponse.ProtoReflect.Descriptor instead.
+func (*EnableKeyVersionResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *EnableKeyVersionResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type DisableKeyVersionRequest struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	KeyId            string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Version          uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	ExpectedRevision uint64                 `protobuf:"varint,11,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	DryRun           bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId        string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant           string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken       []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *DisableKeyVersionRequest) Reset() {
+	*x = DisableKeyVersionRequest{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisableKeyVersionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisableKeyVersionRequest) ProtoMessage() {}
+
+func (x *DisableKeyVersionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisableKeyVersionRequest.ProtoReflect.Descriptor instead.
+func (*DisableKeyVersionRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *DisableKeyVersionRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *DisableKeyVersionRequest) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *DisableKeyVersionRequest) GetExpectedRevision() uint64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
+}
+
+func (x *DisableKeyVersionRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *DisableKeyVersionRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *DisableKeyVersionRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *DisableKeyVersionRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type DisableKeyVersionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisableKeyVersionResponse) Reset() {
+	*x = DisableKeyVersionResponse{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisableKeyVersionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisableKeyVersionResponse) ProtoMessage() {}
+
+func (x *DisableKeyVersionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisableKeyVersionResponse.ProtoReflect.Descriptor instead.
+func (*DisableKeyVersionResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *DisableKeyVersionResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type ScheduleKeyVersionDestructionRequest struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	KeyId             string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Version           uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	PendingWindowDays uint32                 `protobuf:"varint,3,opt,name=pending_window_days,json=pendingWindowDays,proto3" json:"pending_window_days,omitempty"` // 7..30; 0 means 30
+	ExpectedRevision  uint64                 `protobuf:"varint,11,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	DryRun            bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId         string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant            string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken        []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *ScheduleKeyVersionDestructionRequest) Reset() {
+	*x = ScheduleKeyVersionDestructionRequest{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScheduleKeyVersionDestructionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScheduleKeyVersionDestructionRequest) ProtoMessage() {}
+
+func (x *ScheduleKeyVersionDestructionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScheduleKeyVersionDestructionRequest.ProtoReflect.Descriptor instead.
+func (*ScheduleKeyVersionDestructionRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *ScheduleKeyVersionDestructionRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *ScheduleKeyVersionDestructionRequest) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *ScheduleKeyVersionDestructionRequest) GetPendingWindowDays() uint32 {
+	if x != nil {
+		return x.PendingWindowDays
+	}
+	return 0
+}
+
+func (x *ScheduleKeyVersionDestructionRequest) GetExpectedRevision() uint64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
+}
+
+func (x *ScheduleKeyVersionDestructionRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *ScheduleKeyVersionDestructionRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ScheduleKeyVersionDestructionRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ScheduleKeyVersionDestructionRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type ScheduleKeyVersionDestructionResponse struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	DestructionDate *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=destruction_date,json=destructionDate,proto3" json:"destruction_date,omitempty"`
+	IndexToken      []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ScheduleKeyVersionDestructionResponse) Reset() {
+	*x = ScheduleKeyVersionDestructionResponse{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScheduleKeyVersionDestructionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScheduleKeyVersionDestructionResponse) ProtoMessage() {}
+
+func (x *ScheduleKeyVersionDestructionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScheduleKeyVersionDestructionResponse.ProtoReflect.Descriptor instead.
+func (*ScheduleKeyVersionDestructionResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *ScheduleKeyVersionDestructionResponse) GetDestructionDate() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DestructionDate
+	}
+	return nil
+}
+
+func (x *ScheduleKeyVersionDestructionResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type CancelKeyVersionDestructionRequest struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	KeyId            string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Version          uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	ExpectedRevision uint64                 `protobuf:"varint,11,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	DryRun           bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId        string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant           string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken       []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *CancelKeyVersionDestructionRequest) Reset() {
+	*x = CancelKeyVersionDestructionRequest{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelKeyVersionDestructionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelKeyVersionDestructionRequest) ProtoMessage() {}
+
+func (x *CancelKeyVersionDestructionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelKeyVersionDestructionRequest.ProtoReflect.Descriptor instead.
+func (*CancelKeyVersionDestructionRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *CancelKeyVersionDestructionRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *CancelKeyVersionDestructionRequest) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *CancelKeyVersionDestructionRequest) GetExpectedRevision() uint64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
+}
+
+func (x *CancelKeyVersionDestructionRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *CancelKeyVersionDestructionRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CancelKeyVersionDestructionRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *CancelKeyVersionDestructionRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type CancelKeyVersionDestructionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelKeyVersionDestructionResponse) Reset() {
+	*x = CancelKeyVersionDestructionResponse{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelKeyVersionDestructionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelKeyVersionDestructionResponse) ProtoMessage() {}
+
+func (x *CancelKeyVersionDestructionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelKeyVersionDestructionResponse.ProtoReflect.Descriptor instead.
+func (*CancelKeyVersionDestructionResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *CancelKeyVersionDestructionResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+// Resource is something that a key protects.
+type Resource struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Name             string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`                                     // 1..512 bytes
+	RegisteredBy     string                 `protobuf:"bytes,2,opt,name=registered_by,json=registeredBy,proto3" json:"registered_by,omitempty"` // SPIFFE URI
+	RegistrationDate *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=registration_date,json=registrationDate,proto3" json:"registration_date,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Resource) Reset() {
+	*x = Resource{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Resource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Resource) ProtoMessage() {}
+
+func (x *Resource) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Resource.ProtoReflect.Descriptor instead.
+func (*Resource) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *Resource) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Resource) GetRegisteredBy() string {
+	if x != nil {
+		return x.RegisteredBy
+	}
+	return ""
+}
+
+func (x *Resource) GetRegistrationDate() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RegistrationDate
+	}
+	return nil
+}
+
+type BindResourceRequest struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	KeyId            string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Resource         string                 `protobuf:"bytes,2,opt,name=resource,proto3" json:"resource,omitempty"` // 1..512 bytes
+	ExpectedRevision uint64                 `protobuf:"varint,11,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	DryRun           bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId        string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant           string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken       []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *BindResourceRequest) Reset() {
+	*x = BindResourceRequest{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BindResourceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BindResourceRequest) ProtoMessage() {}
+
+func (x *BindResourceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BindResourceRequest.ProtoReflect.Descriptor instead.
+func (*BindResourceRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *BindResourceRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *BindResourceRequest) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *BindResourceRequest) GetExpectedRevision() uint64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
+}
+
+func (x *BindResourceRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *BindResourceRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *BindResourceRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *BindResourceRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type BindResourceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BindResourceResponse) Reset() {
+	*x = BindResourceResponse{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BindResourceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BindResourceResponse) ProtoMessage() {}
+
+func (x *BindResourceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BindResourceResponse.ProtoReflect.Descriptor instead.
+func (*BindResourceResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *BindResourceResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type ReleaseResourceRequest struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	KeyId            string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Resource         string                 `protobuf:"bytes,2,opt,name=resource,proto3" json:"resource,omitempty"` // 1..512 bytes
+	ExpectedRevision uint64                 `protobuf:"varint,11,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	DryRun           bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId        string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant           string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken       []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *ReleaseResourceRequest) Reset() {
+	*x = ReleaseResourceRequest{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseResourceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseResourceRequest) ProtoMessage() {}
+
+func (x *ReleaseResourceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseResourceRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseResourceRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *ReleaseResourceRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *ReleaseResourceRequest) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *ReleaseResourceRequest) GetExpectedRevision() uint64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
+}
+
+func (x *ReleaseResourceRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *ReleaseResourceRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ReleaseResourceRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ReleaseResourceRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type ReleaseResourceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseResourceResponse) Reset() {
+	*x = ReleaseResourceResponse{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseResourceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseResourceResponse) ProtoMessage() {}
+
+func (x *ReleaseResourceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseResourceResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseResourceResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *ReleaseResourceResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type ListResourcesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"` // 1..1,000; 0 means 100
+	Marker        string                 `protobuf:"bytes,3,opt,name=marker,proto3" json:"marker,omitempty"`
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListResourcesRequest) Reset() {
+	*x = ListResourcesRequest{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListResourcesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListResourcesRequest) ProtoMessage() {}
+
+func (x *ListResourcesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListResourcesRequest.ProtoReflect.Descriptor instead.
+func (*ListResourcesRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *ListResourcesRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *ListResourcesRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *ListResourcesRequest) GetMarker() string {
+	if x != nil {
+		return x.Marker
+	}
+	return ""
+}
+
+func (x *ListResourcesRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ListResourcesRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type ListResourcesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Resources     []*Resource            `protobuf:"bytes,1,rep,name=resources,proto3" json:"resources,omitempty"` // by name
+	NextMarker    string                 `protobuf:"bytes,2,opt,name=next_marker,json=nextMarker,proto3" json:"next_marker,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListResourcesResponse) Reset() {
+	*x = ListResourcesResponse{}
+	mi := &file_quorumkms_v1_key_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListResourcesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListResourcesResponse) ProtoMessage() {}
+
+func (x *ListResourcesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_key_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListResourcesResponse.ProtoReflect.Descriptor instead.
+func (*ListResourcesResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *ListResourcesResponse) GetResources() []*Resource {
+	if x != nil {
+		return x.Resources
+	}
+	return nil
+}
+
+func (x *ListResourcesResponse) GetNextMarker() string {
+	if x != nil {
+		return x.NextMarker
+	}
+	return ""
+}
+
+func (x *ListResourcesResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
 var File_quorumkms_v1_key_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_key_proto_rawDesc = "" +
 	"\n" +
-	"\x16quorumkms/v1/key.proto\x12\fquorumkms.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"-\n" +
+	"\x16quorumkms/v1/key.proto\x12\fquorumkms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"-\n" +
 	"\x03Tag\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\x87\x05\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xa9\b\n" +
 	"\vKeyMetadata\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x10\n" +
 	"\x03arn\x18\x02 \x01(\tR\x03arn\x12\x16\n" +
@@ -3095,7 +5304,17 @@ const file_quorumkms_v1_key_proto_rawDesc = "" +
 	"\x0fcurrent_version\x18\f \x01(\rR\x0ecurrentVersion\x12\x1a\n" +
 	"\brevision\x18\r \x01(\x04R\brevision\x12\x18\n" +
 	"\aaliases\x18\x0e \x03(\tR\aaliases\x12H\n" +
-	"\x10protection_level\x18\x0f \x01(\x0e2\x1d.quorumkms.v1.ProtectionLevelR\x0fprotectionLevel\"\xa0\x03\n" +
+	"\x10protection_level\x18\x0f \x01(\x0e2\x1d.quorumkms.v1.ProtectionLevelR\x0fprotectionLevel\x12\x18\n" +
+	"\aservice\x18\x10 \x01(\tR\aservice\x12/\n" +
+	"\x13deletion_protection\x18\x11 \x01(\bR\x12deletionProtection\x12)\n" +
+	"\x10required_context\x18\x12 \x03(\tR\x0frequiredContext\x127\n" +
+	"\tlast_used\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\blastUsed\x12;\n" +
+	"\vrefused_use\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"refusedUse\x12%\n" +
+	"\x0eresource_count\x18\x15 \x01(\x04R\rresourceCount\x12?\n" +
+	"\rnext_rotation\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\fnextRotation\x12'\n" +
+	"\x0fpolicy_revision\x18\x17 \x01(\rR\x0epolicyRevision\x12#\n" +
+	"\rtenant_frozen\x18\x18 \x01(\tR\ftenantFrozen\"\xa0\x03\n" +
 	"\x10CreateKeyRequest\x12 \n" +
 	"\vdescription\x18\x01 \x01(\tR\vdescription\x12,\n" +
 	"\x05usage\x18\x02 \x01(\x0e2\x16.quorumkms.v1.KeyUsageR\x05usage\x12)\n" +
@@ -3329,6 +5548,203 @@ const file_quorumkms_v1_key_proto_rawDesc = "" +
 	"\vnext_marker\x18\x02 \x01(\tR\n" +
 	"nextMarker\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x82\x02\n" +
+	"\x18EnableKeyRotationRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x121\n" +
+	"\x06period\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06period\x12+\n" +
+	"\x11expected_revision\x18\v \x01(\x04R\x10expectedRevision\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"}\n" +
+	"\x19EnableKeyRotationResponse\x12?\n" +
+	"\rnext_rotation\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\fnextRotation\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xd0\x01\n" +
+	"\x19DisableKeyRotationRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12+\n" +
+	"\x11expected_revision\x18\v \x01(\x04R\x10expectedRevision\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"=\n" +
+	"\x1aDisableKeyRotationResponse\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"m\n" +
+	"\x1bGetKeyRotationStatusRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xa5\x02\n" +
+	"\x1cGetKeyRotationStatusResponse\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x18\n" +
+	"\aenabled\x18\x02 \x01(\bR\aenabled\x121\n" +
+	"\x06period\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x06period\x12?\n" +
+	"\rnext_rotation\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\fnextRotation\x12?\n" +
+	"\rlast_rotation\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\flastRotation\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xcf\x01\n" +
+	"\x18SetKeyDecryptOnlyRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12+\n" +
+	"\x11expected_revision\x18\v \x01(\x04R\x10expectedRevision\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"<\n" +
+	"\x19SetKeyDecryptOnlyResponse\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xf3\x01\n" +
+	"\x19SetRequiredContextRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12!\n" +
+	"\fcontext_keys\x18\x02 \x03(\tR\vcontextKeys\x12+\n" +
+	"\x11expected_revision\x18\v \x01(\x04R\x10expectedRevision\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"=\n" +
+	"\x1aSetRequiredContextResponse\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xed\x01\n" +
+	"\x1cSetDeletionProtectionRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x18\n" +
+	"\aenabled\x18\x02 \x01(\bR\aenabled\x12+\n" +
+	"\x11expected_revision\x18\v \x01(\x04R\x10expectedRevision\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"@\n" +
+	"\x1dSetDeletionProtectionResponse\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x96\x03\n" +
+	"\n" +
+	"KeyVersion\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\rR\aversion\x123\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x1d.quorumkms.v1.KeyVersionStateR\x05state\x12\x18\n" +
+	"\acurrent\x18\x03 \x01(\bR\acurrent\x121\n" +
+	"\x05cause\x18\x04 \x01(\x0e2\x1b.quorumkms.v1.RotationCauseR\x05cause\x12?\n" +
+	"\rcreation_date\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\fcreationDate\x12E\n" +
+	"\x10destruction_date\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x0fdestructionDate\x127\n" +
+	"\tlast_used\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\blastUsed\x12+\n" +
+	"\x11domain_generation\x18\b \x01(\rR\x10domainGeneration\"\x96\x01\n" +
+	"\x16ListKeyVersionsRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\x12\x16\n" +
+	"\x06marker\x18\x03 \x01(\tR\x06marker\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x91\x01\n" +
+	"\x17ListKeyVersionsResponse\x124\n" +
+	"\bversions\x18\x01 \x03(\v2\x18.quorumkms.v1.KeyVersionR\bversions\x12\x1f\n" +
+	"\vnext_marker\x18\x02 \x01(\tR\n" +
+	"nextMarker\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xe8\x01\n" +
+	"\x17EnableKeyVersionRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\x12+\n" +
+	"\x11expected_revision\x18\v \x01(\x04R\x10expectedRevision\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\";\n" +
+	"\x18EnableKeyVersionResponse\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xe9\x01\n" +
+	"\x18DisableKeyVersionRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\x12+\n" +
+	"\x11expected_revision\x18\v \x01(\x04R\x10expectedRevision\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"<\n" +
+	"\x19DisableKeyVersionResponse\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xa5\x02\n" +
+	"$ScheduleKeyVersionDestructionRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\x12.\n" +
+	"\x13pending_window_days\x18\x03 \x01(\rR\x11pendingWindowDays\x12+\n" +
+	"\x11expected_revision\x18\v \x01(\x04R\x10expectedRevision\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x8f\x01\n" +
+	"%ScheduleKeyVersionDestructionResponse\x12E\n" +
+	"\x10destruction_date\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x0fdestructionDate\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xf3\x01\n" +
+	"\"CancelKeyVersionDestructionRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\x12+\n" +
+	"\x11expected_revision\x18\v \x01(\x04R\x10expectedRevision\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"F\n" +
+	"#CancelKeyVersionDestructionResponse\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x8c\x01\n" +
+	"\bResource\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
+	"\rregistered_by\x18\x02 \x01(\tR\fregisteredBy\x12G\n" +
+	"\x11registration_date\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x10registrationDate\"\xe6\x01\n" +
+	"\x13BindResourceRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1a\n" +
+	"\bresource\x18\x02 \x01(\tR\bresource\x12+\n" +
+	"\x11expected_revision\x18\v \x01(\x04R\x10expectedRevision\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"7\n" +
+	"\x14BindResourceResponse\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xe9\x01\n" +
+	"\x16ReleaseResourceRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1a\n" +
+	"\bresource\x18\x02 \x01(\tR\bresource\x12+\n" +
+	"\x11expected_revision\x18\v \x01(\x04R\x10expectedRevision\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\":\n" +
+	"\x17ReleaseResourceResponse\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x94\x01\n" +
+	"\x14ListResourcesRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\x12\x16\n" +
+	"\x06marker\x18\x03 \x01(\tR\x06marker\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x8f\x01\n" +
+	"\x15ListResourcesResponse\x124\n" +
+	"\tresources\x18\x01 \x03(\v2\x16.quorumkms.v1.ResourceR\tresources\x12\x1f\n" +
+	"\vnext_marker\x18\x02 \x01(\tR\n" +
+	"nextMarker\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
 	"indexToken*\xe1\x01\n" +
 	"\bKeyState\x12\x19\n" +
 	"\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
@@ -3372,7 +5788,13 @@ const file_quorumkms_v1_key_proto_rawDesc = "" +
 	"\x1aROTATION_CAUSE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16ROTATION_CAUSE_CREATED\x10\x01\x12\x1c\n" +
 	"\x18ROTATION_CAUSE_ON_DEMAND\x10\x02\x12\x1c\n" +
-	"\x18ROTATION_CAUSE_AUTOMATIC\x10\x032\x83\f\n" +
+	"\x18ROTATION_CAUSE_AUTOMATIC\x10\x03*\xbd\x01\n" +
+	"\x0fKeyVersionState\x12!\n" +
+	"\x1dKEY_VERSION_STATE_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x19KEY_VERSION_STATE_ENABLED\x10\x01\x12\x1e\n" +
+	"\x1aKEY_VERSION_STATE_DISABLED\x10\x02\x12'\n" +
+	"#KEY_VERSION_STATE_DESTROY_SCHEDULED\x10\x03\x12\x1f\n" +
+	"\x1bKEY_VERSION_STATE_DESTROYED\x10\x042\xcc\x17\n" +
 	"\n" +
 	"KeyService\x12L\n" +
 	"\tCreateKey\x12\x1e.quorumkms.v1.CreateKeyRequest\x1a\x1f.quorumkms.v1.CreateKeyResponse\x12R\n" +
@@ -3392,7 +5814,21 @@ const file_quorumkms_v1_key_proto_rawDesc = "" +
 	"\rUntagResource\x12\".quorumkms.v1.UntagResourceRequest\x1a#.quorumkms.v1.UntagResourceResponse\x12a\n" +
 	"\x10ListResourceTags\x12%.quorumkms.v1.ListResourceTagsRequest\x1a&.quorumkms.v1.ListResourceTagsResponse\x12d\n" +
 	"\x11RotateKeyOnDemand\x12&.quorumkms.v1.RotateKeyOnDemandRequest\x1a'.quorumkms.v1.RotateKeyOnDemandResponse\x12a\n" +
-	"\x10ListKeyRotations\x12%.quorumkms.v1.ListKeyRotationsRequest\x1a&.quorumkms.v1.ListKeyRotationsResponseB<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
+	"\x10ListKeyRotations\x12%.quorumkms.v1.ListKeyRotationsRequest\x1a&.quorumkms.v1.ListKeyRotationsResponse\x12d\n" +
+	"\x11EnableKeyRotation\x12&.quorumkms.v1.EnableKeyRotationRequest\x1a'.quorumkms.v1.EnableKeyRotationResponse\x12g\n" +
+	"\x12DisableKeyRotation\x12'.quorumkms.v1.DisableKeyRotationRequest\x1a(.quorumkms.v1.DisableKeyRotationResponse\x12m\n" +
+	"\x14GetKeyRotationStatus\x12).quorumkms.v1.GetKeyRotationStatusRequest\x1a*.quorumkms.v1.GetKeyRotationStatusResponse\x12d\n" +
+	"\x11SetKeyDecryptOnly\x12&.quorumkms.v1.SetKeyDecryptOnlyRequest\x1a'.quorumkms.v1.SetKeyDecryptOnlyResponse\x12g\n" +
+	"\x12SetRequiredContext\x12'.quorumkms.v1.SetRequiredContextRequest\x1a(.quorumkms.v1.SetRequiredContextResponse\x12p\n" +
+	"\x15SetDeletionProtection\x12*.quorumkms.v1.SetDeletionProtectionRequest\x1a+.quorumkms.v1.SetDeletionProtectionResponse\x12^\n" +
+	"\x0fListKeyVersions\x12$.quorumkms.v1.ListKeyVersionsRequest\x1a%.quorumkms.v1.ListKeyVersionsResponse\x12a\n" +
+	"\x10EnableKeyVersion\x12%.quorumkms.v1.EnableKeyVersionRequest\x1a&.quorumkms.v1.EnableKeyVersionResponse\x12d\n" +
+	"\x11DisableKeyVersion\x12&.quorumkms.v1.DisableKeyVersionRequest\x1a'.quorumkms.v1.DisableKeyVersionResponse\x12\x88\x01\n" +
+	"\x1dScheduleKeyVersionDestruction\x122.quorumkms.v1.ScheduleKeyVersionDestructionRequest\x1a3.quorumkms.v1.ScheduleKeyVersionDestructionResponse\x12\x82\x01\n" +
+	"\x1bCancelKeyVersionDestruction\x120.quorumkms.v1.CancelKeyVersionDestructionRequest\x1a1.quorumkms.v1.CancelKeyVersionDestructionResponse\x12U\n" +
+	"\fBindResource\x12!.quorumkms.v1.BindResourceRequest\x1a\".quorumkms.v1.BindResourceResponse\x12^\n" +
+	"\x0fReleaseResource\x12$.quorumkms.v1.ReleaseResourceRequest\x1a%.quorumkms.v1.ReleaseResourceResponse\x12X\n" +
+	"\rListResources\x12\".quorumkms.v1.ListResourcesRequest\x1a#.quorumkms.v1.ListResourcesResponseB<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
 
 var (
 	file_quorumkms_v1_key_proto_rawDescOnce sync.Once
@@ -3406,55 +5842,87 @@ func file_quorumkms_v1_key_proto_rawDescGZIP() []byte {
 	return file_quorumkms_v1_key_proto_rawDescData
 }
 
-var file_quorumkms_v1_key_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_quorumkms_v1_key_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_quorumkms_v1_key_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
+var file_quorumkms_v1_key_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_quorumkms_v1_key_proto_goTypes = []any{
-	(KeyState)(0),                        // 0: quorumkms.v1.KeyState
-	(KeyUsage)(0),                        // 1: quorumkms.v1.KeyUsage
-	(KeySpec)(0),                         // 2: quorumkms.v1.KeySpec
-	(KeyOrigin)(0),                       // 3: quorumkms.v1.KeyOrigin
-	(KeyManager)(0),                      // 4: quorumkms.v1.KeyManager
-	(ProtectionLevel)(0),                 // 5: quorumkms.v1.ProtectionLevel
-	(RotationCause)(0),                   // 6: quorumkms.v1.RotationCause
-	(*Tag)(nil),                          // 7: quorumkms.v1.Tag
-	(*KeyMetadata)(nil),                  // 8: quorumkms.v1.KeyMetadata
-	(*CreateKeyRequest)(nil),             // 9: quorumkms.v1.CreateKeyRequest
-	(*CreateKeyResponse)(nil),            // 10: quorumkms.v1.CreateKeyResponse
-	(*DescribeKeyRequest)(nil),           // 11: quorumkms.v1.DescribeKeyRequest
-	(*DescribeKeyResponse)(nil),          // 12: quorumkms.v1.DescribeKeyResponse
-	(*ListKeysRequest)(nil),              // 13: quorumkms.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),             // 14: quorumkms.v1.ListKeysResponse
-	(*UpdateKeyDescriptionRequest)(nil),  // 15: quorumkms.v1.UpdateKeyDescriptionRequest
-	(*UpdateKeyDescriptionResponse)(nil), // 16: quorumkms.v1.UpdateKeyDescriptionResponse
-	(*EnableKeyRequest)(nil),             // 17: quorumkms.v1.EnableKeyRequest
-	(*EnableKeyResponse)(nil),            // 18: quorumkms.v1.EnableKeyResponse
-	(*DisableKeyRequest)(nil),            // 19: quorumkms.v1.DisableKeyRequest
-	(*DisableKeyResponse)(nil),           // 20: quorumkms.v1.DisableKeyResponse
-	(*ScheduleKeyDeletionRequest)(nil),   // 21: quorumkms.v1.ScheduleKeyDeletionRequest
-	(*ScheduleKeyDeletionResponse)(nil),  // 22: quorumkms.v1.ScheduleKeyDeletionResponse
-	(*CancelKeyDeletionRequest)(nil),     // 23: quorumkms.v1.CancelKeyDeletionRequest
-	(*CancelKeyDeletionResponse)(nil),    // 24: quorumkms.v1.CancelKeyDeletionResponse
-	(*Alias)(nil),                        // 25: quorumkms.v1.Alias
-	(*CreateAliasRequest)(nil),           // 26: quorumkms.v1.CreateAliasRequest
-	(*CreateAliasResponse)(nil),          // 27: quorumkms.v1.CreateAliasResponse
-	(*UpdateAliasRequest)(nil),           // 28: quorumkms.v1.UpdateAliasRequest
-	(*UpdateAliasResponse)(nil),          // 29: quorumkms.v1.UpdateAliasResponse
-	(*DeleteAliasRequest)(nil),           // 30: quorumkms.v1.DeleteAliasRequest
-	(*DeleteAliasResponse)(nil),          // 31: quorumkms.v1.DeleteAliasResponse
-	(*ListAliasesRequest)(nil),           // 32: quorumkms.v1.ListAliasesRequest
-	(*ListAliasesResponse)(nil),          // 33: quorumkms.v1.ListAliasesResponse
-	(*TagResourceRequest)(nil),           // 34: quorumkms.v1.TagResourceRequest
-	(*TagResourceResponse)(nil),          // 35: quorumkms.v1.TagResourceResponse
-	(*UntagResourceRequest)(nil),         // 36: quorumkms.v1.UntagResourceRequest
-	(*UntagResourceResponse)(nil),        // 37: quorumkms.v1.UntagResourceResponse
-	(*ListResourceTagsRequest)(nil),      // 38: quorumkms.v1.ListResourceTagsRequest
-	(*ListResourceTagsResponse)(nil),     // 39: quorumkms.v1.ListResourceTagsResponse
-	(*RotateKeyOnDemandRequest)(nil),     // 40: quorumkms.v1.RotateKeyOnDemandRequest
-	(*RotateKeyOnDemandResponse)(nil),    // 41: quorumkms.v1.RotateKeyOnDemandResponse
-	(*KeyRotation)(nil),                  // 42: quorumkms.v1.KeyRotation
-	(*ListKeyRotationsRequest)(nil),      // 43: quorumkms.v1.ListKeyRotationsRequest
-	(*ListKeyRotationsResponse)(nil),     // 44: quorumkms.v1.ListKeyRotationsResponse
-	(*timestamppb.Timestamp)(nil),        // 45: google.protobuf.Timestamp
+	(KeyState)(0),                                 // 0: quorumkms.v1.KeyState
+	(KeyUsage)(0),                                 // 1: quorumkms.v1.KeyUsage
+	(KeySpec)(0),                                  // 2: quorumkms.v1.KeySpec
+	(KeyOrigin)(0),                                // 3: quorumkms.v1.KeyOrigin
+	(KeyManager)(0),                               // 4: quorumkms.v1.KeyManager
+	(ProtectionLevel)(0),                          // 5: quorumkms.v1.ProtectionLevel
+	(RotationCause)(0),                            // 6: quorumkms.v1.RotationCause
+	(KeyVersionState)(0),                          // 7: quorumkms.v1.KeyVersionState
+	(*Tag)(nil),                                   // 8: quorumkms.v1.Tag
+	(*KeyMetadata)(nil),                           // 9: quorumkms.v1.KeyMetadata
+	(*CreateKeyRequest)(nil),                      // 10: quorumkms.v1.CreateKeyRequest
+	(*CreateKeyResponse)(nil),                     // 11: quorumkms.v1.CreateKeyResponse
+	(*DescribeKeyRequest)(nil),                    // 12: quorumkms.v1.DescribeKeyRequest
+	(*DescribeKeyResponse)(nil),                   // 13: quorumkms.v1.DescribeKeyResponse
+	(*ListKeysRequest)(nil),                       // 14: quorumkms.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),                      // 15: quorumkms.v1.ListKeysResponse
+	(*UpdateKeyDescriptionRequest)(nil),           // 16: quorumkms.v1.UpdateKeyDescriptionRequest
+	(*UpdateKeyDescriptionResponse)(nil),          // 17: quorumkms.v1.UpdateKeyDescriptionResponse
+	(*EnableKeyRequest)(nil),                      // 18: quorumkms.v1.EnableKeyRequest
+	(*EnableKeyResponse)(nil),                     // 19: quorumkms.v1.EnableKeyResponse
+	(*DisableKeyRequest)(nil),                     // 20: quorumkms.v1.DisableKeyRequest
+	(*DisableKeyResponse)(nil),                    // 21: quorumkms.v1.DisableKeyResponse
+	(*ScheduleKeyDeletionRequest)(nil),            // 22: quorumkms.v1.ScheduleKeyDeletionRequest
+	(*ScheduleKeyDeletionResponse)(nil),           // 23: quorumkms.v1.ScheduleKeyDeletionResponse
+	(*CancelKeyDeletionRequest)(nil),              // 24: quorumkms.v1.CancelKeyDeletionRequest
+	(*CancelKeyDeletionResponse)(nil),             // 25: quorumkms.v1.CancelKeyDeletionResponse
+	(*Alias)(nil),                                 // 26: quorumkms.v1.Alias
+	(*CreateAliasRequest)(nil),                    // 27: quorumkms.v1.CreateAliasRequest
+	(*CreateAliasResponse)(nil),                   // 28: quorumkms.v1.CreateAliasResponse
+	(*UpdateAliasRequest)(nil),                    // 29: quorumkms.v1.UpdateAliasRequest
+	(*UpdateAliasResponse)(nil),                   // 30: quorumkms.v1.UpdateAliasResponse
+	(*DeleteAliasRequest)(nil),                    // 31: quorumkms.v1.DeleteAliasRequest
+	(*DeleteAliasResponse)(nil),                   // 32: quorumkms.v1.DeleteAliasResponse
+	(*ListAliasesRequest)(nil),                    // 33: quorumkms.v1.ListAliasesRequest
+	(*ListAliasesResponse)(nil),                   // 34: quorumkms.v1.ListAliasesResponse
+	(*TagResourceRequest)(nil),                    // 35: quorumkms.v1.TagResourceRequest
+	(*TagResourceResponse)(nil),                   // 36: quorumkms.v1.TagResourceResponse
+	(*UntagResourceRequest)(nil),                  // 37: quorumkms.v1.UntagResourceRequest
+	(*UntagResourceResponse)(nil),                 // 38: quorumkms.v1.UntagResourceResponse
+	(*ListResourceTagsRequest)(nil),               // 39: quorumkms.v1.ListResourceTagsRequest
+	(*ListResourceTagsResponse)(nil),              // 40: quorumkms.v1.ListResourceTagsResponse
+	(*RotateKeyOnDemandRequest)(nil),              // 41: quorumkms.v1.RotateKeyOnDemandRequest
+	(*RotateKeyOnDemandResponse)(nil),             // 42: quorumkms.v1.RotateKeyOnDemandResponse
+	(*KeyRotation)(nil),                           // 43: quorumkms.v1.KeyRotation
+	(*ListKeyRotationsRequest)(nil),               // 44: quorumkms.v1.ListKeyRotationsRequest
+	(*ListKeyRotationsResponse)(nil),              // 45: quorumkms.v1.ListKeyRotationsResponse
+	(*EnableKeyRotationRequest)(nil),              // 46: quorumkms.v1.EnableKeyRotationRequest
+	(*EnableKeyRotationResponse)(nil),             // 47: quorumkms.v1.EnableKeyRotationResponse
+	(*DisableKeyRotationRequest)(nil),             // 48: quorumkms.v1.DisableKeyRotationRequest
+	(*DisableKeyRotationResponse)(nil),            // 49: quorumkms.v1.DisableKeyRotationResponse
+	(*GetKeyRotationStatusRequest)(nil),           // 50: quorumkms.v1.GetKeyRotationStatusRequest
+	(*GetKeyRotationStatusResponse)(nil),          // 51: quorumkms.v1.GetKeyRotationStatusResponse
+	(*SetKeyDecryptOnlyRequest)(nil),              // 52: quorumkms.v1.SetKeyDecryptOnlyRequest
+	(*SetKeyDecryptOnlyResponse)(nil),             // 53: quorumkms.v1.SetKeyDecryptOnlyResponse
+	(*SetRequiredContextRequest)(nil),             // 54: quorumkms.v1.SetRequiredContextRequest
+	(*SetRequiredContextResponse)(nil),            // 55: quorumkms.v1.SetRequiredContextResponse
+	(*SetDeletionProtectionRequest)(nil),          // 56: quorumkms.v1.SetDeletionProtectionRequest
+	(*SetDeletionProtectionResponse)(nil),         // 57: quorumkms.v1.SetDeletionProtectionResponse
+	(*KeyVersion)(nil),                            // 58: quorumkms.v1.KeyVersion
+	(*ListKeyVersionsRequest)(nil),                // 59: quorumkms.v1.ListKeyVersionsRequest
+	(*ListKeyVersionsResponse)(nil),               // 60: quorumkms.v1.ListKeyVersionsResponse
+	(*EnableKeyVersionRequest)(nil),               // 61: quorumkms.v1.EnableKeyVersionRequest
+	(*EnableKeyVersionResponse)(nil),              // 62: quorumkms.v1.EnableKeyVersionResponse
+	(*DisableKeyVersionRequest)(nil),              // 63: quorumkms.v1.DisableKeyVersionRequest
+	(*DisableKeyVersionResponse)(nil),             // 64: quorumkms.v1.DisableKeyVersionResponse
+	(*ScheduleKeyVersionDestructionRequest)(nil),  // 65: quorumkms.v1.ScheduleKeyVersionDestructionRequest
+	(*ScheduleKeyVersionDestructionResponse)(nil), // 66: quorumkms.v1.ScheduleKeyVersionDestructionResponse
+	(*CancelKeyVersionDestructionRequest)(nil),    // 67: quorumkms.v1.CancelKeyVersionDestructionRequest
+	(*CancelKeyVersionDestructionResponse)(nil),   // 68: quorumkms.v1.CancelKeyVersionDestructionResponse
+	(*Resource)(nil),                              // 69: quorumkms.v1.Resource
+	(*BindResourceRequest)(nil),                   // 70: quorumkms.v1.BindResourceRequest
+	(*BindResourceResponse)(nil),                  // 71: quorumkms.v1.BindResourceResponse
+	(*ReleaseResourceRequest)(nil),                // 72: quorumkms.v1.ReleaseResourceRequest
+	(*ReleaseResourceResponse)(nil),               // 73: quorumkms.v1.ReleaseResourceResponse
+	(*ListResourcesRequest)(nil),                  // 74: quorumkms.v1.ListResourcesRequest
+	(*ListResourcesResponse)(nil),                 // 75: quorumkms.v1.ListResourcesResponse
+	(*timestamppb.Timestamp)(nil),                 // 76: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),                   // 77: google.protobuf.Duration
 }
 var file_quorumkms_v1_key_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.v1.KeyMetadata.state:type_name -> quorumkms.v1.KeyState
@@ -3462,65 +5930,110 @@ var file_quorumkms_v1_key_proto_depIdxs = []int32{
 	2,  // 2: quorumkms.v1.KeyMetadata.spec:type_name -> quorumkms.v1.KeySpec
 	3,  // 3: quorumkms.v1.KeyMetadata.origin:type_name -> quorumkms.v1.KeyOrigin
 	4,  // 4: quorumkms.v1.KeyMetadata.manager:type_name -> quorumkms.v1.KeyManager
-	45, // 5: quorumkms.v1.KeyMetadata.creation_date:type_name -> google.protobuf.Timestamp
-	45, // 6: quorumkms.v1.KeyMetadata.deletion_date:type_name -> google.protobuf.Timestamp
+	76, // 5: quorumkms.v1.KeyMetadata.creation_date:type_name -> google.protobuf.Timestamp
+	76, // 6: quorumkms.v1.KeyMetadata.deletion_date:type_name -> google.protobuf.Timestamp
 	5,  // 7: quorumkms.v1.KeyMetadata.protection_level:type_name -> quorumkms.v1.ProtectionLevel
-	1,  // 8: quorumkms.v1.CreateKeyRequest.usage:type_name -> quorumkms.v1.KeyUsage
-	2,  // 9: quorumkms.v1.CreateKeyRequest.spec:type_name -> quorumkms.v1.KeySpec
-	3,  // 10: quorumkms.v1.CreateKeyRequest.origin:type_name -> quorumkms.v1.KeyOrigin
-	5,  // 11: quorumkms.v1.CreateKeyRequest.protection_level:type_name -> quorumkms.v1.ProtectionLevel
-	7,  // 12: quorumkms.v1.CreateKeyRequest.tags:type_name -> quorumkms.v1.Tag
-	8,  // 13: quorumkms.v1.CreateKeyResponse.key:type_name -> quorumkms.v1.KeyMetadata
-	8,  // 14: quorumkms.v1.DescribeKeyResponse.key:type_name -> quorumkms.v1.KeyMetadata
-	8,  // 15: quorumkms.v1.ListKeysResponse.keys:type_name -> quorumkms.v1.KeyMetadata
-	45, // 16: quorumkms.v1.ScheduleKeyDeletionResponse.deletion_date:type_name -> google.protobuf.Timestamp
-	45, // 17: quorumkms.v1.Alias.creation_date:type_name -> google.protobuf.Timestamp
-	45, // 18: quorumkms.v1.Alias.last_updated_date:type_name -> google.protobuf.Timestamp
-	25, // 19: quorumkms.v1.ListAliasesResponse.aliases:type_name -> quorumkms.v1.Alias
-	7,  // 20: quorumkms.v1.TagResourceRequest.tags:type_name -> quorumkms.v1.Tag
-	7,  // 21: quorumkms.v1.ListResourceTagsResponse.tags:type_name -> quorumkms.v1.Tag
-	6,  // 22: quorumkms.v1.KeyRotation.cause:type_name -> quorumkms.v1.RotationCause
-	45, // 23: quorumkms.v1.KeyRotation.rotation_date:type_name -> google.protobuf.Timestamp
-	42, // 24: quorumkms.v1.ListKeyRotationsResponse.rotations:type_name -> quorumkms.v1.KeyRotation
-	9,  // 25: quorumkms.v1.KeyService.CreateKey:input_type -> quorumkms.v1.CreateKeyRequest
-	11, // 26: quorumkms.v1.KeyService.DescribeKey:input_type -> quorumkms.v1.DescribeKeyRequest
-	13, // 27: quorumkms.v1.KeyService.ListKeys:input_type -> quorumkms.v1.ListKeysRequest
-	15, // 28: quorumkms.v1.KeyService.UpdateKeyDescription:input_type -> quorumkms.v1.UpdateKeyDescriptionRequest
-	17, // 29: quorumkms.v1.KeyService.EnableKey:input_type -> quorumkms.v1.EnableKeyRequest
-	19, // 30: quorumkms.v1.KeyService.DisableKey:input_type -> quorumkms.v1.DisableKeyRequest
-	21, // 31: quorumkms.v1.KeyService.ScheduleKeyDeletion:input_type -> quorumkms.v1.ScheduleKeyDeletionRequest
-	23, // 32: quorumkms.v1.KeyService.CancelKeyDeletion:input_type -> quorumkms.v1.CancelKeyDeletionRequest
-	26, // 33: quorumkms.v1.KeyService.CreateAlias:input_type -> quorumkms.v1.CreateAliasRequest
-	28, // 34: quorumkms.v1.KeyService.UpdateAlias:input_type -> quorumkms.v1.UpdateAliasRequest
-	30, // 35: quorumkms.v1.KeyService.DeleteAlias:input_type -> quorumkms.v1.DeleteAliasRequest
-	32, // 36: quorumkms.v1.KeyService.ListAliases:input_type -> quorumkms.v1.ListAliasesRequest
-	34, // 37: quorumkms.v1.KeyService.TagResource:input_type -> quorumkms.v1.TagResourceRequest
-	36, // 38: quorumkms.v1.KeyService.UntagResource:input_type -> quorumkms.v1.UntagResourceRequest
-	38, // 39: quorumkms.v1.KeyService.ListResourceTags:input_type -> quorumkms.v1.ListResourceTagsRequest
-	40, // 40: quorumkms.v1.KeyService.RotateKeyOnDemand:input_type -> quorumkms.v1.RotateKeyOnDemandRequest
-	43, // 41: quorumkms.v1.KeyService.ListKeyRotations:input_type -> quorumkms.v1.ListKeyRotationsRequest
-	10, // 42: quorumkms.v1.KeyService.CreateKey:output_type -> quorumkms.v1.CreateKeyResponse
-	12, // 43: quorumkms.v1.KeyService.DescribeKey:output_type -> quorumkms.v1.DescribeKeyResponse
-	14, // 44: quorumkms.v1.KeyService.ListKeys:output_type -> quorumkms.v1.ListKeysResponse
-	16, // 45: quorumkms.v1.KeyService.UpdateKeyDescription:output_type -> quorumkms.v1.UpdateKeyDescriptionResponse
-	18, // 46: quorumkms.v1.KeyService.EnableKey:output_type -> quorumkms.v1.EnableKeyResponse
-	20, // 47: quorumkms.v1.KeyService.DisableKey:output_type -> quorumkms.v1.DisableKeyResponse
-	22, // 48: quorumkms.v1.KeyService.ScheduleKeyDeletion:output_type -> quorumkms.v1.ScheduleKeyDeletionResponse
-	24, // 49: quorumkms.v1.KeyService.CancelKeyDeletion:output_type -> quorumkms.v1.CancelKeyDeletionResponse
-	27, // 50: quorumkms.v1.KeyService.CreateAlias:output_type -> quorumkms.v1.CreateAliasResponse
-	29, // 51: quorumkms.v1.KeyService.UpdateAlias:output_type -> quorumkms.v1.UpdateAliasResponse
-	31, // 52: quorumkms.v1.KeyService.DeleteAlias:output_type -> quorumkms.v1.DeleteAliasResponse
-	33, // 53: quorumkms.v1.KeyService.ListAliases:output_type -> quorumkms.v1.ListAliasesResponse
-	35, // 54: quorumkms.v1.KeyService.TagResource:output_type -> quorumkms.v1.TagResourceResponse
-	37, // 55: quorumkms.v1.KeyService.UntagResource:output_type -> quorumkms.v1.UntagResourceResponse
-	39, // 56: quorumkms.v1.KeyService.ListResourceTags:output_type -> quorumkms.v1.ListResourceTagsResponse
-	41, // 57: quorumkms.v1.KeyService.RotateKeyOnDemand:output_type -> quorumkms.v1.RotateKeyOnDemandResponse
-	44, // 58: quorumkms.v1.KeyService.ListKeyRotations:output_type -> quorumkms.v1.ListKeyRotationsResponse
-	42, // [42:59] is the sub-list for method output_type
-	25, // [25:42] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	76, // 8: quorumkms.v1.KeyMetadata.last_used:type_name -> google.protobuf.Timestamp
+	76, // 9: quorumkms.v1.KeyMetadata.refused_use:type_name -> google.protobuf.Timestamp
+	76, // 10: quorumkms.v1.KeyMetadata.next_rotation:type_name -> google.protobuf.Timestamp
+	1,  // 11: quorumkms.v1.CreateKeyRequest.usage:type_name -> quorumkms.v1.KeyUsage
+	2,  // 12: quorumkms.v1.CreateKeyRequest.spec:type_name -> quorumkms.v1.KeySpec
+	3,  // 13: quorumkms.v1.CreateKeyRequest.origin:type_name -> quorumkms.v1.KeyOrigin
+	5,  // 14: quorumkms.v1.CreateKeyRequest.protection_level:type_name -> quorumkms.v1.ProtectionLevel
+	8,  // 15: quorumkms.v1.CreateKeyRequest.tags:type_name -> quorumkms.v1.Tag
+	9,  // 16: quorumkms.v1.CreateKeyResponse.key:type_name -> quorumkms.v1.KeyMetadata
+	9,  // 17: quorumkms.v1.DescribeKeyResponse.key:type_name -> quorumkms.v1.KeyMetadata
+	9,  // 18: quorumkms.v1.ListKeysResponse.keys:type_name -> quorumkms.v1.KeyMetadata
+	76, // 19: quorumkms.v1.ScheduleKeyDeletionResponse.deletion_date:type_name -> google.protobuf.Timestamp
+	76, // 20: quorumkms.v1.Alias.creation_date:type_name -> google.protobuf.Timestamp
+	76, // 21: quorumkms.v1.Alias.last_updated_date:type_name -> google.protobuf.Timestamp
+	26, // 22: quorumkms.v1.ListAliasesResponse.aliases:type_name -> quorumkms.v1.Alias
+	8,  // 23: quorumkms.v1.TagResourceRequest.tags:type_name -> quorumkms.v1.Tag
+	8,  // 24: quorumkms.v1.ListResourceTagsResponse.tags:type_name -> quorumkms.v1.Tag
+	6,  // 25: quorumkms.v1.KeyRotation.cause:type_name -> quorumkms.v1.RotationCause
+	76, // 26: quorumkms.v1.KeyRotation.rotation_date:type_name -> google.protobuf.Timestamp
+	43, // 27: quorumkms.v1.ListKeyRotationsResponse.rotations:type_name -> quorumkms.v1.KeyRotation
+	77, // 28: quorumkms.v1.EnableKeyRotationRequest.period:type_name -> google.protobuf.Duration
+	76, // 29: quorumkms.v1.EnableKeyRotationResponse.next_rotation:type_name -> google.protobuf.Timestamp
+	77, // 30: quorumkms.v1.GetKeyRotationStatusResponse.period:type_name -> google.protobuf.Duration
+	76, // 31: quorumkms.v1.GetKeyRotationStatusResponse.next_rotation:type_name -> google.protobuf.Timestamp
+	76, // 32: quorumkms.v1.GetKeyRotationStatusResponse.last_rotation:type_name -> google.protobuf.Timestamp
+	7,  // 33: quorumkms.v1.KeyVersion.state:type_name -> quorumkms.v1.KeyVersionState
+	6,  // 34: quorumkms.v1.KeyVersion.cause:type_name -> quorumkms.v1.RotationCause
+	76, // 35: quorumkms.v1.KeyVersion.creation_date:type_name -> google.protobuf.Timestamp
+	76, // 36: quorumkms.v1.KeyVersion.destruction_date:type_name -> google.protobuf.Timestamp
+	76, // 37: quorumkms.v1.KeyVersion.last_used:type_name -> google.protobuf.Timestamp
+	58, // 38: quorumkms.v1.ListKeyVersionsResponse.versions:type_name -> quorumkms.v1.KeyVersion
+	76, // 39: quorumkms.v1.ScheduleKeyVersionDestructionResponse.destruction_date:type_name -> google.protobuf.Timestamp
+	76, // 40: quorumkms.v1.Resource.registration_date:type_name -> google.protobuf.Timestamp
+	69, // 41: quorumkms.v1.ListResourcesResponse.resources:type_name -> quorumkms.v1.Resource
+	10, // 42: quorumkms.v1.KeyService.CreateKey:input_type -> quorumkms.v1.CreateKeyRequest
+	12, // 43: quorumkms.v1.KeyService.DescribeKey:input_type -> quorumkms.v1.DescribeKeyRequest
+	14, // 44: quorumkms.v1.KeyService.ListKeys:input_type -> quorumkms.v1.ListKeysRequest
+	16, // 45: quorumkms.v1.KeyService.UpdateKeyDescription:input_type -> quorumkms.v1.UpdateKeyDescriptionRequest
+	18, // 46: quorumkms.v1.KeyService.EnableKey:input_type -> quorumkms.v1.EnableKeyRequest
+	20, // 47: quorumkms.v1.KeyService.DisableKey:input_type -> quorumkms.v1.DisableKeyRequest
+	22, // 48: quorumkms.v1.KeyService.ScheduleKeyDeletion:input_type -> quorumkms.v1.ScheduleKeyDeletionRequest
+	24, // 49: quorumkms.v1.KeyService.CancelKeyDeletion:input_type -> quorumkms.v1.CancelKeyDeletionRequest
+	27, // 50: quorumkms.v1.KeyService.CreateAlias:input_type -> quorumkms.v1.CreateAliasRequest
+	29, // 51: quorumkms.v1.KeyService.UpdateAlias:input_type -> quorumkms.v1.UpdateAliasRequest
+	31, // 52: quorumkms.v1.KeyService.DeleteAlias:input_type -> quorumkms.v1.DeleteAliasRequest
+	33, // 53: quorumkms.v1.KeyService.ListAliases:input_type -> quorumkms.v1.ListAliasesRequest
+	35, // 54: quorumkms.v1.KeyService.TagResource:input_type -> quorumkms.v1.TagResourceRequest
+	37, // 55: quorumkms.v1.KeyService.UntagResource:input_type -> quorumkms.v1.UntagResourceRequest
+	39, // 56: quorumkms.v1.KeyService.ListResourceTags:input_type -> quorumkms.v1.ListResourceTagsRequest
+	41, // 57: quorumkms.v1.KeyService.RotateKeyOnDemand:input_type -> quorumkms.v1.RotateKeyOnDemandRequest
+	44, // 58: quorumkms.v1.KeyService.ListKeyRotations:input_type -> quorumkms.v1.ListKeyRotationsRequest
+	46, // 59: quorumkms.v1.KeyService.EnableKeyRotation:input_type -> quorumkms.v1.EnableKeyRotationRequest
+	48, // 60: quorumkms.v1.KeyService.DisableKeyRotation:input_type -> quorumkms.v1.DisableKeyRotationRequest
+	50, // 61: quorumkms.v1.KeyService.GetKeyRotationStatus:input_type -> quorumkms.v1.GetKeyRotationStatusRequest
+	52, // 62: quorumkms.v1.KeyService.SetKeyDecryptOnly:input_type -> quorumkms.v1.SetKeyDecryptOnlyRequest
+	54, // 63: quorumkms.v1.KeyService.SetRequiredContext:input_type -> quorumkms.v1.SetRequiredContextRequest
+	56, // 64: quorumkms.v1.KeyService.SetDeletionProtection:input_type -> quorumkms.v1.SetDeletionProtectionRequest
+	59, // 65: quorumkms.v1.KeyService.ListKeyVersions:input_type -> quorumkms.v1.ListKeyVersionsRequest
+	61, // 66: quorumkms.v1.KeyService.EnableKeyVersion:input_type -> quorumkms.v1.EnableKeyVersionRequest
+	63, // 67: quorumkms.v1.KeyService.DisableKeyVersion:input_type -> quorumkms.v1.DisableKeyVersionRequest
+	65, // 68: quorumkms.v1.KeyService.ScheduleKeyVersionDestruction:input_type -> quorumkms.v1.ScheduleKeyVersionDestructionRequest
+	67, // 69: quorumkms.v1.KeyService.CancelKeyVersionDestruction:input_type -> quorumkms.v1.CancelKeyVersionDestructionRequest
+	70, // 70: quorumkms.v1.KeyService.BindResource:input_type -> quorumkms.v1.BindResourceRequest
+	72, // 71: quorumkms.v1.KeyService.ReleaseResource:input_type -> quorumkms.v1.ReleaseResourceRequest
+	74, // 72: quorumkms.v1.KeyService.ListResources:input_type -> quorumkms.v1.ListResourcesRequest
+	11, // 73: quorumkms.v1.KeyService.CreateKey:output_type -> quorumkms.v1.CreateKeyResponse
+	13, // 74: quorumkms.v1.KeyService.DescribeKey:output_type -> quorumkms.v1.DescribeKeyResponse
+	15, // 75: quorumkms.v1.KeyService.ListKeys:output_type -> quorumkms.v1.ListKeysResponse
+	17, // 76: quorumkms.v1.KeyService.UpdateKeyDescription:output_type -> quorumkms.v1.UpdateKeyDescriptionResponse
+	19, // 77: quorumkms.v1.KeyService.EnableKey:output_type -> quorumkms.v1.EnableKeyResponse
+	21, // 78: quorumkms.v1.KeyService.DisableKey:output_type -> quorumkms.v1.DisableKeyResponse
+	23, // 79: quorumkms.v1.KeyService.ScheduleKeyDeletion:output_type -> quorumkms.v1.ScheduleKeyDeletionResponse
+	25, // 80: quorumkms.v1.KeyService.CancelKeyDeletion:output_type -> quorumkms.v1.CancelKeyDeletionResponse
+	28, // 81: quorumkms.v1.KeyService.CreateAlias:output_type -> quorumkms.v1.CreateAliasResponse
+	30, // 82: quorumkms.v1.KeyService.UpdateAlias:output_type -> quorumkms.v1.UpdateAliasResponse
+	32, // 83: quorumkms.v1.KeyService.DeleteAlias:output_type -> quorumkms.v1.DeleteAliasResponse
+	34, // 84: quorumkms.v1.KeyService.ListAliases:output_type -> quorumkms.v1.ListAliasesResponse
+	36, // 85: quorumkms.v1.KeyService.TagResource:output_type -> quorumkms.v1.TagResourceResponse
+	38, // 86: quorumkms.v1.KeyService.UntagResource:output_type -> quorumkms.v1.UntagResourceResponse
+	40, // 87: quorumkms.v1.KeyService.ListResourceTags:output_type -> quorumkms.v1.ListResourceTagsResponse
+	42, // 88: quorumkms.v1.KeyService.RotateKeyOnDemand:output_type -> quorumkms.v1.RotateKeyOnDemandResponse
+	45, // 89: quorumkms.v1.KeyService.ListKeyRotations:output_type -> quorumkms.v1.ListKeyRotationsResponse
+	47, // 90: quorumkms.v1.KeyService.EnableKeyRotation:output_type -> quorumkms.v1.EnableKeyRotationResponse
+	49, // 91: quorumkms.v1.KeyService.DisableKeyRotation:output_type -> quorumkms.v1.DisableKeyRotationResponse
+	51, // 92: quorumkms.v1.KeyService.GetKeyRotationStatus:output_type -> quorumkms.v1.GetKeyRotationStatusResponse
+	53, // 93: quorumkms.v1.KeyService.SetKeyDecryptOnly:output_type -> quorumkms.v1.SetKeyDecryptOnlyResponse
+	55, // 94: quorumkms.v1.KeyService.SetRequiredContext:output_type -> quorumkms.v1.SetRequiredContextResponse
+	57, // 95: quorumkms.v1.KeyService.SetDeletionProtection:output_type -> quorumkms.v1.SetDeletionProtectionResponse
+	60, // 96: quorumkms.v1.KeyService.ListKeyVersions:output_type -> quorumkms.v1.ListKeyVersionsResponse
+	62, // 97: quorumkms.v1.KeyService.EnableKeyVersion:output_type -> quorumkms.v1.EnableKeyVersionResponse
+	64, // 98: quorumkms.v1.KeyService.DisableKeyVersion:output_type -> quorumkms.v1.DisableKeyVersionResponse
+	66, // 99: quorumkms.v1.KeyService.ScheduleKeyVersionDestruction:output_type -> quorumkms.v1.ScheduleKeyVersionDestructionResponse
+	68, // 100: quorumkms.v1.KeyService.CancelKeyVersionDestruction:output_type -> quorumkms.v1.CancelKeyVersionDestructionResponse
+	71, // 101: quorumkms.v1.KeyService.BindResource:output_type -> quorumkms.v1.BindResourceResponse
+	73, // 102: quorumkms.v1.KeyService.ReleaseResource:output_type -> quorumkms.v1.ReleaseResourceResponse
+	75, // 103: quorumkms.v1.KeyService.ListResources:output_type -> quorumkms.v1.ListResourcesResponse
+	73, // [73:104] is the sub-list for method output_type
+	42, // [42:73] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_v1_key_proto_init() }
@@ -3533,8 +6046,8 @@ func file_quorumkms_v1_key_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_v1_key_proto_rawDesc), len(file_quorumkms_v1_key_proto_rawDesc)),
-			NumEnums:      7,
-			NumMessages:   38,
+			NumEnums:      8,
+			NumMessages:   68,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,23 +19,37 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	KeyService_CreateKey_FullMethodName            = "/quorumkms.v1.KeyService/CreateKey"
-	KeyService_DescribeKey_FullMethodName          = "/quorumkms.v1.KeyService/DescribeKey"
-	KeyService_ListKeys_FullMethodName             = "/quorumkms.v1.KeyService/ListKeys"
-	KeyService_UpdateKeyDescription_FullMethodName = "/quorumkms.v1.KeyService/UpdateKeyDescription"
-	KeyService_EnableKey_FullMethodName            = "/quorumkms.v1.KeyService/EnableKey"
-	KeyService_DisableKey_FullMethodName           = "/quorumkms.v1.KeyService/DisableKey"
-	KeyService_ScheduleKeyDeletion_FullMethodName  = "/quorumkms.v1.KeyService/ScheduleKeyDeletion"
-	KeyService_CancelKeyDeletion_FullMethodName    = "/quorumkms.v1.KeyService/CancelKeyDeletion"
-	KeyService_CreateAlias_FullMethodName          = "/quorumkms.v1.KeyService/CreateAlias"
-	KeyService_UpdateAlias_FullMethodName          = "/quorumkms.v1.KeyService/UpdateAlias"
-	KeyService_DeleteAlias_FullMethodName          = "/quorumkms.v1.KeyService/DeleteAlias"
-	KeyService_ListAliases_FullMethodName          = "/quorumkms.v1.KeyService/ListAliases"
-	KeyService_TagResource_FullMethodName          = "/quorumkms.v1.KeyService/TagResource"
-	KeyService_UntagResource_FullMethodName        = "/quorumkms.v1.KeyService/UntagResource"
-	KeyService_ListResourceTags_FullMethodName     = "/quorumkms.v1.KeyService/ListResourceTags"
-	KeyService_RotateKeyOnDemand_FullMethodName    = "/quorumkms.v1.KeyService/RotateKeyOnDemand"
-	KeyService_ListKeyRotations_FullMethodName     = "/quorumkms.v1.KeyService/ListKeyRotations"
+	KeyService_CreateKey_FullMethodName                     = "/quorumkms.v1.KeyService/CreateKey"
+	KeyService_DescribeKey_FullMethodName                   = "/quorumkms.v1.KeyService/DescribeKey"
+	KeyService_ListKeys_FullMethodName                      = "/quorumkms.v1.KeyService/ListKeys"
+	KeyService_UpdateKeyDescription_FullMethodName          = "/quorumkms.v1.KeyService/UpdateKeyDescription"
+	KeyService_EnableKey_FullMethodName                     = "/quorumkms.v1.KeyService/EnableKey"
+	KeyService_DisableKey_FullMethodName                    = "/quorumkms.v1.KeyService/DisableKey"
+	KeyService_ScheduleKeyDeletion_FullMethodName           = "/quorumkms.v1.KeyService/ScheduleKeyDeletion"
+	KeyService_CancelKeyDeletion_FullMethodName             = "/quorumkms.v1.KeyService/CancelKeyDeletion"
+	KeyService_CreateAlias_FullMethodName                   = "/quorumkms.v1.KeyService/CreateAlias"
+	KeyService_UpdateAlias_FullMethodName                   = "/quorumkms.v1.KeyService/UpdateAlias"
+	KeyService_DeleteAlias_FullMethodName                   = "/quorumkms.v1.KeyService/DeleteAlias"
+	KeyService_ListAliases_FullMethodName                   = "/quorumkms.v1.KeyService/ListAliases"
+	KeyService_TagResource_FullMethodName                   = "/quorumkms.v1.KeyService/TagResource"
+	KeyService_UntagResource_FullMethodName                 = "/quorumkms.v1.KeyService/UntagResource"
+	KeyService_ListResourceTags_FullMethodName              = "/quorumkms.v1.KeyService/ListResourceTags"
+	KeyService_RotateKeyOnDemand_FullMethodName             = "/quorumkms.v1.KeyService/RotateKeyOnDemand"
+	KeyService_ListKeyRotations_FullMethodName              = "/quorumkms.v1.KeyService/ListKeyRotations"
+	KeyService_EnableKeyRotation_FullMethodName             = "/quorumkms.v1.KeyService/EnableKeyRotation"
+	KeyService_DisableKeyRotation_FullMethodName            = "/quorumkms.v1.KeyService/DisableKeyRotation"
+	KeyService_GetKeyRotationStatus_FullMethodName          = "/quorumkms.v1.KeyService/GetKeyRotationStatus"
+	KeyService_SetKeyDecryptOnly_FullMethodName             = "/quorumkms.v1.KeyService/SetKeyDecryptOnly"
+	KeyService_SetRequiredContext_FullMethodName            = "/quorumkms.v1.KeyService/SetRequiredContext"
+	KeyService_SetDeletionProtection_FullMethodName         = "/quorumkms.v1.KeyService/SetDeletionProtection"
+	KeyService_ListKeyVersions_FullMethodName               = "/quorumkms.v1.KeyService/ListKeyVersions"
+	KeyService_EnableKeyVersion_FullMethodName              = "/quorumkms.v1.KeyService/EnableKeyVersion"
+	KeyService_DisableKeyVersion_FullMethodName             = "/quorumkms.v1.KeyService/DisableKeyVersion"
+	KeyService_ScheduleKeyVersionDestruction_FullMethodName = "/quorumkms.v1.KeyService/ScheduleKeyVersionDestruction"
+	KeyService_CancelKeyVersionDestruction_FullMethodName   = "/quorumkms.v1.KeyService/CancelKeyVersionDestruction"
+	KeyService_BindResource_FullMethodName                  = "/quorumkms.v1.KeyService/BindResource"
+	KeyService_ReleaseResource_FullMethodName               = "/quorumkms.v1.KeyService/ReleaseResource"
+	KeyService_ListResources_FullMethodName                 = "/quorumkms.v1.KeyService/ListResources"
 )
 
 // KeyServiceClient is the client API for KeyService service.
@@ -78,6 +92,33 @@ type KeyServiceClient interface {
 	ListResourceTags(ctx context.Context, in *ListResourceTagsRequest, opts ...grpc.CallOption) (*ListResourceTagsResponse, error)
 	RotateKeyOnDemand(ctx context.Context, in *RotateKeyOnDemandRequest, opts ...grpc.CallOption) (*RotateKeyOnDemandResponse, error)
 	ListKeyRotations(ctx context.Context, in *ListKeyRotationsRequest, opts ...grpc.CallOption) (*ListKeyRotationsResponse, error)
+	// EnableKeyRotation has the key rotated each period; the first time a period from now.
+	EnableKeyRotation(ctx context.Context, in *EnableKeyRotationRequest, opts ...grpc.CallOption) (*EnableKeyRotationResponse, error)
+	DisableKeyRotation(ctx context.Context, in *DisableKeyRotationRequest, opts ...grpc.CallOption) (*DisableKeyRotationResponse, error)
+	GetKeyRotationStatus(ctx context.Context, in *GetKeyRotationStatusRequest, opts ...grpc.CallOption) (*GetKeyRotationStatusResponse, error)
+	// SetKeyDecryptOnly lets an enabled key open what it has sealed and nothing more.
+	// EnableKey and DisableKey end it.
+	SetKeyDecryptOnly(ctx context.Context, in *SetKeyDecryptOnlyRequest, opts ...grpc.CallOption) (*SetKeyDecryptOnlyResponse, error)
+	// SetRequiredContext names the keys that the encryption context of every call must have.
+	SetRequiredContext(ctx context.Context, in *SetRequiredContextRequest, opts ...grpc.CallOption) (*SetRequiredContextResponse, error)
+	// SetDeletionProtection makes the key refuse its deletion, and its versions', or ends that.
+	SetDeletionProtection(ctx context.Context, in *SetDeletionProtectionRequest, opts ...grpc.CallOption) (*SetDeletionProtectionResponse, error)
+	ListKeyVersions(ctx context.Context, in *ListKeyVersionsRequest, opts ...grpc.CallOption) (*ListKeyVersionsResponse, error)
+	EnableKeyVersion(ctx context.Context, in *EnableKeyVersionRequest, opts ...grpc.CallOption) (*EnableKeyVersionResponse, error)
+	// DisableKeyVersion: what the version has sealed does not open; with the current one
+	// disabled nothing is sealed.
+	DisableKeyVersion(ctx context.Context, in *DisableKeyVersionRequest, opts ...grpc.CallOption) (*DisableKeyVersionResponse, error)
+	// ScheduleKeyVersionDestruction makes a version that is not the current one unusable,
+	// and its material go after the waiting period.
+	ScheduleKeyVersionDestruction(ctx context.Context, in *ScheduleKeyVersionDestructionRequest, opts ...grpc.CallOption) (*ScheduleKeyVersionDestructionResponse, error)
+	// CancelKeyVersionDestruction leaves the version disabled.
+	CancelKeyVersionDestruction(ctx context.Context, in *CancelKeyVersionDestructionRequest, opts ...grpc.CallOption) (*CancelKeyVersionDestructionResponse, error)
+	// BindResource registers what a key protects: a volume, a bucket, a database. The key
+	// cannot be deleted before all are released. Key users and services call it too.
+	BindResource(ctx context.Context, in *BindResourceRequest, opts ...grpc.CallOption) (*BindResourceResponse, error)
+	// ReleaseResource ends a binding: who registered it may, and key administrators.
+	ReleaseResource(ctx context.Context, in *ReleaseResourceRequest, opts ...grpc.CallOption) (*ReleaseResourceResponse, error)
+	ListResources(ctx context.Context, in *ListResourcesRequest, opts ...grpc.CallOption) (*ListResourcesResponse, error)
 }
 
 type keyServiceClient struct {
@@ -258,6 +299,146 @@ func (c *keyServiceClient) ListKeyRotations(ctx context.Context, in *ListKeyRota
 	return out, nil
 }
 
+func (c *keyServiceClient) EnableKeyRotation(ctx context.Context, in *EnableKeyRotationRequest, opts ...grpc.CallOption) (*EnableKeyRotationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EnableKeyRotationResponse)
+	err := c.cc.Invoke(ctx, KeyService_EnableKeyRotation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) DisableKeyRotation(ctx context.Context, in *DisableKeyRotationRequest, opts ...grpc.CallOption) (*DisableKeyRotationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DisableKeyRotationResponse)
+	err := c.cc.Invoke(ctx, KeyService_DisableKeyRotation_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) GetKeyRotationStatus(ctx context.Context, in *GetKeyRotationStatusRequest, opts ...grpc.CallOption) (*GetKeyRotationStatusResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetKeyRotationStatusResponse)
+	err := c.cc.Invoke(ctx, KeyService_GetKeyRotationStatus_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) SetKeyDecryptOnly(ctx context.Context, in *SetKeyDecryptOnlyRequest, opts ...grpc.CallOption) (*SetKeyDecryptOnlyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetKeyDecryptOnlyResponse)
+	err := c.cc.Invoke(ctx, KeyService_SetKeyDecryptOnly_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) SetRequiredContext(ctx context.Context, in *SetRequiredContextRequest, opts ...grpc.CallOption) (*SetRequiredContextResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetRequiredContextResponse)
+	err := c.cc.Invoke(ctx, KeyService_SetRequiredContext_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) SetDeletionProtection(ctx context.Context, in *SetDeletionProtectionRequest, opts ...grpc.CallOption) (*SetDeletionProtectionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetDeletionProtectionResponse)
+	err := c.cc.Invoke(ctx, KeyService_SetDeletionProtection_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) ListKeyVersions(ctx context.Context, in *ListKeyVersionsRequest, opts ...grpc.CallOption) (*ListKeyVersionsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListKeyVersionsResponse)
+	err := c.cc.Invoke(ctx, KeyService_ListKeyVersions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) EnableKeyVersion(ctx context.Context, in *EnableKeyVersionRequest, opts ...grpc.CallOption) (*EnableKeyVersionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EnableKeyVersionResponse)
+	err := c.cc.Invoke(ctx, KeyService_EnableKeyVersion_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) DisableKeyVersion(ctx context.Context, in *DisableKeyVersionRequest, opts ...grpc.CallOption) (*DisableKeyVersionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DisableKeyVersionResponse)
+	err := c.cc.Invoke(ctx, KeyService_DisableKeyVersion_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) ScheduleKeyVersionDestruction(ctx context.Context, in *ScheduleKeyVersionDestructionRequest, opts ...grpc.CallOption) (*ScheduleKeyVersionDestructionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ScheduleKeyVersionDestructionResponse)
+	err := c.cc.Invoke(ctx, KeyService_ScheduleKeyVersionDestruction_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) CancelKeyVersionDestruction(ctx context.Context, in *CancelKeyVersionDestructionRequest, opts ...grpc.CallOption) (*CancelKeyVersionDestructionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CancelKeyVersionDestructionResponse)
+	err := c.cc.Invoke(ctx, KeyService_CancelKeyVersionDestruction_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) BindResource(ctx context.Context, in *BindResourceRequest, opts ...grpc.CallOption) (*BindResourceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BindResourceResponse)
+	err := c.cc.Invoke(ctx, KeyService_BindResource_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) ReleaseResource(ctx context.Context, in *ReleaseResourceRequest, opts ...grpc.CallOption) (*ReleaseResourceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReleaseResourceResponse)
+	err := c.cc.Invoke(ctx, KeyService_ReleaseResource_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) ListResources(ctx context.Context, in *ListResourcesRequest, opts ...grpc.CallOption) (*ListResourcesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListResourcesResponse)
+	err := c.cc.Invoke(ctx, KeyService_ListResources_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // KeyServiceServer is the server API for KeyService service.
 // All implementations must embed UnimplementedKeyServiceServer
 // for forward compatibility.
@@ -298,6 +479,33 @@ type KeyServiceServer interface {
 	ListResourceTags(context.Context, *ListResourceTagsRequest) (*ListResourceTagsResponse, error)
 	RotateKeyOnDemand(context.Context, *RotateKeyOnDemandRequest) (*RotateKeyOnDemandResponse, error)
 	ListKeyRotations(context.Context, *ListKeyRotationsRequest) (*ListKeyRotationsResponse, error)
+	// EnableKeyRotation has the key rotated each period; the first time a period from now.
+	EnableKeyRotation(context.Context, *EnableKeyRotationRequest) (*EnableKeyRotationResponse, error)
+	DisableKeyRotation(context.Context, *DisableKeyRotationRequest) (*DisableKeyRotationResponse, error)
+	GetKeyRotationStatus(context.Context, *GetKeyRotationStatusRequest) (*GetKeyRotationStatusResponse, error)
+	// SetKeyDecryptOnly lets an enabled key open what it has sealed and nothing more.
+	// EnableKey and DisableKey end it.
+	SetKeyDecryptOnly(context.Context, *SetKeyDecryptOnlyRequest) (*SetKeyDecryptOnlyResponse, error)
+	// SetRequiredContext names the keys that the encryption context of every call must have.
+	SetRequiredContext(context.Context, *SetRequiredContextRequest) (*SetRequiredContextResponse, error)
+	// SetDeletionProtection makes the key refuse its deletion, and its versions', or ends that.
+	SetDeletionProtection(context.Context, *SetDeletionProtectionRequest) (*SetDeletionProtectionResponse, error)
+	ListKeyVersions(context.Context, *ListKeyVersionsRequest) (*ListKeyVersionsResponse, error)
+	EnableKeyVersion(context.Context, *EnableKeyVersionRequest) (*EnableKeyVersionResponse, error)
+	// DisableKeyVersion: what the version has sealed does not open; with the current one
+	// disabled nothing is sealed.
+	DisableKeyVersion(context.Context, *DisableKeyVersionRequest) (*DisableKeyVersionResponse, error)
+	// ScheduleKeyVersionDestruction makes a version that is not the current one unusable,
+	// and its material go after the waiting period.
+	ScheduleKeyVersionDestruction(context.Context, *ScheduleKeyVersionDestructionRequest) (*ScheduleKeyVersionDestructionResponse, error)
+	// CancelKeyVersionDestruction leaves the version disabled.
+	CancelKeyVersionDestruction(context.Context, *CancelKeyVersionDestructionRequest) (*CancelKeyVersionDestructionResponse, error)
+	// BindResource registers what a key protects: a volume, a bucket, a database. The key
+	// cannot be deleted before all are released. Key users and services call it too.
+	BindResource(context.Context, *BindResourceRequest) (*BindResourceResponse, error)
+	// ReleaseResource ends a binding: who registered it may, and key administrators.
+	ReleaseResource(context.Context, *ReleaseResourceRequest) (*ReleaseResourceResponse, error)
+	ListResources(context.Context, *ListResourcesRequest) (*ListResourcesResponse, error)
 	mustEmbedUnimplementedKeyServiceServer()
 }
 
@@ -358,6 +566,48 @@ func (UnimplementedKeyServiceServer) RotateKeyOnDemand(context.Context, *RotateK
 }
 func (UnimplementedKeyServiceServer) ListKeyRotations(context.Context, *ListKeyRotationsRequest) (*ListKeyRotationsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListKeyRotations not implemented")
+}
+func (UnimplementedKeyServiceServer) EnableKeyRotation(context.Context, *EnableKeyRotationRequest) (*EnableKeyRotationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method EnableKeyRotation not implemented")
+}
+func (UnimplementedKeyServiceServer) DisableKeyRotation(context.Context, *DisableKeyRotationRequest) (*DisableKeyRotationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DisableKeyRotation not implemented")
+}
+func (UnimplementedKeyServiceServer) GetKeyRotationStatus(context.Context, *GetKeyRotationStatusRequest) (*GetKeyRotationStatusResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetKeyRotationStatus not implemented")
+}
+func (UnimplementedKeyServiceServer) SetKeyDecryptOnly(context.Context, *SetKeyDecryptOnlyRequest) (*SetKeyDecryptOnlyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetKeyDecryptOnly not implemented")
+}
+func (UnimplementedKeyServiceServer) SetRequiredContext(context.Context, *SetRequiredContextRequest) (*SetRequiredContextResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetRequiredContext not implemented")
+}
+func (UnimplementedKeyServiceServer) SetDeletionProtection(context.Context, *SetDeletionProtectionRequest) (*SetDeletionProtectionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetDeletionProtection not implemented")
+}
+func (UnimplementedKeyServiceServer) ListKeyVersions(context.Context, *ListKeyVersionsRequest) (*ListKeyVersionsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListKeyVersions not implemented")
+}
+func (UnimplementedKeyServiceServer) EnableKeyVersion(context.Context, *EnableKeyVersionRequest) (*EnableKeyVersionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method EnableKeyVersion not implemented")
+}
+func (UnimplementedKeyServiceServer) DisableKeyVersion(context.Context, *DisableKeyVersionRequest) (*DisableKeyVersionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DisableKeyVersion not implemented")
+}
+func (UnimplementedKeyServiceServer) ScheduleKeyVersionDestruction(context.Context, *ScheduleKeyVersionDestructionRequest) (*ScheduleKeyVersionDestructionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ScheduleKeyVersionDestruction not implemented")
+}
+func (UnimplementedKeyServiceServer) CancelKeyVersionDestruction(context.Context, *CancelKeyVersionDestructionRequest) (*CancelKeyVersionDestructionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CancelKeyVersionDestruction not implemented")
+}
+func (UnimplementedKeyServiceServer) BindResource(context.Context, *BindResourceRequest) (*BindResourceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BindResource not implemented")
+}
+func (UnimplementedKeyServiceServer) ReleaseResource(context.Context, *ReleaseResourceRequest) (*ReleaseResourceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReleaseResource not implemented")
+}
+func (UnimplementedKeyServiceServer) ListResources(context.Context, *ListResourcesRequest) (*ListResourcesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListResources not implemented")
 }
 func (UnimplementedKeyServiceServer) mustEmbedUnimplementedKeyServiceServer() {}
 func (UnimplementedKeyServiceServer) testEmbeddedByValue()                    {}
@@ -686,6 +936,258 @@ func _KeyService_ListKeyRotations_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyService_EnableKeyRotation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EnableKeyRotationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).EnableKeyRotation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_EnableKeyRotation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).EnableKeyRotation(ctx, req.(*EnableKeyRotationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_DisableKeyRotation_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DisableKeyRotationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).DisableKeyRotation(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_DisableKeyRotation_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).DisableKeyRotation(ctx, req.(*DisableKeyRotationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_GetKeyRotationStatus_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetKeyRotationStatusRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).GetKeyRotationStatus(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_GetKeyRotationStatus_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).GetKeyRotationStatus(ctx, req.(*GetKeyRotationStatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_SetKeyDecryptOnly_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetKeyDecryptOnlyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).SetKeyDecryptOnly(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_SetKeyDecryptOnly_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).SetKeyDecryptOnly(ctx, req.(*SetKeyDecryptOnlyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_SetRequiredContext_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetRequiredContextRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).SetRequiredContext(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_SetRequiredContext_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).SetRequiredContext(ctx, req.(*SetRequiredContextRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_SetDeletionProtection_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetDeletionProtectionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).SetDeletionProtection(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_SetDeletionProtection_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).SetDeletionProtection(ctx, req.(*SetDeletionProtectionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_ListKeyVersions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListKeyVersionsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).ListKeyVersions(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_ListKeyVersions_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).ListKeyVersions(ctx, req.(*ListKeyVersionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_EnableKeyVersion_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EnableKeyVersionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).EnableKeyVersion(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_EnableKeyVersion_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).EnableKeyVersion(ctx, req.(*EnableKeyVersionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_DisableKeyVersion_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DisableKeyVersionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).DisableKeyVersion(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_DisableKeyVersion_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).DisableKeyVersion(ctx, req.(*DisableKeyVersionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_ScheduleKeyVersionDestruction_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ScheduleKeyVersionDestructionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).ScheduleKeyVersionDestruction(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_ScheduleKeyVersionDestruction_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).ScheduleKeyVersionDestruction(ctx, req.(*ScheduleKeyVersionDestructionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_CancelKeyVersionDestruction_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CancelKeyVersionDestructionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).CancelKeyVersionDestruction(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_CancelKeyVersionDestruction_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).CancelKeyVersionDestruction(ctx, req.(*CancelKeyVersionDestructionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_BindResource_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BindResourceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).BindResource(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_BindResource_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).BindResource(ctx, req.(*BindResourceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_ReleaseResource_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReleaseResourceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).ReleaseResource(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_ReleaseResource_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).ReleaseResource(ctx, req.(*ReleaseResourceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_ListResources_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListResourcesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).ListResources(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_ListResources_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).ListResources(ctx, req.(*ListResourcesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // KeyService_ServiceDesc is the grpc.ServiceDesc for KeyService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -760,6 +1262,62 @@ var KeyService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListKeyRotations",
 			Handler:    _KeyService_ListKeyRotations_Handler,
+		},
+		{
+			MethodName: "EnableKeyRotation",
+			Handler:    _KeyService_EnableKeyRotation_Handler,
+		},
+		{
+			MethodName: "DisableKeyRotation",
+			Handler:    _KeyService_DisableKeyRotation_Handler,
+		},
+		{
+			MethodName: "GetKeyRotationStatus",
+			Handler:    _KeyService_GetKeyRotationStatus_Handler,
+		},
+		{
+			MethodName: "SetKeyDecryptOnly",
+			Handler:    _KeyService_SetKeyDecryptOnly_Handler,
+		},
+		{
+			MethodName: "SetRequiredContext",
+			Handler:    _KeyService_SetRequiredContext_Handler,
+		},
+		{
+			MethodName: "SetDeletionProtection",
+			Handler:    _KeyService_SetDeletionProtection_Handler,
+		},
+		{
+			MethodName: "ListKeyVersions",
+			Handler:    _KeyService_ListKeyVersions_Handler,
+		},
+		{
+			MethodName: "EnableKeyVersion",
+			Handler:    _KeyService_EnableKeyVersion_Handler,
+		},
+		{
+			MethodName: "DisableKeyVersion",
+			Handler:    _KeyService_DisableKeyVersion_Handler,
+		},
+		{
+			MethodName: "ScheduleKeyVersionDestruction",
+			Handler:    _KeyService_ScheduleKeyVersionDestruction_Handler,
+		},
+		{
+			MethodName: "CancelKeyVersionDestruction",
+			Handler:    _KeyService_CancelKeyVersionDestruction_Handler,
+		},
+		{
+			MethodName: "BindResource",
+			Handler:    _KeyService_BindResource_Handler,
+		},
+		{
+			MethodName: "ReleaseResource",
+			Handler:    _KeyService_ReleaseResource_Handler,
+		},
+		{
+			MethodName: "ListResources",
+			Handler:    _KeyService_ListResources_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -26,7 +26,7 @@ type Rules struct {
 
 // Violation is a rule that a history breaks.
 type Violation struct {
-	Rule       string // "restriction", "linearizability", "session", "state", "lost key", "divergence"
+	Rule       string // "restriction", "right", "linearizability", "session", "state", "lost key", "divergence"
 	Text       string
 	Operations []Operation // that break it, or the key's, where all of them together do
 }
@@ -60,6 +60,8 @@ func (o Operation) String() string {
 		show bool
 		text string
 	}{
+		{len(o.Under) > 0, fmt.Sprintf(", under %s", strings.Join(o.Under, " and "))},
+		{o.Lacks != "", fmt.Sprintf(", for want of %s", o.Lacks)},
 		{o.Value != "", fmt.Sprintf(", saw %s", o.Value)},
 		{o.Index != 0, fmt.Sprintf(", index %d", o.Index)},
 		{o.After != 0, fmt.Sprintf(", after index %d", o.After)},
@@ -85,6 +87,11 @@ func Check(h History, r Rules) []Violation {
 		out = append(out, checkStates(key, keys[key], r)...)
 		out = append(out, checkLost(keys[key])...)
 	}
+	rights := byRight(h.Operations)
+	for _, right := range sortedKeys(rights) {
+		out = append(out, checkRestrictions(rights[right], r)...)
+		out = append(out, checkRight(right, rights[right])...)
+	}
 	out = append(out, checkRemovals(h.Operations)...)
 	out = append(out, checkSessions(h.Operations)...)
 	return append(out, checkDigests(h.Digests)...)
@@ -93,11 +100,25 @@ func Check(h History, r Rules) []Violation {
 func byKey(all []Operation) map[string][]Operation {
 	keys := map[string][]Operation{}
 	for _, o := range all {
-		if o.Kind != Remove {
+		if o.Kind != Remove && !o.Kind.OfRights() {
 			keys[o.Key] = append(keys[o.Key], o)
 		}
 	}
 	return keys
+}
+
+// byRight gives what changes a right, and the uses that need it.
+func byRight(all []Operation) map[string][]Operation {
+	rights := map[string][]Operation{}
+	for _, o := range all {
+		if o.Kind.OfRights() {
+			rights[o.Key] = append(rights[o.Key], o)
+		}
+		for _, right := range o.Under {
+			rights[right] = append(rights[right], o)
+		}
+	}
+	return rights
 }
 
 func sortedKeys(m map[string][]Operation) []string {

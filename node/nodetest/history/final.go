@@ -51,7 +51,7 @@ func checkSession(ops []Operation) []Violation {
 				newest = &byEnd[seen]
 			}
 		}
-		if o.Kind.Writes() || o.Kind == Remove {
+		if o.Kind.Writes() || o.Kind.OfRights() || o.Kind == Remove {
 			continue // a repeated request is answered with the index of the first
 		}
 		switch {

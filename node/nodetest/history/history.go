@@ -13,7 +13,7 @@
 //	violations := history.Check(rec.History(), history.Rules{Slack: 2 * time.Second})
 //
 // Reading order: history.go (what is recorded), file.go (how it is kept), check.go,
-// restrict.go, linear.go, final.go (the rules), summary.go.
+// restrict.go, right.go, linear.go, final.go (the rules), summary.go.
 package history
 
 import (
@@ -48,17 +48,33 @@ const (
 	Final Kind = "final"
 	// Remove takes the node whose name is Key out of the cluster; restricts.
 	Remove Kind = "remove"
+
+	// Of these, Key is a right that uses may need (Operation.Under), such as a grant, a
+	// principal's or a tenant's. Grant gives it, and holds on every node when it has
+	// returned; Permit gives it, and nodes may hear of that later; Forbid takes it;
+	// restricts.
+	Grant  Kind = "grant"
+	Permit Kind = "permit"
+	Forbid Kind = "forbid"
 )
 
 // Restricts tells whether an acknowledged operation of this kind binds every node.
-func (k Kind) Restricts() bool { return k == Disable || k == Schedule || k == Remove }
+func (k Kind) Restricts() bool {
+	return k == Disable || k == Schedule || k == Remove || k == Forbid
+}
+
+// OfRights tells whether the kind is about a right and not about a key.
+func (k Kind) OfRights() bool { return k == Grant || k == Permit || k == Forbid }
+
+// loosens tells whether the kind gives back what a restriction has taken.
+func (k Kind) loosens() bool { return k == Enable || k == Grant || k == Permit }
 
 // Writes tells whether the kind changes a key.
 func (k Kind) Writes() bool {
 	switch k {
 	case Create, Enable, Disable, Schedule, Cancel, Touch, Rotate:
 		return true
-	case Use, Read, QuorumRead, Final, Remove:
+	case Use, Read, QuorumRead, Final, Remove, Grant, Permit, Forbid:
 	}
 	return false
 }
@@ -80,7 +96,7 @@ type Outcome string
 // The outcomes.
 const (
 	OK Outcome = "ok"
-	// Refused means: the key's state forbade it.
+	// Refused means: the key's state forbade it, or a right that it lacks.
 	Refused Outcome = "refused"
 	// Failed means: it certainly had no effect and gave nothing away, and says
 	// nothing about the key: no lease, no leader, withheld.
@@ -99,6 +115,8 @@ type Operation struct {
 	Node   string `json:"node"`   // which was asked
 	Kind   Kind   `json:"kind"`
 	Key    string `json:"key"`
+	// Under are the rights that a use needs, besides the key.
+	Under []string `json:"under,omitempty"`
 
 	Begin time.Duration `json:"begin"`
 	// Authorised is when the decision to release was taken, HandedOver when the
@@ -119,6 +137,7 @@ type Answer struct {
 	// one, where the write was asked for again under its request id. 0: not known.
 	Index uint64 `json:"index,omitempty"`
 	Value Value  `json:"value,omitempty"` // of reads
+	Lacks string `json:"lacks,omitempty"` // the right for want of which a use was refused
 	Note  string `json:"note,omitempty"`  // for people: the error's text, the nonce
 }
 
@@ -137,17 +156,25 @@ type History struct {
 
 // Recorder collects a history. Its methods may be called from any goroutine.
 type Recorder struct {
-	now func() time.Duration
+	clock func() time.Duration
 
 	mu      sync.Mutex
+	last    time.Duration
 	ops     []Operation
 	digests map[Digest]struct{}
 }
 
 // NewRecorder records with a clock of which only differences matter; one clock for
 // all clients and nodes.
-func NewRecorder(now func() time.Duration) *Recorder {
-	return &Recorder{now: now, digests: map[Digest]struct{}{}}
+func NewRecorder(clock func() time.Duration) *Recorder {
+	return &Recorder{clock: clock, digests: map[Digest]struct{}{}}
+}
+
+// now is the clock's time, but later than any that was noted before: where a clock
+// stands still, as in virtual time, what happens afterwards is seen to be later.
+func (r *Recorder) now() time.Duration {
+	r.last = max(r.clock(), r.last+1)
+	return r.last
 }
 
 // Since is the clock that began at a time.

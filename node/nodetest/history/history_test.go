@@ -40,6 +40,15 @@ func handed(t float64) func(*Operation) {
 	return func(o *Operation) { o.HandedOver = seconds(t) }
 }
 
+const grant = "grant g"
+
+// under makes a use need the grant, right an operation be about it.
+func under(o *Operation) { o.Under = []string{"tenant t", grant} }
+func right(o *Operation) { o.Key = grant }
+func lacks(o *Operation) { o.Under, o.Lacks = []string{grant}, grant }
+
+var granted = op(Grant, 2, 4, OK, right)
+
 func history(ops ...Operation) History {
 	for i := range ops {
 		ops[i].ID = i
@@ -68,6 +77,18 @@ func TestHonest(t *testing.T) {
 		"repetition's index":          history(created, op(Disable, 2, 9, OK, at(20)), op(Read, 3, 4, OK, at(10), saw(Disabled))),
 		"final":                       history(created, op(Final, 8, 9, OK, saw(Enabled))),
 		"removed while it answered":   history(op(Use, 1, 5, OK), op(Remove, 2, 4, OK, named("a"))),
+		"used before it returned":     history(created, granted, op(Use, 3, 3.5, OK, under)),
+		"lacking before it returned":  history(created, granted, op(Use, 3, 5, Refused, lacks)),
+		"lacking what nobody granted": history(created, op(Grant, 2, 4, Unknown, right), op(Use, 5, 6, Refused, lacks)),
+		"lacking another":             history(created, granted, op(Use, 5, 6, Refused, under, func(o *Operation) { o.Lacks = "tenant t" })),
+		"granted, no lease":           history(created, granted, op(Use, 5, 6, Failed, under)),
+		"granted, key disabled":       history(created, granted, op(Disable, 3, 4, OK), op(Use, 5, 6, Refused, under)),
+		"revoked while it was used":   history(created, granted, op(Forbid, 5.5, 8, OK, right), op(Use, 5, 6, Refused, lacks), op(Use, 5, 6, OK, under)),
+		"revocation unknown":          history(created, granted, op(Forbid, 5, 6, Unknown, right), op(Use, 7, 8, OK, under), op(Use, 9, 10, Refused, lacks)),
+		"revoked":                     history(created, granted, op(Forbid, 5, 6, OK, right), op(Use, 7, 8, Refused, lacks), op(Use, 7, 8, OK)),
+		"granted again":               history(created, granted, op(Forbid, 5, 6, OK, right), op(Grant, 7, 8, OK, right), op(Use, 9, 10, OK, under)),
+		"permitted, not heard of":     history(created, op(Permit, 2, 4, OK, right), op(Use, 5, 6, Refused, lacks)),
+		"permitted again":             history(created, op(Forbid, 2, 4, OK, right), op(Permit, 5, 6, Unknown, right), op(Use, 7, 8, OK, under)),
 		"equal hashes":                {Digests: []Digest{{"a", 3, "x"}, {"b", 3, "x"}, {"a", 4, "y"}}},
 	} {
 		if v := Check(h, Rules{}); len(v) != 0 {
@@ -82,27 +103,35 @@ func TestViolations(t *testing.T) {
 		rule string
 		h    History
 	}{
-		"use after disable":        {"restriction", history(created, op(Disable, 2, 4, OK), op(Use, 5, 6, OK))},
-		"use after schedule":       {"restriction", history(created, op(Schedule, 2, 4, OK), op(Use, 5, 6, OK))},
-		"cancel enables nothing":   {"restriction", history(created, op(Schedule, 2, 4, OK), op(Cancel, 5, 6, OK), op(Use, 7, 8, OK))},
-		"enabled before only":      {"restriction", history(created, op(Enable, 1, 1.5, OK), op(Disable, 2, 4, OK), op(Use, 5, 6, OK))},
-		"enable refused":           {"restriction", history(created, op(Schedule, 2, 4, OK), op(Enable, 5, 6, Refused), op(Use, 7, 8, OK))},
-		"enabled too late for it":  {"restriction", history(created, op(Disable, 2, 4, OK), op(Use, 5, 6, OK), op(Enable, 7, 8, OK))},
-		"authorised after":         {"restriction", history(created, op(Disable, 2, 4, OK), op(Use, 3, 5, OK, authorised(4.01), handed(4.02)))},
-		"handed over late":         {"restriction", history(created, op(Disable, 2, 4, OK), op(Use, 3, 5, OK, authorised(3.9), handed(4.2)))},
-		"received late":            {"restriction", history(created, op(Disable, 2, 4, OK), op(Use, 3, 4.2, OK))},
-		"served after removal":     {"restriction", history(op(Remove, 2, 4, OK, named("a")), op(Use, 5, 6, OK))},
-		"stale quorum read":        {"linearizability", history(created, op(Disable, 2, 4, OK), op(QuorumRead, 5, 6, OK, saw(Enabled)))},
-		"enabled while pending":    {"linearizability", history(created, op(Schedule, 2, 4, OK), op(Enable, 5, 6, OK))},
-		"created twice":            {"linearizability", history(created, op(Create, 2, 3, OK))},
-		"refused for nothing":      {"linearizability", history(created, op(Touch, 2, 3, Refused))},
-		"forgotten at the end":     {"linearizability", history(created, op(Disable, 2, 4, OK), op(Final, 8, 9, OK, saw(Enabled)))},
-		"read below its token":     {"session", history(created, op(Read, 2, 3, OK, at(5), carrying(6), saw(Enabled)))},
-		"read older than the last": {"session", history(created, op(Read, 2, 3, OK, at(9), saw(Enabled)), op(Read, 4, 5, OK, at(5), saw(Enabled), node("b")))},
-		"state not of its index":   {"state", history(created, op(Disable, 2, 4, OK, at(9)), op(Read, 5, 6, OK, at(10), saw(Enabled)))},
-		"two states at one index":  {"state", history(created, op(Disable, 2, 4, Unknown), op(Read, 5, 6, OK, at(10), saw(Enabled)), op(Read, 5, 6, OK, at(10), saw(Disabled)), op(Read, 5, 6, OK, at(11), saw(Enabled)))},
-		"lost":                     {"lost key", history(created, op(Final, 8, 9, Refused))},
-		"different hashes":         {"divergence", History{Digests: []Digest{{"a", 3, "x"}, {"b", 3, "y"}}}},
+		"use after disable":          {"restriction", history(created, op(Disable, 2, 4, OK), op(Use, 5, 6, OK))},
+		"use after schedule":         {"restriction", history(created, op(Schedule, 2, 4, OK), op(Use, 5, 6, OK))},
+		"cancel enables nothing":     {"restriction", history(created, op(Schedule, 2, 4, OK), op(Cancel, 5, 6, OK), op(Use, 7, 8, OK))},
+		"enabled before only":        {"restriction", history(created, op(Enable, 1, 1.5, OK), op(Disable, 2, 4, OK), op(Use, 5, 6, OK))},
+		"enable refused":             {"restriction", history(created, op(Schedule, 2, 4, OK), op(Enable, 5, 6, Refused), op(Use, 7, 8, OK))},
+		"enabled too late for it":    {"restriction", history(created, op(Disable, 2, 4, OK), op(Use, 5, 6, OK), op(Enable, 7, 8, OK))},
+		"authorised after":           {"restriction", history(created, op(Disable, 2, 4, OK), op(Use, 3, 5, OK, authorised(4.01), handed(4.02)))},
+		"handed over late":           {"restriction", history(created, op(Disable, 2, 4, OK), op(Use, 3, 5, OK, authorised(3.9), handed(4.2)))},
+		"received late":              {"restriction", history(created, op(Disable, 2, 4, OK), op(Use, 3, 4.2, OK))},
+		"served after removal":       {"restriction", history(op(Remove, 2, 4, OK, named("a")), op(Use, 5, 6, OK))},
+		"stale quorum read":          {"linearizability", history(created, op(Disable, 2, 4, OK), op(QuorumRead, 5, 6, OK, saw(Enabled)))},
+		"enabled while pending":      {"linearizability", history(created, op(Schedule, 2, 4, OK), op(Enable, 5, 6, OK))},
+		"created twice":              {"linearizability", history(created, op(Create, 2, 3, OK))},
+		"refused for nothing":        {"linearizability", history(created, op(Touch, 2, 3, Refused))},
+		"forgotten at the end":       {"linearizability", history(created, op(Disable, 2, 4, OK), op(Final, 8, 9, OK, saw(Enabled)))},
+		"read below its token":       {"session", history(created, op(Read, 2, 3, OK, at(5), carrying(6), saw(Enabled)))},
+		"read older than the last":   {"session", history(created, op(Read, 2, 3, OK, at(9), saw(Enabled)), op(Read, 4, 5, OK, at(5), saw(Enabled), node("b")))},
+		"state not of its index":     {"state", history(created, op(Disable, 2, 4, OK, at(9)), op(Read, 5, 6, OK, at(10), saw(Enabled)))},
+		"two states at one index":    {"state", history(created, op(Disable, 2, 4, Unknown), op(Read, 5, 6, OK, at(10), saw(Enabled)), op(Read, 5, 6, OK, at(10), saw(Disabled)), op(Read, 5, 6, OK, at(11), saw(Enabled)))},
+		"lost":                       {"lost key", history(created, op(Final, 8, 9, Refused))},
+		"use of a revoked grant":     {"restriction", history(created, granted, op(Forbid, 5, 6, OK, right), op(Use, 7, 8, OK, under))},
+		"released after revoking":    {"restriction", history(created, granted, op(Forbid, 5, 6, OK, right), op(Use, 5, 8, OK, under, authorised(5.9), handed(6.2)))},
+		"granted before only":        {"restriction", history(created, granted, op(Forbid, 5, 6, OK, right), op(Use, 7, 8, OK, under), op(Grant, 9, 10, OK, right))},
+		"use of a disabled key":      {"restriction", history(created, granted, op(Disable, 5, 6, OK), op(Use, 7, 8, OK, under))},
+		"lacking what was granted":   {"right", history(created, granted, op(Use, 4.1, 6, Refused, lacks))},
+		"lacking before it is taken": {"right", history(created, granted, op(Use, 5, 6, Refused, lacks), op(Forbid, 7, 8, OK, right))},
+		"lacking, revocation failed": {"right", history(created, granted, op(Forbid, 5, 6, Failed, right), op(Use, 7, 8, Refused, lacks))},
+		"lacking what came back":     {"right", history(created, op(Forbid, 1, 1.5, OK, right), granted, op(Use, 5, 6, Refused, lacks))},
+		"different hashes":           {"divergence", History{Digests: []Digest{{"a", 3, "x"}, {"b", 3, "y"}}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			violations := Check(c.h, Rules{})
@@ -174,14 +203,18 @@ func TestSummary(t *testing.T) {
 	s := Summarize(history(
 		created, op(Use, 1, 2, OK), op(Use, 1, 2, Failed), op(Disable, 2, 4, OK), op(Disable, 5, 5.5, OK),
 		op(Enable, 6, 7, Unknown), op(Read, 8, 9, OK), op(Schedule, 9, 10, Refused),
+		granted, op(Use, 5, 6, OK, under), op(Use, 5, 6, Refused, lacks),
 	))
-	if s.Released != 1 || s.Withheld != 1 || s.Writes != 3 || s.Reads != 1 || s.Unknown != 1 || s.Waited(time.Second) != 1 {
+	if s.Rights != 1 || s.Lacking != 1 || len(s.Grants) != 1 {
 		t.Fatalf("%+v", s)
 	}
-	if s.Add(s); s.Released != 2 || len(s.Restrictions) != 4 || s.Waited(time.Second) != 2 || Quantile(s.Restrictions, 1) != 2*time.Second {
+	if s.Released != 2 || s.Withheld != 2 || s.Writes != 4 || s.Reads != 1 || s.Unknown != 1 || s.Waited(time.Second) != 1 {
 		t.Fatalf("%+v", s)
 	}
-	if text := s.String(); !strings.Contains(text, "released 2") || !strings.Contains(text, "p100 2s") {
+	if s.Add(s); s.Released != 4 || len(s.Grants) != 2 || len(s.Restrictions) != 4 || s.Waited(time.Second) != 2 || Quantile(s.Restrictions, 1) != 2*time.Second {
+		t.Fatalf("%+v", s)
+	}
+	if text := s.String(); !strings.Contains(text, "released 4") || !strings.Contains(text, "p100 2s") {
 		t.Fatal(text)
 	}
 }

@@ -17,7 +17,7 @@ func next(v Value, o Operation) (ok bool, after Value) {
 	case Read, QuorumRead, Final:
 		return o.Value == v, v
 	case Create, Enable, Disable, Schedule, Cancel, Touch, Rotate:
-	case Use, Remove:
+	case Use, Remove, Grant, Permit, Forbid:
 		return true, v
 	}
 	to, possible := written(v, o.Kind)
@@ -52,7 +52,7 @@ func written(v Value, k Kind) (to Value, possible bool) {
 		return v, live
 	case Rotate:
 		return v, v == Enabled
-	case Use, Read, QuorumRead, Final, Remove:
+	case Use, Read, QuorumRead, Final, Remove, Grant, Permit, Forbid:
 	}
 	return v, false
 }

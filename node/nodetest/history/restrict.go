@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// checkRestrictions judges the operations of one key: once a restriction has
+// checkRestrictions judges the operations of one key or right: once a restriction has
 // returned, nothing begun afterwards succeeds, and what is released was authorised
-// before and is handed over soon; until the key is enabled again.
+// before and is handed over soon; until the key is enabled, or the right given, again.
 func checkRestrictions(ops []Operation, r Rules) []Violation {
 	var out []Violation
 	for _, restriction := range ops {
@@ -46,18 +46,19 @@ func late(use Operation, returned, loosened, slack time.Duration) string {
 	return ""
 }
 
-// firstLoosening is when the first operation began that may have enabled the key
-// after the restriction took effect.
+// firstLoosening is when the first operation began that may have undone the
+// restriction after it took effect.
 func firstLoosening(ops []Operation, restriction Operation) time.Duration {
 	first := Never
 	for _, o := range ops {
-		enables := o.Kind == Enable && (o.Outcome == OK || o.Outcome == Unknown)
-		if enables && o.End >= restriction.Begin {
+		if o.Kind.loosens() && mayHaveHappened(o) && o.End >= restriction.Begin {
 			first = min(first, o.Begin)
 		}
 	}
 	return first
 }
+
+func mayHaveHappened(o Operation) bool { return o.Outcome == OK || o.Outcome == Unknown }
 
 // checkRemovals: a removed node releases nothing that was begun afterwards.
 func checkRemovals(all []Operation) []Violation {

@@ -16,12 +16,23 @@ type Summary struct {
 	Reads        int             // answered
 	Unknown      int             // outcomes
 	Restrictions []time.Duration // how long each acknowledged one took, sorted
+	Rights       int             // uses that needed a right, and gave a result
+	Lacking      int             // that were refused for want of one
+	Grants       []time.Duration // how long each acknowledged one took, sorted
 }
 
 // Summarize counts.
 func Summarize(h History) Summary {
 	var s Summary
 	for _, o := range h.Operations {
+		switch {
+		case o.Lacks != "":
+			s.Lacking++
+		case len(o.Under) > 0 && o.Outcome == OK:
+			s.Rights++
+		case o.Kind == Grant && o.Outcome == OK:
+			s.Grants = append(s.Grants, o.End-o.Begin)
+		}
 		switch {
 		case o.Kind == Use && o.Outcome == OK:
 			s.Released++
@@ -33,13 +44,14 @@ func Summarize(h History) Summary {
 		case o.Kind.Restricts():
 			s.Restrictions = append(s.Restrictions, o.End-o.Begin)
 			s.Writes++
-		case o.Kind.Writes():
+		case o.Kind.Writes(), o.Kind.OfRights():
 			s.Writes++
 		default:
 			s.Reads++
 		}
 	}
 	slices.Sort(s.Restrictions)
+	slices.Sort(s.Grants)
 	return s
 }
 
@@ -52,6 +64,10 @@ func (s *Summary) Add(o Summary) {
 	s.Unknown += o.Unknown
 	s.Restrictions = append(s.Restrictions, o.Restrictions...)
 	slices.Sort(s.Restrictions)
+	s.Rights += o.Rights
+	s.Lacking += o.Lacking
+	s.Grants = append(s.Grants, o.Grants...)
+	slices.Sort(s.Grants)
 }
 
 // Waited is the number of restrictions that took longer than d.
@@ -72,9 +88,14 @@ func Quantile(sorted []time.Duration, q float64) time.Duration {
 func (s Summary) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "uses released %d, withheld %d; writes %d, reads %d, outcomes unknown %d\n", s.Released, s.Withheld, s.Writes, s.Reads, s.Unknown)
-	fmt.Fprintf(&b, "restrictions %d, waited over a second %d", len(s.Restrictions), s.Waited(time.Second))
-	for _, q := range []float64{0.5, 0.9, 0.99, 1} {
-		fmt.Fprintf(&b, ", p%g %s", q*100, Quantile(s.Restrictions, q).Round(time.Millisecond))
-	}
+	fmt.Fprintf(&b, "restrictions %d, waited over a second %d%s\n", len(s.Restrictions), s.Waited(time.Second), quantiles(s.Restrictions))
+	fmt.Fprintf(&b, "grants %d%s; uses with a right released %d, refused for want of one %d", len(s.Grants), quantiles(s.Grants), s.Rights, s.Lacking)
 	return b.String()
+}
+
+func quantiles(sorted []time.Duration) (out string) {
+	for _, q := range []float64{0.5, 0.9, 0.99, 1} {
+		out += fmt.Sprintf(", p%g %s", q*100, Quantile(sorted, q).Round(time.Millisecond))
+	}
+	return out
 }

@@ -1,0 +1,73 @@
+package fsm
+
+import (
+	"bytes"
+	"cmp"
+	"slices"
+)
+
+// Due is something that the cluster does by itself at a time: rotate or delete a key,
+// destroy a version, end a grant.
+type Due struct {
+	At    int64 // unix seconds
+	Grant bool  // of a grant; otherwise of a key
+	ID    ID
+}
+
+// dueBefore orders what is due by time.
+func dueBefore(a, b Due) bool {
+	kind := func(d Due) int {
+		if d.Grant {
+			return 1
+		}
+		return 0
+	}
+	return cmp.Or(cmp.Compare(a.At, b.At), cmp.Compare(kind(a), kind(b)), bytes.Compare(a.ID[:], b.ID[:])) < 0
+}
+
+// Due returns up to limit of what is due at a time (unix seconds), the oldest first. It
+// reads an index ordered by time: what is not due costs nothing.
+func (s *State) Due(at int64, limit int) []Due {
+	var out []Due
+	s.due.tree.Scan(func(d Due) bool {
+		if d.At > at || len(out) >= limit {
+			return false
+		}
+		out = append(out, d)
+		return true
+	})
+	return out
+}
+
+// due is when the cluster next has something to do about a key.
+func (k *Key) due() (Due, bool) {
+	at := int64(0)
+	soonest := func(t int64) {
+		if t != 0 && (at == 0 || t < at) {
+			at = t
+		}
+	}
+	soonest(k.Deletion)
+	for i := range k.Versions {
+		if k.Versions[i].State == VersionDestroyScheduled {
+			soonest(k.Versions[i].Destroy)
+		}
+	}
+	if k.RotationDue() {
+		soonest(k.Rotation.Next)
+	}
+	return Due{At: at, ID: k.ID}, at != 0
+}
+
+// RotationDue tells whether the key is rotated at its date: it has a schedule, is
+// enabled, and has room for a version.
+func (k *Key) RotationDue() bool {
+	return k.Rotation != nil && k.State == KeyEnabled && len(k.Versions) < MaxKeyVersions
+}
+
+func (g *Grant) due() (Due, bool) { return Due{At: g.Expires, Grant: true, ID: g.ID}, g.Expires != 0 }
+
+// DestructionDue tells whether a version's waiting period is over at a time (unix seconds).
+func (k *Key) DestructionDue(at int64) bool {
+	return slices.ContainsFunc(k.Versions, func(v KeyVersion) bool { return v.State == VersionDestroyScheduled && v.Destroy <= at })
+}

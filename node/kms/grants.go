@@ -1,0 +1,257 @@
+package kms
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/audit"
+	"github.com/quorumkms/quorumkms/node/kms/limit"
+)
+
+// GrantParams says which grant to make.
+type GrantParams struct {
+	Grantee     string
+	Retiring    string               `json:",omitempty"`
+	Operations  []fsm.GrantOperation `json:",omitempty"`
+	Constraints fsm.Constraints
+	Name        string    `json:",omitempty"`
+	Expires     time.Time `json:",omitzero"`
+	Parent      string    `json:",omitempty"` // id of the grant that the caller holds
+	Expect      uint64    `json:",omitempty"` // revision of the key; 0: any
+}
+
+// CreateGrant lets a principal use a key. Administrators may by policy; others by a grant
+// that they hold and that allows CreateGrant. It is usable on every node when it returns.
+func (s *Service) CreateGrant(ctx context.Context, c Call, key string, p GrantParams) (id string, st *fsm.State, err error) {
+	x := s.changeOf("CreateGrant", c, key, 0, p, nil)
+	x.needs, x.target, x.expect, x.other = mayDelegate, p.Grantee, p.Expect, true
+	command, wrong := s.grantCommand(p)
+	x.syntax = func() error { return wrong }
+	x.build = func(_ context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
+		k, parent, err := s.delegable(st, c, key, p.Parent, e)
+		if err != nil {
+			return nil, err
+		}
+		command.Grant, command.Key, command.Tenant, command.Parent = uuid.New(), k.ID, k.Tenant, parent
+		command.Expect = cmp.Or(p.Expect, k.Revision)
+		e.Grant = command.Grant.String()
+		return command, nil
+	}
+	result, st, err := s.apply(ctx, x)
+	return result.ID, st, err
+}
+
+// grantCommand makes the command of a grant as far as the request says it.
+func (s *Service) grantCommand(p GrantParams) (*fsm.CreateGrant, error) {
+	grantee, err := s.principal(p.Grantee)
+	if err != nil {
+		return nil, invalid("grantee: %v", err)
+	}
+	if grantee.Class != ClassUser && grantee.Class != ClassService {
+		return nil, invalid("grantee %s is of the class %s, which uses no keys: grants are for key users and services", p.Grantee, grantee.Class)
+	}
+	if p.Retiring != "" {
+		if _, err := s.principal(p.Retiring); err != nil {
+			return nil, invalid("retiring principal: %v", err)
+		}
+	}
+	command := &fsm.CreateGrant{
+		Grant: uuid.Max, Key: uuid.Max, Name: p.Name, Grantee: p.Grantee, Retiring: p.Retiring,
+		Operations: p.Operations, Constraints: p.Constraints,
+	}
+	if !p.Expires.IsZero() {
+		if command.Expires = p.Expires.Unix(); command.Expires <= 0 { // 0 would be never
+			return nil, invalid("the grant would have ended at %s", p.Expires)
+		}
+	}
+	err = fsm.WellFormed(command)
+	command.Service = grantee.Class == ClassService // what that asks for is known with the key's tenant
+	return command, err
+}
+
+// delegable finds the key and by what the caller may make grants of it: a policy, which
+// needs no parent, or a grant that it holds, which is the parent.
+func (s *Service) delegable(st *fsm.State, c Call, key, parent string, e *audit.Event) (*fsm.Key, fsm.ID, error) {
+	q := question{caller: c.Caller, needs: mayDelegate, operation: string(fsm.GrantCreateGrant), ofKey: true}
+	ref, err := parseReference(st, c, key)
+	if err != nil {
+		return nil, fsm.ID{}, err
+	}
+	q.tenant = ref.tenant
+	e.Tenant, e.Alias = ref.tenant, ref.alias
+	k, err := ref.resolve(st)
+	if err != nil {
+		_, e.DecidedBy, err = s.lookUp(st, ref, q)
+		return nil, fsm.ID{}, err
+	}
+	e.KeyID = k.ID.String()
+	held := s.held(st, c.Caller, k, fsm.GrantCreateGrant, parent)
+	rule, err := s.decide(st, q, k)
+	e.DecidedBy = rule
+	switch {
+	case err != nil:
+		return nil, fsm.ID{}, err
+	case held != nil && (parent != "" || rule == grantRule(held)):
+		return k, held.ID, nil
+	case parent != "":
+		return nil, fsm.ID{}, fmt.Errorf("%w: grant %s, held by the caller and with CreateGrant", fsm.ErrNotFound, parent)
+	}
+	return k, fsm.ID{}, nil
+}
+
+func grantRule(g *fsm.Grant) string { return "grant " + g.ID.String() }
+
+// held finds a grant that the caller holds for a key and that allows an operation,
+// whatever its constraints; that one if id is not empty. Nil if there is none.
+func (s *Service) held(st *fsm.State, c Caller, k *fsm.Key, op fsm.GrantOperation, id string) *fsm.Grant {
+	var found *fsm.Grant
+	st.GrantsFor(c.Principal, k.ID, func(g *fsm.Grant) bool {
+		if (id == "" || g.ID.String() == id) && g.Holds(op, s.wall(st)) {
+			found = g
+		}
+		return found == nil
+	})
+	return found
+}
+
+// wall is the time that grants end by: this node's clock, or the cluster's if that is
+// ahead. Unix seconds.
+func (s *Service) wall(st *fsm.State) int64 { return max(s.now().Unix(), st.Now()/int64(time.Second)) }
+
+// RevokeGrant ends a grant and what follows from it: on every node by the time it returns.
+func (s *Service) RevokeGrant(ctx context.Context, c Call, key, grant string) (*fsm.State, error) {
+	return s.endGrant(ctx, "RevokeGrant", c, key, grant, mayAdminister, func(r fsm.GrantRef) fsm.Command { return &fsm.RevokeGrant{GrantRef: r} })
+}
+
+// RetireGrant ends a grant and what follows from it: for who is named in it as retiring,
+// for the grantee if it allows RetireGrant, and for whom a policy permits.
+func (s *Service) RetireGrant(ctx context.Context, c Call, key, grant string) (*fsm.State, error) {
+	return s.endGrant(ctx, "RetireGrant", c, key, grant, mayDelegate, func(r fsm.GrantRef) fsm.Command { return &fsm.RetireGrant{GrantRef: r} })
+}
+
+func (s *Service) endGrant(ctx context.Context, name string, c Call, key, grant string, needs permission, command func(fsm.GrantRef) fsm.Command) (*fsm.State, error) {
+	x := s.changeOf(name, c, key, 0, grant, nil)
+	x.needs, x.lane, x.target, x.other = needs, limit.Restrict, grant, true
+	id, wrong := uuid.Parse(grant)
+	if wrong != nil || id.String() != grant {
+		wrong = invalid("%.80q is no grant id", grant)
+	}
+	x.syntax = func() error { return wrong }
+	x.build = func(_ context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
+		ref, err := parseReference(st, c, key)
+		if err != nil {
+			return nil, err
+		}
+		e.Grant, e.Tenant, e.Alias = grant, ref.tenant, ref.alias
+		q := question{caller: c.Caller, tenant: ref.tenant, needs: needs, operation: name, ofKey: true}
+		k, err := ref.resolve(st)
+		if err != nil {
+			_, e.DecidedBy, err = s.lookUp(st, ref, q)
+			return nil, err
+		}
+		e.KeyID = k.ID.String()
+		if e.DecidedBy, err = s.mayEnd(st, q, k, id); err != nil {
+			return nil, err
+		}
+		return command(fsm.GrantRef{Grant: id, Key: k.ID, Tenant: k.Tenant}), nil
+	}
+	_, st, err := s.apply(ctx, x)
+	return st, err
+}
+
+// mayEnd decides who may end a grant. That a principal is named in it as retiring is a
+// right like the grant's own: what policies forbid goes before it.
+func (s *Service) mayEnd(st *fsm.State, q question, k *fsm.Key, id fsm.ID) (string, error) {
+	q.ends = id
+	rule, err := s.decide(st, q, k)
+	if err == nil || q.operation != "RetireGrant" || rule != "no rule" && rule != "tenant" {
+		return rule, err
+	}
+	if g, ok := st.Grant(id); ok && g.Key == k.ID && g.Retiring == q.caller.Principal {
+		return "retiring principal", nil
+	}
+	return rule, err
+}
+
+// ListGrants returns a key's grants by id: all, or those of one grantee, or one.
+func (s *Service) ListGrants(ctx context.Context, c Call, key, grantee, grant string, limit uint32, marker string) (Page[*fsm.Grant], *fsm.State, error) {
+	return read(ctx, s, reading{name: "ListGrants", call: c, key: &key, as: mayRead}, func(st *fsm.State, _ string, k *fsm.Key) (Page[*fsm.Grant], error) {
+		return listGrants(limit, marker, func(after fsm.ID, n int) []*fsm.Grant {
+			switch {
+			case grant != "":
+				id, _ := uuid.Parse(grant) // what is no id names no grant
+				if g, ok := st.Grant(id); ok && g.Key == k.ID {
+					return []*fsm.Grant{g}
+				}
+				return nil
+			case grantee != "":
+				var out []*fsm.Grant
+				st.GrantsFor(grantee, k.ID, func(g *fsm.Grant) bool {
+					if g.ID.String() > after.String() {
+						out = append(out, g)
+					}
+					return len(out) < n
+				})
+				return out
+			}
+			return st.GrantsOf(k.ID, after, n)
+		})
+	})
+}
+
+// ListRetirableGrants returns what a principal may retire, of all keys: the caller, or,
+// for administrators and auditors, anyone, of their tenant's keys.
+func (s *Service) ListRetirableGrants(ctx context.Context, c Call, retiring string, limit uint32, marker string) (Page[*fsm.Grant], *fsm.State, error) {
+	r := reading{name: "ListRetirableGrants", call: c, as: mayRead}
+	if retiring == "" || retiring == c.Caller.Principal {
+		return readOwn(ctx, s, r, func(st *fsm.State) (Page[*fsm.Grant], error) {
+			return listGrants(limit, marker, func(after fsm.ID, n int) []*fsm.Grant { return st.RetirableGrants(c.Caller.Principal, after, n) })
+		})
+	}
+	return read(ctx, s, r, func(st *fsm.State, tenant string, _ *fsm.Key) (Page[*fsm.Grant], error) {
+		if c.Caller.Class != ClassAdmin && c.Caller.Class != ClassAuditor {
+			return Page[*fsm.Grant]{}, fmt.Errorf("%w: the class %s may list what it may retire itself", ErrDenied, c.Caller.Class)
+		}
+		return listGrants(limit, marker, func(after fsm.ID, n int) []*fsm.Grant {
+			var out []*fsm.Grant
+			for len(out) < n {
+				some := st.RetirableGrants(retiring, after, n)
+				if len(some) == 0 {
+					break
+				}
+				for _, g := range some {
+					if g.Tenant == tenant {
+						out = append(out, g)
+					}
+				}
+				after = some[len(some)-1].ID
+			}
+			return out[:min(len(out), n)]
+		})
+	})
+}
+
+func listGrants(limit uint32, marker string, list func(after fsm.ID, n int) []*fsm.Grant) (Page[*fsm.Grant], error) {
+	n, place, err := listFrom(limit, marker)
+	if err != nil {
+		return Page[*fsm.Grant]{}, err
+	}
+	var after fsm.ID
+	if place != "" {
+		if after, err = uuid.Parse(place); err != nil {
+			return Page[*fsm.Grant]{}, invalid("marker is none that a list of grants returned")
+		}
+	}
+	return page(list(after, n+1), n, func(g *fsm.Grant) string { return g.ID.String() }, func(g *fsm.Grant) int {
+		size := recordSize + len(g.Name) + len(g.Grantee) + len(g.Retiring) + len(g.Issuer)
+		for _, t := range append(g.Constraints.Equals, g.Constraints.Subset...) {
+			size += len(t.Key) + len(t.Value)
+		}
+		return size
+	}), nil
+}

@@ -1,0 +1,192 @@
+package kms
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/policy"
+)
+
+const (
+	// maxParsed bounds the revisions of policies that are kept parsed.
+	maxParsed = 4096
+	// maxDecided bounds the decisions that are remembered.
+	maxDecided = 8192
+)
+
+// policies decides by the policies that stand in a state. Revisions are parsed once: a
+// record of the state never changes, so what was parsed from it stays right. A decision
+// is remembered only where nothing but the records it was made from can change it: the
+// policies, the key, the principal and the operation, and no statement looks at the
+// context.
+type policies struct {
+	standard *policy.Set // of tenants that have none
+
+	mu      sync.RWMutex
+	parsed  map[*fsm.Policy]*policy.Set // nil: it does not parse
+	decided map[decided]verdict
+}
+
+// decided names a decision by the records that it was made from.
+type decided struct {
+	tenant    *fsm.Policy
+	key       *fsm.Policy
+	record    *fsm.Key // carries tags; its revision is raised with its aliases
+	ofTenant  string
+	principal string
+	operation string
+}
+
+type verdict struct {
+	effect policy.Effect
+	by     string
+}
+
+func newPolicies() *policies {
+	standard, err := policy.Parse(policy.DefaultText)
+	if err != nil {
+		panic(fmt.Sprintf("kms: the default policy does not parse: %v", err)) // a test parses it
+	}
+	return &policies{standard: standard, parsed: map[*fsm.Policy]*policy.Set{}, decided: map[decided]verdict{}}
+}
+
+// decide tells what a tenant's policy and a key's say, and which statement did.
+func (p *policies) decide(st *fsm.State, t *fsm.Tenant, k *fsm.Key, q question, now time.Time) (policy.Effect, string) {
+	var own, ofKey *fsm.Policy
+	if t.Policy != 0 {
+		own, _ = st.Policy(t.Name, fsm.ID{}, t.Policy)
+	}
+	if k != nil && k.Policy != 0 {
+		ofKey, _ = st.Policy(t.Name, k.ID, k.Policy)
+	}
+	if own == nil && ofKey == nil {
+		return standard(q)
+	}
+	sets, ok := p.sets(own, ofKey)
+	if !ok {
+		return policy.Forbidden, "a policy that this node cannot read"
+	}
+	name := decided{own, ofKey, k, t.Name, q.caller.Principal, q.operation}
+	remember := true
+	for _, s := range sets {
+		remember = remember && !s.Set.UsesContext()
+	}
+	if remember {
+		p.mu.RLock()
+		v, known := p.decided[name]
+		p.mu.RUnlock()
+		if known {
+			return v.effect, v.by
+		}
+	}
+	effect, by := ask(st, sets, k, q, now)
+	if remember {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if len(p.decided) >= maxDecided {
+			clear(p.decided)
+		}
+		p.decided[name] = verdict{effect, by}
+	}
+	return effect, by
+}
+
+// standard is what policy.DefaultText says, without asking Cedar: most tenants have no
+// other, and cryptography waits for it. A test compares both.
+func standard(q question) (policy.Effect, string) {
+	const by = "default policy"
+	own := !q.caller.foreign(q.tenant)
+	switch {
+	case own && q.caller.Class == ClassUser && (q.needs == mayUse || q.needs == mayRead),
+		own && q.caller.Class == ClassAdmin && q.needs != mayUse && q.needs != mayOperate,
+		own && q.caller.Class == ClassAuditor && q.needs == mayRead:
+		return policy.Permitted, by
+	}
+	return policy.Silent, by
+}
+
+// sets gives the policies parsed; ok is false if one cannot be read.
+func (p *policies) sets(own, ofKey *fsm.Policy) (sets []policy.Named, ok bool) {
+	sets = make([]policy.Named, 0, 2)
+	if own == nil {
+		sets = append(sets, policy.Named{Name: "default policy", Set: p.standard})
+	} else {
+		sets = append(sets, policy.Named{Name: "tenant policy", Set: p.parse(own)})
+	}
+	if ofKey != nil {
+		sets = append(sets, policy.Named{Name: "key policy", Set: p.parse(ofKey)})
+	}
+	for _, s := range sets {
+		if s.Set == nil {
+			return nil, false
+		}
+	}
+	return sets, true
+}
+
+// parse reads a revision, once. It was validated when it was proposed; one that this
+// release cannot read all the same gives nil.
+func (p *policies) parse(r *fsm.Policy) *policy.Set {
+	p.mu.RLock()
+	set, known := p.parsed[r]
+	p.mu.RUnlock()
+	if known {
+		return set
+	}
+	set, err := policy.Parse(r.Text)
+	if err != nil {
+		set = nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.parsed) >= maxParsed {
+		clear(p.parsed)
+	}
+	p.parsed[r] = set
+	return set
+}
+
+// ask has Cedar decide.
+func ask(st *fsm.State, sets []policy.Named, k *fsm.Key, q question, now time.Time) (policy.Effect, string) {
+	r := policy.Request{
+		Principal: policy.Principal{URI: q.caller.Principal, Class: string(q.caller.Class), Tenant: q.caller.Tenant, Name: q.caller.Name},
+		Action:    q.operation, Tenant: q.tenant, Time: time.Unix(0, max(now.UnixNano(), st.Now())),
+	}
+	for _, pair := range q.context {
+		r.Context = append(r.Context, policy.Tag(pair))
+	}
+	if q.caller.Class == ClassService {
+		r.SourceService = q.caller.Name
+	}
+	if k != nil {
+		r.Key = &policy.Key{ID: k.ID.String(), Tenant: k.Tenant, Spec: string(k.Spec), Usage: string(k.Usage), Manager: string(k.Manager)}
+		for _, a := range st.AliasesOf(k.ID) {
+			r.Key.Aliases = append(r.Key.Aliases, a.Name)
+		}
+		for _, t := range k.Tags {
+			r.Key.Tags = append(r.Key.Tags, policy.Tag(t))
+		}
+	}
+	d := policy.Decide(r, sets...)
+	return d.Effect, cause(d)
+}
+
+// cause names the statements that made a decision.
+func cause(d policy.Decision) string {
+	var by []string
+	for _, s := range d.By {
+		by = append(by, fmt.Sprintf("%s: %s (line %d)", s.Policy, s.ID, s.Line))
+	}
+	for _, f := range d.Failed {
+		if d.Effect == policy.Forbidden {
+			by = append(by, fmt.Sprintf("%s: %s cannot be evaluated: %s", f.Statement.Policy, f.Statement.ID, f.Reason))
+		}
+	}
+	if len(by) == 0 {
+		return "no statement of a policy"
+	}
+	return strings.Join(by, ", ")
+}
