@@ -114,7 +114,7 @@ func parseSpan(text string) (time.Duration, error) {
 			continue
 		}
 		n, err := strconv.ParseInt(count, 10, 64)
-		if err != nil || n <= 0 || n > int64(math.MaxInt64/length) {
+		if err != nil || n <= 0 || n > int64(math.MaxInt64/length) || count[0] == '+' {
 			return 0, wrong
 		}
 		return time.Duration(n) * length, nil
