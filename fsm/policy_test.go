@@ -57,7 +57,8 @@ func TestPutPolicy(t *testing.T) {
 		wantPolicies(t, w, n, 2, 1, 2)
 		w.do(putPolicy(n, "")) // none any more
 		wantPolicies(t, w, n, 0, 1, 2, 3)
-		w.do(expecting(putPolicy(n, "fourth"), 3))
+		w.refuse(expecting(putPolicy(n, "fourth"), 3), ErrConflict, "the policy is at revision 0, expected 3")
+		w.do(expecting(putPolicy(n, "fourth"), 0))
 		wantPolicies(t, w, n, 4, 1, 2, 3, 4)
 		wantPolicies(t, w, 2, 1, 1)
 		if got := w.s.Policies("acme", ID{}); len(got) != 1 || got[0].Text != "of another tenant" {
