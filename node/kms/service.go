@@ -2,7 +2,7 @@
 // the ciphertext format. It knows neither Raft nor PKCS#11 nor gRPC.
 //
 // Reading order: service.go, caller.go (roles), authorise.go and policies.go (who may),
-// reference.go (how a key is named), crypto.go (what is done with keys, through the gate),
+// reference.go (how a key is named), target.go and crypto.go (what is done with keys, through the gate),
 // blob.go and context.go (the formats), keys.go (what is done to keys, through the log),
 // keylife.go, aliases.go, grants.go, policy.go, tenants.go, servicekey.go, read.go and
 // duty.go (what the cluster does by itself), uses.go.

@@ -1,0 +1,143 @@
+package kms
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"time"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
+	"github.com/quorumkms/quorumkms/node/audit"
+)
+
+// target is a key that a cryptographic call is about to use: how it was named, what it
+// was when the call began, and the one rule that is asked twice.
+type target struct {
+	service *Service
+	ref     reference
+	q       question
+	op      fsm.KeyOperation
+	key     *fsm.Key
+	version uint32 // that is used
+	rule    string // that allowed, when the call began
+}
+
+// find resolves a reference and asks whether the key may be used. version names the one
+// to be used; 0 is the current one.
+func (s *Service) find(st *fsm.State, ref reference, q question, op fsm.KeyOperation, version uint32) (target, error) {
+	q.tenant = ref.tenant
+	t := target{service: s, ref: ref, q: q, op: op, version: version}
+	k, rule, err := s.lookUp(st, ref, q)
+	t.rule = rule
+	if k == nil {
+		return t, err
+	}
+	t.key = k
+	if version == 0 {
+		t.version = k.Current().Version
+	}
+	if err != nil {
+		return t, err
+	}
+	return t, t.usable(st, k)
+}
+
+// usable tells whether tenant, key, version and context let the key be used.
+func (t target) usable(st *fsm.State, k *fsm.Key) error {
+	if tenant, ok := st.Tenant(k.Tenant); ok {
+		if err := tenant.Thawed(); err != nil {
+			return err
+		}
+	}
+	if err := k.Allows(t.op); err != nil {
+		return err
+	}
+	if v := k.Version(t.version); v != nil { // what names none does not open
+		if err := v.Usable(); err != nil {
+			return fmt.Errorf("%w of key %s", err, k.ID)
+		}
+	}
+	if len(k.Required) == 0 {
+		return nil
+	}
+	return k.HasContext(tagsOf(t.q.context))
+}
+
+// authorise asks a state whether the key may be used. It is asked before the work
+// and, by the gate, after it.
+func (t target) authorise(st *fsm.State) error {
+	k, _, err := t.service.lookUp(st, t.ref, t.q)
+	if err != nil {
+		return err
+	}
+	if k.ID != t.key.ID {
+		return fmt.Errorf("%w: %s names another key now", fsm.ErrConflict, t.ref.alias)
+	}
+	return t.usable(st, k)
+}
+
+func (t target) arn(st *fsm.State) string { return KeyARN(st.Cluster().ID, t.key.Tenant, t.key.ID) }
+
+func (t target) describe(e *audit.Event) {
+	e.Tenant, e.Alias, e.DecidedBy = t.ref.tenant, t.ref.alias, t.rule
+	if t.key != nil {
+		e.KeyID, e.KeyVersion = t.key.ID.String(), t.version
+	}
+}
+
+// hsmRef names a key version for the HSM.
+func hsmRef(st *fsm.State, k *fsm.Key, v *fsm.KeyVersion) hsm.Ref {
+	return hsm.Ref{Token: v.Token, Want: hsm.TokenHeader{
+		Class: hsm.ClassAES, Generation: v.Generation,
+		Cluster: hsm.ID(st.Cluster().ID), Key: hsm.ID(k.ID), Version: v.Version, Created: time.Unix(v.Created, 0).UTC(),
+	}}
+}
+
+// source is a ciphertext that a call is about to open.
+type source struct {
+	target
+	header blobHeader
+	h      [32]byte
+}
+
+// findSource finds the key that a blob names; key, unless empty, must name it too.
+func (s *Service) findSource(st *fsm.State, c Call, header blobHeader, h [32]byte, key string, q question) (source, error) {
+	src := source{header: header, h: h}
+	ref := reference{tenant: c.acting(), id: header.key}
+	if key != "" {
+		named, err := parseReference(st, c, key)
+		if err != nil {
+			return src, err
+		}
+		k, rule, err := s.lookUp(st, named, q)
+		if err != nil {
+			src.target = target{ref: named, key: k, rule: rule}
+			return src, err
+		}
+		if k.ID != header.key {
+			return src, invalid("the ciphertext names key %s, the request key %s", header.key, k.ID)
+		}
+		ref = named
+	}
+	var err error
+	src.target, err = s.find(st, ref, q, fsm.OpOpen, header.version)
+	return src, err
+}
+
+func parseSource(blob []byte, pairs []Pair) (blobHeader, [32]byte, error) {
+	header, err := parseBlob(blob)
+	if err != nil {
+		return header, [32]byte{}, err
+	}
+	h, err := contextHash(pairs)
+	return header, h, err
+}
+
+func digest(b []byte) string {
+	if len(b) == 0 {
+		return ""
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
