@@ -125,6 +125,12 @@ func (f *figures) end(t *testing.T, path string) {
 	}
 	must(t, w.Flush())
 	fmt.Printf("\n%s, others used %s of the processors meanwhile\n", total.Round(time.Second), f.Machine["processor_time_of_others"])
+	f.write(t, path)
+}
+
+// write writes the file: after each size, so that a run that is ended leaves what it has.
+func (f *figures) write(t *testing.T, path string) {
+	t.Helper()
 	if path == "" {
 		return
 	}
@@ -132,7 +138,6 @@ func (f *figures) end(t *testing.T, path string) {
 	must(t, err)
 	must(t, os.MkdirAll(filepath.Dir(path), 0o755))
 	must(t, os.WriteFile(path, append(b, '\n'), 0o644))
-	fmt.Println("written to", path)
 }
 
 func readable(v float64) string {

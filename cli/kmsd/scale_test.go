@@ -71,6 +71,7 @@ func TestScale(t *testing.T) {
 		r.measureMemory(empty)
 		r.measureMachine()
 		r.measureService()
+		f.write(t, *scaleOut)
 	}
 	for _, m := range r.makers {
 		m.end()
