@@ -1,6 +1,9 @@
 package fsm
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // MaxDisabled bounds the principals that the operators, or one tenant, have disabled at a
 // time: they are meant to be few, until their certificates have ended. No side can use up
@@ -94,7 +97,7 @@ func (c *EnablePrincipal) apply(t *tx) (Result, error) {
 
 func validPrincipal(what, uri string) error {
 	const scheme = "spiffe://"
-	if !under(uri, scheme) || len(uri) > MaxPrincipal {
+	if !strings.HasPrefix(uri, scheme) || len(uri) > MaxPrincipal {
 		return invalid("%s %.80q: must be a SPIFFE URI (%s<trust domain>/…) of at most %d bytes", what, uri, scheme, MaxPrincipal)
 	}
 	return nil

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"slices"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -27,7 +28,7 @@ func (c *SetRequiredContext) validate() error {
 		switch {
 		case k == "" || len(k) > MaxContextKey || !utf8.ValidString(k):
 			return invalid("required context key has %d bytes: must be 1 to %d of valid UTF-8", len(k), MaxContextKey)
-		case under(k, "kms:"):
+		case strings.HasPrefix(k, "kms:"):
 			return invalid("required context key %q: the prefix kms: is reserved", k)
 		case i > 0 && k == sorted[i-1]:
 			return invalid("required context key %q is given twice", k)

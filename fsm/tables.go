@@ -1,7 +1,5 @@
 package fsm
 
-import "strings"
-
 // What of a record is indexed where stands here, once: for entries, and for snapshots
 // that are read. set and unset keep the indexes; put and drop also raise the record's
 // revision and take it into the running hash.
@@ -248,6 +246,3 @@ func (s *State) checkCounts() map[count]int {
 	}
 	return found
 }
-
-// under tells whether a name begins with a prefix.
-func under(name, prefix string) bool { return strings.HasPrefix(name, prefix) }

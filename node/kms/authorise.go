@@ -45,13 +45,13 @@ func (s *Service) decide(st *fsm.State, q question, k *fsm.Key) (rule string, er
 	if effect == policy.Forbidden {
 		return by, s.absent(q, fmt.Errorf("%w: %s forbids %s", ErrDenied, by, q.operation))
 	}
-	if k != nil && k.Manager == fsm.ManagerService && (q.needs == mayUse || q.operation == string(fsm.GrantDescribeKey)) {
-		if q.caller.Class == ClassService && q.caller.Name == k.Service {
+	if k != nil && k.Manager == fsm.ManagerService {
+		switch own := q.caller.Class == ClassService && q.caller.Name == k.Service; {
+		case own && (q.needs == mayUse || q.operation == string(fsm.GrantDescribeKey)):
 			return "service key", nil
+		case q.needs == mayUse:
+			return "service key", s.absent(q, fmt.Errorf("%w: the key is for service %s alone", ErrDenied, k.Service))
 		}
-	}
-	if k != nil && k.Manager == fsm.ManagerService && q.needs == mayUse {
-		return "service key", s.absent(q, fmt.Errorf("%w: the key is for service %s alone", ErrDenied, k.Service))
 	}
 	if effect == policy.Permitted && !q.caller.foreign(q.tenant) {
 		return by, nil
