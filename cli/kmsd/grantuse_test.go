@@ -103,6 +103,7 @@ func TestGrants(t *testing.T) {
 	c.begin()
 	ctx, began := t.Context(), time.Now()
 	g := c.granting(c.createKey(ctx), granteeID)
+	c.level(ctx)
 	admins, grantees := c.each(adminID), c.each(granteeID)
 	must(t, inParallel(ctx, workers, loops, func(ctx context.Context, i int) error {
 		mark := fmt.Sprint(i)

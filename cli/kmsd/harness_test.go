@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -403,16 +404,28 @@ func (c *testCluster) connectSDK(id string, to []*process, edit func(*client.Con
 const (
 	firstPort = 20_000
 	lastPort  = 30_000
+	// reserveHost is where a port is held for as long as this program runs, so that no
+	// other test, nor another run, is given the same before a node listens there.
+	reserveHost = "127.0.0.2"
 )
+
+var reserved sync.Map // net.Listener of each port that was given away
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	for range lastPort - firstPort {
-		address := fmt.Sprintf("127.0.0.1:%d", firstPort+rand.IntN(lastPort-firstPort))
+		port := strconv.Itoa(firstPort + rand.IntN(lastPort-firstPort))
+		held, err := net.Listen("tcp", net.JoinHostPort(reserveHost, port))
+		if err != nil {
+			continue
+		}
+		address := net.JoinHostPort("127.0.0.1", port)
 		if l, err := net.Listen("tcp", address); err == nil {
 			must(t, l.Close())
+			reserved.Store(port, held)
 			return address
 		}
+		must(t, held.Close())
 	}
 	t.Fatal("no free port")
 	return ""

@@ -25,14 +25,16 @@ type rotation struct {
 	rotated          string    // each minute
 	first            time.Time // its first date
 	disabled, doomed string    // the same, but in those states
-	used             string    // by blob's version 1, and not since
-	tried, source    string    // a key that was to be deleted when a ReEncrypt to it was tried, and where from
+	used             string    // by version 1, which made blob, and not since
+	blob             []byte
+	tried, source    string // a key that is to be deleted when a ReEncrypt to it is tried, and where from
+	sourceBlob       []byte
 }
 
 func beginRotation(ctx context.Context, c *testCluster) *rotation {
 	r := &rotation{}
 	r.admin, r.user = c.tenant(ctx, "clock")
-	keys, user := c.dial(r.admin).Keys(), c.dial(r.user)
+	keys := c.dial(r.admin).Keys()
 	enable := func(key string) time.Time {
 		c.t.Helper()
 		before := time.Now().Truncate(time.Second)
@@ -52,11 +54,9 @@ func beginRotation(ctx context.Context, c *testCluster) *rotation {
 	enable(r.doomed)
 	must(c.t, second(keys.DisableKey(ctx, &pb.DisableKeyRequest{KeyId: r.disabled})))
 	must(c.t, second(keys.ScheduleKeyDeletion(ctx, &pb.ScheduleKeyDeletionRequest{KeyId: r.doomed})))
-	must(c.t, second(user.Encrypt(ctx, r.used, []byte("x"), nil)))
+	r.blob, r.sourceBlob = c.encrypt(ctx, r.user, r.used, nil), c.encrypt(ctx, r.user, r.source, nil)
 	must(c.t, second(keys.RotateKeyOnDemand(ctx, &pb.RotateKeyOnDemandRequest{KeyId: r.used})))
-	blob := c.encrypt(ctx, r.user, r.source, nil)
 	must(c.t, second(keys.ScheduleKeyDeletion(ctx, &pb.ScheduleKeyDeletionRequest{KeyId: r.tried})))
-	whenPending.check(c.t, "ReEncrypt to a key that is to be deleted", second(user.Crypto().ReEncrypt(ctx, &pb.ReEncryptRequest{Ciphertext: blob, DestinationKeyId: r.tried})))
 
 	status := func(key string) *pb.GetKeyRotationStatusResponse {
 		s, err := keys.GetKeyRotationStatus(ctx, &pb.GetKeyRotationStatusRequest{KeyId: key})
@@ -81,8 +81,13 @@ func beginRotation(ctx context.Context, c *testCluster) *rotation {
 	return r
 }
 
-func (r *rotation) check(ctx context.Context, c *testCluster) {
+func (r *rotation) check(_ context.Context, c *testCluster) {
+	ctx, cancel := context.WithTimeout(c.t.Context(), 4*patience) // it waits for whole minutes
+	defer cancel()
 	keys := c.dial(r.admin).Keys()
+	// Uses are told each minute; a node that was killed before has forgotten its own.
+	must(c.t, second(c.dial(r.user).Decrypt(ctx, r.blob, nil)))
+	whenPending.check(c.t, "ReEncrypt to a key that is to be deleted", second(c.dial(r.user).Crypto().ReEncrypt(ctx, &pb.ReEncryptRequest{Ciphertext: r.sourceBlob, DestinationKeyId: r.tried})))
 	versions := func(key string) []*pb.KeyVersion {
 		v, err := keys.ListKeyVersions(ctx, &pb.ListKeyVersionsRequest{KeyId: key})
 		must(c.t, err)
@@ -138,7 +143,6 @@ func (r *rotation) check(ctx context.Context, c *testCluster) {
 		c.t.Errorf("the schedule of a key whose deletion was cancelled: %v, versions %v", s, versions(r.doomed))
 	}
 
-	// Uses are told each minute.
 	c.eventually("the last use is known", func() bool { return versions(r.used)[0].GetLastUsed() != nil }, c.nodes...)
 	if v := versions(r.used); v[1].GetLastUsed() != nil {
 		c.t.Errorf("a version that was never used: %v", v[1])
