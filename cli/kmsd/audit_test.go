@@ -43,6 +43,19 @@ func (c *testCluster) trail(p *process) []audit.Event {
 	return all
 }
 
+// countRecords counts the records of all nodes that match.
+func (c *testCluster) countRecords(match func(audit.Event) bool) (n int) {
+	c.t.Helper()
+	for _, p := range c.nodes {
+		for _, e := range c.trail(p) {
+			if match(e) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
 // records are those of a node's audit trail from an offset on.
 func (c *testCluster) records(p *process, from int64) (out []audit.Event) {
 	c.t.Helper()

@@ -161,6 +161,9 @@ func (c *testCluster) prepare(name, dir string) *process {
 		c.t.Fatalf("making the token of %s (is SoftHSM2 installed? scripts/softhsm.sh): %s", name, out)
 	}
 	c.t.Cleanup(func() {
+		if c.t.Failed() {
+			c.t.Logf("the last of %s:\n%s", p.name, tail(p.history(), 40))
+		}
 		p.kill()
 		for _, word := range []string{"DATA RACE", "panic"} {
 			if strings.Contains(p.history(), word) {
@@ -241,6 +244,12 @@ func (p *process) output() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return string(p.log.Bytes()[p.begun:])
+}
+
+// tail is the last lines of a text.
+func tail(text string, lines int) string {
+	all := strings.SplitAfter(text, "\n")
+	return strings.Join(all[max(0, len(all)-lines-1):], "")
 }
 
 // history is what all its runs have written.

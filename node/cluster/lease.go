@@ -55,10 +55,6 @@ const (
 	// It does when a paused virtual machine goes on and its clock is put right: other
 	// leases have ended meanwhile.
 	maxLeap = 250 * time.Millisecond
-	// tickPatience is how long a leader's ticks may fail before its process ends.
-	// Raft's flag of a leadership transfer can be stuck, and a leader whose disk hangs
-	// still sends heartbeats.
-	tickPatience = 10 * time.Second
 )
 
 // LeaseRequest asks the leader for a lease.
@@ -559,7 +555,7 @@ func (e *engine) grantLoop() {
 }
 
 func (e *engine) tick(batch []waiter) {
-	e.ticking.CompareAndSwap(0, int64(e.config.Clock.Now()))
+	e.ticks.begin(e.config.Clock.Now())
 	mark := e.machine.Mark()
 	result, err := fsm.Result{Index: e.machine.State().Index()}, error(nil)
 	if !rules.Tick.Off() {
@@ -569,7 +565,7 @@ func (e *engine) tick(batch []waiter) {
 		}, e.id)
 	}
 	if err == nil || !e.leads() {
-		e.ticking.Store(0)
+		e.ticks.end()
 	}
 	for _, t := range batch {
 		a := leaseAnswer{err: err}
@@ -579,18 +575,6 @@ func (e *engine) tick(batch []waiter) {
 			a.grant = LeaseGrant{Incarnation: t.request.Incarnation, Nonce: t.request.Nonce, MinIndex: result.Index, Agreed: t.agreed}
 		}
 		t.answer <- a
-	}
-}
-
-// watchTicks ends the process of a leader that cannot commit.
-func (e *engine) watchTicks() {
-	since := time.Duration(e.ticking.Load())
-	switch {
-	case since == 0:
-	case !e.leads():
-		e.ticking.Store(0)
-	case e.config.Clock.Now()-since > tickPatience:
-		e.config.Halt(fmt.Errorf("%w for %s", ErrStuck, tickPatience))
 	}
 }
 

@@ -117,8 +117,8 @@ type engine struct {
 	grantor    *grantor
 	refusal    atomic.Pointer[string] // why the leader grants no lease, if it says
 	clockWrong atomic.Bool            // most other nodes' wall clocks are far from this leader's
-	ticking    atomic.Int64           // on Clock, since when a tick is under way or fails; 0: none
-	settled    atomic.Uint64          // index that this node has applied and of whose predecessors no result is on its way out
+	ticks      tickWatch
+	settled    atomic.Uint64 // index that this node has applied and of whose predecessors no result is on its way out
 
 	waiters       chan waiter
 	renewals      chan struct{} // bounds lease requests under way

@@ -2,23 +2,11 @@ package cluster
 
 import (
 	"errors"
-	"time"
 
 	"github.com/hashicorp/raft"
 )
 
-// muteAfter is how many heartbeats a leader's tick may take before the leader falls
-// silent: a leader whose disk hangs would otherwise go on sending heartbeats, and no
-// other could be elected while every node's lease runs out.
-const muteAfter = 1.5
-
 var errMute = errors.New("this leader commits nothing, and lets others elect another")
-
-// mute tells whether this node's last tick has been under way for too long.
-func (e *engine) mute() bool {
-	since := time.Duration(e.ticking.Load())
-	return since != 0 && e.config.Clock.Now()-since > time.Duration(muteAfter*float64(e.config.Raft.Heartbeat))
-}
 
 // mutable is Raft's transport of a leader that may fall silent. Raft asks a transport
 // for what it can do beside the interface; that is passed on by name.
