@@ -26,12 +26,12 @@ demo: build ## three nodes, a sealed file, a dead leader: the main job, in under
 
 .PHONY: test
 test: deps ## all tests
-	CGO_ENABLED=1 go test -timeout 20m ./...
+	CGO_ENABLED=1 go test -timeout 20m -parallel 4 ./...
 
 .PHONY: race
 race: deps ## all tests under the race detector; of those with real nodes RACE_NODES
 	CGO_ENABLED=1 go test -race -timeout 40m $$(go list ./... | grep -v /cli/kmsd$$)
-	CGO_ENABLED=1 go test -race -timeout 40m -run '$(RACE_NODES)' ./cli/kmsd
+	CGO_ENABLED=1 go test -race -timeout 40m -parallel 4 -run '$(RACE_NODES)' ./cli/kmsd
 
 .PHONY: chaos
 chaos: ## real nodes under faults for CHAOS (3m), SEED and NODES as given; as root
