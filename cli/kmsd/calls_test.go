@@ -169,7 +169,7 @@ func testLists(ctx context.Context, c *testCluster) {
 	for range 5 {
 		c.createKey(ctx, c.nodes[1])
 	}
-	index := c.latest(ctx, c.nodes[0])
+	index := c.latest(c.nodes[0])
 	all, err := c.dial(auditorID, c.nodes[0]).Keys().ListKeys(ctx, &pb.ListKeysRequest{Limit: 1000, IndexToken: index})
 	must(c.t, err)
 	var want, got []string
@@ -257,11 +257,14 @@ func (c *testCluster) clusterID() string {
 
 // latest is an index token that is not older than any change made so far; ask is a
 // node that runs.
-func (c *testCluster) latest(ctx context.Context, ask *process) []byte {
+func (c *testCluster) latest(ask *process) (token []byte) {
 	c.t.Helper()
-	s, err := c.dial(operatorID, c.leader(ask)).Cluster().Status(ctx, &pb.StatusRequest{})
-	must(c.t, err)
-	return s.GetIndexToken()
+	c.eventually("a leader tells its index", func() bool { // one that is gone is known for a while
+		s, err := c.status(c.leader(ask))
+		token = s.GetIndexToken()
+		return err == nil
+	}, ask)
+	return token
 }
 
 // testDryRuns asks for everything without meaning it.
@@ -315,7 +318,7 @@ func testRequestIDs(ctx context.Context, c *testCluster) {
 	o := c.fullObject(ctx, "alias/repeated")
 	c.level(ctx)
 	revision := func() string {
-		k, err := c.dial(auditorID).Keys().DescribeKey(ctx, &pb.DescribeKeyRequest{KeyId: o.key, IndexToken: c.latest(ctx, c.nodes[0])})
+		k, err := c.dial(auditorID).Keys().DescribeKey(ctx, &pb.DescribeKeyRequest{KeyId: o.key, IndexToken: c.latest(c.nodes[0])})
 		must(c.t, err)
 		t, err := c.dial(operatorID).Tenants().DescribeTenant(ctx, &pb.DescribeTenantRequest{Name: "default"})
 		must(c.t, err)
@@ -390,7 +393,7 @@ func testIndexTokens(ctx context.Context, c *testCluster) {
 		}
 	}
 	user := c.dial(userID, c.nodes[0]).Crypto()
-	token := c.latest(ctx, c.nodes[0])
+	token := c.latest(c.nodes[0])
 	for name, bad := range map[string][]byte{
 		"short": token[:27], "long": append(bytes.Clone(token), 0), "another cluster's": append([]byte{token[0] ^ 1}, token[1:]...),
 	} {

@@ -211,7 +211,7 @@ func (c *testCluster) fullObject(ctx context.Context, alias string) object {
 // level waits until every running node has what has been answered so far.
 func (c *testCluster) level(ctx context.Context) {
 	c.t.Helper()
-	token := c.latest(ctx, c.nodes[0])
+	token := c.latest(c.nodes[0])
 	for _, p := range c.nodes {
 		c.eventually(p.name+" is level", func() bool {
 			return second(c.dial(userID, p).Crypto().GenerateRandom(ctx, &pb.GenerateRandomRequest{NumberOfBytes: 1, IndexToken: token})) == nil

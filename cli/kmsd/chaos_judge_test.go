@@ -45,7 +45,7 @@ func (l *trial) converge(ctx context.Context) {
 
 // final reads every key and opens every data key on every node.
 func (l *trial) final(ctx context.Context) {
-	index := l.latest(ctx, l.nodes[0])
+	index := l.latest(l.nodes[0])
 	states := map[string]history.Value{}
 	for _, o := range l.record.History().Operations {
 		if o.Kind == history.Create && o.Outcome == history.OK {

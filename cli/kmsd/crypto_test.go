@@ -76,7 +76,7 @@ func testReEncrypt(ctx context.Context, c *testCluster, through, other *process)
 	}
 	opens := func(b []byte, in map[string]string) {
 		c.t.Helper()
-		r, err := c.dial(userID, other).Crypto().Decrypt(ctx, &pb.DecryptRequest{Ciphertext: b, EncryptionContext: client.ContextPairs(in), IndexToken: c.latest(ctx, c.nodes[0])})
+		r, err := c.dial(userID, other).Crypto().Decrypt(ctx, &pb.DecryptRequest{Ciphertext: b, EncryptionContext: client.ContextPairs(in), IndexToken: c.latest(c.nodes[0])})
 		must(c.t, err)
 		if string(r.GetPlaintext()) != "moving" {
 			c.t.Fatalf("opened %q", r.GetPlaintext())
@@ -186,7 +186,7 @@ func testDisableHolds(ctx context.Context, c *testCluster) {
 	}
 	for round := range 8 {
 		key := c.createKey(ctx, c.nodes[round%3])
-		token := c.latest(ctx, c.nodes[0])
+		token := c.latest(c.nodes[0])
 		blob, err := users[0].Crypto().Encrypt(ctx, &pb.EncryptRequest{KeyId: key, Plaintext: []byte("x"), IndexToken: token})
 		must(c.t, err)
 		var (

@@ -73,7 +73,7 @@ func (c *testCluster) seal(ctx context.Context, n int, through ...*process) (out
 // intact checks that one node serves everything that was acknowledged.
 func (c *testCluster) intact(ctx context.Context, p *process, all []sealed) {
 	c.t.Helper()
-	index := c.latest(ctx, p)
+	index := c.latest(p)
 	admin, user := c.dial(adminID, p).Keys(), c.dial(userID, p)
 	for _, s := range all {
 		k, err := admin.DescribeKey(ctx, &pb.DescribeKeyRequest{KeyId: s.key, IndexToken: index})
@@ -193,7 +193,7 @@ func testAuditTrailFull(ctx context.Context, c *testCluster) {
 	}, p)
 	// A client that knows the other nodes does not notice; nothing was done unrecorded.
 	must(c.t, second(c.dial(userID, p, c.nodes[2]).Decrypt(ctx, o.blob, nil)))
-	all, err := c.dial(adminID, c.nodes[:3]...).Keys().ListKeys(ctx, &pb.ListKeysRequest{Limit: 1000, IndexToken: c.latest(ctx, c.nodes[2])})
+	all, err := c.dial(adminID, c.nodes[:3]...).Keys().ListKeys(ctx, &pb.ListKeysRequest{Limit: 1000, IndexToken: c.latest(c.nodes[2])})
 	must(c.t, err)
 	if slices.ContainsFunc(all.GetKeys(), func(k *pb.KeyMetadata) bool { return k.GetDescription() == "unrecorded" }) {
 		c.t.Error("a key was made without a record")

@@ -165,7 +165,7 @@ func (l *load) end(ctx context.Context, ask *process) {
 	l.stop()
 	l.work.Wait()
 	admin := l.c.dial(adminID, ask).Keys()
-	index := l.c.latest(ctx, ask)
+	index := l.c.latest(ask)
 	for _, key := range l.keys {
 		must(l.t, second(admin.DescribeKey(ctx, &pb.DescribeKeyRequest{KeyId: key, IndexToken: index})))
 	}

@@ -174,7 +174,7 @@ func testNonVoter(ctx context.Context, c *testCluster) {
 	for range 3 {
 		blob, err := c.dial(userID, p).Encrypt(ctx, key, []byte("x"), nil)
 		must(c.t, err)
-		_, err = c.dial(userID, c.nodes[0]).Crypto().Decrypt(ctx, &pb.DecryptRequest{Ciphertext: blob, IndexToken: c.latest(ctx, p)})
+		_, err = c.dial(userID, c.nodes[0]).Crypto().Decrypt(ctx, &pb.DecryptRequest{Ciphertext: blob, IndexToken: c.latest(p)})
 		must(c.t, err)
 	}
 	_, err := c.dial(adminID, c.nodes[0]).Keys().DisableKey(ctx, &pb.DisableKeyRequest{KeyId: key})

@@ -47,7 +47,7 @@ func (c *testCluster) midCalls(ctx context.Context, round int) []*midCall {
 	must(c.t, second(admin.Tenants().DisablePrincipal(ctx, &pb.DisablePrincipalRequest{Principal: uri("/tenant/default/user/" + label)})))
 	calls := []*midCall{
 		{as: adminID, request: &pb.CreateKeyRequest{Description: label}, once: func(ctx context.Context, c *testCluster, reply proto.Message) error {
-			all, err := c.dial(adminID).Keys().ListKeys(ctx, &pb.ListKeysRequest{Limit: 1000, IndexToken: c.latest(ctx, c.nodes[0])})
+			all, err := c.dial(adminID).Keys().ListKeys(ctx, &pb.ListKeysRequest{Limit: 1000, IndexToken: c.latest(c.nodes[0])})
 			if err != nil {
 				return err
 			}

@@ -82,7 +82,7 @@ func testServiceKeyOthers(ctx context.Context, c *testCluster) {
 	} {
 		c.everywhere(ctx, "the first use with "+what, denied, service, r)
 	}
-	listed, err := c.dial(admin).Keys().ListKeys(ctx, &pb.ListKeysRequest{IndexToken: c.latest(ctx, c.nodes[0])})
+	listed, err := c.dial(admin).Keys().ListKeys(ctx, &pb.ListKeysRequest{IndexToken: c.latest(c.nodes[0])})
 	if must(c.t, err); len(listed.GetKeys()) != 0 {
 		c.t.Fatalf("refused uses have made %v", listed.GetKeys())
 	}
@@ -128,7 +128,7 @@ func testServiceKeyOthers(ctx context.Context, c *testCluster) {
 		Text: `permit (principal, action, resource); forbid (principal is KMS::Service, action in KMS::Action::"use", resource);`,
 	})))
 	c.everywhere(ctx, "a first use that a policy forbids", denied, service, dataKey("guarded", "tenant", "guarded", "resource", "r"))
-	listed, err = c.dial(guarded).Keys().ListKeys(ctx, &pb.ListKeysRequest{IndexToken: c.latest(ctx, c.nodes[0])})
+	listed, err = c.dial(guarded).Keys().ListKeys(ctx, &pb.ListKeysRequest{IndexToken: c.latest(c.nodes[0])})
 	if must(c.t, err); len(listed.GetKeys()) != 0 {
 		c.t.Errorf("a use that a policy forbids has made %v", listed.GetKeys())
 	}
@@ -207,7 +207,7 @@ func testServiceKeyFrozen(ctx context.Context, c *testCluster) {
 	use := dataKey("icy", "tenant", "icy", "resource", "r")
 	must(c.t, second(operator.FreezeTenant(ctx, &pb.FreezeTenantRequest{Name: "icy"})))
 	c.everywhere(ctx, "the first use", whenFrozen, service, use)
-	listed, err := c.dial(admin).Keys().ListKeys(ctx, &pb.ListKeysRequest{IndexToken: c.latest(ctx, c.nodes[0])})
+	listed, err := c.dial(admin).Keys().ListKeys(ctx, &pb.ListKeysRequest{IndexToken: c.latest(c.nodes[0])})
 	if must(c.t, err); len(listed.GetKeys()) != 0 {
 		c.t.Errorf("a frozen tenant got %v", listed.GetKeys())
 	}

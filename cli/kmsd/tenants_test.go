@@ -203,7 +203,7 @@ func (c *testCluster) dumpOf(ctx context.Context, admin string) string {
 	c.t.Helper()
 	x := c.dial(admin)
 	var out strings.Builder
-	keys, err := x.Keys().ListKeys(ctx, &pb.ListKeysRequest{Limit: 1000, IndexToken: c.latest(ctx, c.nodes[0])})
+	keys, err := x.Keys().ListKeys(ctx, &pb.ListKeysRequest{Limit: 1000, IndexToken: c.latest(c.nodes[0])})
 	must(c.t, err)
 	for _, k := range keys.GetKeys() {
 		k.LastUsed, k.RefusedUse = nil, nil
