@@ -119,6 +119,12 @@ func (s *stage) use(n *Node, p Pauses, by ...Right) {
 	s.uses.Go(func() { _ = client.Use(n, s.key, p, by...) }) // recorded
 }
 
+// hasEntries tells whether a message brings a node's log forward.
+func hasEntries(m any) bool {
+	a, ok := m.(*raft.AppendEntriesRequest)
+	return ok && len(a.Entries) > 0 || isType[*raft.InstallSnapshotRequest](m)
+}
+
 // cutOff parts a node from all others.
 func (s *stage) cutOff(n *Node) (heal func()) {
 	return s.rule(Link{Cut: true}, func(from, to *Node) bool { return from == n || to == n })
@@ -336,15 +342,13 @@ func lesseeScripts() []script {
 			s.probe(s.victim)
 			s.link(s.leader, s.victim, Link{Least: 4500 * time.Millisecond, Match: isType[cluster.LeaseGrant]})
 			time.Sleep(8 * time.Second)
-			s.cutOff(s.victim)
+			s.link(s.victim, s.leader, Link{Cut: true, Match: isType[cluster.LeaseRequest]}) // what is on its way arrives
+			s.link(s.leader, s.victim, Link{Cut: true, Match: hasEntries})
 			return s.disable(s.leader)
 		}},
 		{name: "a follower gets leases and no entries", rule: rules.MinIndex, run: func(s *stage) error {
 			s.probe(s.victim)
-			s.link(s.leader, s.victim, Link{Cut: true, Match: func(m any) bool {
-				a, ok := m.(*raft.AppendEntriesRequest)
-				return ok && len(a.Entries) > 0 || isType[*raft.InstallSnapshotRequest](m)
-			}})
+			s.link(s.leader, s.victim, Link{Cut: true, Match: hasEntries})
 			return s.disable(s.leader)
 		}},
 		{name: "a follower crashes right behind a restriction", rule: rules.InMemory, adjust: func(o *Options) {
