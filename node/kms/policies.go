@@ -2,6 +2,7 @@ package kms
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -65,9 +66,9 @@ func (p *policies) decide(st *fsm.State, t *fsm.Tenant, k *fsm.Key, q question, 
 	if own == nil && ofKey == nil {
 		return standard(q)
 	}
-	sets, ok := p.sets(own, ofKey)
-	if !ok {
-		return policy.Forbidden, "a policy that this node cannot read"
+	sets := p.sets(own, ofKey)
+	if i := slices.IndexFunc(sets, func(n policy.Named) bool { return n.Set == nil }); i >= 0 {
+		return unreadable(st, sets[:i], sets[i].Name, k, q, now)
 	}
 	name := decided{own, ofKey, k, t.Name, q.caller.Principal, q.operation}
 	remember := true
@@ -108,23 +109,61 @@ func standard(q question) (policy.Effect, string) {
 	return policy.Silent, by
 }
 
-// sets gives the policies parsed; ok is false if one cannot be read.
-func (p *policies) sets(own, ofKey *fsm.Policy) (sets []policy.Named, ok bool) {
-	sets = make([]policy.Named, 0, 2)
-	if own == nil {
-		sets = append(sets, policy.Named{Name: "default policy", Set: p.standard})
-	} else {
-		sets = append(sets, policy.Named{Name: "tenant policy", Set: p.parse(own)})
+// sets gives the policies parsed, the tenant's first: one that cannot be read has no set.
+func (p *policies) sets(own, ofKey *fsm.Policy) []policy.Named {
+	sets := make([]policy.Named, 1, 2)
+	sets[0] = policy.Named{Name: "default policy", Set: p.standard}
+	if own != nil {
+		sets[0] = policy.Named{Name: "tenant policy", Set: p.parse(own)}
 	}
 	if ofKey != nil {
 		sets = append(sets, policy.Named{Name: "key policy", Set: p.parse(ofKey)})
 	}
-	for _, s := range sets {
-		if s.Set == nil {
-			return nil, false
+	return sets
+}
+
+// unreadable decides where a policy cannot be read, as one that a later release has
+// written: it forbids everything but to put another in its place or to delete it. That
+// the policies before it decide; before the tenant's there is none, and its administrators
+// may.
+func unreadable(st *fsm.State, before []policy.Named, name string, k *fsm.Key, q question, now time.Time) (policy.Effect, string) {
+	switch q.operation {
+	case "PutKeyPolicy", "DeleteKeyPolicy":
+		if len(before) > 0 {
+			return ask(st, before, k, q, now)
+		}
+	case "PutTenantPolicy", "DeleteTenantPolicy":
+		if q.caller.Class == ClassAdmin && !q.caller.foreign(q.tenant) {
+			return policy.Permitted, "role, as the " + name + " cannot be read"
 		}
 	}
-	return sets, true
+	return policy.Forbidden, "a " + name + " that this node cannot read"
+}
+
+// lasts is nil if the policies of a tenant, or of its key, let the caller put another,
+// whatever the time, tags and aliases become. Where a key's does not forbid
+// that, the tenant's can always permit it: the tenant's itself has to.
+func (p *policies) lasts(st *fsm.State, t *fsm.Tenant, k *fsm.Key, q question, now time.Time) error {
+	var own, ofKey *fsm.Policy
+	if k == nil {
+		own, _ = st.Policy(t.Name, fsm.ID{}, t.Policy)
+	} else if ofKey, _ = st.Policy(t.Name, k.ID, k.Policy); ofKey == nil {
+		return nil
+	}
+	sets := p.sets(own, ofKey)
+	if k != nil {
+		sets = sets[1:]
+	}
+	r := request(st, k, q, now)
+	const changes = "the time, tags or aliases"
+	switch d := policy.Lasting(r, sets...); {
+	case d.Effect == policy.Forbidden:
+		return fmt.Errorf("%s can come to forbid it, by %s: leave the administrator out with unless { principal == KMS::Admin::%q }", cause(d), changes, q.caller.Principal)
+	case k == nil && d.Effect != policy.Permitted:
+		return fmt.Errorf("%s permits it only as long as %s are right: add permit (principal == KMS::Admin::%q, action == KMS::Action::%q, resource);",
+			cause(policy.Decide(r, sets...)), changes, q.caller.Principal, q.operation)
+	}
+	return nil
 }
 
 // parse reads a revision, once. It was validated when it was proposed; one that this
@@ -149,8 +188,8 @@ func (p *policies) parse(r *fsm.Policy) *policy.Set {
 	return set
 }
 
-// ask has Cedar decide.
-func ask(st *fsm.State, sets []policy.Named, k *fsm.Key, q question, now time.Time) (policy.Effect, string) {
+// request is a question as Cedar's policies are asked.
+func request(st *fsm.State, k *fsm.Key, q question, now time.Time) policy.Request {
 	r := policy.Request{
 		Principal: policy.Principal{URI: q.caller.Principal, Class: string(q.caller.Class), Tenant: q.caller.Tenant, Name: q.caller.Name},
 		Action:    q.operation, Tenant: q.tenant, Time: time.Unix(0, max(now.UnixNano(), st.Now())),
@@ -170,7 +209,12 @@ func ask(st *fsm.State, sets []policy.Named, k *fsm.Key, q question, now time.Ti
 			r.Key.Tags = append(r.Key.Tags, policy.Tag(t))
 		}
 	}
-	d := policy.Decide(r, sets...)
+	return r
+}
+
+// ask has Cedar decide.
+func ask(st *fsm.State, sets []policy.Named, k *fsm.Key, q question, now time.Time) (policy.Effect, string) {
+	d := policy.Decide(request(st, k, q, now), sets...)
 	return d.Effect, cause(d)
 }
 

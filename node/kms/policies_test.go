@@ -135,7 +135,7 @@ func TestDecisionsAreRemembered(t *testing.T) {
 		"default":            {"", 0},
 		"no context":         {everybody, 1},
 		"encryption context": {everybody + `forbid (principal, action, resource) when { context.encryption_context.hasTag("x") };`, 0},
-		"time":               {everybody + `forbid (principal, action, resource) when { context.time < datetime("2020-01-01") };`, 0},
+		"time":               {everybody + `forbid (principal is KMS::User, action, resource) when { context.time < datetime("2020-01-01") };`, 0},
 		"source service":     {everybody + `forbid (principal, action, resource) when { context has source_service };`, 0},
 	} {
 		t.Run(name, func(t *testing.T) {

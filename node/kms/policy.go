@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -58,7 +59,8 @@ func (s *Service) PutPolicy(ctx context.Context, c Call, key, text string, expec
 }
 
 // lockedOut refuses a policy with which neither the caller nor the tenant's first
-// administrator could put another in its place.
+// administrator could put another in its place, now or when something has changed that
+// policies ask of.
 func (s *Service) lockedOut(st *fsm.State, q question, k *fsm.Key, command *fsm.PutPolicy) error {
 	tenant, ok := st.Tenant(command.Tenant)
 	if !ok {
@@ -67,6 +69,9 @@ func (s *Service) lockedOut(st *fsm.State, q question, k *fsm.Key, command *fsm.
 	after, err := st.After(command)
 	if err != nil {
 		return err
+	}
+	if tenant, ok = after.Tenant(command.Tenant); !ok {
+		return fmt.Errorf("%w: tenant %q", fsm.ErrNotFound, command.Tenant)
 	}
 	q.tenant, q.operation = command.Tenant, "PutTenantPolicy"
 	if k != nil {
@@ -78,14 +83,18 @@ func (s *Service) lockedOut(st *fsm.State, q question, k *fsm.Key, command *fsm.
 		who = append(who, first)
 	}
 	trial := &Service{now: s.now, policies: newPolicies()} // what is tried is not remembered
-	if slices.ContainsFunc(who, func(c Caller) bool {
-		q.caller = c
+	var why error
+	for _, q.caller = range who {
 		_, err := trial.decide(after, q, k)
-		return err == nil
-	}) {
-		return nil
+		if err == nil {
+			err = trial.policies.lasts(after, tenant, k, q, s.now())
+		}
+		if err == nil {
+			return nil
+		}
+		why = cmp.Or(why, err)
 	}
-	return fmt.Errorf("%w: neither you nor the tenant's first administrator (%s) could call %s any more", ErrLockout, tenant.Administrator, q.operation)
+	return fmt.Errorf("%w: neither you nor the tenant's first administrator (%s) could call %s any more: %v", ErrLockout, tenant.Administrator, q.operation, why)
 }
 
 // GetPolicy returns the tenant's policy, or a key's: the present one, or a revision by its

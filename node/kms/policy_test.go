@@ -16,6 +16,43 @@ func permitTo(kind, short, action string) string {
 	return fmt.Sprintf("permit (principal == KMS::%s::%q, action == KMS::Action::%q, resource);\n", kind, who(short), action)
 }
 
+const closedByTag = `forbid (principal, action, resource is KMS::Key) when { resource.hasTag("x") };`
+
+// TestLockoutSays: what would be wrong later is named, and what would be right.
+func TestLockoutSays(t *testing.T) {
+	e := newEnv(t)
+	key := e.key("default")
+	_, _, err := e.PutPolicy(t.Context(), as(bea), "", `@id("brief") permit (principal, action, resource) when { context.time < datetime("2027-01-01") };`, nil)
+	e.refused(err, ErrLockout, "brief (line 1)", `permit (principal == KMS::Admin::"`+who(bea)+`", action == KMS::Action::"PutTenantPolicy", resource);`)
+	_, _, err = e.PutPolicy(t.Context(), as(bea), key, closedByTag, nil)
+	e.refused(err, ErrLockout, "statement 1 (line 1)", `unless { principal == KMS::Admin::"`+who(bea)+`" }`)
+}
+
+// TestUnreadablePolicyIsReplaced: whoever may by what can be read puts another in the place
+// of a policy that cannot.
+func TestUnreadablePolicyIsReplaced(t *testing.T) {
+	const future = "permit (principal, action, resource) when { context.of_the_future };"
+	for _, text := range []string{everybody, ""} {
+		e := newEnv(t)
+		key := e.key("default")
+		e.force("default", "", future)
+		e.force("default", key, future)
+		put := func(short, key string) error {
+			_, _, err := e.PutPolicy(t.Context(), as(short), key, text, nil)
+			return err
+		}
+		e.refused(put(ada, key), ErrDenied, "tenant policy", "cannot read")
+		e.refused(put(uma, ""), ErrDenied)
+		_, _, err := e.ListKeys(t.Context(), as(ada), 0, "")
+		e.refused(err, ErrDenied, "cannot read")
+		e.ok(put(ada, ""))
+		e.refused(e.encrypts(as(uma), key), ErrDenied, "key policy", "cannot read")
+		e.refused(put(uma, key), ErrDenied)
+		e.ok(put(ada, key))
+		e.ok(e.encrypts(as(uma), key))
+	}
+}
+
 func TestLockout(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -41,6 +78,19 @@ func TestLockout(t *testing.T) {
 		{"a key's: the tenant's still permits", bea, true, permitTo("User", uma, "Encrypt"), nil, nil},
 		{"a key's: putting it is forbidden to all but the first", bea, true, `forbid (principal, action == KMS::Action::"PutKeyPolicy", resource) unless { principal == KMS::Admin::"` + who(ada) + `" };`, nil, nil},
 		{"a key's: putting it is forbidden", bea, true, `forbid (principal, action == KMS::Action::"PutKeyPolicy", resource);`, nil, ErrLockout},
+		{"for a while", bea, false, "permit (principal is KMS::Admin, action, resource) when { context.time < datetime(\"2026-05-04T12:00:06Z\") };", nil, ErrLockout},
+		{"for a while, and then others", bea, false, everybody + "forbid (principal is KMS::User, action, resource) when { context.time > datetime(\"2026-05-04T12:00:06Z\") };", nil, nil},
+		{"from then on nobody", bea, false, everybody + "forbid (principal, action, resource) when { context.time > datetime(\"2026-05-04T12:00:06Z\") };", nil, ErrLockout},
+		{"from then on nobody but the first administrator", bea, false, everybody + "forbid (principal, action, resource) when { context.time > datetime(\"2026-05-04T12:00:06Z\") } unless { principal == KMS::Admin::\"" + who(ada) + "\" };", nil, nil},
+		{"from somewhere only", bea, false, "permit (principal, action, resource) when { context.encryption_context.hasTag(\"x\") };", nil, ErrLockout},
+		{"keys that will be tagged: the tenant's can be replaced", bea, false, everybody + closedByTag, nil, nil},
+		{"a key's: as soon as it is tagged", bea, true, closedByTag, nil, ErrLockout},
+		{"a key's: as soon as it is tagged, but for the first administrator", bea, true, strings.TrimSuffix(closedByTag, ";") + " unless { principal == KMS::Admin::\"" + who(ada) + "\" };", nil, nil},
+		{"a key's: its use as soon as it is tagged", bea, true, strings.Replace(closedByTag, "action", `action in KMS::Action::"use"`, 1), nil, nil},
+		{"a key's: as soon as it has an alias", bea, true, "forbid (principal, action, resource is KMS::Key) when { resource.aliases.contains(\"alias/x\") };", nil, ErrLockout},
+		{"a key's: where the tenant's depends on tags", bea, true, permitTo("User", uma, "Encrypt"), func(e *env) {
+			e.put("", "permit (principal is KMS::Admin, action, resource) unless { resource is KMS::Key && resource.hasTag(\"x\") };"+permitTo("Admin", ada, "PutTenantPolicy"))
+		}, nil},
 		{"deleting", bea, false, "", func(e *env) { e.put("", onlyAdmins) }, nil},
 		{"what does not parse", bea, false, "permit (all);", nil, ErrPolicy},
 		{"what the schema does not know", bea, false, "permit (principal, action, resource) when { resource.color };", nil, ErrPolicy},

@@ -8,9 +8,10 @@ import (
 	"github.com/cedar-policy/cedar-go/x/exp/ast"
 )
 
-// Lasting is Decide whatever changes while the policies stand: the context, tags and
-// aliases. A permit counts only if it applies with any of them, and a forbid if it does
-// with some. What a principal, an action and a resource are does not change.
+// Lasting is Decide whatever changes while the policies stand: the time, and a key's tags
+// and aliases. A permit counts only if it applies with any of them, and a forbid if it does
+// with some. What a principal, an action and a resource are does not change, and the
+// request's encryption context and service are taken as they are.
 func Lasting(r Request, sets ...Named) Decision {
 	lasting := make([]Named, len(sets))
 	for i, n := range sets {
@@ -25,7 +26,7 @@ func (s *Set) lasting() *Set {
 	if s == nil {
 		return nil
 	}
-	out := &Set{statements: s.statements, ids: s.ids}
+	out := &Set{statements: s.statements, ids: s.ids, context: s.context}
 	for _, p := range s.policies {
 		statement := *(*ast.Policy)(p.AST())
 		statement.Conditions = worst(statement.Conditions, p.Effect() == cedar.Forbid)
@@ -53,7 +54,9 @@ func bound(n ast.IsNode, to bool) ast.IsNode {
 	if !changes(n) {
 		return n
 	}
-	both := func(a, b ast.IsNode) (ast.Node, ast.Node) { return ast.NewNode(bound(a, to)), ast.NewNode(bound(b, to)) }
+	both := func(a, b ast.IsNode) (ast.Node, ast.Node) {
+		return ast.NewNode(bound(a, to)), ast.NewNode(bound(b, to))
+	}
 	switch n := n.(type) {
 	case ast.NodeTypeAnd:
 		a, b := both(n.Left, n.Right)
@@ -77,39 +80,45 @@ func bound(n ast.IsNode, to bool) ast.IsNode {
 }
 
 // changes tells whether the value of an expression can change while the policy stands.
-func changes(n ast.IsNode) bool {
-	return within(n, func(n ast.IsNode) bool {
+func changes(n ast.IsNode) (found bool) {
+	ofRequest := func(n ast.IsNode) bool {
+		v, ok := n.(ast.NodeTypeVariable)
+		return ok && v.Name == "context"
+	}
+	tagsChange := func(of ast.IsNode) bool {
+		a, ok := of.(ast.NodeTypeAccess)
+		return !ok || !ofRequest(a.Arg)
+	}
+	ast.Inspect(ast.NewNode(n), func(n ast.IsNode) bool {
 		switch n := n.(type) {
-		case ast.NodeTypeVariable:
-			return n.Name == "context"
-		case ast.NodeTypeHasTag, ast.NodeTypeGetTag:
-			return true
+		case ast.NodeTypeHas:
+			return !found && !ofRequest(n.Arg)
 		case ast.NodeTypeAccess:
-			return n.Value == attrAliases
+			found = found || n.Value == attrTime || n.Value == attrAliases
+			return !found && !ofRequest(n.Arg)
+		case ast.NodeTypeHasTag:
+			found = found || tagsChange(n.Left)
+		case ast.NodeTypeGetTag:
+			found = found || tagsChange(n.Left)
+		default:
+			found = found || ofRequest(n) // as a whole
 		}
-		return false
+		return !found
 	})
+	return found
 }
 
 // fails tells whether evaluating an expression could fail, though it is well typed:
 // numbers and times overflow.
-func fails(n ast.IsNode) bool {
+func fails(n ast.IsNode) (found bool) {
 	literals := []string{"datetime", "duration", "decimal", "ip"} // were read when the text was checked
-	return within(n, func(n ast.IsNode) bool {
+	ast.Inspect(ast.NewNode(n), func(n ast.IsNode) bool {
 		switch n := n.(type) {
 		case ast.NodeTypeAdd, ast.NodeTypeSub, ast.NodeTypeMult, ast.NodeTypeNegate:
-			return true
+			found = true
 		case ast.NodeTypeExtensionCall:
-			return !slices.Contains(literals, string(n.Name))
+			found = found || !slices.Contains(literals, string(n.Name))
 		}
-		return false
-	})
-}
-
-// within tells whether an expression, or one in it, is such.
-func within(n ast.IsNode, such func(ast.IsNode) bool) (found bool) {
-	ast.Inspect(ast.NewNode(n), func(n ast.IsNode) bool {
-		found = found || such(n)
 		return !found
 	})
 	return found

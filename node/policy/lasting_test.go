@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// TestLasting: what lasts is permitted whatever the context, the tags and the aliases are.
+// TestLasting: what lasts is permitted whatever the time, the tags and the aliases are.
 func TestLasting(t *testing.T) {
 	const all = "permit (principal, action, resource);\n"
 	const overflows = `context.time.toTime().toMilliseconds() * 9223372036854775807 > 0`
@@ -34,8 +34,10 @@ func TestLasting(t *testing.T) {
 		{"tag", permit(when(key + `resource.hasTag("env")`)), Silent},
 		{"not a tag", permit(when(key + `!resource.hasTag("x")`)), Silent},
 		{"alias", permit(when(key + `resource.aliases.contains("alias/photos")`)), Silent},
-		{"encryption context", permit(unless(`context.encryption_context.hasTag("x")`)), Silent},
-		{"source service", permit(unless(`context has source_service`)), Silent},
+		{"encryption context", permit(unless(`context.encryption_context.hasTag("x")`)), Permitted},
+		{"another encryption context", permit(when(`context.encryption_context.hasTag("x")`)), Silent},
+		{"service", permit(unless(`context has source_service && context.source_service == "obs"`)), Permitted},
+		{"encryption context and time", permit(unless(`context.encryption_context.hasTag("x")`) + " " + when(later)), Silent},
 		{"if a name", permit(when(`if ` + bob + ` then true else ` + later)), Permitted},
 		{"if time", permit(when(`if ` + later + ` then ` + bob + ` else ` + eve)), Silent},
 		{"if time, either way", permit(when(`if ` + later + ` then ` + bob + ` else ` + `principal.name != "eve"`)), Permitted},
@@ -65,12 +67,9 @@ func TestLasting(t *testing.T) {
 			}
 			for _, tags := range [][]Tag{nil, {{"env", "prod"}}, {{"x", "1"}}, {{"x", "2"}, {"env", ""}}} {
 				for _, at := range []time.Time{noon, noon.AddDate(0, 0, 1), noon.AddDate(10, 0, 0)} {
-					for _, service := range []string{"", "obs"} {
-						r.Key.Tags, r.Context, r.Time, r.SourceService = tags, tags, at, service
-						r.Key.Aliases = []string{"alias/x"}[:len(tags)/2]
-						if d := Decide(r, named); d.Effect != Permitted {
-							t.Errorf("tags %v at %s: %s by %v", tags, at, d.Effect, d.By)
-						}
+					r.Key.Tags, r.Time, r.Key.Aliases = tags, at, []string{"alias/x"}[:len(tags)/2]
+					if d := Decide(r, named); d.Effect != Permitted {
+						t.Errorf("tags %v at %s: %s by %v", tags, at, d.Effect, d.By)
 					}
 				}
 			}
