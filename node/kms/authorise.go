@@ -17,6 +17,7 @@ type question struct {
 	context   []Pair // encryption context
 	ofKey     bool   // it is about a key, whether or not there is one
 	ends      fsm.ID // the grant that it would end: no other grant allows that
+	explained bool   // the tenant itself asks how it is decided, and is told why
 }
 
 // decide answers a question about a key, or about the tenant itself if k is nil, from
@@ -62,7 +63,7 @@ func (s *Service) decide(st *fsm.State, q question, k *fsm.Key) (rule string, er
 		}
 	}
 	if q.caller.foreign(q.tenant) {
-		return "tenant", s.absent(q, nil)
+		return "tenant", s.absent(q, fmt.Errorf("%w: no grant allows %s to %s with this encryption context", ErrDenied, q.operation, q.caller.Principal))
 	}
 	return "no rule", fmt.Errorf("%w: no policy and no grant permits %s to %s", ErrDenied, q.operation, q.caller.Principal)
 }
@@ -70,11 +71,11 @@ func (s *Service) decide(st *fsm.State, q question, k *fsm.Key) (rule string, er
 // absent is how a caller of another tenant is refused, whether there is something or not;
 // its own tenant's callers are told why.
 func (s *Service) absent(q question, own error) error {
-	if own != nil && !q.caller.foreign(q.tenant) {
+	if own != nil && (q.explained || !q.caller.foreign(q.tenant)) {
 		return own
 	}
 	if q.ofKey {
-		return fmt.Errorf("%w: %s may not %s with that key of tenant %s: it needs a grant", ErrDenied, q.caller.Principal, q.operation, q.tenant)
+		return fmt.Errorf("%w: %s may not %s with that key of tenant %s: no grant of yours allows it with this encryption context", ErrDenied, q.caller.Principal, q.operation, q.tenant)
 	}
 	return fmt.Errorf("%w: %s may not %s for tenant %s", ErrDenied, q.caller.Principal, q.operation, q.tenant)
 }

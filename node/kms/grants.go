@@ -37,6 +37,9 @@ func (s *Service) CreateGrant(ctx context.Context, c Call, key string, p GrantPa
 		if err != nil {
 			return nil, err
 		}
+		if err := grantable(k, p.Operations); err != nil {
+			return nil, err
+		}
 		command.Grant, command.Key, command.Tenant, command.Parent = uuid.New(), k.ID, k.Tenant, parent
 		command.Expect = cmp.Or(p.Expect, k.Revision)
 		e.Grant = command.Grant.String()
@@ -72,6 +75,19 @@ func (s *Service) grantCommand(p GrantParams) (*fsm.CreateGrant, error) {
 	err = fsm.WellFormed(command)
 	command.Service = grantee.Class == ClassService // what that asks for is known with the key's tenant
 	return command, err
+}
+
+// grantable refuses operations that a key is not used for: state before usage, as calls do.
+func grantable(k *fsm.Key, operations []fsm.GrantOperation) error {
+	if err := k.Allows(fsm.OpGrant); err != nil {
+		return err
+	}
+	for _, op := range operations {
+		if err := k.Usage.Serves(op); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // delegable finds the key and by what the caller may make grants of it: a policy, which

@@ -217,7 +217,7 @@ func TestDelegation(t *testing.T) {
 	t.Run("a forbid beats the grant", func(t *testing.T) {
 		e.put("", onlyAdmins+`forbid (principal is KMS::User, action == KMS::Action::"CreateGrant", resource);`)
 		_, _, err := e.CreateGrant(t.Context(), as(una), arn, base)
-		e.refused(err, ErrDenied, "needs a grant")
+		e.refused(err, ErrDenied, "no grant of yours")
 		e.put("", onlyAdmins)
 	})
 	t.Run("not once it has ended", func(t *testing.T) {
@@ -454,5 +454,19 @@ func TestGrantsByKeyState(t *testing.T) {
 	_, _, err = e.DisableKey(t.Context(), as(ada), key, 0)
 	e.ok(err)
 	_, _, err = e.CreateGrant(t.Context(), as(ada), key, open)
+	e.refused(err, fsm.ErrDisabled)
+}
+
+// TestGrantOfAnotherUsage: what a key can never do is not granted.
+func TestGrantOfAnotherUsage(t *testing.T) {
+	e := newEnv(t)
+	key := e.key("default")
+	for _, op := range []fsm.GrantOperation{fsm.GrantSign, fsm.GrantVerify, fsm.GrantGetPublicKey, fsm.GrantGenerateMac, fsm.GrantVerifyMac} {
+		_, _, err := e.CreateGrant(t.Context(), as(ada), key, GrantParams{Grantee: who(una), Operations: ops(fsm.GrantDecrypt, op)})
+		e.refused(err, fsm.ErrUnsupported, string(op), "ENCRYPT_DECRYPT")
+	}
+	_, _, err := e.DisableKey(t.Context(), as(ada), key, 0)
+	e.ok(err)
+	_, _, err = e.CreateGrant(t.Context(), as(ada), key, GrantParams{Grantee: who(una), Operations: ops(fsm.GrantSign)})
 	e.refused(err, fsm.ErrDisabled)
 }

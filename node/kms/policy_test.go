@@ -214,15 +214,15 @@ func TestExplain(t *testing.T) {
 		{"forbid", uma, shut, "Encrypt", nil, false, "key policy: no-uma (line 1)", "forbids Encrypt"},
 		{"forbid of another than it", uri, shut, "Encrypt", nil, true, "default policy: default-users", ""},
 		{"no rule", uma, key, "CreateGrant", nil, false, "no rule", "no policy and no grant"},
-		{"another tenant", "acme/user/eve", key, "Encrypt", nil, false, "tenant", "needs a grant"},
+		{"another tenant", "acme/user/eve", key, "Encrypt", nil, false, "tenant", "no grant allows"},
 		{"grant", una, key, "Decrypt", nil, true, "grant " + grant, ""},
 		{"grant, ReEncryptFrom", una, key, "ReEncryptFrom", nil, true, "grant " + grant, ""},
 		{"grant, CreateGrant", una, key, "CreateGrant", nil, true, "grant " + grant, ""},
 		{"grant, DescribeKey", una, key, "DescribeKey", nil, true, "grant " + grant, ""},
-		{"grant, not that", una, key, "Encrypt", nil, false, "tenant", "needs a grant"},
+		{"grant, not that", una, key, "Encrypt", nil, false, "tenant", "no grant allows"},
 		{"service", obs, key, "Encrypt", nil, false, "service", "tenant=default"},
 		{"service with its grant", obs, key, "Encrypt", pairs, true, "grant " + served, ""},
-		{"service, another resource", obs, key, "Encrypt", acting("default", "c"), false, "tenant", "needs a grant"},
+		{"service, another resource", obs, key, "Encrypt", acting("default", "c"), false, "tenant", "no grant allows"},
 		{"service key", obs, service, "Encrypt", pairs, true, "service key", ""},
 		{"service key, a user", uma, service, "Encrypt", nil, false, "service key", "for service obs alone"},
 		{"service key, rotation", ada, service, "RotateKeyOnDemand", nil, true, "default policy", ""},
@@ -261,7 +261,7 @@ func TestExplain(t *testing.T) {
 		e.ok(err)
 	})
 	for name, c := range map[string]struct{ key, who, op, says string }{
-		"an unknown operation":      {key, uma, "Fly", "known are"},
+		"an unknown operation":      {key, uma, "Fly", "unknown operation"},
 		"a tenant's, with a key":    {key, ada, "CreateKey", "name no key"},
 		"a key's, without":          {"", uma, "Encrypt", "name one"},
 		"a principal that is none":  {key, "default/x", "Encrypt", "principal"},
