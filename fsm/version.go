@@ -108,7 +108,7 @@ func (c *ScheduleKeyVersionDestruction) apply(t *tx) (Result, error) {
 		case k.Protected:
 			return fmt.Errorf("%w: %s", ErrProtected, k.ID)
 		case v.Version == k.Current().Version:
-			return fmt.Errorf("%w: version %d is the current one of key %s: rotate the key first, or schedule the key's deletion", ErrUnsupported, v.Version, k.ID)
+			return fmt.Errorf("%w: version %d of key %s seals what is new: rotate the key first, or schedule the key's deletion", ErrVersionCurrent, v.Version, k.ID)
 		case v.State == VersionDestroyed:
 			return v.Usable()
 		}

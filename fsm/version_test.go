@@ -107,7 +107,7 @@ func TestVersionRefused(t *testing.T) {
 		{"no such version", &DisableKeyVersion{version(1, 5)}, ErrNotFound, "has no version 5"},
 		{"enabled, no such version", &EnableKeyVersion{version(1, 1<<32-1)}, ErrNotFound, "has no version 4294967295"},
 		{"scheduled, no such version", &ScheduleKeyVersionDestruction{version(1, 9), 7}, ErrNotFound, "has no version 9"},
-		{"the current one", &ScheduleKeyVersionDestruction{version(1, 4), 7}, ErrUnsupported, "version 4 is the current one"},
+		{"the current one", &ScheduleKeyVersionDestruction{version(1, 4), 7}, ErrVersionCurrent, "rotate the key first"},
 		{"6 days", &ScheduleKeyVersionDestruction{version(1, 1), 6}, ErrInvalid, "waiting period of 6 days: must be 7 to 30"},
 		{"31 days", &ScheduleKeyVersionDestruction{version(1, 1), 31}, ErrInvalid, "waiting period of 31 days"},
 		{"destroyed a second early", &DestroyKeyVersions{ref(1), start + 7*day - 1}, ErrConflict, "no version of key"},

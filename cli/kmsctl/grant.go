@@ -47,8 +47,10 @@ func (a *app) grantCreate() *cobra.Command {
 grant to a service must fix tenant, to the key's tenant, and resource.
 
 --name makes the grant idempotent: made again with the same name and the same rest, it
-is the same grant. With --expires, that wants a time, not a duration. --retiring names who may end it, besides administrators. --parent is a grant
-that you hold and that this one follows from: it is found where it is needed.
+is the same grant. Then give --expires as a time: a duration would end at another time
+when the command is repeated. --retiring names who may end the grant, besides
+administrators. --parent is a grant that you hold and that this one follows from; it is
+found by itself where it is needed.
 
 Operations: ` + strings.Join(grantOperations, ", ") + `.`,
 		Example: `  kmsctl grant create alias/volumes --grantee spiffe://kms.example.org/service/volumes --operations Decrypt,GenerateDataKey --context-subset tenant=blue --context-subset resource=v-17

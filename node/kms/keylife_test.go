@@ -295,7 +295,7 @@ func TestVersionStates(t *testing.T) {
 	version(func() error { _, _, err := e.CancelKeyVersionDestruction(ctx, as(ada), key, 1, 0); return err }, fsm.ErrVersionDisabled)
 	version(func() error { _, _, err := e.EnableKeyVersion(ctx, as(ada), key, 1, 0); return err }, nil)
 	_, _, err = e.ScheduleKeyVersionDestruction(ctx, as(ada), key, 2, 7, 0)
-	e.refused(err, fsm.ErrUnsupported, "current one")
+	e.refused(err, fsm.ErrVersionCurrent, "current one")
 	_, _, err = e.DisableKeyVersion(ctx, as(ada), key, 3, 0)
 	e.refused(err, fsm.ErrNotFound, "no version 3")
 	_, _, err = e.DisableKeyVersion(ctx, as(ada), key, 0, 0)
