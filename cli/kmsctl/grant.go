@@ -52,7 +52,10 @@ when the command is repeated. --retiring names who may end the grant, besides
 administrators. --parent is a grant that you hold and that this one follows from; it is
 found by itself where it is needed.
 
-Operations: ` + strings.Join(grantOperations, ", ") + `.`,
+Operations:
+` + wrapped("", grantOperations) + `
+A key takes what it is used for: an encryption key no Sign, Verify, GetPublicKey,
+GenerateMac or VerifyMac.`,
 		Example: `  kmsctl grant create alias/volumes --grantee spiffe://kms.example.org/service/volumes --operations Decrypt,GenerateDataKey --context-subset tenant=blue --context-subset resource=v-17
   kmsctl grant create alias/volumes --grantee spiffe://kms.example.org/tenant/blue/user/backup --operations Decrypt --expires 24h`,
 	}

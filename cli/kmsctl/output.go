@@ -215,6 +215,21 @@ func (a *app) printDryRun() error {
 	})
 }
 
+// wrapped are words in lines, indented behind a title, as help shows them.
+func wrapped(title string, words []string) string {
+	const width = 86
+	var b strings.Builder
+	line := " " + title
+	for _, w := range words {
+		if len(line)+1+len(w) > width {
+			b.WriteString(line + "\n")
+			line = strings.Repeat(" ", 1+len(title))
+		}
+		line += " " + w
+	}
+	return b.String() + line + "\n"
+}
+
 // writeTable writes rows of equal length; the first is the heading.
 func writeTable(w io.Writer, rows [][]string) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

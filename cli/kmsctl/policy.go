@@ -64,18 +64,9 @@ var actionGroups = []actionGroup{
 
 // policyActions are the actions by group, as help shows them.
 func policyActions() string {
-	const width = 86
 	var b strings.Builder
 	for _, g := range actionGroups {
-		line := fmt.Sprintf("  %-10s", g.name)
-		for _, action := range g.actions {
-			if len(line)+1+len(action) > width {
-				b.WriteString(line + "\n")
-				line = fmt.Sprintf("  %-10s", "")
-			}
-			line += " " + action
-		}
-		b.WriteString(line + "\n")
+		b.WriteString(wrapped(fmt.Sprintf(" %-10s", g.name), g.actions))
 	}
 	return b.String()
 }
