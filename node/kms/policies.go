@@ -66,7 +66,7 @@ func (p *policies) decide(st *fsm.State, t *fsm.Tenant, k *fsm.Key, q question, 
 	if own == nil && ofKey == nil {
 		return standard(q)
 	}
-	sets := p.sets(own, ofKey)
+	sets := p.sets(own, ofKey, q.operation)
 	if i := slices.IndexFunc(sets, func(n policy.Named) bool { return n.Set == nil }); i >= 0 {
 		return unreadable(st, sets[:i], sets[i].Name, k, q, now)
 	}
@@ -110,16 +110,33 @@ func standard(q question) (policy.Effect, string) {
 }
 
 // sets gives the policies parsed, the tenant's first: one that cannot be read has no set.
-func (p *policies) sets(own, ofKey *fsm.Policy) []policy.Named {
+// Who may replace a policy is asked of texts that are checked anew: where a condition says
+// what this release does not know, nobody could.
+func (p *policies) sets(own, ofKey *fsm.Policy, operation string) []policy.Named {
+	read := p.parse
+	if slices.Contains(replacing, operation) {
+		read = checked
+	}
 	sets := make([]policy.Named, 1, 2)
 	sets[0] = policy.Named{Name: "default policy", Set: p.standard}
 	if own != nil {
-		sets[0] = policy.Named{Name: "tenant policy", Set: p.parse(own)}
+		sets[0] = policy.Named{Name: "tenant policy", Set: read(own)}
 	}
 	if ofKey != nil {
-		sets = append(sets, policy.Named{Name: "key policy", Set: p.parse(ofKey)})
+		sets = append(sets, policy.Named{Name: "key policy", Set: read(ofKey)})
 	}
 	return sets
+}
+
+// replacing are the operations that put another policy in the place of one.
+var replacing = []string{"PutTenantPolicy", "DeleteTenantPolicy", "PutKeyPolicy", "DeleteKeyPolicy"}
+
+func checked(r *fsm.Policy) *policy.Set {
+	set, err := policy.Parse(r.Text)
+	if err != nil {
+		return nil
+	}
+	return set
 }
 
 // unreadable decides where a policy cannot be read, as one that a later release has
@@ -150,7 +167,7 @@ func (p *policies) lasts(st *fsm.State, t *fsm.Tenant, k *fsm.Key, q question, n
 	} else if ofKey, _ = st.Policy(t.Name, k.ID, k.Policy); ofKey == nil {
 		return nil
 	}
-	sets := p.sets(own, ofKey)
+	sets := p.sets(own, ofKey, q.operation)
 	if k != nil {
 		sets = sets[1:]
 	}
@@ -175,10 +192,7 @@ func (p *policies) parse(r *fsm.Policy) *policy.Set {
 	if known {
 		return set
 	}
-	set, err := policy.Parse(r.Text)
-	if err != nil {
-		set = nil
-	}
+	set = checked(r)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.parsed) >= maxParsed {
