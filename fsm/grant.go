@@ -157,6 +157,22 @@ func (s *State) GrantsFor(grantee string, key ID, f func(*Grant) bool) {
 	})
 }
 
+// GrantsHeld returns up to limit grants of a tenant's keys that a principal holds, by key
+// and id, beginning behind after.
+func (s *State) GrantsHeld(grantee, tenant string, after *Grant, limit int) []*Grant {
+	var out []*Grant
+	s.grantsByGrantee.tree.Ascend(&Grant{Grantee: grantee, Key: after.Key, ID: after.ID}, func(g *Grant) bool {
+		if g.Grantee != grantee || len(out) >= limit {
+			return false
+		}
+		if g.Tenant == tenant && (g.Key != after.Key || g.ID != after.ID) {
+			out = append(out, g)
+		}
+		return true
+	})
+	return out
+}
+
 // GrantsOf returns up to limit grants of a key by id, beginning behind after.
 func (s *State) GrantsOf(key, after ID, limit int) []*Grant {
 	return listGrants(s.grantsByKey, &Grant{Key: key, ID: after}, limit, func(g *Grant) bool { return g.Key == key })

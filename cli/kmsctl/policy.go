@@ -57,7 +57,7 @@ var actionGroups = []actionGroup{
 	}},
 	{"read", []string{
 		"DescribeKey", "ListKeys*", "ListAliases+", "ListResourceTags", "ListKeyRotations", "GetKeyRotationStatus", "ListKeyVersions",
-		"ListGrants", "ListRetirableGrants*", "GetKeyPolicy", "GetTenantPolicy*", "ListPolicyRevisions+", "ExplainPolicy+",
+		"ListGrants+", "ListRetirableGrants*", "GetKeyPolicy", "GetTenantPolicy*", "ListPolicyRevisions+", "ExplainPolicy+",
 		"ValidatePolicy*", "ListResources+", "ListPrincipals*", "DescribeTenant*",
 	}},
 }

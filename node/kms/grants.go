@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -194,8 +196,12 @@ func (s *Service) mayEnd(st *fsm.State, q question, k *fsm.Key, id fsm.ID) (stri
 	return rule, err
 }
 
-// ListGrants returns a key's grants by id: all, or those of one grantee, or one.
+// ListGrants returns a key's grants by id: all, or those of one grantee, or one. Without a
+// key it returns those of one grantee for all the tenant's keys.
 func (s *Service) ListGrants(ctx context.Context, c Call, key, grantee, grant string, limit uint32, marker string) (Page[*fsm.Grant], *fsm.State, error) {
+	if key == "" && grantee != "" && grant == "" {
+		return s.listHeld(ctx, c, grantee, limit, marker)
+	}
 	return read(ctx, s, reading{name: "ListGrants", call: c, key: &key, as: mayRead}, func(st *fsm.State, _ string, k *fsm.Key) (Page[*fsm.Grant], error) {
 		return listGrants(limit, marker, func(after fsm.ID, n int) []*fsm.Grant {
 			switch {
@@ -217,6 +223,26 @@ func (s *Service) ListGrants(ctx context.Context, c Call, key, grantee, grant st
 			}
 			return st.GrantsOf(k.ID, after, n)
 		})
+	})
+}
+
+// listHeld returns what a grantee holds of the tenant's keys, by key and id.
+func (s *Service) listHeld(ctx context.Context, c Call, grantee string, limit uint32, marker string) (Page[*fsm.Grant], *fsm.State, error) {
+	return read(ctx, s, reading{name: "ListGrants", call: c, as: mayRead}, func(st *fsm.State, tenant string, _ *fsm.Key) (Page[*fsm.Grant], error) {
+		n, place, err := listFrom(limit, marker)
+		if err != nil {
+			return Page[*fsm.Grant]{}, err
+		}
+		after := &fsm.Grant{}
+		if place != "" {
+			key, id, _ := strings.Cut(place, " ")
+			var wrong error
+			after.Key, err = uuid.Parse(key)
+			if after.ID, wrong = uuid.Parse(id); err != nil || wrong != nil {
+				return Page[*fsm.Grant]{}, invalid("marker is none that a list of grants returned")
+			}
+		}
+		return page(st.GrantsHeld(grantee, tenant, after, n+1), n, func(g *fsm.Grant) string { return g.Key.String() + " " + g.ID.String() }, grantSize), nil
 	})
 }
 
@@ -263,11 +289,14 @@ func listGrants(limit uint32, marker string, list func(after fsm.ID, n int) []*f
 			return Page[*fsm.Grant]{}, invalid("marker is none that a list of grants returned")
 		}
 	}
-	return page(list(after, n+1), n, func(g *fsm.Grant) string { return g.ID.String() }, func(g *fsm.Grant) int {
-		size := recordSize + len(g.Name) + len(g.Grantee) + len(g.Retiring) + len(g.Issuer)
-		for _, t := range append(g.Constraints.Equals, g.Constraints.Subset...) {
-			size += len(t.Key) + len(t.Value)
-		}
-		return size
-	}), nil
+	return page(list(after, n+1), n, func(g *fsm.Grant) string { return g.ID.String() }, grantSize), nil
+}
+
+// grantSize is about how large a listed grant is, in bytes.
+func grantSize(g *fsm.Grant) int {
+	size := recordSize + len(g.Name) + len(g.Grantee) + len(g.Retiring) + len(g.Issuer)
+	for _, t := range slices.Concat(g.Constraints.Equals, g.Constraints.Subset) {
+		size += len(t.Key) + len(t.Value)
+	}
+	return size
 }

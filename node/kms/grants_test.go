@@ -470,3 +470,45 @@ func TestGrantOfAnotherUsage(t *testing.T) {
 	_, _, err = e.CreateGrant(t.Context(), as(ada), key, GrantParams{Grantee: who(una), Operations: ops(fsm.GrantSign)})
 	e.refused(err, fsm.ErrDisabled)
 }
+
+// TestListHeld: what a grantee holds of all keys of the tenant, for whom policy lets read.
+func TestListHeld(t *testing.T) {
+	e := newEnv(t)
+	want := map[string]bool{}
+	for range 3 {
+		key := e.key("default")
+		for range 2 {
+			want[e.give(key, GrantParams{Grantee: who(una), Operations: ops(fsm.GrantDecrypt)})] = true
+		}
+		e.give(key, GrantParams{Grantee: who("acme/user/una-2"), Operations: ops(fsm.GrantDecrypt)})
+	}
+	_, _, err := e.CreateGrant(t.Context(), as(abel), e.key("acme"), GrantParams{Grantee: who(una), Operations: ops(fsm.GrantDecrypt)})
+	e.ok(err)
+	for _, short := range []string{ada, tom, cleo} {
+		for _, limit := range []uint32{1, 2, 6, 0} {
+			got, marker := map[string]bool{}, ""
+			for {
+				p, _, err := e.ListGrants(t.Context(), in(short, "default"), "", who(una), "", limit, marker)
+				e.ok(err)
+				for _, g := range p.Items {
+					if !want[g.ID.String()] || got[g.ID.String()] {
+						t.Errorf("%s, pages of %d: %+v", short, limit, g)
+					}
+					got[g.ID.String()] = true
+				}
+				if marker = p.Next; marker == "" {
+					break
+				}
+			}
+			if len(got) != len(want) {
+				t.Errorf("%s, pages of %d: %d grants, want %d", short, limit, len(got), len(want))
+			}
+		}
+	}
+	_, _, err = e.ListGrants(t.Context(), in(una, "default"), "", who(una), "", 0, "")
+	e.refused(err, ErrDenied)
+	_, _, err = e.ListGrants(t.Context(), as(ada), "", "", "", 0, "")
+	e.refused(err, fsm.ErrInvalid, "key id is missing")
+	_, _, err = e.ListGrants(t.Context(), as(ada), "", who(una), "", 0, encodeMarker("x y"))
+	e.refused(err, fsm.ErrInvalid, "marker")
+}

@@ -109,7 +109,7 @@ var actions = []Action{
 	{"ListKeyRotations", Read, OnKey},
 	{"GetKeyRotationStatus", Read, OnKey},
 	{"ListKeyVersions", Read, OnKey},
-	{"ListGrants", Read, OnKey},
+	{"ListGrants", Read, OnBoth},
 	{"ListRetirableGrants", Read, OnTenant},
 	{"GetKeyPolicy", Read, OnKey},
 	{"GetTenantPolicy", Read, OnTenant},

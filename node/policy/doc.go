@@ -52,7 +52,7 @@
 // Read:
 //
 //	DescribeKey ListKeys* ListAliases+ ListResourceTags ListKeyRotations
-//	GetKeyRotationStatus ListKeyVersions ListGrants ListRetirableGrants* GetKeyPolicy
+//	GetKeyRotationStatus ListKeyVersions ListGrants+ ListRetirableGrants* GetKeyPolicy
 //	GetTenantPolicy* ListPolicyRevisions+ ExplainPolicy+ ValidatePolicy*
 //	ListResources+ ListPrincipals* DescribeTenant*
 //
