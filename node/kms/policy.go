@@ -62,15 +62,12 @@ func (s *Service) PutPolicy(ctx context.Context, c Call, key, text string, expec
 // administrator could put another in its place, now or when something has changed that
 // policies ask of.
 func (s *Service) lockedOut(st *fsm.State, q question, k *fsm.Key, command *fsm.PutPolicy) error {
-	tenant, ok := st.Tenant(command.Tenant)
-	if !ok {
-		return fmt.Errorf("%w: tenant %q", fsm.ErrNotFound, command.Tenant)
-	}
 	after, err := st.After(command)
 	if err != nil {
 		return err
 	}
-	if tenant, ok = after.Tenant(command.Tenant); !ok {
+	tenant, ok := after.Tenant(command.Tenant)
+	if !ok {
 		return fmt.Errorf("%w: tenant %q", fsm.ErrNotFound, command.Tenant)
 	}
 	q.tenant, q.operation = command.Tenant, "PutTenantPolicy"
@@ -94,7 +91,7 @@ func (s *Service) lockedOut(st *fsm.State, q question, k *fsm.Key, command *fsm.
 		}
 		why = cmp.Or(why, err)
 	}
-	return fmt.Errorf("%w: neither you nor the tenant's first administrator (%s) could call %s any more: %v", ErrLockout, tenant.Administrator, q.operation, why)
+	return fmt.Errorf("%w: neither you nor the tenant's first administrator (%s) could call %s any more: %s", ErrLockout, tenant.Administrator, q.operation, why.Error())
 }
 
 // GetPolicy returns the tenant's policy, or a key's: the present one, or a revision by its
