@@ -141,7 +141,7 @@ func goldenVersions(w *world) {
 	w.do(&DisableKeyVersion{version(13, 1)})
 	w.do(&DisableKeyVersion{version(13, 3)})
 	w.do(&EnableKeyVersion{version(13, 3)})
-	w.refuse(&ScheduleKeyVersionDestruction{version(13, 3), 7}, ErrUnsupported, "")
+	w.refuse(&ScheduleKeyVersionDestruction{version(13, 3), 7}, ErrVersionCurrent, "")
 	w.refuse(&ScheduleKeyVersionDestruction{version(13, 1), 31}, ErrInvalid, "")
 	w.ask("destroy", "13", &ScheduleKeyVersionDestruction{version(13, 1), 7})
 	w.do(&ScheduleKeyVersionDestruction{version(13, 2), 30})

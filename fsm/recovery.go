@@ -209,7 +209,7 @@ func Instead(c Command, refused error) Command {
 			return &DisableKey{c.KeyRef}
 		}
 	case *ScheduleKeyVersionDestruction: // the same, or a later version had been made
-		if is(ErrProtected, ErrUnsupported) {
+		if is(ErrProtected, ErrVersionCurrent) {
 			return &DisableKeyVersion{c.VersionRef}
 		}
 	}
