@@ -185,13 +185,38 @@ func Replay(c Command) Command {
 		return nil
 	case *CreateGrant: // it permits
 		return nil
+	case *MoveAlias: // wherever it leads in the present history
+		c := *c.(*MoveAlias)
+		c.Expect = 0
+		return &UpdateAlias{c.AliasTarget}
 	}
 	again := reflect.New(reflect.TypeOf(c).Elem())
 	again.Elem().Set(reflect.ValueOf(c).Elem())
-	if expect := again.Elem().FieldByName("Expect"); expect.IsValid() {
-		expect.SetZero()
+	for _, name := range []string{"Expect", "ExpectKey"} {
+		if expect := again.Elem().FieldByName(name); expect.IsValid() {
+			expect.SetZero()
+		}
 	}
 	return again.Interface().(Command)
+}
+
+// Beforehand is what must come before a command that is replayed on a state; nil if nothing
+// must. That a key's deletion was taken back is in no journal, but it must have been where
+// the key's state forbids the command: the key is disabled then, as it was.
+func Beforehand(s *State, c Command) Command {
+	if _, err := s.Try(c); !errors.Is(err, ErrPendingDeletion) {
+		return nil
+	}
+	id, _ := KeyOf(c)
+	k, ok := s.Key(id)
+	if !ok {
+		return nil
+	}
+	cancel := &CancelKeyDeletion{KeyRef{ID: k.ID, Tenant: k.Tenant}}
+	if _, err := s.Try(cancel); err != nil {
+		return nil
+	}
+	return cancel
 }
 
 // Instead is what takes the place of a replayed command that was refused, so that what it
@@ -209,7 +234,7 @@ func Instead(c Command, refused error) Command {
 			return &DisableKey{c.KeyRef}
 		}
 	case *ScheduleKeyVersionDestruction: // the same, or a later version had been made
-		if is(ErrProtected, ErrUnsupported) {
+		if is(ErrProtected, ErrInUse, ErrUnsupported) {
 			return &DisableKeyVersion{c.VersionRef}
 		}
 	}

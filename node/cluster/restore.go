@@ -153,6 +153,11 @@ func (e *engine) restore(ctx context.Context, r Restoration) (refused int, err e
 // nothing: as a rule their key is not in this one.
 func (e *engine) replayAll(ctx context.Context, all []fsm.Command, principal string, progress func(done int)) (refused int, err error) {
 	for i, command := range all {
+		if first := fsm.Beforehand(e.machine.State(), command); first != nil {
+			if _, err := e.commit(ctx, fsm.Proposal{Command: first, Principal: principal}, e.id); err != nil {
+				return 0, fmt.Errorf("before restriction %d of %d: %w", i+1, len(all), err)
+			}
+		}
 		for command != nil {
 			_, err := e.commit(ctx, fsm.Proposal{Command: command, Principal: principal}, e.id)
 			if err == nil {
