@@ -200,23 +200,22 @@ func Replay(c Command) Command {
 	return again.Interface().(Command)
 }
 
-// Beforehand is what must come before a command that is replayed on a state; nil if nothing
-// must. That a key's deletion was taken back is in no journal, but it must have been where
-// the key's state forbids the command: the key is disabled then, as it was.
-func Beforehand(s *State, c Command) Command {
-	if _, err := s.Try(c); !errors.Is(err, ErrPendingDeletion) {
-		return nil
+// Steps are the commands by which a replayed restriction is made on a state: itself, as a
+// rule. A key that is pending deletion refuses most. In the lost history that may have been
+// taken back, which is in no journal, or the command was refused there too: so it is made,
+// and the key is pending afterwards as before, for the longest time.
+func Steps(s *State, c Command) []Command {
+	_, schedules := c.(*ScheduleKeyDeletion)
+	if _, err := s.Try(c); schedules || !errors.Is(err, ErrPendingDeletion) {
+		return []Command{c}
 	}
 	id, _ := KeyOf(c)
 	k, ok := s.Key(id)
 	if !ok {
-		return nil
+		return []Command{c}
 	}
-	cancel := &CancelKeyDeletion{KeyRef{ID: k.ID, Tenant: k.Tenant}}
-	if _, err := s.Try(cancel); err != nil {
-		return nil
-	}
-	return cancel
+	ref := KeyRef{ID: k.ID, Tenant: k.Tenant}
+	return []Command{&CancelKeyDeletion{ref}, c, &ScheduleKeyDeletion{ref, MaxDeletionDays}}
 }
 
 // Instead is what takes the place of a replayed command that was refused, so that what it

@@ -250,17 +250,17 @@ func replayed(w *world, lost []Command) {
 			continue
 		}
 		again := Replay(c)
-		if again != nil {
-			if first := Beforehand(w.s, again); first != nil {
-				w.do(first)
-			}
+		if again == nil {
+			continue
 		}
-		for again != nil {
-			_, err := w.apply(w.entry(), again)
-			if err == nil {
-				break
+		for _, step := range Steps(w.s, again) {
+			for step != nil {
+				_, err := w.apply(w.entry(), step)
+				if err == nil {
+					break
+				}
+				step = Instead(step, err)
 			}
-			again = Instead(again, err)
 		}
 	}
 }
@@ -309,7 +309,7 @@ func TestRestrictionsStay(t *testing.T) {
 	w := backup()
 	w.do(restoreCluster(1))
 	replayed(w, lost)
-	for n, want := range map[uint64]KeyState{1: KeyDisabled, 2: KeyDisabled, 4: KeyDecryptOnly, 8: KeyPendingDeletion, 11: KeyDisabled} {
+	for n, want := range map[uint64]KeyState{1: KeyDisabled, 2: KeyDisabled, 4: KeyDecryptOnly, 8: KeyPendingDeletion, 11: KeyPendingDeletion} {
 		if got := w.key(n).State; got != want {
 			t.Errorf("key %d is %s, want %s", n, got, want)
 		}
@@ -413,5 +413,37 @@ func TestReplay(t *testing.T) {
 	}
 	if got, ok := KeyOf(&RemoveNode{ID: "n"}); ok {
 		t.Errorf("a removal is about key %v", got)
+	}
+}
+
+// TestReplayOnAPendingKey: a restriction is made on a key that is pending deletion, which it
+// stays, also where the restriction was refused in the lost history for that reason.
+func TestReplayOnAPendingKey(t *testing.T) {
+	for name, c := range keyChanges(ref(1)) {
+		again := Replay(c)
+		if EffectOf(c) != Restricts || again == nil || name == "DeleteKey" {
+			continue
+		}
+		w := inState(t, KeyPendingDeletion)
+		before := w.key(1)
+		replayed(w, []Command{c})
+		k := w.key(1)
+		if k.State != KeyPendingDeletion || k.Deletion < before.Deletion {
+			t.Errorf("%s: the key is %s until %d", name, k.State, k.Deletion)
+		}
+		switch name {
+		case "DisableKeyVersion":
+			if k.Version(2).Usable() == nil {
+				t.Error("the version is usable")
+			}
+		case "SetRequiredContext":
+			if len(k.Required) == 0 {
+				t.Error("no context is required")
+			}
+		case "TagKey":
+			if len(k.Tags) == 0 {
+				t.Error("it has no tag")
+			}
+		}
 	}
 }
