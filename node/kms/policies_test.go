@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/uuid"
@@ -185,6 +186,23 @@ func TestParsedOnce(t *testing.T) {
 	}
 }
 
+// TestLoadedByOne: many that ask for a revision at once wait for one that loads it.
+func TestLoadedByOne(t *testing.T) {
+	p := newPolicies()
+	r := &fsm.Policy{Number: 1, Text: strings.Repeat(everybody, 50)}
+	var all [8]*policy.Set
+	var wg sync.WaitGroup
+	for i := range all {
+		wg.Go(func() { all[i] = p.load(r) })
+	}
+	wg.Wait()
+	for _, s := range all {
+		if s == nil || s != all[0] {
+			t.Fatal("loaded more than once")
+		}
+	}
+}
+
 func TestUnreadablePolicyForbids(t *testing.T) {
 	for _, of := range []string{"tenant", "key"} {
 		t.Run(of, func(t *testing.T) {
@@ -222,8 +240,8 @@ func TestCachesAreBounded(t *testing.T) {
 	p := newPolicies()
 	for i := range maxLoaded + 10 {
 		p.load(&fsm.Policy{Number: uint32(i + 1), Text: everybody})
-		if len(p.loaded) > maxLoaded {
-			t.Fatalf("%d loaded", len(p.loaded))
+		if n := len(p.loaded); n > maxLoaded || i > maxLoaded && n != maxLoaded { // one goes, not all
+			t.Fatalf("%d loaded", n)
 		}
 		if i > 20 && i < maxLoaded-10 { // parsing takes time
 			p.loaded[&fsm.Policy{Number: uint32(i)}] = nil
