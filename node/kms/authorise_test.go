@@ -64,7 +64,14 @@ func TestDecideOrder(t *testing.T) {
 		{"an operator uses no keys", olga, question{needs: mayUse, operation: "Encrypt"}, nil, "role", "class operator"},
 		{"an administrator uses no keys", ada, question{needs: mayUse, operation: "Encrypt"}, nil, "role", "class admin"},
 		{"a node does nothing", node, question{needs: mayRead, operation: "DescribeKey"}, nil, "role", "class node"},
-		{"the cluster's auditor reads", cleo, question{needs: mayRead, operation: "DescribeKey"}, nil, "default policy", ""},
+		{"the cluster's auditor reads", cleo, question{needs: mayRead, operation: "DescribeKey"}, nil, "auditor of all tenants", ""},
+		{"whatever a tenant's policy does not say, or says", cleo, question{needs: mayRead, operation: "DescribeKey"}, func(e *env, key string) {
+			e.force("default", "", denyAll)
+			e.force("default", key, denyAll)
+		}, "auditor of all tenants", ""},
+		{"a tenant's auditor is held to it", tom, question{needs: mayRead, operation: "DescribeKey"}, func(e *env, _ string) {
+			e.force("default", "", "permit (principal is KMS::Admin, action, resource);")
+		}, "no rule", "no policy and no grant permits DescribeKey"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e := newEnv(t)

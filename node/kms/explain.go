@@ -25,7 +25,7 @@ type Explanation struct {
 
 // ExplainPolicy tells how a call of a principal would be decided, and by what.
 func (s *Service) ExplainPolicy(ctx context.Context, c Call, key, principal, operation string, pairs []Pair) (Explanation, *fsm.State, error) {
-	r := reading{name: "ExplainPolicy", call: c, as: mayRead}
+	r := reading{name: "ExplainPolicy", call: c, needs: mayRead}
 	if key != "" {
 		r.key = &key
 	}
@@ -133,8 +133,8 @@ func (s *Service) judge(st *fsm.State, q question, k *fsm.Key) (string, error) {
 		return rule, err
 	}
 	for _, g := range st.GrantsOf(k.ID, fsm.ID{}, fsm.MaxGrants) {
-		if g.Retiring == q.caller.Principal {
-			return s.mayEnd(st, q, k, g.ID)
+		if q.ends = g.ID; retires(st, q, k, rule) {
+			return "retiring principal", nil
 		}
 	}
 	return rule, err

@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -380,4 +381,56 @@ func TestRecordsOfChanges(t *testing.T) {
 	if r := e.audit.last(); r.KeyID != key || r.KeyVersion != 0 || !strings.HasPrefix(r.DecidedBy, "default policy") {
 		t.Errorf("%+v", r)
 	}
+}
+
+// TestResourceByARN: a service that names a key by its ARN acts for that key's tenant.
+func TestResourceByARN(t *testing.T) {
+	e := newEnv(t)
+	key := e.key("acme")
+	_, _, err := e.CreateGrant(t.Context(), as(abel), key, GrantParams{
+		Grantee: who(obs), Operations: ops(fsm.GrantEncrypt), Constraints: fsm.Constraints{Subset: tagsOf(acting("acme", "bucket/1"))},
+	})
+	e.ok(err)
+	arn := e.arn("acme", key)
+	_, _, err = e.BindResource(t.Context(), as(obs), arn, "bucket/1", 0)
+	e.ok(err)
+	_, _, err = e.BindResource(t.Context(), as(obs), arn, "bucket/2", 0)
+	e.refused(err, ErrDenied)
+	_, _, err = e.ReleaseResource(t.Context(), as(obs), arn, "bucket/1", 0)
+	e.ok(err)
+}
+
+// TestRestrictionsOutlastChanges: whoever changes a key again and again does not keep its
+// restrictions from being made; what restricts nothing gives up.
+func TestRestrictionsOutlastChanges(t *testing.T) {
+	e := newEnv(t)
+	key := e.key("default")
+	left := 0
+	e.log.lost = func(p fsm.Proposal) error { // before each proposal a co-administrator is faster
+		if _, own := p.Command.(*fsm.UpdateKeyDescription); left > 0 && !own {
+			left--
+			e.do(&fsm.UpdateKeyDescription{KeyRef: fsm.KeyRef{ID: uuid.MustParse(key), Tenant: "default"}, Description: fmt.Sprint(left)})
+		}
+		return nil
+	}
+	left = 50
+	_, _, err := e.DisableKey(t.Context(), as(ada), key, 0)
+	e.ok(err)
+	if left != 0 || e.stored(key).State != fsm.KeyDisabled {
+		t.Errorf("%d changes were left, the key is %s", left, e.stored(key).State)
+	}
+	left = 50
+	_, _, err = e.EnableKey(t.Context(), as(ada), key, 0)
+	e.refused(err, fsm.ErrConflict)
+	left = 50
+	_, _, err = e.PutPolicy(t.Context(), as(ada), key, everybody, nil)
+	e.ok(err)
+	left = 1
+	_, _, err = e.DisableKey(t.Context(), as(ada), key, e.stored(key).Revision)
+	e.refused(err, fsm.ErrConflict)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	left = 1
+	_, _, err = e.DisableKey(ctx, as(ada), key, 0)
+	e.refused(err, fsm.ErrConflict)
 }

@@ -12,13 +12,14 @@ import (
 )
 
 const (
-	// maxParsed bounds the revisions of policies that are kept parsed.
-	maxParsed = 4096
+	// maxLoaded bounds the revisions of policies that are kept loaded.
+	maxLoaded = 4096
 	// maxDecided bounds the decisions that are remembered.
 	maxDecided = 8192
 )
 
-// policies decides by the policies that stand in a state. Revisions are parsed once: a
+// policies decides by the policies that stand in a state. Revisions are loaded once, also
+// when many ask for one at the same time: a
 // record of the state never changes, so what was parsed from it stays right. A decision
 // is remembered only where nothing but the records it was made from can change it: the
 // policies, the key, the principal and the operation, and no statement looks at the
@@ -27,7 +28,7 @@ type policies struct {
 	standard *policy.Set // of tenants that have none
 
 	mu      sync.RWMutex
-	parsed  map[*fsm.Policy]*policy.Set // nil: it does not parse
+	loaded  map[*fsm.Policy]func() *policy.Set // loads at its first call; nil: it cannot be read
 	decided map[decided]verdict
 }
 
@@ -51,7 +52,7 @@ func newPolicies() *policies {
 	if err != nil {
 		panic(fmt.Sprintf("kms: the default policy does not parse: %v", err)) // a test parses it
 	}
-	return &policies{standard: standard, parsed: map[*fsm.Policy]*policy.Set{}, decided: map[decided]verdict{}}
+	return &policies{standard: standard, loaded: map[*fsm.Policy]func() *policy.Set{}, decided: map[decided]verdict{}}
 }
 
 // decide tells what a tenant's policy and a key's say, and which statement did.
@@ -87,9 +88,7 @@ func (p *policies) decide(st *fsm.State, t *fsm.Tenant, k *fsm.Key, q question, 
 	if remember {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if len(p.decided) >= maxDecided {
-			clear(p.decided)
-		}
+		makeRoom(p.decided, maxDecided)
 		p.decided[name] = verdict{effect, by}
 	}
 	return effect, by
@@ -113,7 +112,7 @@ func standard(q question) (policy.Effect, string) {
 // Who may replace a policy is asked of texts that are checked anew: where a condition says
 // what this release does not know, nobody could.
 func (p *policies) sets(own, ofKey *fsm.Policy, operation string) []policy.Named {
-	read := p.parse
+	read := p.load
 	if slices.Contains(replacing, operation) {
 		read = checked
 	}
@@ -183,23 +182,39 @@ func (p *policies) lasts(st *fsm.State, t *fsm.Tenant, k *fsm.Key, q question, n
 	return nil
 }
 
-// parse reads a revision, once. It was validated when it was proposed; one that this
+// load reads a revision, once. It was validated when it was proposed; one that this
 // release cannot read all the same gives nil.
-func (p *policies) parse(r *fsm.Policy) *policy.Set {
+func (p *policies) load(r *fsm.Policy) *policy.Set {
 	p.mu.RLock()
-	set, known := p.parsed[r]
+	set, known := p.loaded[r]
 	p.mu.RUnlock()
 	if known {
-		return set
+		return set()
 	}
-	set = checked(r)
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.parsed) >= maxParsed {
-		clear(p.parsed)
+	if set, known = p.loaded[r]; !known {
+		set = sync.OnceValue(func() *policy.Set {
+			set, err := policy.Load(r.Text)
+			if err != nil {
+				return nil
+			}
+			return set
+		})
+		makeRoom(p.loaded, maxLoaded)
+		p.loaded[r] = set
 	}
-	p.parsed[r] = set
-	return set
+	p.mu.Unlock()
+	return set()
+}
+
+// makeRoom takes something out of a full memory, whatever it is: what is used comes back.
+func makeRoom[K comparable, V any](m map[K]V, most int) {
+	for k := range m {
+		if len(m) < most {
+			return
+		}
+		delete(m, k)
+	}
 }
 
 // request is a question as Cedar's policies are asked.

@@ -8,7 +8,6 @@ import (
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/audit"
-	"github.com/quorumkms/quorumkms/node/kms/limit"
 	"github.com/quorumkms/quorumkms/node/policy"
 )
 
@@ -31,7 +30,7 @@ func (s *Service) PutPolicy(ctx context.Context, c Call, key, text string, expec
 	case text == "":
 		name = "DeleteTenantPolicy"
 	}
-	x := change{name: name, call: c, needs: mayAdminister, lane: limit.Restrict, other: true, params: []any{key, text, expect}, expect: 1}
+	x := change{name: name, call: c, needs: mayAdminister, shown: &fsm.PutPolicy{}, notKey: true, params: []any{key, text, expect}, pinned: expect != nil}
 	x.syntax = func() error {
 		if text == "" {
 			return nil
@@ -47,7 +46,7 @@ func (s *Service) PutPolicy(ctx context.Context, c Call, key, text string, expec
 		if key == "" {
 			_, err = s.ofTenant(st, c, q, e)
 		} else if k, err = s.named(st, c, key, q, e); err == nil {
-			command.Key, command.Tenant = k.ID, k.Tenant
+			command.Key, command.Tenant, command.ExpectKey = k.ID, k.Tenant, k.Revision
 		}
 		if err != nil {
 			return nil, err
@@ -140,7 +139,7 @@ func presentPolicy(st *fsm.State, tenant string, k *fsm.Key) (number uint32, key
 }
 
 func ofPolicy(name string, c Call, key string) reading {
-	r := reading{name: fmt.Sprintf(name, "Tenant"), call: c, as: mayRead}
+	r := reading{name: fmt.Sprintf(name, "Tenant"), call: c, needs: mayRead}
 	if key != "" {
 		r.name, r.key = fmt.Sprintf(name, "Key"), &key
 	}
@@ -149,7 +148,7 @@ func ofPolicy(name string, c Call, key string) reading {
 
 // ValidatePolicy says what is wrong with a text, if anything.
 func (s *Service) ValidatePolicy(ctx context.Context, c Call, text string) (error, *fsm.State, error) {
-	return read(ctx, s, reading{name: "ValidatePolicy", call: c, as: mayRead}, func(*fsm.State, string, *fsm.Key) (error, error) {
+	return read(ctx, s, reading{name: "ValidatePolicy", call: c, needs: mayRead}, func(*fsm.State, string, *fsm.Key) (error, error) {
 		_, err := policy.Parse(text)
 		return err, nil
 	})

@@ -209,7 +209,7 @@ func TestExplain(t *testing.T) {
 		{"default policy", uma, key, "Encrypt", nil, true, "default policy", ""},
 		{"default policy, an administrator", ada, key, "DisableKey", nil, true, "default policy", ""},
 		{"default policy, the tenant", ada, "", "CreateKey", nil, true, "default policy", ""},
-		{"default policy, an auditor", cleo, key, "DescribeKey", nil, true, "default policy", ""},
+		{"an auditor of all tenants", cleo, key, "DescribeKey", nil, true, "auditor of all tenants", ""},
 		{"role", ada, key, "Encrypt", nil, false, "role", "class admin"},
 		{"role, administration", uma, key, "DisableKey", nil, false, "role", "class user"},
 		{"principal", "default/user/off", key, "Encrypt", nil, false, "principal", "by a cluster operator"},
