@@ -84,7 +84,7 @@ func (c *CreateAlias) apply(t *tx) (Result, error) {
 	return c.point(t, t.seconds())
 }
 
-// UpdateAlias makes an alias name another key.
+// UpdateAlias makes an alias name another key, whichever it names.
 type UpdateAlias struct{ AliasTarget }
 
 func (c *UpdateAlias) apply(t *tx) (Result, error) {
@@ -92,6 +92,11 @@ func (c *UpdateAlias) apply(t *tx) (Result, error) {
 	if !ok {
 		return Result{}, fmt.Errorf("%w: %s", ErrNotFound, c.Name)
 	}
+	return c.move(t, old)
+}
+
+// move makes an alias that is there name the target.
+func (c AliasTarget) move(t *tx, old *Alias) (Result, error) {
 	if old.Key == c.Key {
 		return KeyRef{ID: c.Key, Tenant: c.Tenant, Expect: c.Expect}.change(t, OpEdit, func(*Key) error { return nil })
 	}
@@ -100,6 +105,33 @@ func (c *UpdateAlias) apply(t *tx) (Result, error) {
 		t.touchKey(old.Key)
 	}
 	return result, err
+}
+
+// MoveAlias makes an alias name another key than the one that it was decided to take it from.
+type MoveAlias struct {
+	AliasTarget
+	From KeyRef `json:"from"` // the key that loses it; in the same tenant
+}
+
+func (c *MoveAlias) validate() error {
+	if err := c.From.validate(); err != nil {
+		return err
+	}
+	return c.AliasTarget.validate()
+}
+
+func (c *MoveAlias) apply(t *tx) (Result, error) {
+	old, ok := t.s.Alias(c.Tenant, c.Name)
+	if !ok {
+		return Result{}, fmt.Errorf("%w: %s", ErrNotFound, c.Name)
+	}
+	if old.Key != c.From.ID {
+		return Result{}, fmt.Errorf("%w: %s names key %s, expected %s", ErrConflict, c.Name, old.Key, c.From.ID)
+	}
+	if _, err := c.From.find(t); err != nil {
+		return Result{}, err
+	}
+	return c.move(t, old)
 }
 
 // DeleteAlias removes an alias; the key stays.

@@ -209,3 +209,24 @@ func TestAliasPages(t *testing.T) {
 		}
 	}
 }
+
+// TestMoveAlias: it is taken from the key that it was decided to take it from, as that was.
+func TestMoveAlias(t *testing.T) {
+	w := twoKeys(t)
+	w.do(createKey(3))
+	w.do(&CreateAlias{alias("alias/db", 1)})
+	from := func(n uint64) KeyRef { return KeyRef{keyID(n), DefaultTenant, w.key(n).Revision} }
+	w.refuse(&MoveAlias{alias("alias/none", 2), from(1)}, ErrNotFound, "alias/none")
+	w.refuse(&MoveAlias{alias("alias/db", 3), from(2)}, ErrConflict, "names key "+keyID(1).String())
+	w.refuse(&MoveAlias{alias("alias/db", 2), KeyRef{}}, ErrInvalid, "missing")
+	decided := &MoveAlias{alias("alias/db", 2), from(1)}
+	w.do(&TagKey{ref(1), tags(0, 1)})
+	w.refuse(decided, ErrConflict, "expected")
+	w.do(&MoveAlias{alias("alias/db", 2), from(1)})
+	if lost, got := w.key(1).Revision, w.key(2).Revision; lost != w.s.Index() || got != w.s.Index() {
+		t.Errorf("the keys are at revisions %d and %d", lost, got)
+	}
+	w.do(&MoveAlias{alias("alias/db", 2), from(2)})
+	w.refuse(&MoveAlias{AliasTarget{DefaultTenant, "alias/db", keyID(1), 1}, from(2)}, ErrConflict, "expected 1")
+	w.do(&MoveAlias{alias("alias/db", 1), from(2)})
+}

@@ -7,8 +7,9 @@ import (
 
 // Limits of resource bindings.
 const (
-	MaxBindings = 100_000 // a key
-	MaxResource = 512     // bytes of a resource's name
+	MaxBindings       = 100_000   // a key
+	MaxTenantBindings = 1_000_000 // all keys of a tenant
+	MaxResource       = 512       // bytes of a resource's name
 )
 
 // Binding says that a key protects a resource: a volume, a bucket, a database.
@@ -70,6 +71,9 @@ func (c *BindResource) apply(t *tx) (Result, error) {
 	}
 	if t.s.CountBindings(k.ID) >= MaxBindings {
 		return Result{}, fmt.Errorf("%w: key %s protects %d resources", ErrLimit, k.ID, MaxBindings)
+	}
+	if t.s.count(countTenantBindings+k.Tenant, ID{}) >= MaxTenantBindings {
+		return Result{}, fmt.Errorf("%w: the keys of tenant %s protect %d resources", ErrLimit, k.Tenant, MaxTenantBindings)
 	}
 	t.putBinding(&Binding{Key: k.ID, Resource: c.Resource, By: t.entry.Principal, Created: t.seconds()})
 	return Result{ID: k.ID.String()}, nil

@@ -71,6 +71,14 @@ func TestBindingLimit(t *testing.T) {
 	if _, err := w.s.Try(bind(1, "r")); err != nil {
 		t.Errorf("one that is there: %v", err)
 	}
+	w = twoKeys(t)
+	w.do(bind(1, "r"))
+	w.edit(func(t *tx) { t.addTo(countTenantBindings+DefaultTenant, ID{}, MaxTenantBindings-1) })
+	_, err = w.s.Try(bind(2, "s"))
+	wantError(t, err, ErrLimit, "the keys of tenant default protect 1000000 resources")
+	if n := reread(t, w.s).count(countTenantBindings+DefaultTenant, ID{}); n != 1 {
+		t.Errorf("%d are counted in what is read back, there is one", n)
+	}
 }
 
 func TestBindingPages(t *testing.T) {

@@ -73,6 +73,9 @@ func (k *Key) check() error {
 			return fmt.Errorf("version %d in state %q with destruction at %d", v.Version, v.State, v.Destroy)
 		}
 	}
+	if v := k.going(); v != nil && k.Protected {
+		return fmt.Errorf("it is protected, and version %d is to be destroyed", v.Version)
+	}
 	if v := k.Current(); v.Destroy != 0 {
 		return fmt.Errorf("the current version %d is in state %s", v.Version, v.State)
 	}
@@ -157,8 +160,8 @@ func (s *State) checkRequests() error {
 }
 
 func (s *State) checkGrants() error {
-	if a, b, c := s.grants.len(), s.grantsByKey.len(), s.grantsByGrantee.len(); a != b || a != c {
-		return fmt.Errorf("%d grants by id, %d by key, %d by grantee", a, b, c)
+	if a, b, c, d := s.grants.len(), s.grantsByKey.len(), s.grantsByGrantee.len(), s.grantsByResource.len(); a != b || a != c || a != d {
+		return fmt.Errorf("%d grants by id, %d by key, %d by grantee, %d by resource", a, b, c, d)
 	}
 	named, retirable, following := 0, 0, 0
 	for _, g := range s.grants.all() {
@@ -183,6 +186,9 @@ func (s *State) checkGrants() error {
 			if same, ok := index.tree.Get(g); !ok || same != g {
 				return fmt.Errorf("grant %s differs between the indexes", g.ID)
 			}
+		}
+		if same, ok := s.grantsByResource.tree.Get(byResource(g)); !ok || same.grant != g {
+			return fmt.Errorf("grant %s is not found by its resource", g.ID)
 		}
 		if err := s.checkParent(g); err != nil {
 			return fmt.Errorf("grant %s: %w", g.ID, err)

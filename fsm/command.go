@@ -70,6 +70,7 @@ var commands = []spec{
 	{"SetVoter", 2, Loosens, func() Command { return new(SetVoter) }},
 
 	{"SetKeyDecryptOnly", 2, Restricts, func() Command { return new(SetKeyDecryptOnly) }},
+	{"MoveAlias", 2, Restricts, func() Command { return new(MoveAlias) }},
 	{"SetRequiredContext", 2, Restricts, func() Command { return new(SetRequiredContext) }},
 	{"DisableKeyVersion", 2, Restricts, func() Command { return new(DisableKeyVersion) }},
 	{"EnableKeyVersion", 2, Loosens, func() Command { return new(EnableKeyVersion) }},

@@ -40,6 +40,7 @@ func TestCommandTable(t *testing.T) {
 		{"RestoreCluster", 1, Restricts},
 		{"SetVoter", 2, Loosens},
 		{"SetKeyDecryptOnly", 2, Restricts},
+		{"MoveAlias", 2, Restricts},
 		{"SetRequiredContext", 2, Restricts},
 		{"DisableKeyVersion", 2, Restricts},
 		{"EnableKeyVersion", 2, Loosens},

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -42,7 +43,7 @@ func (c *CancelKeyDeletion) apply(t *tx) (Result, error) {
 }
 
 // SetDeletionProtection makes a key refuse its deletion, and that of its versions, or
-// takes that back.
+// takes that back. A key of which something is to go already is not protected.
 type SetDeletionProtection struct {
 	KeyRef
 	On bool `json:"on"`
@@ -50,15 +51,27 @@ type SetDeletionProtection struct {
 
 func (c *SetDeletionProtection) apply(t *tx) (Result, error) {
 	return c.change(t, OpEdit, func(k *Key) error {
+		if v := k.going(); v != nil && c.On {
+			return v.goes(k)
+		}
 		k.Protected = c.On
 		return nil
 	})
 }
 
+// going is the first version that waits for its destruction; nil if none does.
+func (k *Key) going() *KeyVersion {
+	i := slices.IndexFunc(k.Versions, func(v KeyVersion) bool { return v.State == VersionDestroyScheduled })
+	if i < 0 {
+		return nil
+	}
+	return &k.Versions[i]
+}
+
 // namedResources is how many of a key's resources a refusal names.
 const namedResources = 5
 
-// deletable tells what stands against a key's deletion.
+// deletable tells what stands against a key's deletion, and that of its versions.
 func (s *State) deletable(k *Key) error {
 	if k.Protected {
 		return fmt.Errorf("%w: %s", ErrProtected, k.ID)

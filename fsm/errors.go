@@ -21,6 +21,7 @@ var (
 	ErrDecryptOnly        = errors.New("key only decrypts")
 	ErrVersionDisabled    = errors.New("key version is disabled")
 	ErrVersionDestroyed   = errors.New("key version is destroyed")
+	ErrVersionCurrent     = errors.New("key version is the current one")
 	ErrProtected          = errors.New("key is protected against deletion")
 	ErrInUse              = errors.New("key is in use")
 	ErrServiceManaged     = errors.New("key is managed by a service")
@@ -86,6 +87,7 @@ var coded = Codes{
 	{"DECRYPT_ONLY", ErrDecryptOnly},
 	{"VERSION_DISABLED", ErrVersionDisabled},
 	{"VERSION_DESTROYED", ErrVersionDestroyed},
+	{"VERSION_CURRENT", ErrVersionCurrent},
 	{"PROTECTED", ErrProtected},
 	{"IN_USE", ErrInUse},
 	{"SERVICE_MANAGED", ErrServiceManaged},

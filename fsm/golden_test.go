@@ -136,15 +136,21 @@ func goldenStates(w *world) {
 }
 
 func goldenVersions(w *world) {
+	w.do(&CreateAlias{alias("alias/moved", 13)})
+	w.do(&MoveAlias{alias("alias/moved", 14), KeyRef{keyID(13), DefaultTenant, w.key(13).Revision}})
+	w.refuse(&MoveAlias{alias("alias/moved", 15), ref(13)}, ErrConflict, "")
+	w.ask("move", "", &MoveAlias{alias("alias/moved", 14), ref(14)})
 	w.do(rotateKey(13, 2))
 	w.do(rotateKey(13, 3))
 	w.do(&DisableKeyVersion{version(13, 1)})
 	w.do(&DisableKeyVersion{version(13, 3)})
 	w.do(&EnableKeyVersion{version(13, 3)})
-	w.refuse(&ScheduleKeyVersionDestruction{version(13, 3), 7}, ErrUnsupported, "")
+	w.refuse(&ScheduleKeyVersionDestruction{version(13, 3), 7}, ErrVersionCurrent, "")
 	w.refuse(&ScheduleKeyVersionDestruction{version(13, 1), 31}, ErrInvalid, "")
 	w.ask("destroy", "13", &ScheduleKeyVersionDestruction{version(13, 1), 7})
 	w.do(&ScheduleKeyVersionDestruction{version(13, 2), 30})
+	w.refuse(&ScheduleKeyVersionDestruction{version(13, 2), 7}, ErrVersionDisabled, "")
+	w.refuse(&SetDeletionProtection{ref(13), true}, ErrVersionDisabled, "")
 	w.refuse(&EnableKeyVersion{version(13, 2)}, ErrVersionDisabled, "")
 	w.do(&CancelKeyVersionDestruction{version(13, 2)})
 	w.refuse(&CancelKeyVersionDestruction{version(13, 2)}, ErrNotPendingDeletion, "")
@@ -214,6 +220,8 @@ func goldenGrants(w *world) {
 func goldenPolicies(w *world) {
 	w.ask("policy", "16", expecting(putPolicy(16, "permit(principal, action, resource); // <&>\u2028"), 0))
 	w.refuse(expecting(putPolicy(16, "x"), 0), ErrConflict, "")
+	w.do(edited(putPolicy(18, "x"), func(c *PutPolicy) { c.ExpectKey = w.key(18).Revision }))
+	w.refuse(edited(putPolicy(18, "x"), func(c *PutPolicy) { c.ExpectKey = 1 }), ErrConflict, "")
 	w.refuse(putPolicy(16, strings.Repeat("x", MaxPolicyText+1)), ErrInvalid, "")
 	w.refuse(&PutPolicy{Tenant: "acme", Key: keyID(22), Text: "x"}, ErrServiceManaged, "")
 	for n := range uint32(MaxPolicyHistory + 1) {

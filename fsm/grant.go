@@ -10,8 +10,9 @@ import (
 
 // Limits of grants.
 const (
-	MaxGrants          = 50_000 // a key
-	MaxGrantName       = 256    // bytes
+	MaxGrants          = 50_000    // a key
+	MaxTenantGrants    = 1_000_000 // all keys of a tenant
+	MaxGrantName       = 256       // bytes
 	MaxConstraintPairs = 8
 	MaxConstraintText  = 512 // bytes of a key or a value
 	MaxGrantDepth      = 8   // grants that follow from one another
@@ -157,6 +158,40 @@ func (s *State) GrantsFor(grantee string, key ID, f func(*Grant) bool) {
 	})
 }
 
+// GrantsHeld returns up to limit grants of a tenant's keys that a principal holds, by key
+// and id, beginning behind after.
+func (s *State) GrantsHeld(grantee, tenant string, after *Grant, limit int) []*Grant {
+	var out []*Grant
+	s.grantsByGrantee.tree.Ascend(&Grant{Grantee: grantee, Key: after.Key, ID: after.ID}, func(g *Grant) bool {
+		if g.Grantee != grantee || len(out) >= limit {
+			return false
+		}
+		if g.Tenant == tenant && (g.Key != after.Key || g.ID != after.ID) {
+			out = append(out, g)
+		}
+		return true
+	})
+	return out
+}
+
+// GrantsFitting calls f with those of a principal's grants of a key whose constraints may fit
+// an encryption context, until f is false: those of its resource, and those of none. A
+// service holds a grant for each resource, and a call is about one.
+func (s *State) GrantsFitting(grantee string, key ID, context []Tag, f func(*Grant) bool) {
+	more := true
+	of := func(resource string) {
+		s.grantsByResource.tree.Ascend(resourceGrant{resource, &Grant{Grantee: grantee, Key: key}}, func(r resourceGrant) bool {
+			belongs := r.grant.Grantee == grantee && r.grant.Key == key && r.resource == resource
+			more = more && (!belongs || f(r.grant))
+			return belongs && more
+		})
+	}
+	if i := slices.IndexFunc(context, func(t Tag) bool { return t.Key == ContextResource }); i >= 0 && context[i].Value != "" {
+		of(context[i].Value)
+	}
+	of("")
+}
+
 // GrantsOf returns up to limit grants of a key by id, beginning behind after.
 func (s *State) GrantsOf(key, after ID, limit int) []*Grant {
 	return listGrants(s.grantsByKey, &Grant{Key: key, ID: after}, limit, func(g *Grant) bool { return g.Key == key })
@@ -285,6 +320,9 @@ func (c *CreateGrant) apply(t *tx) (Result, error) {
 	}
 	if t.s.CountGrants(k.ID) >= MaxGrants {
 		return Result{}, fmt.Errorf("%w: key %s has %d grants", ErrLimit, k.ID, MaxGrants)
+	}
+	if t.s.count(countTenantGrants+k.Tenant, ID{}) >= MaxTenantGrants {
+		return Result{}, fmt.Errorf("%w: the keys of tenant %s have %d grants", ErrLimit, k.Tenant, MaxTenantGrants)
 	}
 	t.putGrant(g)
 	return Result{ID: g.ID.String()}, nil

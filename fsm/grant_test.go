@@ -133,6 +133,11 @@ func TestCreateGrantLimits(t *testing.T) {
 	w.edit(func(t *tx) { t.addTo(countGrants, keyID(1), MaxGrants-1) })
 	_, err := w.s.Try(createGrant(2, 1))
 	wantError(t, err, ErrLimit, "has 50000 grants")
+	w = twoKeys(t)
+	w.do(createGrant(1, 1))
+	w.edit(func(t *tx) { t.addTo(countTenantGrants+DefaultTenant, ID{}, MaxTenantGrants-1) })
+	_, err = w.s.Try(createGrant(2, 2))
+	wantError(t, err, ErrLimit, "the keys of tenant default have 1000000 grants")
 }
 
 // TestConstraints: what a grant allows by the context of the call.
@@ -518,6 +523,58 @@ func TestGrantPages(t *testing.T) {
 	} {
 		if got := held(row.grantee, row.key, row.most); !slices.Equal(got, row.want) {
 			t.Errorf("%s holds of key %d: %v, want %v", row.grantee, row.key, got, row.want)
+		}
+	}
+}
+
+// TestGrantsFitting: of a service's grants, one a resource, a call looks at those of its own.
+func TestGrantsFitting(t *testing.T) {
+	w := twoKeys(t)
+	for i, c := range []struct {
+		key      uint64
+		grantee  string
+		resource string
+	}{{1, storage, "a"}, {1, storage, "b"}, {1, storage, ""}, {1, storage, "b"}, {2, storage, "b"}, {1, user, "b"}, {1, user, ""}} {
+		w.do(edited(createGrant(uint64(i+1), c.key), func(x *CreateGrant) {
+			x.Grantee = c.grantee
+			if c.resource != "" {
+				x.Constraints.Subset = []Tag{{ContextResource, c.resource}}
+			}
+		}))
+	}
+	for _, row := range []struct {
+		grantee string
+		key     uint64
+		context []Tag
+		want    []uint64
+	}{
+		{storage, 1, []Tag{{"tenant", "x"}, {ContextResource, "b"}}, []uint64{2, 4, 3}},
+		{storage, 1, []Tag{{ContextResource, "a"}}, []uint64{1, 3}},
+		{storage, 1, []Tag{{ContextResource, "c"}}, []uint64{3}},
+		{storage, 1, []Tag{{ContextResource, ""}}, []uint64{3}},
+		{storage, 1, nil, []uint64{3}},
+		{storage, 2, []Tag{{ContextResource, "b"}}, []uint64{5}},
+		{user, 1, []Tag{{ContextResource, "b"}}, []uint64{6, 7}},
+		{other, 1, []Tag{{ContextResource, "b"}}, nil},
+	} {
+		for _, s := range []*State{w.s, reread(t, w.s)} {
+			var got []uint64
+			s.GrantsFitting(row.grantee, keyID(row.key), row.context, func(g *Grant) bool {
+				for n := uint64(1); n <= 7; n++ {
+					if g.ID == grantID(n) {
+						got = append(got, n)
+					}
+				}
+				return true
+			})
+			if !slices.Equal(got, row.want) {
+				t.Errorf("%s, key %d, %v: grants %v, want %v", row.grantee, row.key, row.context, got, row.want)
+			}
+			n := 0
+			s.GrantsFitting(row.grantee, keyID(row.key), row.context, func(*Grant) bool { n++; return false })
+			if n != min(1, len(row.want)) {
+				t.Errorf("%d grants are shown when one is enough", n)
+			}
 		}
 	}
 }

@@ -152,7 +152,7 @@ func keyChanges(r KeyRef) map[string]Command {
 
 		"SetKeyDecryptOnly":             &SetKeyDecryptOnly{r},
 		"SetRequiredContext":            &SetRequiredContext{KeyRef: r, Keys: []string{"resource"}},
-		"SetDeletionProtection":         &SetDeletionProtection{KeyRef: r, On: true},
+		"SetDeletionProtection":         &SetDeletionProtection{KeyRef: r},
 		"EnableKeyRotation":             &EnableKeyRotation{KeyRef: r, Period: 100 * day},
 		"DisableKeyRotation":            &DisableKeyRotation{r},
 		"RotateKeyOnSchedule":           &RotateKeyOnSchedule{KeyRef: r, Due: start + 90*day, At: start + 90*day, Version: 4, Generation: 1, Token: []byte("token 4")},

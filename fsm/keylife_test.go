@@ -103,7 +103,7 @@ func TestLargestKey(t *testing.T) {
 		for i := range byte(MaxRequiredContext) {
 			k.Required = append(k.Required, string('a'+i)+strings.Repeat("<", MaxContextKey-1))
 		}
-		k.Rotation, k.Protected, k.Policy = &Rotation{MaxRotationPeriod, start}, true, 1
+		k.Rotation, k.Policy = &Rotation{MaxRotationPeriod, start}, 1
 		t.putPolicy(&Policy{Tenant: DefaultTenant, Key: k.ID, Number: 1, Text: strings.Repeat("<", MaxPolicyText)})
 		t.putKey(k)
 	})

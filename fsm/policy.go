@@ -9,6 +9,9 @@ import (
 const (
 	MaxPolicyText    = 32 << 10 // bytes
 	MaxPolicyHistory = 20       // revisions kept of one policy, the present one included
+	// MaxTenantPolicyText is how many bytes the policies of a tenant and of its keys may
+	// have together, with the revisions that are kept.
+	MaxTenantPolicyText = 64 << 20
 )
 
 // Policy is one revision of a tenant's or a key's policy. Its text is Cedar, opaque
@@ -48,6 +51,8 @@ type PutPolicy struct {
 	Key    ID      `json:"key,omitzero"`     // zero: the tenant's
 	Text   string  `json:"text,omitempty"`   // empty: none any more
 	Expect *uint32 `json:"expect,omitempty"` // number of the present revision, 0 for none; nil expects nothing
+	// ExpectKey is the revision of the key that was decided on; 0 expects none.
+	ExpectKey uint64 `json:"expect_key,omitempty"`
 }
 
 func (c *PutPolicy) validate() error {
@@ -65,41 +70,58 @@ func (c *PutPolicy) apply(t *tx) (Result, error) {
 	if !ok {
 		return Result{}, fmt.Errorf("%w: tenant %q", ErrNotFound, c.Tenant)
 	}
+	was, ofKey := tenant.Policy, (*Key)(nil)
+	if c.Key != (ID{}) {
+		k, err := KeyRef{ID: c.Key, Tenant: c.Tenant, Expect: c.ExpectKey}.find(t)
+		if err != nil {
+			return Result{}, err
+		}
+		if err := k.manageable(OpEdit); err != nil { // no state forbids it
+			return Result{}, err
+		}
+		was, ofKey = k.Policy, k
+	}
+	if c.Expect != nil && *c.Expect != was {
+		return Result{}, fmt.Errorf("%w: the policy is at revision %d, expected %d (0 is none)", ErrConflict, was, *c.Expect)
+	}
 	history := t.s.Policies(c.Tenant, c.Key)
 	number := uint32(1)
 	if n := len(history); n > 0 {
 		number = history[n-1].Number + 1
 	}
-	was := tenant.Policy
-	if k, ok := t.s.Key(c.Key); ok {
-		was = k.Policy
-	}
-	if c.Expect != nil && *c.Expect != was {
-		return Result{}, fmt.Errorf("%w: the policy is at revision %d, expected %d (0 is none)", ErrConflict, was, *c.Expect)
-	}
 	present := number
 	if c.Text == "" {
 		present = 0
 	}
-	if c.Key == (ID{}) {
+	if ofKey == nil {
 		n := *tenant
 		n.Policy = present
 		t.putTenant(&n)
 	} else {
-		old, err := KeyRef{ID: c.Key, Tenant: c.Tenant}.find(t)
-		if err != nil {
-			return Result{}, err
-		}
-		if err := old.manageable(OpEdit); err != nil { // no state forbids it
-			return Result{}, err
-		}
-		k := *old
+		k := *ofKey
 		k.Policy = present
 		t.putKey(&k)
 	}
-	for i := 0; i <= len(history)-MaxPolicyHistory; i++ {
-		t.dropPolicy(history[i])
+	if err := t.roomForPolicy(c, history); err != nil {
+		return Result{}, err
 	}
 	t.putPolicy(&Policy{Tenant: c.Tenant, Key: c.Key, Number: number, Text: c.Text, By: t.entry.Principal, Created: t.seconds()})
 	return Result{ID: c.Tenant, Version: number}, nil
+}
+
+// roomForPolicy drops the oldest revisions of a policy until there is room for the next: for
+// their number, and for what its tenant's policies may take together. So a policy can be
+// replaced by one of its size at any time.
+func (t *tx) roomForPolicy(c *PutPolicy, history []*Policy) error {
+	over := func() bool {
+		return c.Text != "" && t.s.count(countPolicyText+c.Tenant, ID{})+len(c.Text) > MaxTenantPolicyText
+	}
+	for ; len(history) >= MaxPolicyHistory || len(history) > 0 && over(); history = history[1:] {
+		t.dropPolicy(history[0])
+	}
+	if over() {
+		return fmt.Errorf("%w: the policies of tenant %s and its keys, with the revisions that are kept, take %d bytes together, at most %d",
+			ErrLimit, c.Tenant, t.s.count(countPolicyText+c.Tenant, ID{})+len(c.Text), MaxTenantPolicyText)
+	}
+	return nil
 }

@@ -118,3 +118,48 @@ func TestPolicyInEveryState(t *testing.T) {
 		}
 	}
 }
+
+// TestPolicyTextOfTenant: what a tenant's policies may take together; the oldest revisions of
+// a policy make room for its next.
+func TestPolicyTextOfTenant(t *testing.T) {
+	w := twoKeys(t)
+	w.do(putPolicy(1, "first"))
+	w.do(putPolicy(1, "second"))
+	if n := w.s.count(countPolicyText+DefaultTenant, ID{}); n != len("firstsecond") {
+		t.Fatalf("%d bytes are counted", n)
+	}
+	w.edit(func(t *tx) { t.addTo(countPolicyText+DefaultTenant, ID{}, MaxTenantPolicyText-len("firstsecond")) })
+	try := func(c *PutPolicy) (*State, error) { return w.s.After(c) }
+	_, err := try(putPolicy(2, "x"))
+	wantError(t, err, ErrLimit, "the policies of tenant default and its keys")
+	_, err = try(putPolicy(0, "x"))
+	wantError(t, err, ErrLimit, "take 67108865 bytes together, at most 67108864")
+	if _, err := try(putPolicy(2, "")); err != nil {
+		t.Errorf("a policy that is taken away: %v", err)
+	}
+	after, err := try(putPolicy(1, "third"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if kept := after.Policies(DefaultTenant, keyID(1)); len(kept) != 2 || kept[0].Text != "second" || kept[1].Text != "third" {
+		t.Errorf("%d revisions are kept", len(kept))
+	}
+}
+
+// TestPolicyOfAnotherTenantsKey: nothing of a key is told before its tenant is looked at.
+func TestPolicyOfAnotherTenantsKey(t *testing.T) {
+	w := twoKeys(t)
+	w.do(putPolicy(1, "x"))
+	w.do(&CreateTenant{Name: "acme", Administrator: acmeAdmin})
+	w.refuse(expecting(&PutPolicy{Tenant: "acme", Key: keyID(1), Text: "y"}, 7), ErrNotFound, keyID(1).String())
+}
+
+// TestPolicyPinsItsKey: what was decided on one state of a key is not done to another.
+func TestPolicyPinsItsKey(t *testing.T) {
+	w := twoKeys(t)
+	decided := edited(putPolicy(1, "x"), func(c *PutPolicy) { c.ExpectKey = w.key(1).Revision })
+	w.do(&TagKey{ref(1), tags(0, 1)})
+	w.refuse(decided, ErrConflict, "expected")
+	decided.ExpectKey = w.key(1).Revision
+	w.do(decided)
+}

@@ -89,7 +89,11 @@ func (c *EnablePrincipal) validate() error { return validDisabled(c.Principal, c
 func (c *EnablePrincipal) apply(t *tx) (Result, error) {
 	d, ok := t.s.disabled.tree.Get(&DisabledPrincipal{Principal: c.Principal, Tenant: c.Tenant})
 	if !ok {
-		return Result{}, fmt.Errorf("%w: principal %s is not disabled", ErrNotFound, c.Principal)
+		side := ""
+		if _, off := t.s.Disabled(c.Principal); off {
+			side = " by your side"
+		}
+		return Result{}, fmt.Errorf("%w: principal %s is not disabled%s", ErrNotFound, c.Principal, side)
 	}
 	t.dropDisabled(d)
 	return Result{ID: c.Principal}, nil

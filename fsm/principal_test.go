@@ -30,9 +30,9 @@ func TestDisablePrincipal(t *testing.T) {
 			t.Errorf("%q is disabled as %+v", near, got)
 		}
 	}
-	w.refuse(&EnablePrincipal{user, "acme"}, ErrNotFound, user+" is not disabled")
+	w.refuse(&EnablePrincipal{user, "acme"}, ErrNotFound, user+" is not disabled by your side")
 	w.do(&EnablePrincipal{user, ""})
-	w.refuse(&EnablePrincipal{user, ""}, ErrNotFound, user+" is not disabled")
+	w.refuse(&EnablePrincipal{user, ""}, ErrNotFound, user+" is not disabled by your side")
 	if got, ok := w.s.Disabled(user); !ok || got.Tenant != DefaultTenant {
 		t.Errorf("the operators' side alone was enabled, and it is %+v", got)
 	}

@@ -138,6 +138,8 @@ func (d drawer) command() Command {
 		return &CreateAlias{d.target()}
 	case "UpdateAlias":
 		return &UpdateAlias{d.target()}
+	case "MoveAlias":
+		return &MoveAlias{d.target(), d.ref()}
 	case "DeleteAlias":
 		return &DeleteAlias{d.tenant(), d.alias(), d.expect()}
 	case "CreateGrant", "RetireGrant", "RevokeGrant", "ExpireGrant":

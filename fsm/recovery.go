@@ -185,13 +185,37 @@ func Replay(c Command) Command {
 		return nil
 	case *CreateGrant: // it permits
 		return nil
+	case *MoveAlias: // wherever it leads in the present history
+		c := *c.(*MoveAlias)
+		c.Expect = 0
+		return &UpdateAlias{c.AliasTarget}
 	}
 	again := reflect.New(reflect.TypeOf(c).Elem())
 	again.Elem().Set(reflect.ValueOf(c).Elem())
-	if expect := again.Elem().FieldByName("Expect"); expect.IsValid() {
-		expect.SetZero()
+	for _, name := range []string{"Expect", "ExpectKey"} {
+		if expect := again.Elem().FieldByName(name); expect.IsValid() {
+			expect.SetZero()
+		}
 	}
 	return again.Interface().(Command)
+}
+
+// Steps are the commands by which a replayed restriction is made on a state: itself, as a
+// rule. A key that is pending deletion refuses most. In the lost history that may have been
+// taken back, which is in no journal, or the command was refused there too: so it is made,
+// and the key is pending afterwards as before, for the longest time.
+func Steps(s *State, c Command) []Command {
+	_, schedules := c.(*ScheduleKeyDeletion)
+	if _, err := s.Try(c); schedules || !errors.Is(err, ErrPendingDeletion) {
+		return []Command{c}
+	}
+	id, _ := KeyOf(c)
+	k, ok := s.Key(id)
+	if !ok {
+		return []Command{c}
+	}
+	ref := KeyRef{ID: k.ID, Tenant: k.Tenant}
+	return []Command{&CancelKeyDeletion{ref}, c, &ScheduleKeyDeletion{ref, MaxDeletionDays}}
 }
 
 // Instead is what takes the place of a replayed command that was refused, so that what it
@@ -209,7 +233,7 @@ func Instead(c Command, refused error) Command {
 			return &DisableKey{c.KeyRef}
 		}
 	case *ScheduleKeyVersionDestruction: // the same, or a later version had been made
-		if is(ErrProtected, ErrUnsupported) {
+		if is(ErrProtected, ErrInUse, ErrVersionCurrent) {
 			return &DisableKeyVersion{c.VersionRef}
 		}
 	}

@@ -249,12 +249,18 @@ func replayed(w *world, lost []Command) {
 		if EffectOf(c) != Restricts {
 			continue
 		}
-		for again := Replay(c); again != nil; {
-			_, err := w.apply(w.entry(), again)
-			if err == nil {
-				break
+		again := Replay(c)
+		if again == nil {
+			continue
+		}
+		for _, step := range Steps(w.s, again) {
+			for step != nil {
+				_, err := w.apply(w.entry(), step)
+				if err == nil {
+					break
+				}
+				step = Instead(step, err)
 			}
-			again = Instead(again, err)
 		}
 	}
 }
@@ -267,6 +273,8 @@ func TestRestrictionsStay(t *testing.T) {
 		for n := uint64(1); n <= 9; n++ {
 			w.do(createKey(n))
 		}
+		w.do(createKey(11))
+		w.do(rotateKey(11, 2))
 		w.do(&SetDeletionProtection{ref(1), true})
 		w.do(bind(2, "volume/1"))
 		w.do(&SetDeletionProtection{ref(3), true})
@@ -289,6 +297,8 @@ func TestRestrictionsStay(t *testing.T) {
 		expecting(putPolicy(6, "new"), 1), putPolicy(0, ""),
 		createKey(10), &UpdateAlias{alias("alias/moved", 10)}, &DisableKey{ref(10)},
 		&CancelKeyDeletion{ref(8)},
+		&ScheduleKeyDeletion{ref(11), 7}, &CancelKeyDeletion{ref(11)}, &EnableKey{ref(11)},
+		&DisableKeyVersion{version(11, 1)}, &SetRequiredContext{ref(11), []string{"tenant"}},
 		&DisableKeyVersion{VersionRef{KeyRef{keyID(9), DefaultTenant, 10}, 1}}, &SetRequiredContext{ref(9), []string{"tenant"}},
 		&FreezeTenant{DefaultTenant, true}, &ThawTenant{DefaultTenant, true}, &DisablePrincipal{user, ""},
 	}
@@ -299,12 +309,12 @@ func TestRestrictionsStay(t *testing.T) {
 	w := backup()
 	w.do(restoreCluster(1))
 	replayed(w, lost)
-	for n, want := range map[uint64]KeyState{1: KeyDisabled, 2: KeyDisabled, 4: KeyDecryptOnly, 8: KeyPendingDeletion} {
+	for n, want := range map[uint64]KeyState{1: KeyDisabled, 2: KeyDisabled, 4: KeyDecryptOnly, 8: KeyPendingDeletion, 11: KeyPendingDeletion} {
 		if got := w.key(n).State; got != want {
 			t.Errorf("key %d is %s, want %s", n, got, want)
 		}
 	}
-	for n, v := range map[uint64]uint32{3: 1, 4: 1, 9: 1} {
+	for n, v := range map[uint64]uint32{3: 1, 4: 1, 9: 1, 11: 1} {
 		if err := w.key(n).Version(v).Usable(); err == nil {
 			t.Errorf("version %d of key %d is usable", v, n)
 		}
@@ -315,8 +325,10 @@ func TestRestrictionsStay(t *testing.T) {
 	if a, ok := w.s.Alias(DefaultTenant, "alias/moved"); ok {
 		t.Errorf("the alias leads to key %s again", a.Key)
 	}
-	if got := w.key(9).Required; !reflect.DeepEqual(got, []string{"tenant"}) {
-		t.Errorf("key 9 requires %v", got)
+	for _, n := range []uint64{9, 11} {
+		if got := w.key(n).Required; !reflect.DeepEqual(got, []string{"tenant"}) {
+			t.Errorf("key %d requires %v", n, got)
+		}
 	}
 	tenant, _ := w.s.Tenant(DefaultTenant)
 	if _, ok := w.s.Disabled(user); !ok || tenant.Thawed() == nil { // a thaw is in no journal
@@ -335,7 +347,8 @@ func TestReplayOfEveryCommand(t *testing.T) {
 	not := map[string]bool{"Repeat": true, "RemoveNode": true, "RecoverCluster": true, "RestoreCluster": true, "CreateGrant": true}
 	of := keyChanges(KeyRef{keyID(1), DefaultTenant, 7})
 	of["RevokeGrant"], of["RetireGrant"], of["ExpireGrant"] = &RevokeGrant{grantRef(1, 1)}, &RetireGrant{grantRef(1, 1)}, &ExpireGrant{grantRef(1, 1), 5}
-	of["PutPolicy"] = expecting(putPolicy(1, "x"), 7)
+	of["MoveAlias"] = &MoveAlias{AliasTarget{DefaultTenant, "alias/a", keyID(1), 7}, KeyRef{keyID(2), DefaultTenant, 7}}
+	of["PutPolicy"] = edited(expecting(putPolicy(1, "x"), 7), func(c *PutPolicy) { c.ExpectKey = 7 })
 	of["ReleaseResource"] = &ReleaseResource{KeyRef: KeyRef{keyID(1), DefaultTenant, 7}, Resource: "r"}
 	of["CreateKey"], of["CreateServiceKey"] = createKey(1), serviceKey(1)
 	for _, s := range commands {
@@ -356,8 +369,10 @@ func TestReplayOfEveryCommand(t *testing.T) {
 		if again == nil {
 			continue
 		}
-		if f := reflect.ValueOf(again).Elem().FieldByName("Expect"); f.IsValid() && !f.IsZero() {
-			t.Errorf("%s expects %v again", s.name, f)
+		for _, name := range []string{"Expect", "ExpectKey", "From"} {
+			if f := reflect.ValueOf(again).Elem().FieldByName(name); f.IsValid() && !f.IsZero() {
+				t.Errorf("%s expects %v again", s.name, f)
+			}
 		}
 		if f := reflect.ValueOf(c).Elem().FieldByName("Expect"); about && f.IsValid() && f.IsZero() {
 			t.Errorf("%s lost what it expected", s.name)
@@ -398,5 +413,37 @@ func TestReplay(t *testing.T) {
 	}
 	if got, ok := KeyOf(&RemoveNode{ID: "n"}); ok {
 		t.Errorf("a removal is about key %v", got)
+	}
+}
+
+// TestReplayOnAPendingKey: a restriction is made on a key that is pending deletion, which it
+// stays, also where the restriction was refused in the lost history for that reason.
+func TestReplayOnAPendingKey(t *testing.T) {
+	for name, c := range keyChanges(ref(1)) {
+		again := Replay(c)
+		if EffectOf(c) != Restricts || again == nil || name == "DeleteKey" {
+			continue
+		}
+		w := inState(t, KeyPendingDeletion)
+		before := w.key(1)
+		replayed(w, []Command{c})
+		k := w.key(1)
+		if k.State != KeyPendingDeletion || k.Deletion < before.Deletion {
+			t.Errorf("%s: the key is %s until %d", name, k.State, k.Deletion)
+		}
+		switch name {
+		case "DisableKeyVersion":
+			if k.Version(2).Usable() == nil {
+				t.Error("the version is usable")
+			}
+		case "SetRequiredContext":
+			if len(k.Required) == 0 {
+				t.Error("no context is required")
+			}
+		case "TagKey":
+			if len(k.Tags) == 0 {
+				t.Error("it has no tag")
+			}
+		}
 	}
 }

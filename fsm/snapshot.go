@@ -289,7 +289,7 @@ func loadRecord(kind recordKind, b []byte) (put func(*tx), err error) {
 	case kindGrant:
 		return decodeRecord(b, (*tx).setGrant)
 	case kindPolicy:
-		return decodeRecord(b, func(t *tx, r *Policy) { t.s.policies.edit(t).Set(r) })
+		return decodeRecord(b, (*tx).setPolicy)
 	case kindDisabled:
 		return decodeRecord(b, (*tx).setDisabled)
 	case kindBinding:

@@ -42,6 +42,7 @@ type State struct {
 	grants           table[*Grant]
 	grantsByKey      table[*Grant]
 	grantsByGrantee  table[*Grant]
+	grantsByResource table[resourceGrant]
 	grantsByRetiring table[*Grant] // those that name a retiring principal
 	grantsByParent   table[*Grant] // those that have a parent
 	grantNames       table[*Grant] // those that have a name
@@ -57,6 +58,17 @@ type State struct {
 type keyItem struct {
 	id  ID
 	key *Key
+}
+
+// resourceGrant keeps the resource that a grant is constrained to beside it; empty: none.
+type resourceGrant struct {
+	resource string
+	grant    *Grant
+}
+
+func byResource(g *Grant) resourceGrant {
+	resource, _ := g.Constraints.names(ContextResource)
+	return resourceGrant{resource, g}
 }
 
 // table is an ordered set of immutable records: a copy-on-write B-tree, copied at
@@ -118,6 +130,10 @@ func NewState() *State {
 		}),
 		grantsByGrantee: newTable(func(a, b *Grant) bool {
 			return cmp.Or(strings.Compare(a.Grantee, b.Grantee), compareID(a.Key, b.Key), compareID(a.ID, b.ID)) < 0
+		}),
+		grantsByResource: newTable(func(a, b resourceGrant) bool {
+			return cmp.Or(strings.Compare(a.grant.Grantee, b.grant.Grantee), compareID(a.grant.Key, b.grant.Key),
+				strings.Compare(a.resource, b.resource), compareID(a.grant.ID, b.grant.ID)) < 0
 		}),
 		grantsByRetiring: newTable(func(a, b *Grant) bool {
 			return cmp.Or(strings.Compare(a.Retiring, b.Retiring), compareID(a.ID, b.ID)) < 0

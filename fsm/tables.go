@@ -6,16 +6,20 @@ package fsm
 
 // count is how many records belong to something.
 type count struct {
-	what string // countKeys or countDisabled and a tenant's name; countGrants, countBindings
-	of   ID     // a key
+	what string // one of what is counted, with a tenant's name, or of a key
+	of   ID     // a key; zero: of a tenant
 	n    int
 }
 
 const (
 	countKeys     = "keys/"
 	countDisabled = "disabled/" // by a tenant; without a name by the operators
-	countGrants   = "grants"
-	countBindings = "bindings"
+	countGrants   = "grants"    // of a key
+	countBindings = "bindings"  // of a key
+
+	countTenantGrants   = "grants/"
+	countTenantBindings = "bindings/"
+	countPolicyText     = "policy text/" // bytes
 )
 
 func (t *tx) addTo(what string, of ID, n int) {
@@ -105,6 +109,7 @@ func (t *tx) setGrant(g *Grant) {
 	t.s.grants.edit(t).Set(g)
 	t.s.grantsByKey.edit(t).Set(g)
 	t.s.grantsByGrantee.edit(t).Set(g)
+	t.s.grantsByResource.edit(t).Set(byResource(g))
 	if g.Retiring != "" {
 		t.s.grantsByRetiring.edit(t).Set(g)
 	}
@@ -117,6 +122,7 @@ func (t *tx) setGrant(g *Grant) {
 	next, has := g.due()
 	t.moveDue(Due{}, false, next, has)
 	t.addTo(countGrants, g.Key, 1)
+	t.addTo(countTenantGrants+g.Tenant, ID{}, 1)
 }
 
 func (t *tx) putGrant(g *Grant) {
@@ -129,6 +135,7 @@ func (t *tx) dropGrant(g *Grant) {
 	t.s.grants.edit(t).Delete(g)
 	t.s.grantsByKey.edit(t).Delete(g)
 	t.s.grantsByGrantee.edit(t).Delete(g)
+	t.s.grantsByResource.edit(t).Delete(byResource(g))
 	t.s.grantsByRetiring.edit(t).Delete(g)
 	t.s.grantsByParent.edit(t).Delete(g)
 	if g.Name != "" {
@@ -137,12 +144,20 @@ func (t *tx) dropGrant(g *Grant) {
 	was, had := g.due()
 	t.moveDue(was, had, Due{}, false)
 	t.addTo(countGrants, g.Key, -1)
+	t.addTo(countTenantGrants+g.Tenant, ID{}, -1)
 	t.wrote(kindGrant, true, g)
 }
 
 func (t *tx) setBinding(b *Binding) {
 	if _, replaced := t.s.bindings.edit(t).Set(b); !replaced {
-		t.addTo(countBindings, b.Key, 1)
+		t.countBinding(b, 1)
+	}
+}
+
+func (t *tx) countBinding(b *Binding, n int) {
+	t.addTo(countBindings, b.Key, n)
+	if k, ok := t.s.Key(b.Key); ok { // it has no binding that is deleted, and snapshots have keys first
+		t.addTo(countTenantBindings+k.Tenant, ID{}, n)
 	}
 }
 
@@ -154,18 +169,24 @@ func (t *tx) putBinding(b *Binding) {
 
 func (t *tx) dropBinding(b *Binding) {
 	t.s.bindings.edit(t).Delete(b)
-	t.addTo(countBindings, b.Key, -1)
+	t.countBinding(b, -1)
 	t.wrote(kindBinding, true, b)
+}
+
+func (t *tx) setPolicy(p *Policy) {
+	t.s.policies.edit(t).Set(p)
+	t.addTo(countPolicyText+p.Tenant, ID{}, len(p.Text))
 }
 
 func (t *tx) putPolicy(p *Policy) {
 	p.Revision = t.s.index
-	t.s.policies.edit(t).Set(p)
+	t.setPolicy(p)
 	t.wrote(kindPolicy, false, p)
 }
 
 func (t *tx) dropPolicy(p *Policy) {
 	t.s.policies.edit(t).Delete(p)
+	t.addTo(countPolicyText+p.Tenant, ID{}, -len(p.Text))
 	t.wrote(kindPolicy, true, p)
 }
 
@@ -234,9 +255,16 @@ func (s *State) checkCounts() map[count]int {
 	}
 	for _, g := range s.grants.all() {
 		found[count{what: countGrants, of: g.Key}]++
+		found[count{what: countTenantGrants + g.Tenant}]++
 	}
 	for _, b := range s.bindings.all() {
 		found[count{what: countBindings, of: b.Key}]++
+		if k, ok := s.Key(b.Key); ok {
+			found[count{what: countTenantBindings + k.Tenant}]++
+		}
+	}
+	for _, p := range s.policies.all() {
+		found[count{what: countPolicyText + p.Tenant}] += len(p.Text)
 	}
 	for _, d := range s.disabled.all() {
 		found[count{what: countDisabled + d.Tenant}]++

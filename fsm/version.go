@@ -78,7 +78,7 @@ func (c *EnableKeyVersion) apply(t *tx) (Result, error) {
 	return c.changeVersion(t, func(k *Key, v *KeyVersion) error {
 		switch v.State {
 		case VersionDestroyScheduled:
-			return fmt.Errorf("%w: version %d of key %s is to be destroyed: cancel that first", ErrVersionDisabled, v.Version, k.ID)
+			return v.goes(k)
 		case VersionDestroyed:
 			return v.Usable()
 		case VersionEnabled, VersionDisabled:
@@ -88,8 +88,14 @@ func (c *EnableKeyVersion) apply(t *tx) (Result, error) {
 	})
 }
 
+// goes refuses what cannot be done while the version waits for its destruction.
+func (v *KeyVersion) goes(k *Key) error {
+	return fmt.Errorf("%w: version %d of key %s is to be destroyed: cancel that first", ErrVersionDisabled, v.Version, k.ID)
+}
+
 // ScheduleKeyVersionDestruction makes one version unusable at once and sets the date at
-// which its material goes. The current version cannot go: rotate first.
+// which its material goes. The current version cannot go: rotate first. What stands against
+// the key's deletion stands against this.
 type ScheduleKeyVersionDestruction struct {
 	VersionRef
 	Days uint32 `json:"days"` // 7..30
@@ -104,13 +110,18 @@ func (c *ScheduleKeyVersionDestruction) validate() error {
 
 func (c *ScheduleKeyVersionDestruction) apply(t *tx) (Result, error) {
 	return c.changeVersion(t, func(k *Key, v *KeyVersion) error {
-		switch {
-		case k.Protected:
-			return fmt.Errorf("%w: %s", ErrProtected, k.ID)
-		case v.Version == k.Current().Version:
-			return fmt.Errorf("%w: version %d is the current one of key %s: rotate the key first, or schedule the key's deletion", ErrUnsupported, v.Version, k.ID)
-		case v.State == VersionDestroyed:
+		if v.Version == k.Current().Version {
+			return fmt.Errorf("%w: version %d of key %s seals what is new: rotate the key first, or schedule the key's deletion", ErrVersionCurrent, v.Version, k.ID)
+		}
+		switch v.State {
+		case VersionDestroyScheduled:
+			return v.goes(k)
+		case VersionDestroyed:
 			return v.Usable()
+		case VersionEnabled, VersionDisabled:
+		}
+		if err := t.s.deletable(k); err != nil {
+			return err
 		}
 		v.State, v.Destroy = VersionDestroyScheduled, t.seconds()+int64(c.Days)*secondsPerDay
 		return nil

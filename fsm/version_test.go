@@ -62,7 +62,7 @@ func TestVersionStates(t *testing.T) {
 		},
 		"schedule": {
 			func(r VersionRef) Command { return &ScheduleKeyVersionDestruction{r, 30} },
-			map[VersionState]answer{on: {nil, going}, off: {nil, going}, going: {nil, going}, gone: {ErrVersionDestroyed, gone}},
+			map[VersionState]answer{on: {nil, going}, off: {nil, going}, going: {ErrVersionDisabled, going}, gone: {ErrVersionDestroyed, gone}},
 		},
 		"cancel": {
 			func(r VersionRef) Command { return &CancelKeyVersionDestruction{r} },
@@ -107,16 +107,30 @@ func TestVersionRefused(t *testing.T) {
 		{"no such version", &DisableKeyVersion{version(1, 5)}, ErrNotFound, "has no version 5"},
 		{"enabled, no such version", &EnableKeyVersion{version(1, 1<<32-1)}, ErrNotFound, "has no version 4294967295"},
 		{"scheduled, no such version", &ScheduleKeyVersionDestruction{version(1, 9), 7}, ErrNotFound, "has no version 9"},
-		{"the current one", &ScheduleKeyVersionDestruction{version(1, 4), 7}, ErrUnsupported, "version 4 is the current one"},
+		{"the current one", &ScheduleKeyVersionDestruction{version(1, 4), 7}, ErrVersionCurrent, "rotate the key first"},
 		{"6 days", &ScheduleKeyVersionDestruction{version(1, 1), 6}, ErrInvalid, "waiting period of 6 days: must be 7 to 30"},
 		{"31 days", &ScheduleKeyVersionDestruction{version(1, 1), 31}, ErrInvalid, "waiting period of 31 days"},
 		{"destroyed a second early", &DestroyKeyVersions{ref(1), start + 7*day - 1}, ErrConflict, "no version of key"},
 		{"destroyed where none is to be", &DestroyKeyVersions{ref(2), start + 7*day}, ErrNotFound, keyID(2).String()},
 	})
+}
+
+// TestWhatProtectsVersions: what stands against a key's deletion stands against that of its
+// versions, and protection does not come too late unnoticed.
+func TestWhatProtectsVersions(t *testing.T) {
 	w := versions(t)
+	w.refuse(&SetDeletionProtection{ref(1), true}, ErrVersionDisabled, "version 3 of key "+keyID(1).String()+" is to be destroyed: cancel that first")
+	w.do(&SetDeletionProtection{ref(1), false})
+	w.do(&CancelKeyVersionDestruction{version(1, 3)})
 	w.do(&SetDeletionProtection{ref(1), true})
 	w.refuse(&ScheduleKeyVersionDestruction{version(1, 1), 7}, ErrProtected, keyID(1).String())
-	w.do(&DestroyKeyVersions{ref(1), start + 7*day}) // it had been decided before
+	w.do(&SetDeletionProtection{ref(1), false})
+	w.do(bind(1, "volume/1"))
+	w.refuse(&ScheduleKeyVersionDestruction{version(1, 1), 7}, ErrInUse, "protects volume/1")
+	w.do(release(1, "volume/1"))
+	w.do(&ScheduleKeyVersionDestruction{version(1, 1), 7})
+	w.do(&DestroyKeyVersions{ref(1), start + 7*day})
+	w.do(&SetDeletionProtection{ref(1), true}) // what is gone is gone
 }
 
 // TestCurrentVersionDisabled: then nothing is sealed, and a rotation ends that.

@@ -130,6 +130,11 @@ type Limits struct {
 	UsePerTenant        float64 `yaml:"use_per_tenant"`        // cryptography; default 0
 	UsePerPrincipal     float64 `yaml:"use_per_principal"`     // default 0
 	ControlPerPrincipal float64 `yaml:"control_per_principal"` // default 0
+	// Below the tenant's, so that one principal does not keep the others from restricting.
+	RestrictPerPrincipal float64 `yaml:"restrict_per_principal"` // default 20
+	// Refusals of what its class, a disabled principal or a malformed request may not, and of
+	// what is beyond a quota, that are recorded; the others are counted in the next record.
+	RefusedPerPrincipal float64 `yaml:"refused_per_principal"` // default 20
 }
 
 // Rotation bounds rotation schedules.
@@ -276,6 +281,8 @@ func (c *Config) Check() error {
 		{"use_per_tenant", c.Limits.UsePerTenant},
 		{"use_per_principal", c.Limits.UsePerPrincipal},
 		{"control_per_principal", c.Limits.ControlPerPrincipal},
+		{"restrict_per_principal", c.Limits.RestrictPerPrincipal},
+		{"refused_per_principal", c.Limits.RefusedPerPrincipal},
 	} {
 		right := q.rate >= 0 && q.rate <= limit.MaxRate // NaN is neither
 		bad(!right, "limits.%s %g: must be 0 (no quota) to %g calls a second", q.name, q.rate, limit.MaxRate)
@@ -327,6 +334,7 @@ func (l Limits) quotas() limit.Config {
 	return limit.Config{
 		ControlPerTenant: l.ControlPerTenant, RestrictPerTenant: l.RestrictPerTenant, UsePerTenant: l.UsePerTenant,
 		UsePerPrincipal: l.UsePerPrincipal, ControlPerPrincipal: l.ControlPerPrincipal,
+		RestrictPerPrincipal: l.RestrictPerPrincipal, RefusedPerPrincipal: l.RefusedPerPrincipal,
 	}
 }
 
@@ -335,6 +343,7 @@ func defaultQuotas() Limits {
 	return Limits{
 		ControlPerTenant: d.ControlPerTenant, RestrictPerTenant: d.RestrictPerTenant, UsePerTenant: d.UsePerTenant,
 		UsePerPrincipal: d.UsePerPrincipal, ControlPerPrincipal: d.ControlPerPrincipal,
+		RestrictPerPrincipal: d.RestrictPerPrincipal, RefusedPerPrincipal: d.RefusedPerPrincipal,
 	}
 }
 

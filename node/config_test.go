@@ -55,7 +55,7 @@ hsm: {token: kms}
 // TestQuotaConfig: a quota of 0 is none, and not the default.
 func TestQuotaConfig(t *testing.T) {
 	dir := t.TempDir()
-	standard := limit.Config{ControlPerTenant: 50, RestrictPerTenant: 50}
+	standard := limit.Config{ControlPerTenant: 50, RestrictPerTenant: 50, RestrictPerPrincipal: 20, RefusedPerPrincipal: 20}
 	for _, row := range []struct {
 		limits string
 		quotas limit.Config
@@ -65,14 +65,14 @@ func TestQuotaConfig(t *testing.T) {
 		{"limits:", standard, ""},
 		{"limits: {connections: 7}", standard, ""},
 		{"limits: {control_per_tenant: }", standard, ""},
-		{"limits: {control_per_tenant: 0}", limit.Config{RestrictPerTenant: 50}, ""},
-		{"limits: {control_per_tenant: 0, restrict_per_tenant: 0.0}", limit.Config{}, ""},
+		{"limits: {control_per_tenant: 0}", limit.Config{RestrictPerTenant: 50, RestrictPerPrincipal: 20, RefusedPerPrincipal: 20}, ""},
+		{"limits: {control_per_tenant: 0, restrict_per_tenant: 0.0, restrict_per_principal: 0, refused_per_principal: 0}", limit.Config{}, ""},
 		{
-			"limits: {control_per_tenant: 1, restrict_per_tenant: 2.5, use_per_tenant: 3e3, use_per_principal: 4, control_per_principal: 5}",
-			limit.Config{ControlPerTenant: 1, RestrictPerTenant: 2.5, UsePerTenant: 3000, UsePerPrincipal: 4, ControlPerPrincipal: 5},
+			"limits: {control_per_tenant: 1, restrict_per_tenant: 2.5, use_per_tenant: 3e3, use_per_principal: 4, control_per_principal: 5, restrict_per_principal: 6, refused_per_principal: 7}",
+			limit.Config{ControlPerTenant: 1, RestrictPerTenant: 2.5, UsePerTenant: 3000, UsePerPrincipal: 4, ControlPerPrincipal: 5, RestrictPerPrincipal: 6, RefusedPerPrincipal: 7},
 			"",
 		},
-		{"limits: {use_per_tenant: 1e9}", limit.Config{ControlPerTenant: 50, RestrictPerTenant: 50, UsePerTenant: limit.MaxRate}, ""},
+		{"limits: {use_per_tenant: 1e9}", limit.Config{ControlPerTenant: 50, RestrictPerTenant: 50, UsePerTenant: limit.MaxRate, RestrictPerPrincipal: 20, RefusedPerPrincipal: 20}, ""},
 		{"limits: {control_per_tenant: -1}", limit.Config{}, "limits.control_per_tenant -1: must be 0 (no quota) to 1e+09 calls a second"},
 		{"limits: {restrict_per_tenant: .nan}", limit.Config{}, "limits.restrict_per_tenant NaN: must be"},
 		{"limits: {use_per_tenant: .inf}", limit.Config{}, "limits.use_per_tenant +Inf: must be"},
@@ -80,7 +80,9 @@ func TestQuotaConfig(t *testing.T) {
 		{"limits: {control_per_principal: 1.1e9}", limit.Config{}, "limits.control_per_principal 1.1e+09: must be"},
 		{"limits: {use_per_tenant: -1, use_per_principal: -2}", limit.Config{}, "calls a second; limits.use_per_principal -2"},
 		{"limits: {use_per_tenant: many}", limit.Config{}, "cannot unmarshal !!str `many` into float64"},
-		{"limits: {restrict_per_principal: 1}", limit.Config{}, "field restrict_per_principal not found"},
+		{"limits: {restrict_per_principal: -1}", limit.Config{}, "limits.restrict_per_principal -1: must be"},
+		{"limits: {refused_per_principal: .nan}", limit.Config{}, "limits.refused_per_principal NaN: must be"},
+		{"limits: {restrict_per_nobody: 1}", limit.Config{}, "field restrict_per_nobody not found"},
 	} {
 		path := filepath.Join(dir, "kmsd.yaml")
 		text := `

@@ -49,7 +49,7 @@ var memberStates = map[fsm.MemberState]pb.MemberState{
 }
 
 func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.StatusResponse, error) {
-	if err := s.kms.Observe("Status", call(ctx, r)); err != nil {
+	if err := s.kms.Observe(ctx, "Status", call(ctx, r)); err != nil {
 		return nil, err
 	}
 	st := s.member.Status(ctx)

@@ -79,6 +79,7 @@ var table = []struct {
 	{fsm.ErrDecryptOnly, codes.FailedPrecondition, pb.Reason_REASON_KEY_DECRYPT_ONLY},
 	{fsm.ErrVersionDisabled, codes.FailedPrecondition, pb.Reason_REASON_KEY_VERSION_DISABLED},
 	{fsm.ErrVersionDestroyed, codes.FailedPrecondition, pb.Reason_REASON_KEY_VERSION_DESTROYED},
+	{fsm.ErrVersionCurrent, codes.FailedPrecondition, pb.Reason_REASON_KEY_VERSION_CURRENT},
 	{fsm.ErrProtected, codes.FailedPrecondition, pb.Reason_REASON_KEY_PROTECTED},
 	{fsm.ErrInUse, codes.FailedPrecondition, pb.Reason_REASON_KEY_IN_USE},
 	{fsm.ErrServiceManaged, codes.FailedPrecondition, pb.Reason_REASON_KEY_SERVICE_MANAGED},

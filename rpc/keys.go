@@ -133,10 +133,11 @@ func (s *keyServer) ListAliases(ctx context.Context, r *pb.ListAliasesRequest) (
 	cluster := st.Cluster().ID
 	return &pb.ListAliasesResponse{
 		Aliases: each(p.Items, func(a *fsm.Alias) *pb.Alias {
-			return &pb.Alias{
-				Name: a.Name, Arn: kms.AliasARN(cluster, a.Tenant, a.Name), KeyId: a.Key.String(),
-				CreationDate: date(a.Created), LastUpdatedDate: date(a.Updated),
+			out := &pb.Alias{Name: a.Name, Arn: kms.AliasARN(cluster, a.Tenant, a.Name), CreationDate: date(a.Created), LastUpdatedDate: date(a.Updated)}
+			if a.Key != (fsm.ID{}) {
+				out.KeyId = a.Key.String()
 			}
+			return out
 		}),
 		NextMarker: p.Next, IndexToken: kms.IndexToken(st),
 	}, nil
@@ -212,6 +213,9 @@ var managers = map[fsm.Manager]pb.KeyManager{
 
 func metadata(m kms.Metadata) *pb.KeyMetadata {
 	k := m.Key
+	if m.Hidden {
+		return &pb.KeyMetadata{KeyId: k.ID.String(), Arn: m.ARN, Tenant: k.Tenant}
+	}
 	out := &pb.KeyMetadata{
 		KeyId: k.ID.String(), Arn: m.ARN, Tenant: k.Tenant, Description: k.Description, State: states[k.State],
 		Usage: pb.KeyUsage_KEY_USAGE_ENCRYPT_DECRYPT, Spec: pb.KeySpec_KEY_SPEC_SYMMETRIC,

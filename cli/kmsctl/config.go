@@ -67,7 +67,7 @@ func knownSettings() []setting {
 		{Name: setKey, usage: "PEM file of its private key"},
 		{Name: setCA, usage: "PEM file of the CAs that nodes are verified against"},
 		{Name: setTrustDomain, usage: "SPIFFE trust domain of the cluster; default: that of the certificate"},
-		{Name: setTenant, usage: "acting tenant, for callers that belong to none"},
+		{Name: setTenant, usage: "acting tenant: for callers that belong to none, or use another tenant's keys by grants; default: your own"},
 		{Name: setTimeout, Value: "30s", Source: fromDefault, usage: "time limit of a call, repetitions included"},
 		{Name: setConsistency, usage: "lease or quorum: have a tick committed for each call; default: as the node is configured"},
 	}

@@ -46,6 +46,12 @@ func (a *app) deliver(path string, field *[]byte, response proto.Message) error 
 const serviceKeyHelp = `A storage service may leave KEY out: then it is the service's own key of --tenant, which
 is made when it is first asked for. Its --context must have tenant=… and resource=….`
 
+// tries adds --dry-run to a command that uses a key.
+func (a *app) tries(c *cobra.Command) *cobra.Command {
+	c.Flags().BoolVar(&a.dryRun, "dry-run", false, "tell whether the key may be used so; nothing is encrypted or decrypted")
+	return c
+}
+
 // named is the key that a command names; empty: none.
 func named(args []string) string {
 	if len(args) == 0 {
@@ -77,22 +83,23 @@ The same --context must be given to decrypt. It is not secret, and not stored.
 		if len(plaintext) == 0 {
 			return usagef("the input is empty: want 1 to %d bytes", maxPlaintext)
 		}
-		r, err := kms.Crypto().Encrypt(ctx, &quorumkmsv1.EncryptRequest{KeyId: named(args), Plaintext: plaintext, EncryptionContext: *ec})
+		r, err := kms.Crypto().Encrypt(ctx, &quorumkmsv1.EncryptRequest{KeyId: named(args), Plaintext: plaintext, EncryptionContext: *ec, DryRun: a.dryRun})
 		if err != nil {
 			return err
 		}
 		return a.deliver(f.out, &r.Ciphertext, r)
 	})
 	f.flags(c)
-	return c
+	return a.tries(c)
 }
 
 func (a *app) decryptCommand() *cobra.Command {
 	var f inOut
 	var key string
 	c := &cobra.Command{
-		Use:   "decrypt",
-		Short: "Decrypt what encrypt or data-key made",
+		Use:         "decrypt",
+		Annotations: map[string]string{opens: "yes"},
+		Short:       "Decrypt what encrypt or data-key made",
 		Long: `Decrypt what encrypt or data-key made. The ciphertext names its key.
 
 --expect-key refuses a ciphertext of another key.`,
@@ -104,7 +111,7 @@ func (a *app) decryptCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		r, err := kms.Crypto().Decrypt(ctx, &quorumkmsv1.DecryptRequest{Ciphertext: ciphertext, KeyId: key, EncryptionContext: *ec})
+		r, err := kms.Crypto().Decrypt(ctx, &quorumkmsv1.DecryptRequest{Ciphertext: ciphertext, KeyId: key, EncryptionContext: *ec, DryRun: a.dryRun})
 		if err != nil {
 			return err
 		}
@@ -113,7 +120,7 @@ func (a *app) decryptCommand() *cobra.Command {
 	})
 	f.flags(c)
 	c.Flags().StringVar(&key, "expect-key", "", "the key that the ciphertext must name")
-	return c
+	return a.tries(c)
 }
 
 func (a *app) readCiphertext(ctx context.Context, path string) ([]byte, error) {
@@ -133,8 +140,9 @@ func (a *app) reencryptCommand() *cobra.Command {
 	var f inOut
 	var t destination
 	c := &cobra.Command{
-		Use:   "reencrypt",
-		Short: "Move a ciphertext to its key's current version, to another key or context",
+		Use:         "reencrypt",
+		Annotations: map[string]string{opens: "yes"},
+		Short:       "Move a ciphertext to its key's current version, to another key or context",
 		Long: `Move a ciphertext to its key's current version, to another key or context. The
 plaintext stays in the cluster. What is there already comes back unchanged.`,
 		Example: `  kmsctl reencrypt --context purpose=db-password --in password.kms --out password.kms
@@ -150,6 +158,7 @@ plaintext stays in the cluster. What is there already comes back unchanged.`,
 		if err != nil {
 			return err
 		}
+		request.DryRun = a.dryRun
 		r, err := kms.Crypto().ReEncrypt(ctx, request)
 		if err != nil {
 			return err
@@ -158,7 +167,7 @@ plaintext stays in the cluster. What is there already comes back unchanged.`,
 	})
 	f.flags(c)
 	t.flags(c)
-	return c
+	return a.tries(c)
 }
 
 // destination is where ReEncrypt moves to.
@@ -219,18 +228,18 @@ The plaintext is not printed on a terminal unless --show says so.
 		}
 		if d.withoutPlain {
 			r, err := kms.Crypto().GenerateDataKeyWithoutPlaintext(ctx, &quorumkmsv1.GenerateDataKeyWithoutPlaintextRequest{
-				KeyId: named(args), Spec: spec, NumberOfBytes: d.bytes, EncryptionContext: *ec,
+				KeyId: named(args), Spec: spec, NumberOfBytes: d.bytes, EncryptionContext: *ec, DryRun: a.dryRun,
 			})
 			if err != nil {
 				return err
 			}
 			return a.deliverDataKey(d, nil, &r.Ciphertext, r)
 		}
-		if d.plaintextOut == "" && isTerminal(a.stdout) && !d.show {
+		if d.plaintextOut == "" && isTerminal(a.stdout) && !d.show && !a.dryRun {
 			return usagef("the plaintext of a data key is not shown on a terminal: use --plaintext-out FILE, --without-plaintext, or --show")
 		}
 		r, err := kms.Crypto().GenerateDataKey(ctx, &quorumkmsv1.GenerateDataKeyRequest{
-			KeyId: named(args), Spec: spec, NumberOfBytes: d.bytes, EncryptionContext: *ec,
+			KeyId: named(args), Spec: spec, NumberOfBytes: d.bytes, EncryptionContext: *ec, DryRun: a.dryRun,
 		})
 		if err != nil {
 			return err
@@ -245,7 +254,7 @@ The plaintext is not printed on a terminal unless --show says so.
 	c.Flags().StringVar(&d.plaintextOut, "plaintext-out", "", "file for the plaintext, readable by its owner only")
 	c.Flags().StringVar(&d.blobOut, "blob-out", "", "file for the blob")
 	complete(c, "spec", "aes-256", "aes-128")
-	return c
+	return a.tries(c)
 }
 
 func (d *dataKey) check(specGiven, bytesGiven bool) (quorumkmsv1.DataKeySpec, error) {

@@ -124,6 +124,9 @@ func (f *fake) intercept(ctx context.Context, request any, _ *grpc.UnaryServerIn
 	}
 	dry, ok := request.(interface{ GetDryRun() bool })
 	if ok && dry.GetDryRun() {
+		if r, ok := request.(*quorumkmsv1.ScheduleKeyVersionDestructionRequest); ok && f.isCurrent(r) {
+			return nil, currentVersion()
+		}
 		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_DRY_RUN, "dry run")
 	}
 	response, err := handler(ctx, request)

@@ -110,12 +110,21 @@ func (f *fake) changeVersion(r interface {
 			return fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_KEY_VERSION_DISABLED, "key version is disabled")
 		}
 		if state == destroyScheduled && i == len(k.states)-1 {
-			return fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_UNSUPPORTED, "it is the current version: rotate the key first")
+			return currentVersion()
 		}
 		found.State, found.DestructionDate = state, nil
 		return nil
 	})
 	return found, err
+}
+
+func (f *fake) isCurrent(r *quorumkmsv1.ScheduleKeyVersionDestructionRequest) bool {
+	k, err := f.find(r.GetKeyId())
+	return err == nil && r.GetVersion() == k.meta.GetCurrentVersion()
+}
+
+func currentVersion() error {
+	return fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_KEY_VERSION_CURRENT, "key version is the current one: rotate the key first")
 }
 
 const (

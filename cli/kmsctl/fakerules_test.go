@@ -41,13 +41,17 @@ func (f *fake) CreateGrant(ctx context.Context, r *quorumkmsv1.CreateGrantReques
 }
 
 func (f *fake) ListGrants(_ context.Context, r *quorumkmsv1.ListGrantsRequest) (*quorumkmsv1.ListGrantsResponse, error) {
-	k, err := f.find(r.GetKeyId())
-	if err != nil {
-		return nil, err
+	arn := ""
+	if r.GetKeyId() != "" || r.GetGranteePrincipal() == "" {
+		k, err := f.find(r.GetKeyId())
+		if err != nil {
+			return nil, err
+		}
+		arn = k.meta.GetArn()
 	}
 	var all []*quorumkmsv1.Grant
 	for _, g := range f.grants {
-		if g.GetKeyId() == k.meta.GetArn() && (r.GetGrantId() == "" || r.GetGrantId() == g.GetGrantId()) &&
+		if (arn == "" || g.GetKeyId() == arn) && (r.GetGrantId() == "" || r.GetGrantId() == g.GetGrantId()) &&
 			(r.GetGranteePrincipal() == "" || r.GetGranteePrincipal() == g.GetGranteePrincipal()) {
 			all = append(all, g)
 		}

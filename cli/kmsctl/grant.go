@@ -47,10 +47,15 @@ func (a *app) grantCreate() *cobra.Command {
 grant to a service must fix tenant, to the key's tenant, and resource.
 
 --name makes the grant idempotent: made again with the same name and the same rest, it
-is the same grant. With --expires, that wants a time, not a duration. --retiring names who may end it, besides administrators. --parent is a grant
-that you hold and that this one follows from: it is found where it is needed.
+is the same grant. Then give --expires as a time: a duration would end at another time
+when the command is repeated. --retiring names who may end the grant, besides
+administrators. --parent is a grant that you hold and that this one follows from; it is
+found by itself where it is needed.
 
-Operations: ` + strings.Join(grantOperations, ", ") + `.`,
+Operations:
+` + wrapped("", grantOperations) + `
+A key takes what it is used for: an encryption key no Sign, Verify, GetPublicKey,
+GenerateMac or VerifyMac.`,
 		Example: `  kmsctl grant create alias/volumes --grantee spiffe://kms.example.org/service/volumes --operations Decrypt,GenerateDataKey --context-subset tenant=blue --context-subset resource=v-17
   kmsctl grant create alias/volumes --grantee spiffe://kms.example.org/tenant/blue/user/backup --operations Decrypt --expires 24h`,
 	}
@@ -141,19 +146,33 @@ func (a *app) grantList() *cobra.Command {
 	var p page
 	var grantee principal
 	c := &cobra.Command{
-		Use:     "list KEY",
-		Short:   "List the grants of a key",
-		Example: "  kmsctl grant list alias/volumes --grantee spiffe://kms.example.org/service/volumes",
+		Use:   "list [KEY]",
+		Short: "List the grants of a key, or what a grantee holds of all keys",
+		Long: `List the grants of a key. Without KEY, list what --grantee holds of all keys of the
+tenant.`,
+		Example: `  kmsctl grant list alias/volumes
+  kmsctl grant list --grantee spiffe://kms.example.org/tenant/isv/user/backup`,
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
-			all, err := listGrants(ctx, kms, args[0], string(grantee), "", p)
+			if len(args) == 0 && grantee == "" {
+				return usagef("KEY is missing; without it, --grantee says whose grants of all keys")
+			}
+			all, err := listGrants(ctx, kms, first(args), string(grantee), "", p)
 			if err != nil {
 				return err
 			}
 			return a.print(all, func(w io.Writer) error {
-				rows := [][]string{{"GRANT", "GRANTEE", "OPERATIONS", "CONTEXT", "EXPIRES", "NAME"}}
+				of := "GRANTEE"
+				if len(args) == 0 {
+					of = "KEY"
+				}
+				rows := [][]string{{"GRANT", of, "OPERATIONS", "CONTEXT", "EXPIRES", "NAME"}}
 				for _, g := range all.GetGrants() {
+					who := g.GetGranteePrincipal()
+					if len(args) == 0 {
+						who = g.GetKeyId()
+					}
 					rows = append(rows, []string{
-						g.GetGrantId(), g.GetGranteePrincipal(), strings.Join(g.GetOperations(), ","),
+						g.GetGrantId(), who, strings.Join(g.GetOperations(), ","),
 						constraintsText(g.GetConstraints()), timeText(g.GetExpirationDate()), g.GetName(),
 					})
 				}

@@ -50,11 +50,11 @@ or its id; --yes does without.`,
 	}))
 	c.RunE = a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 		question := fmt.Sprintf("This key will be deleted after %d days, and with it all that is encrypted under it.\n", days)
-		if !a.yes && !a.dryRun && isTerminal(a.stdin) { // what would be refused is not asked for
+		if err := a.preflight(func() error {
 			_, err := kms.Keys().ScheduleKeyDeletion(ctx, &quorumkmsv1.ScheduleKeyDeletionRequest{KeyId: args[0], PendingWindowDays: days, DryRun: true})
-			if !errors.Is(err, client.ErrDryRun) {
-				return err
-			}
+			return err
+		}); err != nil {
+			return err
 		}
 		if err := a.confirmKey(ctx, kms, args[0], question); err != nil {
 			return err
@@ -70,6 +70,17 @@ or its id; --yes does without.`,
 	})
 	daysFlag(c, &days)
 	return c
+}
+
+// preflight has refused what would be, before the user is asked to type a name for it.
+func (a *app) preflight(dryRun func() error) error {
+	if a.yes || a.dryRun || !isTerminal(a.stdin) {
+		return nil
+	}
+	if err := dryRun(); !errors.Is(err, client.ErrDryRun) {
+		return err
+	}
+	return nil
 }
 
 func daysFlag(c *cobra.Command, days *uint32) {

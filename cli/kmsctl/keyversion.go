@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -19,13 +20,7 @@ func (a *app) keyVersions() *cobra.Command {
 		Short:   "List the versions of a key and their states",
 		Example: "  kmsctl key versions alias/volumes",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
-			all := &quorumkmsv1.ListKeyVersionsResponse{}
-			var err error
-			all.Versions, all.NextMarker, err = collect(p, func(limit uint32, marker string) ([]*quorumkmsv1.KeyVersion, string, error) {
-				r, err := kms.Keys().ListKeyVersions(ctx, &quorumkmsv1.ListKeyVersionsRequest{KeyId: args[0], Limit: limit, Marker: marker})
-				all.IndexToken = r.GetIndexToken()
-				return r.GetVersions(), r.GetNextMarker(), err
-			})
+			all, err := listVersions(ctx, kms, args[0], p)
 			if err != nil {
 				return err
 			}
@@ -47,6 +42,17 @@ func (a *app) keyVersions() *cobra.Command {
 	}
 	p.flags(c)
 	return c
+}
+
+func listVersions(ctx context.Context, kms *client.Client, key string, p page) (*quorumkmsv1.ListKeyVersionsResponse, error) {
+	all := &quorumkmsv1.ListKeyVersionsResponse{}
+	var err error
+	all.Versions, all.NextMarker, err = collect(p, func(limit uint32, marker string) ([]*quorumkmsv1.KeyVersion, string, error) {
+		r, err := kms.Keys().ListKeyVersions(ctx, &quorumkmsv1.ListKeyVersionsRequest{KeyId: key, Limit: limit, Marker: marker})
+		all.IndexToken = r.GetIndexToken()
+		return r.GetVersions(), r.GetNextMarker(), err
+	})
+	return all, err
 }
 
 func (a *app) keyVersionCommand() *cobra.Command {
@@ -118,11 +124,23 @@ after a waiting time.
 
 Until then kmsctl key version cancel-destruction keeps the version. Afterwards
 everything that it has sealed is lost: kmsctl reencrypt and kmsctl object rewrap move
-it to the current version. The command asks to type KEY, an alias of the key, or its
+it to the current version. When the version was last used is shown first, on standard
+error. The command asks to type KEY, an alias of the key, or its
 id; --yes does without.`,
 		Example: "  kmsctl key version schedule-destruction alias/volumes 1 --days 14",
 	}))
 	c.RunE = a.onVersion(func(ctx context.Context, kms *client.Client, key string, version uint32) error {
+		if err := a.preflight(func() error {
+			_, err := kms.Keys().ScheduleKeyVersionDestruction(ctx, &quorumkmsv1.ScheduleKeyVersionDestructionRequest{
+				KeyId: key, Version: version, PendingWindowDays: days, DryRun: true,
+			})
+			return err
+		}); err != nil {
+			return err
+		}
+		if a.yes || a.dryRun || isTerminal(a.stdin) {
+			a.showVersionUse(ctx, kms, key, version)
+		}
 		question := fmt.Sprintf("Version %d of this key will be destroyed after %d days, and with it all that only it can open.\n", version, days)
 		if err := a.confirmKey(ctx, kms, key, question); err != nil {
 			return err
@@ -138,6 +156,22 @@ id; --yes does without.`,
 	})
 	daysFlag(c, &days)
 	return c
+}
+
+// showVersionUse tells when a version was last used.
+func (a *app) showVersionUse(ctx context.Context, kms *client.Client, key string, version uint32) {
+	ctx, cancel := context.WithTimeout(ctx, maxLook)
+	defer cancel()
+	all, err := listVersions(ctx, kms, key, page{})
+	text := fmt.Sprintf("When version %d was last used is not known: %v\n", version, err)
+	if err == nil {
+		i := slices.IndexFunc(all.GetVersions(), func(v *quorumkmsv1.KeyVersion) bool { return v.GetVersion() == version })
+		if i < 0 {
+			return // the command itself will say so
+		}
+		text = fmt.Sprintf("Version %d was last used: %s.\n", version, usedText(all.GetVersions()[i].GetLastUsed()))
+	}
+	fmt.Fprint(a.stderr, text) //nolint:errcheck // a courtesy
 }
 
 func (a *app) versionCancelDestruction() *cobra.Command {

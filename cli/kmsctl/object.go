@@ -62,8 +62,9 @@ func (a *app) objectOpen() *cobra.Command {
 	var f inOut
 	var span string
 	c := &cobra.Command{
-		Use:   "open",
-		Short: "Decrypt a sealed object, or a range of it",
+		Use:         "open",
+		Annotations: map[string]string{opens: "yes"},
+		Short:       "Decrypt a sealed object, or a range of it",
 		Long: `Decrypt a sealed object, or a range of it.
 
 Every byte that is given out is authentic. But into a pipe, bytes are given out
@@ -136,8 +137,9 @@ func (a *app) objectRewrap() *cobra.Command {
 	var f inOut
 	var key string
 	c := &cobra.Command{
-		Use:   "rewrap",
-		Short: "Move a sealed object's data key to the current version of its key, or to another key",
+		Use:         "rewrap",
+		Annotations: map[string]string{opens: "yes"},
+		Short:       "Move a sealed object's data key to the current version of its key, or to another key",
 		Long: `Move a sealed object's data key to the current version of its key, or to another
 key. Neither the data nor the data key is decrypted here; the rest of the object
 is copied as it is.

@@ -44,6 +44,9 @@ const (
 	maxCell    = 200 // characters in one cell of a table
 )
 
+// opens marks commands that open a ciphertext, which names its key.
+const opens = "opens a ciphertext"
+
 // usageError is a mistake in the command line or the configuration.
 type usageError struct{ err error }
 
@@ -82,6 +85,9 @@ func (a *app) report(cmd *cobra.Command, err error) {
 	text := fmt.Sprintf("%s: %v\n", cmd.CommandPath(), err)
 	if hint := a.hint(err); hint != "" {
 		text += "  " + hint + "\n"
+	}
+	if cmd.Annotations[opens] != "" && errors.Is(err, client.ErrNotFound) {
+		text += "  If the key is another tenant's, add --tenant: a ciphertext names its key without the tenant.\n"
 	}
 	if _, ok := errors.AsType[*usageError](err); ok {
 		text += fmt.Sprintf("  %s --help shows how to use it.\n", cmd.CommandPath())
@@ -207,6 +213,21 @@ func (a *app) printDryRun() error {
 		_, err := fmt.Fprintln(w, "Nothing was changed. The call would have succeeded.")
 		return err
 	})
+}
+
+// wrapped are words in lines, indented behind a title, as help shows them.
+func wrapped(title string, words []string) string {
+	const width = 86
+	var b strings.Builder
+	line := " " + title
+	for _, w := range words {
+		if len(line)+1+len(w) > width {
+			b.WriteString(line + "\n")
+			line = strings.Repeat(" ", 1+len(title))
+		}
+		line += " " + w
+	}
+	return b.String() + line + "\n"
 }
 
 // writeTable writes rows of equal length; the first is the heading.

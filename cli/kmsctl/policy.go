@@ -23,9 +23,62 @@ func (a *app) policyCommand() *cobra.Command {
 each key. They decide together: what is permitted nowhere is denied, and what is
 forbidden anywhere is denied. A tenant without a policy has the default one.
 
+A tenant's policy takes the place of the default one, which kmsctl policy get prints as
+long as there is no other: begin with that.
+
 KEY is a key's id, its ARN, or an alias such as alias/volumes. Without it, a command
-is about the tenant's policy.`
+is about the tenant's policy.
+
+Actions, each KMS::Action::"NAME", or KMS::Action::"GROUP" for all of a group:
+` + policyActions() + `
+Those marked * are about the tenant, + about a key or the tenant, the others about a key.`
 	return g
+}
+
+// actionGroup is a group of the actions that policies know.
+type actionGroup struct {
+	name    string
+	actions []string // as policyActions shows them
+}
+
+var actionGroups = []actionGroup{
+	{"use", []string{
+		"Encrypt", "Decrypt", "ReEncryptFrom", "ReEncryptTo", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "GenerateDataKeyPair",
+		"GenerateDataKeyPairWithoutPlaintext", "GenerateRandom*", "Sign", "Verify", "GenerateMac", "VerifyMac", "GetPublicKey", "BindResource",
+		"ReleaseResource",
+	}},
+	{"administer", []string{
+		"CreateKey*", "EnableKey", "DisableKey", "SetKeyDecryptOnly", "UpdateKeyDescription", "ScheduleKeyDeletion", "CancelKeyDeletion",
+		"SetDeletionProtection", "SetRequiredContext", "TagResource", "UntagResource", "CreateAlias+", "UpdateAlias", "DeleteAlias",
+		"EnableKeyRotation", "DisableKeyRotation", "RotateKeyOnDemand", "EnableKeyVersion", "DisableKeyVersion",
+		"ScheduleKeyVersionDestruction", "CancelKeyVersionDestruction", "PutKeyPolicy", "DeleteKeyPolicy", "PutTenantPolicy*",
+		"DeleteTenantPolicy*", "CreateGrant", "RevokeGrant", "RetireGrant", "ForceReleaseResource", "DisablePrincipal*", "EnablePrincipal*",
+		"FreezeTenant*", "ThawTenant*",
+	}},
+	{"read", []string{
+		"DescribeKey", "ListKeys*", "ListAliases+", "ListResourceTags", "ListKeyRotations", "GetKeyRotationStatus", "ListKeyVersions",
+		"ListGrants+", "ListRetirableGrants*", "GetKeyPolicy", "GetTenantPolicy*", "ListPolicyRevisions+", "ExplainPolicy+",
+		"ValidatePolicy*", "ListResources+", "ListPrincipals*", "DescribeTenant*",
+	}},
+}
+
+// policyActions are the actions by group, as help shows them.
+func policyActions() string {
+	var b strings.Builder
+	for _, g := range actionGroups {
+		b.WriteString(wrapped(fmt.Sprintf(" %-10s", g.name), g.actions))
+	}
+	return b.String()
+}
+
+// actionNames are all actions, for the shell.
+func actionNames() (names []string) {
+	for _, g := range actionGroups {
+		for _, action := range g.actions {
+			names = append(names, strings.TrimRight(action, "*+"))
+		}
+	}
+	return names
 }
 
 // policyOf names a policy, at the beginning of a sentence.
@@ -279,7 +332,7 @@ func (a *app) policyExplain() *cobra.Command {
 		Long: `Tell how a call would be decided, and by what: a statement, a grant, a role, a state.
 Nothing is called. Without KEY, it is about the tenant, for calls such as CreateKey.
 The exit code is 0 for both answers.`,
-		Example: `  kmsctl policy explain alias/volumes --principal spiffe://kms.example.org/service/volumes --operation Decrypt --context tenant=blue
+		Example: `  kmsctl policy explain alias/volumes --principal spiffe://kms.example.org/service/volumes --operation Decrypt --context tenant=blue --context resource=v-17
   kmsctl policy explain --principal spiffe://kms.example.org/tenant/blue/admin/bob --operation CreateKey`,
 	}
 	ec := contextFlag(c)
@@ -299,7 +352,8 @@ The exit code is 0 for both answers.`,
 		return a.print(r, func(w io.Writer) error { return writeDecision(w, r) })
 	})
 	c.Flags().Var(&who, "principal", "who would call, "+spiffeForm)
-	c.Flags().StringVar(&operation, "operation", "", "what would be called, such as Decrypt")
+	c.Flags().StringVar(&operation, "operation", "", "what would be called, such as Decrypt: see kmsctl policy --help")
+	complete(c, "operation", actionNames()...)
 	return c
 }
 

@@ -226,7 +226,7 @@ func testReferences(ctx context.Context, c *testCluster) {
 	key := c.createKey(ctx, c.nodes[0])
 	admin, user := c.dial(adminID, c.nodes[0]).Keys(), c.dial(userID, c.nodes[0])
 	cluster, other := c.clusterID(), uuid.NewString()
-	denied := refused(codes.PermissionDenied, client.ErrDenied, "it needs a grant")
+	denied := refused(codes.PermissionDenied, client.ErrDenied, "no grant of yours allows it")
 	absent := uuid.NewString()
 	c.unchanged("a reference that is none", func() {
 		for ref, want := range map[string]*refusal{

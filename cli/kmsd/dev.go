@@ -112,9 +112,17 @@ func printDev(w io.Writer, dir, client string) error {
   echo hello | kmsctl encrypt alias/first --out hello.blob
   kmsctl decrypt --in hello.blob
 
+  # as operator of the cluster, who makes tenants
+  export KMSCTL_CERT=%s KMSCTL_KEY=%s
+  kmsctl tenant list
+
+  # others: certificates of the same CA
+  kmsd certs issue --dir %s spiffe://%s/service/obs
+
 Stop it with Ctrl-C; nothing of it stays.
 `, client, client, devTrustDomain, filepath.Join(certs, transport.DevCACert),
 		filepath.Join(certs, "admin.crt"), filepath.Join(certs, "admin.key"),
-		filepath.Join(certs, "user.crt"), filepath.Join(certs, "user.key"))
+		filepath.Join(certs, "user.crt"), filepath.Join(certs, "user.key"),
+		filepath.Join(certs, "operator.crt"), filepath.Join(certs, "operator.key"), certs, devTrustDomain)
 	return err
 }

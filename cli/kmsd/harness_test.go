@@ -51,8 +51,8 @@ const (
 	testSOPIN  = "so-pin-81b6a94c3e"
 	testTiming = "heartbeat: 500ms, election: 500ms"
 	testRenew  = "500ms"
-	testLimits = "control_per_tenant: 0, restrict_per_tenant: 0" // tests ask faster than people
-	patience   = 90 * time.Second                                // for conditions on a slow machine; a passing test waits far less
+	testLimits = "control_per_tenant: 0, restrict_per_tenant: 0, restrict_per_principal: 0, refused_per_principal: 0" // tests ask faster than people
+	patience   = 90 * time.Second                                                                                     // for conditions on a slow machine; a passing test waits far less
 )
 
 // kmsd runs the program to its end.

@@ -222,7 +222,7 @@ func testVersions(ctx context.Context, c *testCluster) {
 	destroy := func(version, days uint32) (*pb.ScheduleKeyVersionDestructionResponse, error) {
 		return keys.ScheduleKeyVersionDestruction(ctx, &pb.ScheduleKeyVersionDestructionRequest{KeyId: key, Version: version, PendingWindowDays: days})
 	}
-	refused(codes.FailedPrecondition, client.ErrUnsupported, "current").check(c.t, "the destruction of the current version", second(destroy(3, 7)))
+	refused(codes.FailedPrecondition, client.ErrKeyVersionCurrent, "current").check(c.t, "the destruction of the current version", second(destroy(3, 7)))
 	notFound.check(c.t, "the destruction of no version", second(destroy(4, 7)))
 	invalidWith("version is missing").check(c.t, "the destruction of version 0", second(destroy(0, 7)))
 	invalidWith("6 days").check(c.t, "a destruction in six days", second(destroy(1, 6)))

@@ -65,7 +65,7 @@ func TestSemantics(t *testing.T) {
 // What callers are told whom the table of states does not know.
 var (
 	denied          = refused(codes.PermissionDenied, client.ErrDenied)
-	needsGrant      = refused(codes.PermissionDenied, client.ErrDenied, "it needs a grant")
+	needsGrant      = refused(codes.PermissionDenied, client.ErrDenied, "no grant of yours allows it")
 	principalOff    = refused(codes.PermissionDenied, client.ErrPrincipalDisabled, "principal is disabled")
 	serviceManaged  = refused(codes.FailedPrecondition, client.ErrServiceManaged, "managed by a service")
 	conflict        = refused(codes.Aborted, client.ErrConflict, "changed meanwhile")

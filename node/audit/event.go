@@ -13,6 +13,7 @@ const (
 	Denied   Result = "DENIED"   // the caller may not
 	Failed   Result = "FAILED"   // anything else that is no success
 	Withheld Result = "WITHHELD" // computed, recorded as success, and then not handed over
+	Unknown  Result = "UNKNOWN"  // asked of the log, and not known to be done; a record follows if it is found done
 )
 
 // Alarm marks a record that somebody should look at.
@@ -46,4 +47,7 @@ type Event struct {
 	Result           Result            `json:"result"`
 	Reason           string            `json:"reason,omitempty"`
 	StateIndex       uint64            `json:"stateIndex"` // of the state it was decided on
+	// Unrecorded is how many calls were refused since the last record without one of their
+	// own, because their principals were refused too often.
+	Unrecorded uint64 `json:"unrecordedRefusals,omitempty"`
 }

@@ -153,19 +153,31 @@ func (e *engine) restore(ctx context.Context, r Restoration) (refused int, err e
 // nothing: as a rule their key is not in this one.
 func (e *engine) replayAll(ctx context.Context, all []fsm.Command, principal string, progress func(done int)) (refused int, err error) {
 	for i, command := range all {
-		for command != nil {
-			_, err := e.commit(ctx, fsm.Proposal{Command: command, Principal: principal}, e.id)
-			if err == nil {
-				break
-			}
-			if fsm.Code(err) == "" || errors.Is(err, fsm.ErrHalted) {
+		for _, step := range fsm.Steps(e.machine.State(), command) {
+			n, err := e.replayOne(ctx, step, principal)
+			if err != nil {
 				return 0, fmt.Errorf("restriction %d of %d: %w", i+1, len(all), err)
 			}
-			e.log.Warn("a restriction of the lost history changes nothing", "command", fsm.NameOf(command), "reason", err)
-			refused++
-			command = fsm.Instead(command, err)
+			refused += n
 		}
 		progress(i + 1)
+	}
+	return refused, nil
+}
+
+// replayOne makes one command, or what takes its place, and counts those that were refused.
+func (e *engine) replayOne(ctx context.Context, command fsm.Command, principal string) (refused int, err error) {
+	for command != nil {
+		_, err := e.commit(ctx, fsm.Proposal{Command: command, Principal: principal}, e.id)
+		if err == nil {
+			break
+		}
+		if fsm.Code(err) == "" || errors.Is(err, fsm.ErrHalted) {
+			return 0, err
+		}
+		e.log.Warn("a restriction of the lost history changes nothing", "command", fsm.NameOf(command), "reason", err)
+		refused++
+		command = fsm.Instead(command, err)
 	}
 	return refused, nil
 }

@@ -17,29 +17,26 @@ type question struct {
 	context   []Pair // encryption context
 	ofKey     bool   // it is about a key, whether or not there is one
 	ends      fsm.ID // the grant that it would end: no other grant allows that
+	explained bool   // the tenant itself asks how it is decided, and is told why
 }
 
 // decide answers a question about a key, or about the tenant itself if k is nil, from
 // one state: the rule that allows, or an error that wraps ErrDenied and names what
 // forbids. In this order: the principal, its role, what a service is held to (before
 // anything that depends on the key, so that the answer tells nothing of it), what policies
-// forbid, what policies permit, grants.
+// forbid, what policies permit, grants. Policies are tenants': who audits them all for the
+// cluster is held to none.
 func (s *Service) decide(st *fsm.State, q question, k *fsm.Key) (rule string, err error) {
 	q.ofKey = q.ofKey || k != nil
-	if err := enabled(st, q.caller); err != nil {
-		return "principal", err
-	}
-	if err := q.caller.Class.may(q.needs); err != nil {
-		return "role", err
+	if rule, err := q.atAll(st); err != nil {
+		return rule, err
 	}
 	tenant, ok := st.Tenant(q.tenant)
 	if !ok {
 		return "tenant", s.absent(q, fmt.Errorf("%w: tenant %q", fsm.ErrNotFound, q.tenant))
 	}
-	if k != nil {
-		if err := q.heldToContext(); err != nil {
-			return "service", err
-		}
+	if q.caller.allReading() && q.needs == mayRead {
+		return "auditor of all tenants", nil
 	}
 	effect, by := s.policies.decide(st, tenant, k, q, s.now())
 	if effect == policy.Forbidden {
@@ -62,19 +59,34 @@ func (s *Service) decide(st *fsm.State, q question, k *fsm.Key) (rule string, er
 		}
 	}
 	if q.caller.foreign(q.tenant) {
-		return "tenant", s.absent(q, nil)
+		return "tenant", s.absent(q, fmt.Errorf("%w: no grant allows %s to %s with this encryption context", ErrDenied, q.operation, q.caller.Principal))
 	}
 	return "no rule", fmt.Errorf("%w: no policy and no grant permits %s to %s", ErrDenied, q.operation, q.caller.Principal)
+}
+
+// atAll is what holds whatever there is: who may nothing is told so, whether or not there
+// is such a key.
+func (q question) atAll(st *fsm.State) (rule string, err error) {
+	if err := enabled(st, q.caller); err != nil {
+		return "principal", err
+	}
+	if err := q.caller.Class.may(q.needs); err != nil {
+		return "role", err
+	}
+	if q.ofKey {
+		return "service", q.heldToContext()
+	}
+	return "", nil
 }
 
 // absent is how a caller of another tenant is refused, whether there is something or not;
 // its own tenant's callers are told why.
 func (s *Service) absent(q question, own error) error {
-	if own != nil && !q.caller.foreign(q.tenant) {
+	if own != nil && (q.explained || !q.caller.foreign(q.tenant)) {
 		return own
 	}
 	if q.ofKey {
-		return fmt.Errorf("%w: %s may not %s with that key of tenant %s: it needs a grant", ErrDenied, q.caller.Principal, q.operation, q.tenant)
+		return fmt.Errorf("%w: %s may not %s with that key of tenant %s: no grant of yours allows it with this encryption context", ErrDenied, q.caller.Principal, q.operation, q.tenant)
 	}
 	return fmt.Errorf("%w: %s may not %s for tenant %s", ErrDenied, q.caller.Principal, q.operation, q.tenant)
 }
@@ -111,12 +123,17 @@ func (q question) heldToContext() error {
 func (s *Service) grant(st *fsm.State, q question, k *fsm.Key) *fsm.Grant {
 	context, at := tagsOf(q.context), s.wall(st)
 	var found *fsm.Grant
-	st.GrantsFor(q.caller.Principal, k.ID, func(g *fsm.Grant) bool {
+	fits := func(g *fsm.Grant) bool {
 		if q.within(g, context, at) {
 			found = g
 		}
 		return found == nil
-	})
+	}
+	if q.needs == mayUse {
+		st.GrantsFitting(q.caller.Principal, k.ID, context, fits)
+	} else {
+		st.GrantsFor(q.caller.Principal, k.ID, fits)
+	}
 	return found
 }
 
@@ -160,15 +177,8 @@ func (s *Service) lookUp(st *fsm.State, ref reference, q question) (k *fsm.Key, 
 		rule, err = s.decide(st, q, k)
 		return k, rule, err
 	}
-	// Who may nothing at all is told so, whether or not there is such a key.
-	if denied := enabled(st, q.caller); denied != nil {
-		return nil, "principal", denied
-	}
-	if denied := q.caller.Class.may(q.needs); denied != nil {
-		return nil, "role", denied
-	}
-	if denied := q.heldToContext(); denied != nil {
-		return nil, "service", denied
+	if rule, denied := q.atAll(st); denied != nil {
+		return nil, rule, denied
 	}
 	return nil, "tenant", s.absent(q, err)
 }

@@ -44,7 +44,7 @@ func TestDecideOrder(t *testing.T) {
 		{"a forbid before the grant of a service", obs, question{needs: mayUse, operation: "Encrypt", context: acting("default", "b")}, func(e *env, key string) {
 			e.give(key, GrantParams{Grantee: who(obs), Operations: ops(fsm.GrantEncrypt), Constraints: fsm.Constraints{Subset: tagsOf(acting("default", "b"))}})
 			e.force("default", "", denyAll)
-		}, "tenant policy: none", "needs a grant"},
+		}, "tenant policy: none", "no grant of yours"},
 		{"a permit before a grant", uri, question{needs: mayUse, operation: "Encrypt"}, func(e *env, key string) {
 			e.give(key, GrantParams{Grantee: who(uri), Operations: ops(fsm.GrantEncrypt)})
 		}, "default policy", ""},
@@ -57,14 +57,21 @@ func TestDecideOrder(t *testing.T) {
 		}, "no rule", "no policy and no grant permits Encrypt to " + who(uri)},
 		{"a permit does nothing for another tenant's", una, question{needs: mayUse, operation: "Encrypt"}, func(e *env, _ string) {
 			e.force("default", "", everybody)
-		}, "tenant", "needs a grant"},
+		}, "tenant", "no grant of yours"},
 		{"nor for a service", obs, question{needs: mayUse, operation: "Encrypt", context: acting("default", "b")}, func(e *env, _ string) {
 			e.force("default", "", everybody)
-		}, "tenant", "needs a grant"},
+		}, "tenant", "no grant of yours"},
 		{"an operator uses no keys", olga, question{needs: mayUse, operation: "Encrypt"}, nil, "role", "class operator"},
 		{"an administrator uses no keys", ada, question{needs: mayUse, operation: "Encrypt"}, nil, "role", "class admin"},
 		{"a node does nothing", node, question{needs: mayRead, operation: "DescribeKey"}, nil, "role", "class node"},
-		{"the cluster's auditor reads", cleo, question{needs: mayRead, operation: "DescribeKey"}, nil, "default policy", ""},
+		{"the cluster's auditor reads", cleo, question{needs: mayRead, operation: "DescribeKey"}, nil, "auditor of all tenants", ""},
+		{"whatever a tenant's policy does not say, or says", cleo, question{needs: mayRead, operation: "DescribeKey"}, func(e *env, key string) {
+			e.force("default", "", denyAll)
+			e.force("default", key, denyAll)
+		}, "auditor of all tenants", ""},
+		{"a tenant's auditor is held to it", tom, question{needs: mayRead, operation: "DescribeKey"}, func(e *env, _ string) {
+			e.force("default", "", "permit (principal is KMS::Admin, action, resource);")
+		}, "no rule", "no policy and no grant permits DescribeKey"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e := newEnv(t)
@@ -104,10 +111,10 @@ func TestServiceKeyRule(t *testing.T) {
 	if by := e.audit.last().DecidedBy; by != "service key" {
 		t.Errorf("decided by %q", by)
 	}
-	e.refused(e.encrypts(in(vol, "default"), id, pairs...), ErrDenied, "needs a grant")
+	e.refused(e.encrypts(in(vol, "default"), id, pairs...), ErrDenied, "no grant of yours")
 	e.ok(e.encrypts(in(obs, "default"), id, pairs...))
 	e.force("default", "", everybody+denyAll)
-	e.refused(e.encrypts(in(obs, "default"), id, pairs...), ErrDenied, "needs a grant")
+	e.refused(e.encrypts(in(obs, "default"), id, pairs...), ErrDenied, "no grant of yours")
 }
 
 // TestTextsLeakNothing: a caller of another tenant hears the same, and nothing of ids,

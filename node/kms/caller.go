@@ -53,7 +53,7 @@ const (
 	mayAdminister                   // keys, aliases, tags, policies, grants
 	mayRead                         // metadata
 	mayOperate                      // the cluster
-	mayDelegate                     // create, retire and list grants: who holds one, too
+	mayDelegate                     // create and retire grants: who holds one, too
 	mayGovern                       // a tenant and its principals: its administrators, and operators
 )
 

@@ -47,11 +47,7 @@ type Moved struct {
 // that is promised to be usable, and be refused under a lease that came with it.
 func (s *Service) enter(ctx context.Context, c Call, e *audit.Event) (*fsm.State, error) {
 	e.Tenant = c.acting()
-	if err := s.admit(c, limit.Use); err != nil {
-		return nil, err
-	}
-	if err := c.Caller.Class.may(mayUse); err != nil {
-		e.DecidedBy = "role"
+	if err := s.admit(ctx, c, mayUse, limit.Use, e); err != nil {
 		return nil, err
 	}
 	if _, err := s.await(ctx, c.IndexToken); err != nil {
@@ -87,7 +83,13 @@ func through[T any](ctx context.Context, s *Service, c Call, e audit.Event, auth
 	if err != nil {
 		return none, s.refuse(e, err)
 	}
-	released, err := gate.Release(ctx, s.gate, pending, e, authorise)
+	released, err := gate.Release(ctx, s.gate, pending, &e, func(st *fsm.State) error {
+		err := authorise(st)
+		for _, t := range used {
+			s.noteDoomed(&e, st, t, err)
+		}
+		return err
+	})
 	if err == nil {
 		for _, t := range used {
 			s.uses.note(s.log.State(), t.key.ID, t.version, s.now())
@@ -135,7 +137,7 @@ func (s *Service) open(ctx context.Context, st *fsm.State, t target, header blob
 func (s *Service) Encrypt(ctx context.Context, c Call, key string, plaintext []byte, pairs []Pair) (Sealed, error) {
 	e := begin("Encrypt", c)
 	if len(plaintext) == 0 || len(plaintext) > MaxPlaintext {
-		return Sealed{}, s.refuse(e, invalid("plaintext of %d bytes: must be 1 to %d; larger data is sealed with a data key", len(plaintext), MaxPlaintext))
+		return Sealed{}, s.refuse(e, early{invalid("plaintext of %d bytes: must be 1 to %d; larger data is sealed with a data key", len(plaintext), MaxPlaintext)})
 	}
 	return s.sealCall(ctx, c, e, key, pairs, func(in sealContext) (Sealed, error) {
 		return s.seal(ctx, in.st, in.t, in.h, plaintext)
@@ -157,7 +159,7 @@ func (s *Service) GenerateDataKeyWithoutPlaintext(ctx context.Context, c Call, k
 func (s *Service) dataKey(ctx context.Context, c Call, name, key string, n int, pairs []Pair, keep bool) (Sealed, error) {
 	e := begin(name, c)
 	if n < 1 || n > MaxRandom {
-		return Sealed{}, s.refuse(e, invalid("data key of %d bytes: must be 1 to %d", n, MaxRandom))
+		return Sealed{}, s.refuse(e, early{invalid("data key of %d bytes: must be 1 to %d", n, MaxRandom)})
 	}
 	return s.sealCall(ctx, c, e, key, pairs, func(in sealContext) (Sealed, error) {
 		plaintext := make([]byte, n)
@@ -186,7 +188,7 @@ func (s *Service) sealCall(ctx context.Context, c Call, e audit.Event, key strin
 	e.Context = contextMap(pairs)
 	h, err := contextHash(pairs)
 	if err != nil {
-		return Sealed{}, s.refuse(e, err)
+		return Sealed{}, s.refuse(e, early{err})
 	}
 	st, err := s.enter(ctx, c, &e)
 	if err != nil {
@@ -217,14 +219,23 @@ func (s *Service) sealReference(ctx context.Context, st *fsm.State, c Call, key 
 	return s.serviceKey(ctx, st, c, pairs, e)
 }
 
-// refuseUse is refuse for a call that wanted to use a key. The use of a key that is to be
-// deleted is an alarm, and is remembered with the key.
+// refuseUse is refuse for a call that wanted to use a key.
 func (s *Service) refuseUse(e audit.Event, st *fsm.State, t target, err error) error {
-	if t.key != nil && errors.Is(err, fsm.ErrPendingDeletion) {
-		e.Alarm = audit.UseOfDoomedKey
-		s.uses.note(st, t.key.ID, 0, s.now())
-	}
+	s.noteDoomed(&e, st, t, err)
 	return s.refuse(e, err)
+}
+
+// noteDoomed makes it an alarm that who may use a key could not, and the key is to be
+// deleted, whatever else stands against it; and has the key remember. A trial is no use, and
+// who may not has no say in it.
+func (s *Service) noteDoomed(e *audit.Event, st *fsm.State, t target, err error) {
+	if err == nil || e.DryRun || t.key == nil || errors.Is(err, ErrDenied) || errors.Is(err, fsm.ErrPrincipalDisabled) {
+		return
+	}
+	if k, ok := st.Key(t.key.ID); ok && k.State == fsm.KeyPendingDeletion {
+		e.Alarm = audit.UseOfDoomedKey
+		s.uses.note(st, k.ID, 0, s.now())
+	}
 }
 
 // Decrypt opens a ciphertext. key may be empty; otherwise the ciphertext must name
@@ -234,7 +245,7 @@ func (s *Service) Decrypt(ctx context.Context, c Call, blob []byte, key string, 
 	e.Context, e.CiphertextSHA256 = contextMap(pairs), digest(blob)
 	header, h, err := parseSource(blob, pairs)
 	if err != nil {
-		return Opened{}, s.refuse(e, err)
+		return Opened{}, s.refuse(e, early{err})
 	}
 	e.KeyID, e.KeyVersion = header.key.String(), header.version
 	st, err := s.enter(ctx, c, &e)
@@ -269,12 +280,12 @@ func (s *Service) ReEncrypt(ctx context.Context, c Call, r ReEncryption) (Moved,
 	e.Context, e.CiphertextSHA256 = contextMap(r.SourceContext), digest(r.Ciphertext)
 	header, h, err := parseSource(r.Ciphertext, r.SourceContext)
 	if err != nil {
-		return Moved{}, s.refuse(e, err)
+		return Moved{}, s.refuse(e, early{err})
 	}
 	e.KeyID, e.KeyVersion = header.key.String(), header.version
 	to, err := contextHash(r.DestinationContext)
 	if err != nil {
-		return Moved{}, s.refuse(e, err)
+		return Moved{}, s.refuse(e, early{err})
 	}
 	st, err := s.enter(ctx, c, &e)
 	if err != nil {
@@ -336,7 +347,7 @@ func (s *Service) move(ctx context.Context, st *fsm.State, src source, dst targe
 func (s *Service) GenerateRandom(ctx context.Context, c Call, n int) ([]byte, error) {
 	e := begin("GenerateRandom", c)
 	if n < 1 || n > MaxRandom {
-		return nil, s.refuse(e, invalid("%d random bytes: must be 1 to %d", n, MaxRandom))
+		return nil, s.refuse(e, early{invalid("%d random bytes: must be 1 to %d", n, MaxRandom)})
 	}
 	st, err := s.enter(ctx, c, &e)
 	if err != nil {

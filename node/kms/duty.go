@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/audit"
@@ -22,6 +25,10 @@ const (
 	dutyPause = time.Minute
 	// maxPaused bounds what is left alone; beyond it everything is tried again.
 	maxPaused = 10_000
+	// settleAtMost is how long an act whose outcome is not known is looked for, and
+	// maxUnsettled how many of them are.
+	settleAtMost = time.Hour
+	maxUnsettled = 10_000
 )
 
 // errNoToken means: the HSM makes no keys.
@@ -29,7 +36,8 @@ var errNoToken = errors.New("the HSM makes no key")
 
 // RunDuties does what is due until ctx ends: on the leader rotations, deletions,
 // destructions and the ends of grants, on every node the telling of keys' last uses. Each
-// act names what it is for, so that done by two leaders it is done once.
+// act names what it is for, so that done by two leaders it is done once, and has a request
+// id, by which the state tells later whether it was done where the log did not.
 func (s *Service) RunDuties(ctx context.Context) {
 	tick := time.NewTicker(dutyEvery)
 	defer tick.Stop()
@@ -41,6 +49,7 @@ func (s *Service) RunDuties(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+		s.settle()
 		if now := s.now(); now.Sub(told) >= useEvery {
 			told = now
 			s.tellUses(ctx)
@@ -111,17 +120,47 @@ func (s *Service) doOne(ctx context.Context, st *fsm.State, d fsm.Due, at time.T
 	if d.Grant {
 		e.Grant = d.ID.String()
 	}
-	result, err := s.log.Propose(ctx, fsm.Proposal{Command: command, Principal: s.self})
+	p := fsm.Proposal{Command: command, Principal: s.self, Request: uuid.NewString()}
+	if p.Digest, err = requestDigest(name, e.Tenant, command); err != nil {
+		return err
+	}
+	result, err := s.log.Propose(ctx, p)
+	e.StateIndex = s.log.State().Index()
 	switch {
 	case err == nil:
 		e.KeyVersion = result.Version
 	case errors.Is(err, fsm.ErrConflict), errors.Is(err, fsm.ErrNotFound), errors.Is(err, fsm.ErrNotPendingDeletion):
 		return nil
+	case fsm.Code(err) == "", errors.Is(err, fsm.ErrHalted): // the log has not answered
+		if len(s.unsettled) < maxUnsettled {
+			s.unsettled = append(s.unsettled, openAct{p, e, s.now().Add(settleAtMost)})
+		}
+		e.Result, e.Reason = audit.Unknown, err.Error()
 	default:
 		e.Result, e.Reason = audit.Failed, err.Error()
 	}
-	e.StateIndex = s.log.State().Index()
 	return errors.Join(err, s.audit.Record(e))
+}
+
+// openAct is an act of the cluster's own whose outcome is not known yet.
+type openAct struct {
+	proposal fsm.Proposal
+	event    audit.Event // of its success
+	until    time.Time   // it is looked for
+}
+
+// settle records those acts as done that the state has the request of: they were committed
+// after all.
+func (s *Service) settle() {
+	st, now := s.log.State(), s.now()
+	s.unsettled = slices.DeleteFunc(s.unsettled, func(a openAct) bool {
+		result, done, err := st.Replay(a.proposal.Principal, a.proposal.Request, a.proposal.Digest)
+		if err != nil || !done {
+			return !now.Before(a.until)
+		}
+		a.event.KeyVersion, a.event.StateIndex = result.Version, result.Index
+		return s.audit.Record(a.event) == nil
+	})
 }
 
 func keyOfDue(st *fsm.State, d fsm.Due) *fsm.Key {

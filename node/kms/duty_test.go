@@ -378,7 +378,7 @@ func TestMoreFailuresThanRemembered(t *testing.T) {
 	if tried != 3*dutyBatch+5 || len(paused) != tried {
 		t.Errorf("%d tried, %d left alone", tried, len(paused))
 	}
-	if n := len(e.audit.of("ExpireGrant")); n != tried || e.audit.last().Result != audit.Failed {
+	if n := len(e.audit.of("ExpireGrant")); n != tried || e.audit.last().Result != audit.Unknown {
 		t.Errorf("%d records, the last %s", n, e.audit.last().Result)
 	}
 	e.log.refuse = nil
@@ -532,5 +532,49 @@ func BenchmarkDuties(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestUnknownOutcome: an act that the log has not answered for is recorded as that, and as
+// done when the state shows that it was.
+func TestUnknownOutcome(t *testing.T) {
+	for _, commits := range []bool{true, false} {
+		e := newEnv(t)
+		key := e.key("default")
+		_, _, err := e.ScheduleKeyDeletion(t.Context(), as(ada), key, 7, 0)
+		e.ok(err)
+		e.clock.advance(8 * day)
+		var late func() // commits what was on its way
+		e.log.lost = func(p fsm.Proposal) error {
+			e.log.lost = nil
+			late = func() { _, err := e.log.Propose(t.Context(), p); e.ok(err) }
+			return errors.New("outcome unknown")
+		}
+		paused := map[fsm.Due]time.Time{}
+		e.look(paused)
+		if r := e.audit.of("DeleteKey"); len(r) != 1 || r[0].Result != audit.Unknown || r[0].KeyID != key || r[0].Reason == "" {
+			t.Fatalf("recorded as %+v", r)
+		}
+		e.settle()
+		if n := len(e.audit.of("DeleteKey")); n != 1 {
+			t.Fatalf("%d records while nothing is known", n)
+		}
+		if commits {
+			late()
+			e.settle()
+		} else {
+			e.clock.advance(dutyPause)
+			e.look(paused)
+		}
+		e.settle()
+		r := e.audit.of("DeleteKey")
+		if len(r) != 2 || r[1].Result != audit.Success || r[1].KeyID != key || r[1].Reason != "" || r[1].StateIndex != e.log.State().Index() {
+			t.Errorf("recorded as %+v", r)
+		}
+		e.clock.advance(settleAtMost)
+		e.settle()
+		if len(e.unsettled) != 0 {
+			t.Errorf("%d acts are looked for still", len(e.unsettled))
+		}
 	}
 }

@@ -4,13 +4,14 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/audit"
-	"github.com/quorumkms/quorumkms/node/kms/limit"
 )
 
 // GrantParams says which grant to make.
@@ -28,75 +29,85 @@ type GrantParams struct {
 // CreateGrant lets a principal use a key. Administrators may by policy; others by a grant
 // that they hold and that allows CreateGrant. It is usable on every node when it returns.
 func (s *Service) CreateGrant(ctx context.Context, c Call, key string, p GrantParams) (id string, st *fsm.State, err error) {
-	x := s.changeOf("CreateGrant", c, key, 0, p, nil)
-	x.needs, x.target, x.expect, x.other = mayDelegate, p.Grantee, p.Expect, true
-	command, wrong := s.grantCommand(p)
-	x.syntax = func() error { return wrong }
+	x := s.changeOf("CreateGrant", c, key, 0, p)
+	x.needs, x.target, x.expect, x.notKey = mayDelegate, p.Grantee, p.Expect, true
+	shown, wrong := s.grantCommand(p)
+	x.shown, x.wrong = shown, wrong
 	x.build = func(_ context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
-		k, parent, err := s.delegable(st, c, key, p.Parent, e)
+		k, parent, err := s.delegable(st, x, key, p.Parent, e)
 		if err != nil {
 			return nil, err
 		}
+		if err := grantable(k, p.Operations); err != nil {
+			return nil, err
+		}
+		command := *shown
 		command.Grant, command.Key, command.Tenant, command.Parent = uuid.New(), k.ID, k.Tenant, parent
-		command.Expect = cmp.Or(p.Expect, k.Revision)
+		command.Service, command.Expect = s.isService(p.Grantee), cmp.Or(p.Expect, k.Revision)
 		e.Grant = command.Grant.String()
-		return command, nil
+		return &command, nil
 	}
 	result, st, err := s.apply(ctx, x)
 	return result.ID, st, err
 }
 
-// grantCommand makes the command of a grant as far as the request says it.
+// isService tells whether a principal is a storage service: what a grant to one asks for is
+// known with the key's tenant.
+func (s *Service) isService(principal string) bool {
+	p, err := s.principal(principal)
+	return err == nil && p.Class == ClassService
+}
+
+// grantCommand is the command of a grant as far as the request says it, with ids that stand
+// for those of the grant and the key.
 func (s *Service) grantCommand(p GrantParams) (*fsm.CreateGrant, error) {
-	grantee, err := s.principal(p.Grantee)
-	if err != nil {
-		return nil, invalid("grantee: %v", err)
-	}
-	if grantee.Class != ClassUser && grantee.Class != ClassService {
-		return nil, invalid("grantee %s is of the class %s, which uses no keys: grants are for key users and services", p.Grantee, grantee.Class)
-	}
-	if p.Retiring != "" {
-		if _, err := s.principal(p.Retiring); err != nil {
-			return nil, invalid("retiring principal: %v", err)
-		}
-	}
 	command := &fsm.CreateGrant{
 		Grant: uuid.Max, Key: uuid.Max, Name: p.Name, Grantee: p.Grantee, Retiring: p.Retiring,
 		Operations: p.Operations, Constraints: p.Constraints,
 	}
-	if !p.Expires.IsZero() {
-		if command.Expires = p.Expires.Unix(); command.Expires <= 0 { // 0 would be never
-			return nil, invalid("the grant would have ended at %s", p.Expires)
+	grantee, err := s.principal(p.Grantee)
+	if err != nil {
+		return command, invalid("grantee: %v", err)
+	}
+	if grantee.Class != ClassUser && grantee.Class != ClassService {
+		return command, invalid("grantee %s is of the class %s, which uses no keys: grants are for key users and services", p.Grantee, grantee.Class)
+	}
+	if p.Retiring != "" {
+		if _, err := s.principal(p.Retiring); err != nil {
+			return command, invalid("retiring principal: %v", err)
 		}
 	}
-	err = fsm.WellFormed(command)
-	command.Service = grantee.Class == ClassService // what that asks for is known with the key's tenant
-	return command, err
+	if !p.Expires.IsZero() {
+		if command.Expires = p.Expires.Unix(); command.Expires <= 0 { // 0 would be never
+			return command, invalid("the grant would have ended at %s", p.Expires)
+		}
+	}
+	return command, nil
+}
+
+// grantable refuses operations that a key is not used for: state before usage, as calls do.
+func grantable(k *fsm.Key, operations []fsm.GrantOperation) error {
+	if err := k.Allows(fsm.OpGrant); err != nil {
+		return err
+	}
+	for _, op := range operations {
+		if err := k.Usage.Serves(op); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // delegable finds the key and by what the caller may make grants of it: a policy, which
 // needs no parent, or a grant that it holds, which is the parent.
-func (s *Service) delegable(st *fsm.State, c Call, key, parent string, e *audit.Event) (*fsm.Key, fsm.ID, error) {
-	q := question{caller: c.Caller, needs: mayDelegate, operation: string(fsm.GrantCreateGrant), ofKey: true}
-	ref, err := parseReference(st, c, key)
+func (s *Service) delegable(st *fsm.State, x change, key, parent string, e *audit.Event) (*fsm.Key, fsm.ID, error) {
+	k, err := s.named(st, x.call, key, x.question(), e)
 	if err != nil {
 		return nil, fsm.ID{}, err
 	}
-	q.tenant = ref.tenant
-	e.Tenant, e.Alias = ref.tenant, ref.alias
-	k, err := ref.resolve(st)
-	if err != nil {
-		_, e.DecidedBy, err = s.lookUp(st, ref, q)
-		return nil, fsm.ID{}, err
-	}
-	e.KeyID = k.ID.String()
-	held := s.held(st, c.Caller, k, fsm.GrantCreateGrant, parent)
-	rule, err := s.decide(st, q, k)
-	e.DecidedBy = rule
+	held := s.held(st, x.call.Caller, k, fsm.GrantCreateGrant, parent)
 	switch {
-	case err != nil:
-		return nil, fsm.ID{}, err
-	case held != nil && (parent != "" || rule == grantRule(held)):
+	case held != nil && (parent != "" || e.DecidedBy == grantRule(held)):
 		return k, held.ID, nil
 	case parent != "":
 		return nil, fsm.ID{}, fmt.Errorf("%w: grant %s, held by the caller and with CreateGrant", fsm.ErrNotFound, parent)
@@ -135,27 +146,21 @@ func (s *Service) RetireGrant(ctx context.Context, c Call, key, grant string) (*
 }
 
 func (s *Service) endGrant(ctx context.Context, name string, c Call, key, grant string, needs permission, command func(fsm.GrantRef) fsm.Command) (*fsm.State, error) {
-	x := s.changeOf(name, c, key, 0, grant, nil)
-	x.needs, x.lane, x.target, x.other = needs, limit.Restrict, grant, true
-	id, wrong := uuid.Parse(grant)
-	if wrong != nil || id.String() != grant {
-		wrong = invalid("%.80q is no grant id", grant)
+	x := s.changeOf(name, c, key, 0, grant)
+	x.needs, x.target, x.notKey, x.shown = needs, grant, true, command(fsm.GrantRef{Grant: uuid.Max, Key: uuid.Max})
+	id, err := uuid.Parse(grant)
+	if err != nil || id.String() != grant {
+		x.wrong = invalid("%.80q is no grant id", grant)
 	}
-	x.syntax = func() error { return wrong }
 	x.build = func(_ context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
-		ref, err := parseReference(st, c, key)
-		if err != nil {
-			return nil, err
+		e.Grant = grant
+		q := x.question()
+		q.ends = id
+		k, err := s.named(st, c, key, q, e)
+		if err != nil && k != nil && retires(st, q, k, e.DecidedBy) {
+			e.DecidedBy, err = "retiring principal", nil
 		}
-		e.Grant, e.Tenant, e.Alias = grant, ref.tenant, ref.alias
-		q := question{caller: c.Caller, tenant: ref.tenant, needs: needs, operation: name, ofKey: true}
-		k, err := ref.resolve(st)
 		if err != nil {
-			_, e.DecidedBy, err = s.lookUp(st, ref, q)
-			return nil, err
-		}
-		e.KeyID = k.ID.String()
-		if e.DecidedBy, err = s.mayEnd(st, q, k, id); err != nil {
 			return nil, err
 		}
 		return command(fsm.GrantRef{Grant: id, Key: k.ID, Tenant: k.Tenant}), nil
@@ -164,23 +169,23 @@ func (s *Service) endGrant(ctx context.Context, name string, c Call, key, grant 
 	return st, err
 }
 
-// mayEnd decides who may end a grant. That a principal is named in it as retiring is a
-// right like the grant's own: what policies forbid goes before it.
-func (s *Service) mayEnd(st *fsm.State, q question, k *fsm.Key, id fsm.ID) (string, error) {
-	q.ends = id
-	rule, err := s.decide(st, q, k)
-	if err == nil || q.operation != "RetireGrant" || rule != "no rule" && rule != "tenant" {
-		return rule, err
+// retires tells whether who may not end a grant by any other rule is named in it as
+// retiring. That is a right like the grant's own: what policies forbid goes before it.
+func retires(st *fsm.State, q question, k *fsm.Key, rule string) bool {
+	if q.operation != "RetireGrant" || rule != "no rule" && rule != "tenant" {
+		return false
 	}
-	if g, ok := st.Grant(id); ok && g.Key == k.ID && g.Retiring == q.caller.Principal {
-		return "retiring principal", nil
-	}
-	return rule, err
+	g, ok := st.Grant(q.ends)
+	return ok && g.Key == k.ID && g.Retiring == q.caller.Principal
 }
 
-// ListGrants returns a key's grants by id: all, or those of one grantee, or one.
+// ListGrants returns a key's grants by id: all, or those of one grantee, or one. Without a
+// key it returns those of one grantee for all the tenant's keys.
 func (s *Service) ListGrants(ctx context.Context, c Call, key, grantee, grant string, limit uint32, marker string) (Page[*fsm.Grant], *fsm.State, error) {
-	return read(ctx, s, reading{name: "ListGrants", call: c, key: &key, as: mayRead}, func(st *fsm.State, _ string, k *fsm.Key) (Page[*fsm.Grant], error) {
+	if key == "" && grantee != "" && grant == "" {
+		return s.listHeld(ctx, c, grantee, limit, marker)
+	}
+	return read(ctx, s, reading{name: "ListGrants", call: c, key: &key, needs: mayRead}, func(st *fsm.State, _ string, k *fsm.Key) (Page[*fsm.Grant], error) {
 		return listGrants(limit, marker, func(after fsm.ID, n int) []*fsm.Grant {
 			switch {
 			case grant != "":
@@ -204,10 +209,30 @@ func (s *Service) ListGrants(ctx context.Context, c Call, key, grantee, grant st
 	})
 }
 
+// listHeld returns what a grantee holds of the tenant's keys, by key and id.
+func (s *Service) listHeld(ctx context.Context, c Call, grantee string, limit uint32, marker string) (Page[*fsm.Grant], *fsm.State, error) {
+	return read(ctx, s, reading{name: "ListGrants", call: c, needs: mayRead}, func(st *fsm.State, tenant string, _ *fsm.Key) (Page[*fsm.Grant], error) {
+		n, place, err := listFrom(limit, marker)
+		if err != nil {
+			return Page[*fsm.Grant]{}, err
+		}
+		after := &fsm.Grant{}
+		if place != "" {
+			key, id, _ := strings.Cut(place, " ")
+			var wrong error
+			after.Key, err = uuid.Parse(key)
+			if after.ID, wrong = uuid.Parse(id); err != nil || wrong != nil {
+				return Page[*fsm.Grant]{}, invalid("marker is none that a list of grants returned")
+			}
+		}
+		return page(st.GrantsHeld(grantee, tenant, after, n+1), n, func(g *fsm.Grant) string { return g.Key.String() + " " + g.ID.String() }, grantSize), nil
+	})
+}
+
 // ListRetirableGrants returns what a principal may retire, of all keys: the caller, or,
 // for administrators and auditors, anyone, of their tenant's keys.
 func (s *Service) ListRetirableGrants(ctx context.Context, c Call, retiring string, limit uint32, marker string) (Page[*fsm.Grant], *fsm.State, error) {
-	r := reading{name: "ListRetirableGrants", call: c, as: mayRead}
+	r := reading{name: "ListRetirableGrants", call: c, needs: mayRead}
 	if retiring == "" || retiring == c.Caller.Principal {
 		return readOwn(ctx, s, r, func(st *fsm.State) (Page[*fsm.Grant], error) {
 			return listGrants(limit, marker, func(after fsm.ID, n int) []*fsm.Grant { return st.RetirableGrants(c.Caller.Principal, after, n) })
@@ -247,11 +272,14 @@ func listGrants(limit uint32, marker string, list func(after fsm.ID, n int) []*f
 			return Page[*fsm.Grant]{}, invalid("marker is none that a list of grants returned")
 		}
 	}
-	return page(list(after, n+1), n, func(g *fsm.Grant) string { return g.ID.String() }, func(g *fsm.Grant) int {
-		size := recordSize + len(g.Name) + len(g.Grantee) + len(g.Retiring) + len(g.Issuer)
-		for _, t := range append(g.Constraints.Equals, g.Constraints.Subset...) {
-			size += len(t.Key) + len(t.Value)
-		}
-		return size
-	}), nil
+	return page(list(after, n+1), n, func(g *fsm.Grant) string { return g.ID.String() }, grantSize), nil
+}
+
+// grantSize is about how large a listed grant is, in bytes.
+func grantSize(g *fsm.Grant) int {
+	size := recordSize + len(g.Name) + len(g.Grantee) + len(g.Retiring) + len(g.Issuer)
+	for _, t := range slices.Concat(g.Constraints.Equals, g.Constraints.Subset) {
+		size += len(t.Key) + len(t.Value)
+	}
+	return size
 }

@@ -217,7 +217,7 @@ func TestDelegation(t *testing.T) {
 	t.Run("a forbid beats the grant", func(t *testing.T) {
 		e.put("", onlyAdmins+`forbid (principal is KMS::User, action == KMS::Action::"CreateGrant", resource);`)
 		_, _, err := e.CreateGrant(t.Context(), as(una), arn, base)
-		e.refused(err, ErrDenied, "needs a grant")
+		e.refused(err, ErrDenied, "no grant of yours")
 		e.put("", onlyAdmins)
 	})
 	t.Run("not once it has ended", func(t *testing.T) {
@@ -455,4 +455,60 @@ func TestGrantsByKeyState(t *testing.T) {
 	e.ok(err)
 	_, _, err = e.CreateGrant(t.Context(), as(ada), key, open)
 	e.refused(err, fsm.ErrDisabled)
+}
+
+// TestGrantOfAnotherUsage: what a key can never do is not granted.
+func TestGrantOfAnotherUsage(t *testing.T) {
+	e := newEnv(t)
+	key := e.key("default")
+	for _, op := range []fsm.GrantOperation{fsm.GrantSign, fsm.GrantVerify, fsm.GrantGetPublicKey, fsm.GrantGenerateMac, fsm.GrantVerifyMac} {
+		_, _, err := e.CreateGrant(t.Context(), as(ada), key, GrantParams{Grantee: who(una), Operations: ops(fsm.GrantDecrypt, op)})
+		e.refused(err, fsm.ErrUnsupported, string(op), "ENCRYPT_DECRYPT")
+	}
+	_, _, err := e.DisableKey(t.Context(), as(ada), key, 0)
+	e.ok(err)
+	_, _, err = e.CreateGrant(t.Context(), as(ada), key, GrantParams{Grantee: who(una), Operations: ops(fsm.GrantSign)})
+	e.refused(err, fsm.ErrDisabled)
+}
+
+// TestListHeld: what a grantee holds of all keys of the tenant, for whom policy lets read.
+func TestListHeld(t *testing.T) {
+	e := newEnv(t)
+	want := map[string]bool{}
+	for range 3 {
+		key := e.key("default")
+		for range 2 {
+			want[e.give(key, GrantParams{Grantee: who(una), Operations: ops(fsm.GrantDecrypt)})] = true
+		}
+		e.give(key, GrantParams{Grantee: who("acme/user/una-2"), Operations: ops(fsm.GrantDecrypt)})
+	}
+	_, _, err := e.CreateGrant(t.Context(), as(abel), e.key("acme"), GrantParams{Grantee: who(una), Operations: ops(fsm.GrantDecrypt)})
+	e.ok(err)
+	for _, short := range []string{ada, tom, cleo} {
+		for _, limit := range []uint32{1, 2, 6, 0} {
+			got, marker := map[string]bool{}, ""
+			for {
+				p, _, err := e.ListGrants(t.Context(), in(short, "default"), "", who(una), "", limit, marker)
+				e.ok(err)
+				for _, g := range p.Items {
+					if !want[g.ID.String()] || got[g.ID.String()] {
+						t.Errorf("%s, pages of %d: %+v", short, limit, g)
+					}
+					got[g.ID.String()] = true
+				}
+				if marker = p.Next; marker == "" {
+					break
+				}
+			}
+			if len(got) != len(want) {
+				t.Errorf("%s, pages of %d: %d grants, want %d", short, limit, len(got), len(want))
+			}
+		}
+	}
+	_, _, err = e.ListGrants(t.Context(), in(una, "default"), "", who(una), "", 0, "")
+	e.refused(err, ErrDenied)
+	_, _, err = e.ListGrants(t.Context(), as(ada), "", "", "", 0, "")
+	e.refused(err, fsm.ErrInvalid, "key id is missing")
+	_, _, err = e.ListGrants(t.Context(), as(ada), "", who(una), "", 0, encodeMarker("x y"))
+	e.refused(err, fsm.ErrInvalid, "marker")
 }

@@ -109,9 +109,18 @@ type testLog struct {
 	told  []fsm.Proposal // that reached the log
 	// refuse, unless nil, answers a proposal instead of the log.
 	refuse func(c fsm.Command) error
+	// lost, unless nil, is the log's answer where it has none of its own.
+	lost func(p fsm.Proposal) error
+	// behind, unless nil, is what this node knows until it waits for more.
+	behind *fsm.State
 }
 
 func (l *testLog) Propose(_ context.Context, p fsm.Proposal) (fsm.Result, error) {
+	if l.lost != nil {
+		if err := l.lost(p); err != nil {
+			return fsm.Result{}, err
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.refuse != nil {
@@ -136,10 +145,16 @@ func (l *testLog) Propose(_ context.Context, p fsm.Proposal) (fsm.Result, error)
 func (l *testLog) State() *fsm.State {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.behind != nil {
+		return l.behind
+	}
 	return l.state
 }
 
-func (l *testLog) Wait(context.Context, uint64) (*fsm.State, error) { return l.State(), nil }
+func (l *testLog) Wait(context.Context, uint64) (*fsm.State, error) {
+	l.behind = nil
+	return l.State(), nil
+}
 
 // count is how many commands of a kind were accepted.
 func (l *testLog) count(c fsm.Command) (n int) {
@@ -168,6 +183,15 @@ type testHSM struct {
 	made int
 	// fail, unless nil, is asked before a key is made.
 	fail func() error
+	// random, unless nil, is called before random bytes are had.
+	random func()
+}
+
+func (h *testHSM) Random(ctx context.Context, b []byte) error {
+	if h.random != nil {
+		h.random()
+	}
+	return h.Partition.Random(ctx, b)
 }
 
 func (h *testHSM) GenerateKey(ctx context.Context, s hsm.KeySpec) ([]byte, error) {
@@ -235,6 +259,9 @@ type testLeader struct {
 
 func (l *testLeader) Leads() bool                     { return l.leads }
 func (l *testLeader) MajorityTime() (time.Time, bool) { return l.majority() }
+
+// limited gives the service quotas.
+func (e *env) limited(c limit.Config) { e.limits = limit.New(c, e.clock.Now) }
 
 // env is a service over a log of its own, with the tenants default and acme.
 type env struct {

@@ -8,7 +8,6 @@ import (
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/audit"
-	"github.com/quorumkms/quorumkms/node/kms/limit"
 )
 
 // plain is a keyCommand that needs nothing but the key's reference.
@@ -23,7 +22,7 @@ func (s *Service) RotateKeyOnDemand(ctx context.Context, c Call, key string, exp
 	return s.onKey(ctx, "RotateKeyOnDemand", c, key, expect, nil,
 		func(ctx context.Context, st *fsm.State, k *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
 			if k == nil {
-				return nil, nil
+				return &fsm.RotateKey{KeyRef: ref, Version: 1, Cause: fsm.CauseOnDemand, Token: []byte{0}}, nil
 			}
 			command := &fsm.RotateKey{KeyRef: ref, Version: st.NextVersion(k), Cause: fsm.CauseOnDemand}
 			var err error
@@ -39,11 +38,12 @@ func (s *Service) EnableKeyRotation(ctx context.Context, c Call, key string, per
 	}
 	result, st, err := s.onKey(ctx, "EnableKeyRotation", c, key, expect, period,
 		func(_ context.Context, _ *fsm.State, _ *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
+			command := &fsm.EnableKeyRotation{KeyRef: ref, Period: int64(period / time.Second)}
 			if period%time.Second != 0 || period < s.minRotation {
-				return nil, invalid("rotation period of %s: must be whole seconds, at least %s (rotation.min_period of the nodes) and at most %d days",
+				return command, invalid("rotation period of %s: must be whole seconds, at least %s (rotation.min_period of the nodes) and at most %d days",
 					period, s.minRotation, fsm.MaxRotationPeriod/int64((24*time.Hour).Seconds()))
 			}
-			return &fsm.EnableKeyRotation{KeyRef: ref, Period: int64(period / time.Second)}, nil
+			return command, nil
 		})
 	if err != nil {
 		return nil, nil, err
@@ -70,13 +70,13 @@ func (s *Service) EnableKey(ctx context.Context, c Call, key string, expect uint
 
 // DisableKey makes a key unusable: on every node by the time it returns.
 func (s *Service) DisableKey(ctx context.Context, c Call, key string, expect uint64) (fsm.Result, *fsm.State, error) {
-	return s.restrictKey(ctx, "DisableKey", c, key, expect, nil, plain(func(r fsm.KeyRef) fsm.Command { return &fsm.DisableKey{KeyRef: r} }))
+	return s.onKey(ctx, "DisableKey", c, key, expect, nil, plain(func(r fsm.KeyRef) fsm.Command { return &fsm.DisableKey{KeyRef: r} }))
 }
 
 // SetKeyDecryptOnly lets an enabled key open what it has sealed and nothing more: on
 // every node by the time it returns.
 func (s *Service) SetKeyDecryptOnly(ctx context.Context, c Call, key string, expect uint64) (fsm.Result, *fsm.State, error) {
-	return s.restrictKey(ctx, "SetKeyDecryptOnly", c, key, expect, nil,
+	return s.onKey(ctx, "SetKeyDecryptOnly", c, key, expect, nil,
 		plain(func(r fsm.KeyRef) fsm.Command { return &fsm.SetKeyDecryptOnly{KeyRef: r} }))
 }
 
@@ -85,7 +85,7 @@ func (s *Service) ScheduleKeyDeletion(ctx context.Context, c Call, key string, d
 	if days == 0 {
 		days = fsm.DefaultDeletion
 	}
-	result, st, err := s.restrictKey(ctx, "ScheduleKeyDeletion", c, key, expect, days,
+	result, st, err := s.onKey(ctx, "ScheduleKeyDeletion", c, key, expect, days,
 		plain(func(r fsm.KeyRef) fsm.Command { return &fsm.ScheduleKeyDeletion{KeyRef: r, Days: days} }))
 	if err != nil {
 		return nil, nil, err
@@ -123,23 +123,21 @@ func (s *Service) UntagResource(ctx context.Context, c Call, key string, tagKeys
 }
 
 // onVersion changes one version of a key.
-func (s *Service) onVersion(ctx context.Context, name string, c Call, lane limit.Lane, key string, version uint32, expect uint64, command func(fsm.VersionRef) fsm.Command) (fsm.Result, *fsm.State, error) {
-	x := s.changeOf(name, c, key, expect, version, plain(func(r fsm.KeyRef) fsm.Command {
+func (s *Service) onVersion(ctx context.Context, name string, c Call, key string, version uint32, expect uint64, command func(fsm.VersionRef) fsm.Command) (fsm.Result, *fsm.State, error) {
+	return s.onKey(ctx, name, c, key, expect, version, plain(func(r fsm.KeyRef) fsm.Command {
 		return command(fsm.VersionRef{KeyRef: r, Version: version})
 	}))
-	x.lane = lane
-	return s.apply(ctx, x)
 }
 
 // EnableKeyVersion makes a disabled version usable again.
 func (s *Service) EnableKeyVersion(ctx context.Context, c Call, key string, version uint32, expect uint64) (fsm.Result, *fsm.State, error) {
-	return s.onVersion(ctx, "EnableKeyVersion", c, limit.Control, key, version, expect,
+	return s.onVersion(ctx, "EnableKeyVersion", c, key, version, expect,
 		func(r fsm.VersionRef) fsm.Command { return &fsm.EnableKeyVersion{VersionRef: r} })
 }
 
 // DisableKeyVersion makes one version unusable: on every node by the time it returns.
 func (s *Service) DisableKeyVersion(ctx context.Context, c Call, key string, version uint32, expect uint64) (fsm.Result, *fsm.State, error) {
-	return s.onVersion(ctx, "DisableKeyVersion", c, limit.Restrict, key, version, expect,
+	return s.onVersion(ctx, "DisableKeyVersion", c, key, version, expect,
 		func(r fsm.VersionRef) fsm.Command { return &fsm.DisableKeyVersion{VersionRef: r} })
 }
 
@@ -149,7 +147,7 @@ func (s *Service) ScheduleKeyVersionDestruction(ctx context.Context, c Call, key
 	if days == 0 {
 		days = fsm.DefaultDeletion
 	}
-	result, st, err := s.onVersion(ctx, "ScheduleKeyVersionDestruction", c, limit.Restrict, key, version, expect,
+	result, st, err := s.onVersion(ctx, "ScheduleKeyVersionDestruction", c, key, version, expect,
 		func(r fsm.VersionRef) fsm.Command {
 			return &fsm.ScheduleKeyVersionDestruction{VersionRef: r, Days: days}
 		})
@@ -165,7 +163,7 @@ func (s *Service) ScheduleKeyVersionDestruction(ctx context.Context, c Call, key
 
 // CancelKeyVersionDestruction takes a version back; it is disabled afterwards.
 func (s *Service) CancelKeyVersionDestruction(ctx context.Context, c Call, key string, version uint32, expect uint64) (fsm.Result, *fsm.State, error) {
-	return s.onVersion(ctx, "CancelKeyVersionDestruction", c, limit.Control, key, version, expect,
+	return s.onVersion(ctx, "CancelKeyVersionDestruction", c, key, version, expect,
 		func(r fsm.VersionRef) fsm.Command { return &fsm.CancelKeyVersionDestruction{VersionRef: r} })
 }
 
@@ -187,7 +185,7 @@ func (s *Service) ReleaseResource(ctx context.Context, c Call, key, resource str
 // onResource is what both have in common: an administrator acts for whoever registered
 // the resource, everybody else for itself, as one who may use the key.
 func (s *Service) onResource(ctx context.Context, name string, c Call, key, resource string, expect uint64, command func(ref fsm.KeyRef, by string) fsm.Command) (fsm.Result, *fsm.State, error) {
-	x := s.changeOf(name, c, key, expect, resource, nil)
+	x := s.changeOf(name, c, key, expect, resource)
 	q := question{caller: c.Caller, needs: mayUse, operation: name}
 	by := c.Caller.Principal
 	if c.Caller.Class == ClassAdmin {
@@ -196,12 +194,17 @@ func (s *Service) onResource(ctx context.Context, name string, c Call, key, reso
 			q.operation = "ForceReleaseResource"
 		}
 	}
-	if c.Caller.Class == ClassService { // the resource is what it acts for
-		q.context = []Pair{{fsm.ContextTenant, c.acting()}, {fsm.ContextResource, resource}}
-	}
 	x.needs, x.target = q.needs, resource
-	x.syntax = func() error { return fsm.WellFormed(command(fsm.KeyRef{ID: uuid.Max}, by)) }
+	x.shown = command(fsm.KeyRef{ID: uuid.Max}, by)
 	x.build = func(_ context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
+		q := q
+		if c.Caller.Class == ClassService { // the resource is what it acts for, and the key says for whom
+			ref, err := parseReference(st, c, key)
+			if err != nil {
+				return nil, err
+			}
+			q.context = []Pair{{fsm.ContextTenant, ref.tenant}, {fsm.ContextResource, resource}}
+		}
 		k, err := s.named(st, c, key, q, e)
 		if err != nil {
 			return nil, err

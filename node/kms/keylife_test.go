@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -43,12 +44,12 @@ func TestResources(t *testing.T) {
 		{"a user", as(uma), key, "volume/1", nil, "", "default policy"},
 		{"an administrator", as(ada), key, "volume/2", nil, "", "default policy"},
 		{"a service, by its grant", in(obs, "default"), key, "bucket/1", nil, "", "grant"},
-		{"a service, another resource than granted", in(obs, "default"), key, "bucket/2", ErrDenied, "needs a grant", "tenant"},
-		{"a service without a grant", in(vol, "default"), key, "bucket/1", ErrDenied, "needs a grant", "tenant"},
+		{"a service, another resource than granted", in(obs, "default"), key, "bucket/2", ErrDenied, "no grant of yours", "tenant"},
+		{"a service without a grant", in(vol, "default"), key, "bucket/1", ErrDenied, "no grant of yours", "tenant"},
 		{"a service, its own key", in(obs, "default"), own.ID.String(), "bucket/9", nil, "", "service key"},
-		{"another service's key", in(vol, "default"), own.ID.String(), "bucket/9", ErrDenied, "needs a grant", "service key"},
+		{"another service's key", in(vol, "default"), own.ID.String(), "bucket/9", ErrDenied, "no grant of yours", "service key"},
 		{"another tenant's user, by its grant", in(una, "default"), key, "volume/3", nil, "", "grant"},
-		{"one who may only look", in("acme/user/reader", "default"), key, "volume/4", ErrDenied, "needs a grant", "tenant"},
+		{"one who may only look", in("acme/user/reader", "default"), key, "volume/4", ErrDenied, "no grant of yours", "tenant"},
 		{"an auditor", as(tom), key, "volume/4", ErrDenied, "class auditor", "role"},
 		{"an operator", as(olga), key, "volume/4", ErrDenied, "class operator", "role"},
 		{"no name", as(uma), key, "", fsm.ErrInvalid, "1 to 512", ""},
@@ -295,7 +296,7 @@ func TestVersionStates(t *testing.T) {
 	version(func() error { _, _, err := e.CancelKeyVersionDestruction(ctx, as(ada), key, 1, 0); return err }, fsm.ErrVersionDisabled)
 	version(func() error { _, _, err := e.EnableKeyVersion(ctx, as(ada), key, 1, 0); return err }, nil)
 	_, _, err = e.ScheduleKeyVersionDestruction(ctx, as(ada), key, 2, 7, 0)
-	e.refused(err, fsm.ErrUnsupported, "current one")
+	e.refused(err, fsm.ErrVersionCurrent, "current one")
 	_, _, err = e.DisableKeyVersion(ctx, as(ada), key, 3, 0)
 	e.refused(err, fsm.ErrNotFound, "no version 3")
 	_, _, err = e.DisableKeyVersion(ctx, as(ada), key, 0, 0)
@@ -380,4 +381,56 @@ func TestRecordsOfChanges(t *testing.T) {
 	if r := e.audit.last(); r.KeyID != key || r.KeyVersion != 0 || !strings.HasPrefix(r.DecidedBy, "default policy") {
 		t.Errorf("%+v", r)
 	}
+}
+
+// TestResourceByARN: a service that names a key by its ARN acts for that key's tenant.
+func TestResourceByARN(t *testing.T) {
+	e := newEnv(t)
+	key := e.key("acme")
+	_, _, err := e.CreateGrant(t.Context(), as(abel), key, GrantParams{
+		Grantee: who(obs), Operations: ops(fsm.GrantEncrypt), Constraints: fsm.Constraints{Subset: tagsOf(acting("acme", "bucket/1"))},
+	})
+	e.ok(err)
+	arn := e.arn("acme", key)
+	_, _, err = e.BindResource(t.Context(), as(obs), arn, "bucket/1", 0)
+	e.ok(err)
+	_, _, err = e.BindResource(t.Context(), as(obs), arn, "bucket/2", 0)
+	e.refused(err, ErrDenied)
+	_, _, err = e.ReleaseResource(t.Context(), as(obs), arn, "bucket/1", 0)
+	e.ok(err)
+}
+
+// TestRestrictionsOutlastChanges: whoever changes a key again and again does not keep its
+// restrictions from being made; what restricts nothing gives up.
+func TestRestrictionsOutlastChanges(t *testing.T) {
+	e := newEnv(t)
+	key := e.key("default")
+	left := 0
+	e.log.lost = func(p fsm.Proposal) error { // before each proposal a co-administrator is faster
+		if _, own := p.Command.(*fsm.UpdateKeyDescription); left > 0 && !own {
+			left--
+			e.do(&fsm.UpdateKeyDescription{KeyRef: fsm.KeyRef{ID: uuid.MustParse(key), Tenant: "default"}, Description: fmt.Sprint(left)})
+		}
+		return nil
+	}
+	left = 50
+	_, _, err := e.DisableKey(t.Context(), as(ada), key, 0)
+	e.ok(err)
+	if left != 0 || e.stored(key).State != fsm.KeyDisabled {
+		t.Errorf("%d changes were left, the key is %s", left, e.stored(key).State)
+	}
+	left = 50
+	_, _, err = e.EnableKey(t.Context(), as(ada), key, 0)
+	e.refused(err, fsm.ErrConflict)
+	left = 50
+	_, _, err = e.PutPolicy(t.Context(), as(ada), key, everybody, nil)
+	e.ok(err)
+	left = 1
+	_, _, err = e.DisableKey(t.Context(), as(ada), key, e.stored(key).Revision)
+	e.refused(err, fsm.ErrConflict)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	left = 1
+	_, _, err = e.DisableKey(ctx, as(ada), key, 0)
+	e.refused(err, fsm.ErrConflict)
 }

@@ -23,7 +23,7 @@ const (
 )
 
 // conflictTries bounds how often a command is proposed again because the key it
-// was decided on changed meanwhile, where the caller named no revision.
+// was decided on changed meanwhile, unless it restricts.
 const conflictTries = 5
 
 // Metadata is a key as callers see it.
@@ -34,6 +34,7 @@ type Metadata struct {
 	Use       fsm.LastUse // what is known of it
 	Resources int         // that it protects
 	Frozen    string      // why no key of the tenant can be used; empty: it is not frozen
+	Hidden    bool        // of a list: the caller may not describe it, and learns no more than its id, tenant and ARN
 }
 
 func metadata(st *fsm.State, k *fsm.Key) Metadata {
@@ -55,17 +56,39 @@ func metadata(st *fsm.State, k *fsm.Key) Metadata {
 // change is one mutation: what was asked for (params, for the request id) and how
 // to make the command from a state.
 type change struct {
-	name   string
-	call   Call
-	needs  permission
-	lane   limit.Lane
+	name  string
+	call  Call
+	needs permission
+	// shown is a command of its kind as far as the request says it: its effect gives the
+	// lane, and it shows whether the request is well-formed.
+	shown  fsm.Command
+	wrong  error // what else is wrong with the request, whatever there is
 	params any
-	expect uint64 // revision named by the caller; 0: none
-	target string // what it is about, for the record
-	other  bool   // the answer names a grant or a policy, not a key
-	// syntax says what is wrong with the request, whatever there is; nil: nothing can be.
-	syntax func() error
+	expect uint64       // revision named by the caller; 0: none
+	target string       // what it is about, for the record
+	notKey bool         // the result names a grant or a policy, not a key
+	pinned bool         // the caller named what else it expects, such as a revision of a policy
+	syntax func() error // says what is wrong and costs more to find out; nil: nothing can be
 	build  func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error)
+}
+
+// question is what a change of one key asks.
+func (c change) question() question {
+	return question{caller: c.call.Caller, needs: c.needs, operation: c.name}
+}
+
+// restricts tells whether the change takes something away. That the command of a grant
+// counts as a restriction makes its call wait, and is no reason for it to go ahead of others.
+func (c change) restricts() bool {
+	_, grants := c.shown.(*fsm.CreateGrant)
+	return !grants && fsm.EffectOf(c.shown) == fsm.Restricts
+}
+
+func (c change) lane() limit.Lane {
+	if c.restricts() {
+		return limit.Restrict
+	}
+	return limit.Control
 }
 
 // apply authorises a change, proposes it and records how it ended. The state
@@ -80,7 +103,7 @@ func (s *Service) apply(ctx context.Context, c change) (fsm.Result, *fsm.State, 
 	switch {
 	case e.Grant != "":
 		e.Grant = cmp.Or(result.ID, e.Grant) // a name that is taken answers with the grant that has it
-	case e.KeyID != "" && !c.other:
+	case e.KeyID != "" && !c.notKey:
 		e.KeyID, e.KeyVersion = cmp.Or(result.ID, e.KeyID), result.Version // a repeated CreateKey answers with the first one's key
 	}
 	if err := s.succeed(e, st); err != nil {
@@ -89,17 +112,24 @@ func (s *Service) apply(ctx context.Context, c change) (fsm.Result, *fsm.State, 
 	return result, st, nil
 }
 
+// enter is the way in of a change. What is cheap to check of a request's syntax comes first,
+// as with every call; what is not (a policy of 32 KiB takes up to 200 ms) behind the class and
+// the quota, and still before anything that tells whether there is a key.
+func (c change) enter(ctx context.Context, s *Service, e *audit.Event) error {
+	if err := cmp.Or(c.wrong, fsm.WellFormed(c.shown)); err != nil {
+		return early{err}
+	}
+	if err := s.admit(ctx, c.call, c.needs, c.lane(), e); err != nil {
+		return err
+	}
+	if c.syntax == nil {
+		return nil
+	}
+	return c.syntax()
+}
+
 func (s *Service) propose(ctx context.Context, c change, e *audit.Event) (fsm.Result, *fsm.State, error) {
-	if err := s.admit(c.call, c.lane); err != nil {
-		return fsm.Result{}, nil, err
-	}
-	if c.syntax != nil {
-		if err := c.syntax(); err != nil {
-			return fsm.Result{}, nil, err
-		}
-	}
-	if err := c.call.Caller.Class.may(c.needs); err != nil {
-		e.DecidedBy = "role"
+	if err := c.enter(ctx, s, e); err != nil {
 		return fsm.Result{}, nil, err
 	}
 	if err := s.audit.Healthy(); err != nil {
@@ -137,10 +167,17 @@ func (s *Service) propose(ctx context.Context, c change, e *audit.Event) (fsm.Re
 		}
 		result, err := s.log.Propose(ctx, p)
 		st = s.log.State()
-		if !errors.Is(err, fsm.ErrConflict) || c.expect != 0 || try == conflictTries {
+		if !errors.Is(err, fsm.ErrConflict) || !c.again(ctx, try) {
 			return result, st, err
 		}
 	}
+}
+
+// again tells whether a change is made again that was decided on a state which is no more,
+// where the caller named no revision. A restriction is, as long as there is time: nobody
+// holds it up by changing its key.
+func (c change) again(ctx context.Context, try int) bool {
+	return c.expect == 0 && !c.pinned && ctx.Err() == nil && (c.restricts() || try < conflictTries)
 }
 
 // present is a state that a decision may be made on: the lease first, then the state, as
@@ -182,54 +219,35 @@ func requestDigest(name, tenant string, params any) ([]byte, error) {
 }
 
 // keyCommand makes the command of a change of one key. Without a state and a key it makes
-// one that shows whether the request is well-formed; nil if nothing of it can be wrong.
+// one that shows what is asked for, beside an error too.
 type keyCommand func(ctx context.Context, st *fsm.State, k *fsm.Key, ref fsm.KeyRef) (fsm.Command, error)
 
 // onKey changes one existing key.
 func (s *Service) onKey(ctx context.Context, name string, c Call, key string, expect uint64, params any, command keyCommand) (fsm.Result, *fsm.State, error) {
-	return s.apply(ctx, s.changeOf(name, c, key, expect, params, command))
-}
-
-// restrictKey is onKey for what takes something away: it has a lane of its own.
-func (s *Service) restrictKey(ctx context.Context, name string, c Call, key string, expect uint64, params any, command keyCommand) (fsm.Result, *fsm.State, error) {
-	x := s.changeOf(name, c, key, expect, params, command)
-	x.lane = limit.Restrict
+	x := s.changeOf(name, c, key, expect, params)
+	x.shown, x.wrong = command(ctx, nil, nil, fsm.KeyRef{ID: uuid.Max})
+	x.build = func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
+		k, err := s.named(st, c, key, x.question(), e)
+		if err != nil {
+			return nil, err
+		}
+		return command(ctx, st, k, fsm.KeyRef{ID: k.ID, Tenant: k.Tenant, Expect: cmp.Or(expect, k.Revision)})
+	}
 	return s.apply(ctx, x)
 }
 
-// changeOf is a change of one existing key. Without a revision from the caller the
-// command expects the one it was decided on.
-func (s *Service) changeOf(name string, c Call, key string, expect uint64, params any, command keyCommand) change {
+// changeOf is a change of one existing key by its administrators, so far as the request
+// says it. Without a revision from the caller the command expects the one that it is
+// decided on.
+func (s *Service) changeOf(name string, c Call, key string, expect uint64, params any) change {
 	return change{
-		name: name, call: c, needs: mayAdminister, lane: limit.Control, expect: expect,
+		name: name, call: c, needs: mayAdminister, expect: expect,
 		params: struct {
 			Key    string
 			Expect uint64
 			Params any
 		}{key, expect, params},
-		syntax: func() error {
-			if command == nil {
-				return nil
-			}
-			shown, err := command(context.Background(), nil, nil, fsm.KeyRef{ID: uuid.Max})
-			return cmp.Or(err, wellFormed(shown))
-		},
-		build: func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
-			k, err := s.named(st, c, key, question{caller: c.Caller, needs: mayAdminister, operation: name}, e)
-			if err != nil {
-				return nil, err
-			}
-			return command(ctx, st, k, fsm.KeyRef{ID: k.ID, Tenant: k.Tenant, Expect: cmp.Or(expect, k.Revision)})
-		},
 	}
-}
-
-// wellFormed says what is wrong with a command, whatever the state; nothing with none.
-func wellFormed(c fsm.Command) error {
-	if c == nil {
-		return nil
-	}
-	return fsm.WellFormed(c)
 }
 
 // named finds the key that a call names and asks whether the caller may; both go into
@@ -266,10 +284,8 @@ type KeyParams struct {
 // CreateKey makes a key in the HSM and returns when it is committed.
 func (s *Service) CreateKey(ctx context.Context, c Call, p KeyParams) (Metadata, *fsm.State, error) {
 	result, st, err := s.apply(ctx, change{
-		name: "CreateKey", call: c, needs: mayAdminister, lane: limit.Control, params: p,
-		syntax: func() error {
-			return fsm.WellFormed(&fsm.CreateKey{ID: uuid.Max, Description: p.Description, Usage: p.Usage, Spec: p.Spec, Tags: p.Tags, Version: 1, Token: []byte{0}})
-		},
+		name: "CreateKey", call: c, needs: mayAdminister, params: p,
+		shown: &fsm.CreateKey{ID: uuid.Max, Description: p.Description, Usage: p.Usage, Spec: p.Spec, Tags: p.Tags, Version: 1, Token: []byte{0}},
 		build: func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
 			tenant, err := s.ofTenant(st, c, question{caller: c.Caller, needs: mayAdminister, operation: "CreateKey"}, e)
 			if err != nil {

@@ -44,13 +44,7 @@ func Operate[T any](ctx context.Context, s *Service, o Operation[T]) (T, error) 
 func operate[T any](ctx context.Context, s *Service, o Operation[T], e *audit.Event) (T, error) {
 	var none T
 	e.Tenant, e.DecidedBy = o.Call.acting(), "role"
-	if err := s.admit(o.Call, limit.Restrict); err != nil { // what repairs a cluster is not held up by anything else
-		return none, err
-	}
-	if err := o.Call.Caller.Class.may(mayOperate); err != nil {
-		return none, err
-	}
-	if err := enabled(s.log.State(), o.Call.Caller); err != nil {
+	if err := s.admit(ctx, o.Call, mayOperate, limit.Restrict, e); err != nil { // what repairs a cluster is not held up by anything else
 		return none, err
 	}
 	var err error
@@ -81,12 +75,14 @@ func operate[T any](ctx context.Context, s *Service, o Operation[T], e *audit.Ev
 }
 
 // Observe records a call that anyone with a certificate may make.
-func (s *Service) Observe(name string, c Call) error {
+func (s *Service) Observe(ctx context.Context, name string, c Call) error {
 	e := begin(name, c)
 	e.DecidedBy = "anyone"
-	err := s.admit(c, limit.Control)
-	if err == nil {
-		err = enabled(s.log.State(), c.Caller)
+	err := c.syntax()
+	if err != nil {
+		err = early{err}
+	} else {
+		err = s.count(ctx, c, limit.Control, &e)
 	}
 	if err != nil {
 		return s.refuse(e, err)

@@ -2,6 +2,7 @@ package kms
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -11,13 +12,14 @@ import (
 )
 
 const (
-	// maxParsed bounds the revisions of policies that are kept parsed.
-	maxParsed = 4096
+	// maxLoaded bounds the revisions of policies that are kept loaded.
+	maxLoaded = 4096
 	// maxDecided bounds the decisions that are remembered.
 	maxDecided = 8192
 )
 
-// policies decides by the policies that stand in a state. Revisions are parsed once: a
+// policies decides by the policies that stand in a state. Revisions are loaded once, also
+// when many ask for one at the same time: a
 // record of the state never changes, so what was parsed from it stays right. A decision
 // is remembered only where nothing but the records it was made from can change it: the
 // policies, the key, the principal and the operation, and no statement looks at the
@@ -26,7 +28,7 @@ type policies struct {
 	standard *policy.Set // of tenants that have none
 
 	mu      sync.RWMutex
-	parsed  map[*fsm.Policy]*policy.Set // nil: it does not parse
+	loaded  map[*fsm.Policy]func() *policy.Set // loads at its first call; nil: it cannot be read
 	decided map[decided]verdict
 }
 
@@ -50,7 +52,7 @@ func newPolicies() *policies {
 	if err != nil {
 		panic(fmt.Sprintf("kms: the default policy does not parse: %v", err)) // a test parses it
 	}
-	return &policies{standard: standard, parsed: map[*fsm.Policy]*policy.Set{}, decided: map[decided]verdict{}}
+	return &policies{standard: standard, loaded: map[*fsm.Policy]func() *policy.Set{}, decided: map[decided]verdict{}}
 }
 
 // decide tells what a tenant's policy and a key's say, and which statement did.
@@ -65,9 +67,9 @@ func (p *policies) decide(st *fsm.State, t *fsm.Tenant, k *fsm.Key, q question, 
 	if own == nil && ofKey == nil {
 		return standard(q)
 	}
-	sets, ok := p.sets(own, ofKey)
-	if !ok {
-		return policy.Forbidden, "a policy that this node cannot read"
+	sets := p.sets(own, ofKey, q.operation)
+	if i := slices.IndexFunc(sets, func(n policy.Named) bool { return n.Set == nil }); i >= 0 {
+		return unreadable(st, sets[:i], sets[i].Name, k, q, now)
 	}
 	name := decided{own, ofKey, k, t.Name, q.caller.Principal, q.operation}
 	remember := true
@@ -86,9 +88,7 @@ func (p *policies) decide(st *fsm.State, t *fsm.Tenant, k *fsm.Key, q question, 
 	if remember {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if len(p.decided) >= maxDecided {
-			clear(p.decided)
-		}
+		makeRoom(p.decided, maxDecided)
 		p.decided[name] = verdict{effect, by}
 	}
 	return effect, by
@@ -108,49 +108,117 @@ func standard(q question) (policy.Effect, string) {
 	return policy.Silent, by
 }
 
-// sets gives the policies parsed; ok is false if one cannot be read.
-func (p *policies) sets(own, ofKey *fsm.Policy) (sets []policy.Named, ok bool) {
-	sets = make([]policy.Named, 0, 2)
-	if own == nil {
-		sets = append(sets, policy.Named{Name: "default policy", Set: p.standard})
-	} else {
-		sets = append(sets, policy.Named{Name: "tenant policy", Set: p.parse(own)})
+// sets gives the policies parsed, the tenant's first: one that cannot be read has no set.
+// Who may replace a policy is asked of texts that are checked anew: where a condition says
+// what this release does not know, nobody could.
+func (p *policies) sets(own, ofKey *fsm.Policy, operation string) []policy.Named {
+	read := p.load
+	if slices.Contains(replacing, operation) {
+		read = checked
+	}
+	sets := make([]policy.Named, 1, 2)
+	sets[0] = policy.Named{Name: "default policy", Set: p.standard}
+	if own != nil {
+		sets[0] = policy.Named{Name: "tenant policy", Set: read(own)}
 	}
 	if ofKey != nil {
-		sets = append(sets, policy.Named{Name: "key policy", Set: p.parse(ofKey)})
+		sets = append(sets, policy.Named{Name: "key policy", Set: read(ofKey)})
 	}
-	for _, s := range sets {
-		if s.Set == nil {
-			return nil, false
-		}
-	}
-	return sets, true
+	return sets
 }
 
-// parse reads a revision, once. It was validated when it was proposed; one that this
-// release cannot read all the same gives nil.
-func (p *policies) parse(r *fsm.Policy) *policy.Set {
-	p.mu.RLock()
-	set, known := p.parsed[r]
-	p.mu.RUnlock()
-	if known {
-		return set
-	}
+// replacing are the operations that put another policy in the place of one.
+var replacing = []string{"PutTenantPolicy", "DeleteTenantPolicy", "PutKeyPolicy", "DeleteKeyPolicy"}
+
+func checked(r *fsm.Policy) *policy.Set {
 	set, err := policy.Parse(r.Text)
 	if err != nil {
-		set = nil
+		return nil
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.parsed) >= maxParsed {
-		clear(p.parsed)
-	}
-	p.parsed[r] = set
 	return set
 }
 
-// ask has Cedar decide.
-func ask(st *fsm.State, sets []policy.Named, k *fsm.Key, q question, now time.Time) (policy.Effect, string) {
+// unreadable decides where a policy cannot be read, as one that a later release has
+// written: it forbids everything but to put another in its place or to delete it. That
+// the policies before it decide; before the tenant's there is none, and its administrators
+// may.
+func unreadable(st *fsm.State, before []policy.Named, name string, k *fsm.Key, q question, now time.Time) (policy.Effect, string) {
+	switch q.operation {
+	case "PutKeyPolicy", "DeleteKeyPolicy":
+		if len(before) > 0 {
+			return ask(st, before, k, q, now)
+		}
+	case "PutTenantPolicy", "DeleteTenantPolicy":
+		if q.caller.Class == ClassAdmin && !q.caller.foreign(q.tenant) {
+			return policy.Permitted, "role, as the " + name + " cannot be read"
+		}
+	}
+	return policy.Forbidden, "a " + name + " that this node cannot read"
+}
+
+// lasts is nil if the policies of a tenant, or of its key, let the caller put another,
+// whatever the time, tags and aliases become. Where a key's does not forbid
+// that, the tenant's can always permit it: the tenant's itself has to.
+func (p *policies) lasts(st *fsm.State, t *fsm.Tenant, k *fsm.Key, q question, now time.Time) error {
+	var own, ofKey *fsm.Policy
+	if k == nil {
+		own, _ = st.Policy(t.Name, fsm.ID{}, t.Policy)
+	} else if ofKey, _ = st.Policy(t.Name, k.ID, k.Policy); ofKey == nil {
+		return nil
+	}
+	sets := p.sets(own, ofKey, q.operation)
+	if k != nil {
+		sets = sets[1:]
+	}
+	r := request(st, k, q, now)
+	const changes = "the time, tags or aliases"
+	switch d := policy.Lasting(r, sets...); {
+	case d.Effect == policy.Forbidden:
+		return fmt.Errorf("%s can come to forbid it, by %s: leave the administrator out with unless { principal == KMS::Admin::%q }", cause(d), changes, q.caller.Principal)
+	case k == nil && d.Effect != policy.Permitted:
+		return fmt.Errorf("%s permits it only as long as %s are right: add permit (principal == KMS::Admin::%q, action == KMS::Action::%q, resource);",
+			cause(policy.Decide(r, sets...)), changes, q.caller.Principal, q.operation)
+	}
+	return nil
+}
+
+// load reads a revision, once. It was validated when it was proposed; one that this
+// release cannot read all the same gives nil.
+func (p *policies) load(r *fsm.Policy) *policy.Set {
+	p.mu.RLock()
+	set, known := p.loaded[r]
+	p.mu.RUnlock()
+	if known {
+		return set()
+	}
+	p.mu.Lock()
+	if set, known = p.loaded[r]; !known {
+		set = sync.OnceValue(func() *policy.Set {
+			set, err := policy.Load(r.Text)
+			if err != nil {
+				return nil
+			}
+			return set
+		})
+		makeRoom(p.loaded, maxLoaded)
+		p.loaded[r] = set
+	}
+	p.mu.Unlock()
+	return set()
+}
+
+// makeRoom takes something out of a full memory, whatever it is: what is used comes back.
+func makeRoom[K comparable, V any](m map[K]V, most int) {
+	for k := range m {
+		if len(m) < most {
+			return
+		}
+		delete(m, k)
+	}
+}
+
+// request is a question as Cedar's policies are asked.
+func request(st *fsm.State, k *fsm.Key, q question, now time.Time) policy.Request {
 	r := policy.Request{
 		Principal: policy.Principal{URI: q.caller.Principal, Class: string(q.caller.Class), Tenant: q.caller.Tenant, Name: q.caller.Name},
 		Action:    q.operation, Tenant: q.tenant, Time: time.Unix(0, max(now.UnixNano(), st.Now())),
@@ -170,7 +238,12 @@ func ask(st *fsm.State, sets []policy.Named, k *fsm.Key, q question, now time.Ti
 			r.Key.Tags = append(r.Key.Tags, policy.Tag(t))
 		}
 	}
-	d := policy.Decide(r, sets...)
+	return r
+}
+
+// ask has Cedar decide.
+func ask(st *fsm.State, sets []policy.Named, k *fsm.Key, q question, now time.Time) (policy.Effect, string) {
+	d := policy.Decide(request(st, k, q, now), sets...)
 	return d.Effect, cause(d)
 }
 

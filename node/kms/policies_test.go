@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/uuid"
@@ -59,10 +60,13 @@ func TestNeeded(t *testing.T) {
 		{ada, "EnablePrincipal", mayGovern},
 		{tom, "DescribeKey", mayRead},
 		{uma, "ListGrants", mayRead},
+		{tom, "DescribeTenant", mayRead},
+		{olga, "DescribeTenant", mayOperate},
+		{olga, "DescribeKey", mayRead},
 	} {
-		a, ok := findAction(c.action)
-		if !ok {
-			t.Fatalf("no action %s", c.action)
+		a, err := policy.Find(c.action)
+		if err != nil {
+			t.Fatal(err)
 		}
 		if got := needed(caller(c.who), a); got != c.want {
 			t.Errorf("%s, %s: may %s, want %s", c.who, c.action, got, c.want)
@@ -135,7 +139,7 @@ func TestDecisionsAreRemembered(t *testing.T) {
 		"default":            {"", 0},
 		"no context":         {everybody, 1},
 		"encryption context": {everybody + `forbid (principal, action, resource) when { context.encryption_context.hasTag("x") };`, 0},
-		"time":               {everybody + `forbid (principal, action, resource) when { context.time < datetime("2020-01-01") };`, 0},
+		"time":               {everybody + `forbid (principal is KMS::User, action, resource) when { context.time < datetime("2020-01-01") };`, 0},
 		"source service":     {everybody + `forbid (principal, action, resource) when { context has source_service };`, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -168,20 +172,37 @@ func TestParsedOnce(t *testing.T) {
 	key := e.key("default")
 	e.put("", everybody)
 	e.put(key, everybody)
-	clear(e.policies.parsed)
+	clear(e.policies.loaded)
 	st := e.log.State()
 	own, _ := st.Policy("default", fsm.ID{}, 1)
-	first := e.policies.parse(own)
+	first := e.policies.load(own)
 	for range 3 {
 		e.ok(e.encrypts(as(uma), key))
 	}
-	if again := e.policies.parse(own); again != first || len(e.policies.parsed) != 2 {
-		t.Errorf("%d parsed, the same: %v", len(e.policies.parsed), again == first)
+	if again := e.policies.load(own); again != first || len(e.policies.loaded) != 2 {
+		t.Errorf("%d loaded, the same: %v", len(e.policies.loaded), again == first)
 	}
 	e.put("", everybody+" ")
 	e.ok(e.encrypts(as(uma), key))
-	if len(e.policies.parsed) != 3 {
-		t.Errorf("%d parsed after a new revision", len(e.policies.parsed))
+	if len(e.policies.loaded) != 3 {
+		t.Errorf("%d loaded after a new revision", len(e.policies.loaded))
+	}
+}
+
+// TestLoadedByOne: many that ask for a revision at once wait for one that loads it.
+func TestLoadedByOne(t *testing.T) {
+	p := newPolicies()
+	r := &fsm.Policy{Number: 1, Text: strings.Repeat(everybody, 50)}
+	var all [8]*policy.Set
+	var wg sync.WaitGroup
+	for i := range all {
+		wg.Go(func() { all[i] = p.load(r) })
+	}
+	wg.Wait()
+	for _, s := range all {
+		if s == nil || s != all[0] {
+			t.Fatal("loaded more than once")
+		}
 	}
 }
 
@@ -195,25 +216,38 @@ func TestUnreadablePolicyForbids(t *testing.T) {
 			if of == "key" {
 				at = key
 			}
-			e.force("default", at, "permit (principal, action, resource) when { context.of_the_future };")
+			e.force("default", at, `permit (principal, action == KMS::Action::"OfTheFuture", resource);`)
 			for range 2 {
 				e.refused(e.encrypts(as(uma), key), ErrDenied, "cannot read")
 			}
 			_, _, err := e.DescribeKey(t.Context(), as(ada), key)
 			e.refused(err, ErrDenied, "cannot read")
 		})
+		t.Run(of+", a condition", func(t *testing.T) { // it neither permits nor can be passed by
+			e := newEnv(t)
+			key := e.key("default")
+			at := ""
+			if of == "key" {
+				at = key
+			}
+			e.force("default", at, everybody+"forbid (principal, action, resource) when { context.of_the_future };")
+			e.refused(e.encrypts(as(uma), key), ErrDenied, "cannot be evaluated")
+			e.force("default", "", "permit (principal, action, resource) when { context.of_the_future };")
+			e.force("default", key, "")
+			e.refused(e.encrypts(as(uma), key), ErrDenied, "no policy and no grant")
+		})
 	}
 }
 
 func TestCachesAreBounded(t *testing.T) {
 	p := newPolicies()
-	for i := range maxParsed + 10 {
-		p.parse(&fsm.Policy{Number: uint32(i + 1), Text: everybody})
-		if len(p.parsed) > maxParsed {
-			t.Fatalf("%d parsed", len(p.parsed))
+	for i := range maxLoaded + 10 {
+		p.load(&fsm.Policy{Number: uint32(i + 1), Text: everybody})
+		if n := len(p.loaded); n > maxLoaded || i > maxLoaded && n != maxLoaded { // one goes, not all
+			t.Fatalf("%d loaded", n)
 		}
-		if i > 20 && i < maxParsed-10 { // parsing takes time
-			p.parsed[&fsm.Policy{Number: uint32(i)}] = nil
+		if i > 20 && i < maxLoaded-10 { // parsing takes time
+			p.loaded[&fsm.Policy{Number: uint32(i)}] = nil
 		}
 	}
 	e := newEnv(t)

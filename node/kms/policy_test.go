@@ -16,6 +16,45 @@ func permitTo(kind, short, action string) string {
 	return fmt.Sprintf("permit (principal == KMS::%s::%q, action == KMS::Action::%q, resource);\n", kind, who(short), action)
 }
 
+const closedByTag = `forbid (principal, action, resource is KMS::Key) when { resource.hasTag("x") };`
+
+// TestLockoutSays: what would be wrong later is named, and what would be right.
+func TestLockoutSays(t *testing.T) {
+	e := newEnv(t)
+	key := e.key("default")
+	_, _, err := e.PutPolicy(t.Context(), as(bea), "", `@id("brief") permit (principal, action, resource) when { context.time < datetime("2027-01-01") };`, nil)
+	e.refused(err, ErrLockout, "brief (line 1)", `permit (principal == KMS::Admin::"`+who(bea)+`", action == KMS::Action::"PutTenantPolicy", resource);`)
+	_, _, err = e.PutPolicy(t.Context(), as(bea), key, closedByTag, nil)
+	e.refused(err, ErrLockout, "statement 1 (line 1)", `unless { principal == KMS::Admin::"`+who(bea)+`" }`)
+}
+
+// TestUnreadablePolicyIsReplaced: whoever may by what can be read puts another in the place
+// of a policy that cannot.
+func TestUnreadablePolicyIsReplaced(t *testing.T) {
+	for _, future := range []string{"permit (principal is KMS::Robot, action, resource);", "permit (principal, action, resource) when { context.of_the_future };"} {
+		for _, text := range []string{everybody, ""} {
+			e := newEnv(t)
+			key := e.key("default")
+			e.force("default", "", future)
+			e.force("default", key, future)
+			put := func(short, key string) error {
+				_, _, err := e.PutPolicy(t.Context(), as(short), key, text, nil)
+				return err
+			}
+			e.refused(put(ada, key), ErrDenied, "tenant policy", "cannot read")
+			e.refused(put(uma, ""), ErrDenied)
+			_, _, err := e.PutPolicy(t.Context(), in(abel, "default"), "", text, nil)
+			e.refused(err, ErrDenied)
+			_, _, err = e.ListKeys(t.Context(), as(ada), 0, "")
+			e.refused(err, ErrDenied)
+			e.ok(put(ada, ""))
+			e.refused(put(uma, key), ErrDenied)
+			e.ok(put(ada, key))
+			e.ok(e.encrypts(as(uma), key))
+		}
+	}
+}
+
 func TestLockout(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -41,6 +80,19 @@ func TestLockout(t *testing.T) {
 		{"a key's: the tenant's still permits", bea, true, permitTo("User", uma, "Encrypt"), nil, nil},
 		{"a key's: putting it is forbidden to all but the first", bea, true, `forbid (principal, action == KMS::Action::"PutKeyPolicy", resource) unless { principal == KMS::Admin::"` + who(ada) + `" };`, nil, nil},
 		{"a key's: putting it is forbidden", bea, true, `forbid (principal, action == KMS::Action::"PutKeyPolicy", resource);`, nil, ErrLockout},
+		{"for a while", bea, false, "permit (principal is KMS::Admin, action, resource) when { context.time < datetime(\"2026-05-04T12:00:06Z\") };", nil, ErrLockout},
+		{"for a while, and then others", bea, false, everybody + "forbid (principal is KMS::User, action, resource) when { context.time > datetime(\"2026-05-04T12:00:06Z\") };", nil, nil},
+		{"from then on nobody", bea, false, everybody + "forbid (principal, action, resource) when { context.time > datetime(\"2026-05-04T12:00:06Z\") };", nil, ErrLockout},
+		{"from then on nobody but the first administrator", bea, false, everybody + "forbid (principal, action, resource) when { context.time > datetime(\"2026-05-04T12:00:06Z\") } unless { principal == KMS::Admin::\"" + who(ada) + "\" };", nil, nil},
+		{"from somewhere only", bea, false, "permit (principal, action, resource) when { context.encryption_context.hasTag(\"x\") };", nil, ErrLockout},
+		{"keys that will be tagged: the tenant's can be replaced", bea, false, everybody + closedByTag, nil, nil},
+		{"a key's: as soon as it is tagged", bea, true, closedByTag, nil, ErrLockout},
+		{"a key's: as soon as it is tagged, but for the first administrator", bea, true, strings.TrimSuffix(closedByTag, ";") + " unless { principal == KMS::Admin::\"" + who(ada) + "\" };", nil, nil},
+		{"a key's: its use as soon as it is tagged", bea, true, strings.Replace(closedByTag, "action", `action in KMS::Action::"use"`, 1), nil, nil},
+		{"a key's: as soon as it has an alias", bea, true, "forbid (principal, action, resource is KMS::Key) when { resource.aliases.contains(\"alias/x\") };", nil, ErrLockout},
+		{"a key's: where the tenant's depends on tags", bea, true, permitTo("User", uma, "Encrypt"), func(e *env) {
+			e.put("", "permit (principal is KMS::Admin, action, resource) unless { resource is KMS::Key && resource.hasTag(\"x\") };"+permitTo("Admin", ada, "PutTenantPolicy"))
+		}, nil},
 		{"deleting", bea, false, "", func(e *env) { e.put("", onlyAdmins) }, nil},
 		{"what does not parse", bea, false, "permit (all);", nil, ErrPolicy},
 		{"what the schema does not know", bea, false, "permit (principal, action, resource) when { resource.color };", nil, ErrPolicy},
@@ -157,22 +209,22 @@ func TestExplain(t *testing.T) {
 		{"default policy", uma, key, "Encrypt", nil, true, "default policy", ""},
 		{"default policy, an administrator", ada, key, "DisableKey", nil, true, "default policy", ""},
 		{"default policy, the tenant", ada, "", "CreateKey", nil, true, "default policy", ""},
-		{"default policy, an auditor", cleo, key, "DescribeKey", nil, true, "default policy", ""},
+		{"an auditor of all tenants", cleo, key, "DescribeKey", nil, true, "auditor of all tenants", ""},
 		{"role", ada, key, "Encrypt", nil, false, "role", "class admin"},
 		{"role, administration", uma, key, "DisableKey", nil, false, "role", "class user"},
 		{"principal", "default/user/off", key, "Encrypt", nil, false, "principal", "by a cluster operator"},
 		{"forbid", uma, shut, "Encrypt", nil, false, "key policy: no-uma (line 1)", "forbids Encrypt"},
 		{"forbid of another than it", uri, shut, "Encrypt", nil, true, "default policy: default-users", ""},
 		{"no rule", uma, key, "CreateGrant", nil, false, "no rule", "no policy and no grant"},
-		{"another tenant", "acme/user/eve", key, "Encrypt", nil, false, "tenant", "needs a grant"},
+		{"another tenant", "acme/user/eve", key, "Encrypt", nil, false, "tenant", "no grant allows"},
 		{"grant", una, key, "Decrypt", nil, true, "grant " + grant, ""},
 		{"grant, ReEncryptFrom", una, key, "ReEncryptFrom", nil, true, "grant " + grant, ""},
 		{"grant, CreateGrant", una, key, "CreateGrant", nil, true, "grant " + grant, ""},
 		{"grant, DescribeKey", una, key, "DescribeKey", nil, true, "grant " + grant, ""},
-		{"grant, not that", una, key, "Encrypt", nil, false, "tenant", "needs a grant"},
+		{"grant, not that", una, key, "Encrypt", nil, false, "tenant", "no grant allows"},
 		{"service", obs, key, "Encrypt", nil, false, "service", "tenant=default"},
 		{"service with its grant", obs, key, "Encrypt", pairs, true, "grant " + served, ""},
-		{"service, another resource", obs, key, "Encrypt", acting("default", "c"), false, "tenant", "needs a grant"},
+		{"service, another resource", obs, key, "Encrypt", acting("default", "c"), false, "tenant", "no grant allows"},
 		{"service key", obs, service, "Encrypt", pairs, true, "service key", ""},
 		{"service key, a user", uma, service, "Encrypt", nil, false, "service key", "for service obs alone"},
 		{"service key, rotation", ada, service, "RotateKeyOnDemand", nil, true, "default policy", ""},
@@ -211,7 +263,7 @@ func TestExplain(t *testing.T) {
 		e.ok(err)
 	})
 	for name, c := range map[string]struct{ key, who, op, says string }{
-		"an unknown operation":      {key, uma, "Fly", "known are"},
+		"an unknown operation":      {key, uma, "Fly", "unknown operation"},
 		"a tenant's, with a key":    {key, ada, "CreateKey", "name no key"},
 		"a key's, without":          {"", uma, "Encrypt", "name one"},
 		"a principal that is none":  {key, "default/x", "Encrypt", "principal"},

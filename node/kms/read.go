@@ -19,8 +19,9 @@ type reading struct {
 	name string
 	call Call
 	key  *string // that it names; nil: it is about the tenant
-	as   permission
-	op   string // as policies name it; empty: name
+
+	needs     permission
+	operation string // as policies name it; empty: name
 }
 
 // read is what all calls that only look have in common: f answers from a state,
@@ -50,7 +51,7 @@ func readOwn[T any](ctx context.Context, s *Service, r reading, f func(st *fsm.S
 	var none T
 	e := begin(r.name, r.call)
 	e.DecidedBy = "role"
-	st, err := s.fit(ctx, r)
+	st, err := s.fit(ctx, r, &e)
 	if err == nil {
 		e.StateIndex = st.Index()
 		err = enabled(st, r.call.Caller)
@@ -70,11 +71,8 @@ func readOwn[T any](ctx context.Context, s *Service, r reading, f func(st *fsm.S
 
 // fit gives a state to answer from: as new as the caller has seen, and one that every
 // restriction that has returned stands in.
-func (s *Service) fit(ctx context.Context, r reading) (*fsm.State, error) {
-	if err := s.admit(r.call, limit.Control); err != nil {
-		return nil, err
-	}
-	if err := r.call.Caller.Class.may(r.as); err != nil {
+func (s *Service) fit(ctx context.Context, r reading, e *audit.Event) (*fsm.State, error) {
+	if err := s.admit(ctx, r.call, r.needs, limit.Control, e); err != nil {
 		return nil, err
 	}
 	if err := s.confirm(ctx, r.call); err != nil {
@@ -89,10 +87,10 @@ func (s *Service) fit(ctx context.Context, r reading) (*fsm.State, error) {
 // readable finds what a call looks at and asks whether it may.
 func (s *Service) readable(ctx context.Context, r reading, e *audit.Event) (st *fsm.State, tenant string, k *fsm.Key, err error) {
 	e.DecidedBy = "role" // until something else has
-	if st, err = s.fit(ctx, r); err != nil {
+	if st, err = s.fit(ctx, r, e); err != nil {
 		return nil, "", nil, err
 	}
-	q := question{caller: r.call.Caller, needs: r.as, operation: cmp.Or(r.op, r.name)}
+	q := question{caller: r.call.Caller, needs: r.needs, operation: cmp.Or(r.operation, r.name)}
 	if r.key == nil {
 		tenant, err = s.ofTenant(st, r.call, q, e)
 		return st, tenant, nil, err
@@ -105,7 +103,7 @@ func (s *Service) readable(ctx context.Context, r reading, e *audit.Event) (st *
 
 // DescribeKey returns what is known of a key.
 func (s *Service) DescribeKey(ctx context.Context, c Call, key string) (Metadata, *fsm.State, error) {
-	return read(ctx, s, reading{name: "DescribeKey", call: c, key: &key, as: mayRead}, func(st *fsm.State, _ string, k *fsm.Key) (Metadata, error) {
+	return read(ctx, s, reading{name: "DescribeKey", call: c, key: &key, needs: mayRead}, func(st *fsm.State, _ string, k *fsm.Key) (Metadata, error) {
 		return metadata(st, k), nil
 	})
 }
@@ -137,7 +135,7 @@ const recordSize = 512
 
 // ListKeys returns a tenant's keys in the order of their ids.
 func (s *Service) ListKeys(ctx context.Context, c Call, limit uint32, marker string) (Page[Metadata], *fsm.State, error) {
-	return read(ctx, s, reading{name: "ListKeys", call: c, as: mayRead}, func(st *fsm.State, tenant string, _ *fsm.Key) (Page[Metadata], error) {
+	return read(ctx, s, reading{name: "ListKeys", call: c, needs: mayRead}, func(st *fsm.State, tenant string, _ *fsm.Key) (Page[Metadata], error) {
 		n, after, err := listFrom(limit, marker)
 		if err != nil {
 			return Page[Metadata]{}, err
@@ -150,7 +148,11 @@ func (s *Service) ListKeys(ctx context.Context, c Call, limit uint32, marker str
 		}
 		var items []Metadata
 		for _, k := range st.Keys(tenant, from, n+1) {
-			items = append(items, metadata(st, k))
+			if s.describable(st, c, k) {
+				items = append(items, metadata(st, k))
+			} else {
+				items = append(items, Metadata{Key: &fsm.Key{ID: k.ID, Tenant: k.Tenant}, ARN: KeyARN(st.Cluster().ID, k.Tenant, k.ID), Hidden: true})
+			}
 		}
 		return page(items, n, func(m Metadata) string { return m.Key.ID.String() }, func(m Metadata) int {
 			n := recordSize + len(m.Key.Description)
@@ -162,13 +164,20 @@ func (s *Service) ListKeys(ctx context.Context, c Call, limit uint32, marker str
 	})
 }
 
-// ListAliases returns a tenant's aliases, or those of one key, by name.
+// describable tells whether who may list may also know what a key is.
+func (s *Service) describable(st *fsm.State, c Call, k *fsm.Key) bool {
+	_, err := s.decide(st, question{caller: c.Caller, tenant: k.Tenant, needs: mayRead, operation: "DescribeKey"}, k)
+	return err == nil
+}
+
+// ListAliases returns a tenant's aliases, or those of one key, by name. Of a key that the
+// caller may not describe, a tenant's list does not tell which it is: such an alias names none.
 func (s *Service) ListAliases(ctx context.Context, c Call, key string, limit uint32, marker string) (Page[*fsm.Alias], *fsm.State, error) {
 	var one *string
 	if key != "" {
 		one = &key
 	}
-	return read(ctx, s, reading{name: "ListAliases", call: c, key: one, as: mayRead}, func(st *fsm.State, tenant string, k *fsm.Key) (Page[*fsm.Alias], error) {
+	return read(ctx, s, reading{name: "ListAliases", call: c, key: one, needs: mayRead}, func(st *fsm.State, tenant string, k *fsm.Key) (Page[*fsm.Alias], error) {
 		n, after, err := listFrom(limit, marker)
 		if err != nil {
 			return Page[*fsm.Alias]{}, err
@@ -176,6 +185,11 @@ func (s *Service) ListAliases(ctx context.Context, c Call, key string, limit uin
 		var items []*fsm.Alias
 		if k == nil {
 			items = st.Aliases(tenant, after, n+1)
+			for i, a := range items {
+				if k, ok := st.Key(a.Key); !ok || !s.describable(st, c, k) {
+					items[i] = &fsm.Alias{Tenant: a.Tenant, Name: a.Name}
+				}
+			}
 		} else {
 			items = slices.DeleteFunc(st.AliasesOf(k.ID), func(a *fsm.Alias) bool { return a.Name <= after })
 		}
@@ -185,7 +199,7 @@ func (s *Service) ListAliases(ctx context.Context, c Call, key string, limit uin
 
 // ListResourceTags returns a key's tags by key.
 func (s *Service) ListResourceTags(ctx context.Context, c Call, key string, limit uint32, marker string) (Page[fsm.Tag], *fsm.State, error) {
-	return read(ctx, s, reading{name: "ListResourceTags", call: c, key: &key, as: mayRead}, func(_ *fsm.State, _ string, k *fsm.Key) (Page[fsm.Tag], error) {
+	return read(ctx, s, reading{name: "ListResourceTags", call: c, key: &key, needs: mayRead}, func(_ *fsm.State, _ string, k *fsm.Key) (Page[fsm.Tag], error) {
 		n, after, err := listFrom(limit, marker)
 		if err != nil {
 			return Page[fsm.Tag]{}, err
@@ -206,7 +220,7 @@ type Rotation struct {
 
 // ListKeyRotations returns a key's versions, the first one included.
 func (s *Service) ListKeyRotations(ctx context.Context, c Call, key string, limit uint32, marker string) (Page[Rotation], *fsm.State, error) {
-	return read(ctx, s, reading{name: "ListKeyRotations", call: c, key: &key, as: mayRead}, func(_ *fsm.State, _ string, k *fsm.Key) (Page[Rotation], error) {
+	return read(ctx, s, reading{name: "ListKeyRotations", call: c, key: &key, needs: mayRead}, func(_ *fsm.State, _ string, k *fsm.Key) (Page[Rotation], error) {
 		n, after, err := versionsFrom(limit, marker)
 		if err != nil {
 			return Page[Rotation]{}, err
@@ -223,7 +237,7 @@ func (s *Service) ListKeyRotations(ctx context.Context, c Call, key string, limi
 
 // GetKeyRotationStatus returns a key, for its schedule.
 func (s *Service) GetKeyRotationStatus(ctx context.Context, c Call, key string) (*fsm.Key, *fsm.State, error) {
-	return read(ctx, s, reading{name: "GetKeyRotationStatus", call: c, key: &key, as: mayRead}, func(_ *fsm.State, _ string, k *fsm.Key) (*fsm.Key, error) {
+	return read(ctx, s, reading{name: "GetKeyRotationStatus", call: c, key: &key, needs: mayRead}, func(_ *fsm.State, _ string, k *fsm.Key) (*fsm.Key, error) {
 		return k, nil
 	})
 }
@@ -237,7 +251,7 @@ type VersionView struct {
 
 // ListKeyVersions returns a key's versions by number.
 func (s *Service) ListKeyVersions(ctx context.Context, c Call, key string, limit uint32, marker string) (Page[VersionView], *fsm.State, error) {
-	return read(ctx, s, reading{name: "ListKeyVersions", call: c, key: &key, as: mayRead}, func(st *fsm.State, _ string, k *fsm.Key) (Page[VersionView], error) {
+	return read(ctx, s, reading{name: "ListKeyVersions", call: c, key: &key, needs: mayRead}, func(st *fsm.State, _ string, k *fsm.Key) (Page[VersionView], error) {
 		n, after, err := versionsFrom(limit, marker)
 		if err != nil {
 			return Page[VersionView]{}, err
@@ -274,7 +288,7 @@ func versionsFrom(limit uint32, marker string) (n int, after uint32, err error) 
 
 // ListResources returns what a key protects, by name.
 func (s *Service) ListResources(ctx context.Context, c Call, key string, limit uint32, marker string) (Page[*fsm.Binding], *fsm.State, error) {
-	return read(ctx, s, reading{name: "ListResources", call: c, key: &key, as: mayRead}, func(st *fsm.State, _ string, k *fsm.Key) (Page[*fsm.Binding], error) {
+	return read(ctx, s, reading{name: "ListResources", call: c, key: &key, needs: mayRead}, func(st *fsm.State, _ string, k *fsm.Key) (Page[*fsm.Binding], error) {
 		n, after, err := listFrom(limit, marker)
 		if err != nil {
 			return Page[*fsm.Binding]{}, err

@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/quorumkms/quorumkms/fsm"
@@ -88,6 +89,8 @@ type Service struct {
 	logger      *slog.Logger
 	policies    *policies
 	uses        *uses
+	unsettled   []openAct     // of RunDuties alone
+	unrecorded  atomic.Uint64 // refusals without a record of their own
 }
 
 // Leadership is what the duties need to know of this node's place in the cluster.
@@ -121,12 +124,51 @@ func begin(name string, c Call) audit.Event {
 	}
 }
 
-// admit is the way in of every call: what it carries, and how many there may be.
-func (s *Service) admit(c Call, lane limit.Lane) error {
+// early is why a call was refused before it was counted with its lane.
+type early struct{ error }
+
+func (e early) Unwrap() error { return e.error }
+
+// admit is the way in of every call: what it carries, its class, whether its principal is
+// disabled, and how many there may be. A call that is refused in any case takes nothing from
+// a quota that it has in common with others.
+func (s *Service) admit(ctx context.Context, c Call, needs permission, lane limit.Lane, e *audit.Event) error {
 	if err := c.syntax(); err != nil {
+		return early{err}
+	}
+	if err := c.Caller.Class.may(needs); err != nil {
+		e.DecidedBy = "role"
+		return early{err}
+	}
+	return s.count(ctx, c, lane, e)
+}
+
+// count counts a call with its lane, if its principal is not disabled.
+func (s *Service) count(ctx context.Context, c Call, lane limit.Lane, e *audit.Event) error {
+	if enabled(s.log.State(), c.Caller) != nil {
+		if err := s.disabled(ctx, c); err != nil {
+			e.DecidedBy = "principal"
+			return early{err}
+		}
+	}
+	// Not the tenant that it names: that would be another's quota.
+	if err := s.limits.Admit(lane, cmp.Or(c.Caller.Tenant, c.Caller.Principal), c.Caller.Principal); err != nil {
+		return early{err}
+	}
+	return nil
+}
+
+// disabled is enabled of a state that is as new as the caller has seen: it may have been
+// enabled again.
+func (s *Service) disabled(ctx context.Context, c Call) error {
+	if _, err := s.await(ctx, c.IndexToken); err != nil {
 		return err
 	}
-	return s.limits.Admit(lane, cmp.Or(c.Caller.Tenant, c.Caller.Principal), c.Caller.Principal) // not the tenant that it names: that would be another's quota
+	st, err := s.present()
+	if err != nil {
+		return err
+	}
+	return enabled(st, c.Caller)
 }
 
 // confirm waits for a tick of its own if the call or this node wants one.
@@ -139,8 +181,21 @@ func (s *Service) confirm(ctx context.Context, c Call) error {
 
 // refuse records a call that ends without a result and returns why. A record that
 // cannot be written takes the place of the reason: the caller learns nothing.
+//
+// What was refused before it was counted with a lane is counted here, with its principal
+// alone: nobody fills the record with what costs it nothing, or takes the room of others.
 func (s *Service) refuse(e audit.Event, err error) error {
-	e.Reason = err.Error()
+	if first, ok := errors.AsType[early](err); ok {
+		err = first.error
+		if over := s.limits.Admit(limit.Refused, "", e.Principal); over != nil {
+			s.unrecorded.Add(1)
+			if !errors.Is(err, limit.ErrExceeded) {
+				err = over
+			}
+			return err
+		}
+	}
+	e.Reason, e.Unrecorded = err.Error(), s.unrecorded.Swap(0)
 	switch {
 	case errors.Is(err, ErrDryRun):
 		e.Result, e.Reason = audit.Success, ""
@@ -160,7 +215,9 @@ func (s *Service) refuse(e audit.Event, err error) error {
 
 // Refuse records a call that is refused before it reaches the service and returns
 // the error to answer with.
-func (s *Service) Refuse(name string, c Call, err error) error { return s.refuse(begin(name, c), err) }
+func (s *Service) Refuse(name string, c Call, err error) error {
+	return s.refuse(begin(name, c), early{err})
+}
 
 // succeed records a call that was answered from metadata.
 func (s *Service) succeed(e audit.Event, st *fsm.State) error {

@@ -65,7 +65,7 @@ func TestServiceKeyNeeds(t *testing.T) {
 		{"no context", in(obs, "default"), nil, ErrDenied, "tenant=default"},
 		{"no resource", in(obs, "default"), []Pair{{"tenant", "default"}}, ErrDenied, "resource=…"},
 		{"another tenant's context", in(obs, "default"), acting("acme", "b"), ErrDenied, "tenant=default"},
-		{"a tenant that is not there", in(obs, "nobody"), acting("nobody", "b"), ErrDenied, "needs a grant"},
+		{"a tenant that is not there", in(obs, "nobody"), acting("nobody", "b"), ErrDenied, "no grant of yours"},
 		{"a user names no key", as(uma), nil, fsm.ErrInvalid, "key id is missing"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -7,7 +7,6 @@ import (
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/audit"
-	"github.com/quorumkms/quorumkms/node/kms/limit"
 )
 
 // TenantView is a tenant as callers see it.
@@ -20,11 +19,11 @@ func tenantView(st *fsm.State, t *fsm.Tenant) TenantView { return TenantView{t, 
 
 // govern is a change of a tenant, or of a principal: what operators do to any, and its
 // administrators to their own. byOperator tells which.
-func (s *Service) govern(ctx context.Context, name string, c Call, lane limit.Lane, target string, params any,
+func (s *Service) govern(ctx context.Context, name string, c Call, shown fsm.Command, target string,
 	command func(st *fsm.State, tenant string, byOperator bool) (fsm.Command, error),
 ) (fsm.Result, *fsm.State, error) {
 	return s.apply(ctx, change{
-		name: name, call: c, needs: mayGovern, lane: lane, params: params, target: target,
+		name: name, call: c, needs: mayGovern, shown: shown, params: target, target: target,
 		build: func(_ context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
 			if c.Caller.Class == ClassOperator {
 				e.DecidedBy = "role"
@@ -43,8 +42,8 @@ func (s *Service) govern(ctx context.Context, name string, c Call, lane limit.La
 }
 
 // operated is a change of a tenant that only operators make.
-func (s *Service) operated(ctx context.Context, name string, c Call, target string, params any, command fsm.Command) (*fsm.State, error) {
-	x := change{name: name, call: c, needs: mayOperate, lane: limit.Control, params: params, target: target}
+func (s *Service) operated(ctx context.Context, name string, c Call, target string, params any, command fsm.Command, wrong error) (*fsm.State, error) {
+	x := change{name: name, call: c, needs: mayOperate, shown: command, wrong: wrong, params: params, target: target}
 	x.build = func(_ context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
 		e.DecidedBy = "role"
 		return command, enabled(st, c.Caller)
@@ -56,25 +55,25 @@ func (s *Service) operated(ctx context.Context, name string, c Call, target stri
 // CreateTenant makes a tenant; administrator is the SPIFFE URI of its first key
 // administrator.
 func (s *Service) CreateTenant(ctx context.Context, c Call, name, administrator string, maxKeys int) (*fsm.State, error) {
-	p, err := s.principal(administrator)
-	if err != nil {
-		return nil, s.Refuse("CreateTenant", c, invalid("administrator: %v", err))
-	}
-	if p.Class != ClassAdmin || p.Tenant != name {
-		return nil, s.Refuse("CreateTenant", c, invalid("administrator %s must be /tenant/%s/admin/<name>", administrator, name))
+	p, wrong := s.principal(administrator)
+	switch {
+	case wrong != nil:
+		wrong = invalid("administrator: %v", wrong)
+	case p.Class != ClassAdmin || p.Tenant != name:
+		wrong = invalid("administrator %s must be /tenant/%s/admin/<name>", administrator, name)
 	}
 	return s.operated(ctx, "CreateTenant", c, name, []any{name, administrator, maxKeys},
-		&fsm.CreateTenant{Name: name, Administrator: administrator, MaxKeys: maxKeys})
+		&fsm.CreateTenant{Name: name, Administrator: administrator, MaxKeys: maxKeys}, wrong)
 }
 
 // SetTenantQuota bounds how many keys a tenant may have; 0: as many as the cluster holds.
 func (s *Service) SetTenantQuota(ctx context.Context, c Call, name string, maxKeys int) (*fsm.State, error) {
-	return s.operated(ctx, "SetTenantQuota", c, name, []any{name, maxKeys}, &fsm.SetTenantQuota{Name: name, MaxKeys: maxKeys})
+	return s.operated(ctx, "SetTenantQuota", c, name, []any{name, maxKeys}, &fsm.SetTenantQuota{Name: name, MaxKeys: maxKeys}, nil)
 }
 
 // FreezeTenant makes every key of a tenant unusable: on every node by the time it returns.
 func (s *Service) FreezeTenant(ctx context.Context, c Call, name string) (*fsm.State, error) {
-	_, st, err := s.govern(ctx, "FreezeTenant", c, limit.Restrict, name, name, func(_ *fsm.State, own string, byOperator bool) (fsm.Command, error) {
+	_, st, err := s.govern(ctx, "FreezeTenant", c, &fsm.FreezeTenant{}, name, func(_ *fsm.State, own string, byOperator bool) (fsm.Command, error) {
 		name, err := ownTenant(name, own, byOperator)
 		return &fsm.FreezeTenant{Name: name, ByOperator: byOperator}, err
 	})
@@ -83,7 +82,7 @@ func (s *Service) FreezeTenant(ctx context.Context, c Call, name string) (*fsm.S
 
 // ThawTenant ends a freeze of the same side's.
 func (s *Service) ThawTenant(ctx context.Context, c Call, name string) (*fsm.State, error) {
-	_, st, err := s.govern(ctx, "ThawTenant", c, limit.Control, name, name, func(_ *fsm.State, own string, byOperator bool) (fsm.Command, error) {
+	_, st, err := s.govern(ctx, "ThawTenant", c, &fsm.ThawTenant{}, name, func(_ *fsm.State, own string, byOperator bool) (fsm.Command, error) {
 		name, err := ownTenant(name, own, byOperator)
 		return &fsm.ThawTenant{Name: name, ByOperator: byOperator}, err
 	})
@@ -105,7 +104,7 @@ func ownTenant(name, own string, byOperator bool) (string, error) {
 // DisablePrincipal takes every right from a principal: on every node by the time it
 // returns.
 func (s *Service) DisablePrincipal(ctx context.Context, c Call, principal string) (*fsm.State, error) {
-	_, st, err := s.govern(ctx, "DisablePrincipal", c, limit.Restrict, principal, principal, func(_ *fsm.State, tenant string, byOperator bool) (fsm.Command, error) {
+	_, st, err := s.govern(ctx, "DisablePrincipal", c, &fsm.DisablePrincipal{Principal: principal}, principal, func(_ *fsm.State, tenant string, byOperator bool) (fsm.Command, error) {
 		if err := s.ownPrincipal(c, principal, tenant, byOperator); err != nil {
 			return nil, err
 		}
@@ -116,7 +115,7 @@ func (s *Service) DisablePrincipal(ctx context.Context, c Call, principal string
 
 // EnablePrincipal gives a principal back what the same side took.
 func (s *Service) EnablePrincipal(ctx context.Context, c Call, principal string) (*fsm.State, error) {
-	_, st, err := s.govern(ctx, "EnablePrincipal", c, limit.Control, principal, principal, func(_ *fsm.State, tenant string, byOperator bool) (fsm.Command, error) {
+	_, st, err := s.govern(ctx, "EnablePrincipal", c, &fsm.EnablePrincipal{Principal: principal}, principal, func(_ *fsm.State, tenant string, byOperator bool) (fsm.Command, error) {
 		if err := s.ownPrincipal(c, principal, tenant, byOperator); err != nil {
 			return nil, err
 		}
@@ -155,9 +154,9 @@ func (s *Service) DescribeTenant(ctx context.Context, c Call, name string) (Tena
 		}
 		return tenantView(st, t), nil
 	}
-	r := reading{name: "DescribeTenant", call: c, as: mayRead}
+	r := reading{name: "DescribeTenant", call: c, needs: mayRead}
 	if c.Caller.Class == ClassOperator {
-		r.as = mayOperate
+		r.needs = mayOperate
 		return readOwn(ctx, s, r, func(st *fsm.State) (TenantView, error) { return find(st, c.acting()) })
 	}
 	return read(ctx, s, r, func(st *fsm.State, tenant string, _ *fsm.Key) (TenantView, error) { return find(st, tenant) })
@@ -165,9 +164,9 @@ func (s *Service) DescribeTenant(ctx context.Context, c Call, name string) (Tena
 
 // ListTenants returns all tenants by name: for operators and auditors of all tenants.
 func (s *Service) ListTenants(ctx context.Context, c Call, limit uint32, marker string) (Page[TenantView], *fsm.State, error) {
-	r := reading{name: "ListTenants", call: c, as: mayOperate}
+	r := reading{name: "ListTenants", call: c, needs: mayOperate}
 	if c.Caller.allReading() {
-		r.as = mayRead
+		r.needs = mayRead
 	}
 	return readOwn(ctx, s, r, func(st *fsm.State) (Page[TenantView], error) {
 		n, after, err := listFrom(limit, marker)
@@ -195,10 +194,10 @@ func (s *Service) ListDisabledPrincipals(ctx context.Context, c Call, limit uint
 		return page(st.DisabledPrincipals(tenant, from, n+1), n, func(d *fsm.DisabledPrincipal) string { return d.Principal + " " + d.Tenant },
 			func(d *fsm.DisabledPrincipal) int { return recordSize + len(d.Principal) + len(d.By) }), nil
 	}
-	r := reading{name: "ListDisabledPrincipals", op: "ListPrincipals", call: c, as: mayRead}
+	r := reading{name: "ListDisabledPrincipals", operation: "ListPrincipals", call: c, needs: mayRead}
 	if c.Caller.Class == ClassOperator || c.Caller.allReading() && c.Tenant == "" {
 		if c.Caller.Class == ClassOperator {
-			r.as = mayOperate
+			r.needs = mayOperate
 		}
 		return readOwn(ctx, s, r, func(st *fsm.State) (Page[*fsm.DisabledPrincipal], error) { return list(st, "") })
 	}

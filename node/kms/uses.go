@@ -15,14 +15,18 @@ const (
 	useGrain = time.Hour
 	// useEvery is how often a node tells what it has seen.
 	useEvery = time.Minute
-	// maxUses bounds what a node remembers; beyond it, it forgets and begins anew.
+	// maxUses bounds what a node remembers; beyond it, it forgets what it has told, which
+	// is told again at most.
 	maxUses = 200_000
+	// maxTold bounds the entries that it tells at a time: all that it remembers.
+	maxTold = maxUses/fsm.MaxUses + 1
 )
 
 // uses is what this node has seen of keys' uses.
 type uses struct {
-	mu   sync.Mutex
-	seen map[useOf]useNote
+	mu     sync.Mutex
+	untold map[useOf]useNote
+	told   map[useOf]int64 // unix seconds: what is earlier is no news
 }
 
 type useOf struct {
@@ -31,30 +35,43 @@ type useOf struct {
 }
 
 type useNote struct {
-	at   int64 // unix seconds: seen, and to be told; 0: told
+	at   int64 // unix seconds: seen, and to be told
 	next int64 // unix seconds: what is earlier is no news
 }
 
-func newUses() *uses { return &uses{seen: map[useOf]useNote{}} }
+func newUses() *uses { return &uses{untold: map[useOf]useNote{}, told: map[useOf]int64{}} }
 
 // note takes a use in, if it is an hour newer than what the cluster knows.
 func (u *uses) note(st *fsm.State, key fsm.ID, version uint32, now time.Time) {
+	const grain = int64(useGrain / time.Second)
 	of, at := useOf{key, version}, now.Unix()
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	n, known := u.seen[of]
-	if known && at < n.next {
+	waits, untold := u.untold[of]
+	if untold && at < waits.next || at < u.told[of] {
 		return
 	}
-	known = n.at != 0
-	n.at, n.next = at, at+int64(useGrain/time.Second)
-	if stored := storedUse(st, of); !known && at < stored+int64(useGrain/time.Second) {
-		n = useNote{next: stored + int64(useGrain/time.Second)}
+	if len(u.untold)+len(u.told) >= maxUses {
+		u.forget()
 	}
-	if len(u.seen) >= maxUses {
-		clear(u.seen)
+	if stored := storedUse(st, of); !untold && at < stored+grain {
+		u.told[of] = stored + grain
+		return
 	}
-	u.seen[of] = n
+	delete(u.told, of)
+	u.untold[of] = useNote{at: at, next: at + grain}
+}
+
+// forget makes room for one: what was told goes first.
+func (u *uses) forget() {
+	for of := range u.told {
+		delete(u.told, of)
+		return
+	}
+	for of := range u.untold {
+		delete(u.untold, of)
+		return
+	}
 }
 
 func storedUse(st *fsm.State, of useOf) int64 {
@@ -73,13 +90,13 @@ func (u *uses) take() []fsm.Use {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	var out []fsm.Use
-	for of, n := range u.seen {
-		if n.at == 0 || len(out) == fsm.MaxUses {
-			continue
+	for of, n := range u.untold {
+		if len(out) == fsm.MaxUses {
+			break
 		}
 		out = append(out, fsm.Use{Key: of.key, Version: of.version, At: n.at})
-		n.at = 0
-		u.seen[of] = n
+		delete(u.untold, of)
+		u.told[of] = n.next
 	}
 	slices.SortFunc(out, func(a, b fsm.Use) int { return slices.Compare(a.Key[:], b.Key[:]) })
 	return out
@@ -91,23 +108,26 @@ func (u *uses) back(all []fsm.Use) {
 	defer u.mu.Unlock()
 	for _, x := range all {
 		of := useOf{x.Key, x.Version}
-		if n := u.seen[of]; n.at == 0 {
-			n.at = x.At
-			u.seen[of] = n
+		if _, newer := u.untold[of]; !newer {
+			delete(u.told, of)
+			u.untold[of] = useNote{at: x.At, next: x.At + int64(useGrain/time.Second)}
 		}
 	}
 }
 
 // tellUses brings what this node has seen into the log.
 func (s *Service) tellUses(ctx context.Context) {
-	all := s.uses.take()
-	if len(all) == 0 {
-		return
-	}
 	ctx, cancel := context.WithTimeout(ctx, dutyTimeout) // what is due must not wait for it
 	defer cancel()
-	if _, err := s.log.Propose(ctx, fsm.Proposal{Command: &fsm.RecordUse{Uses: all}, Principal: s.self}); err != nil {
-		s.logger.Debug("keys' last uses were not told, trying again", "error", err)
-		s.uses.back(all)
+	for range maxTold {
+		all := s.uses.take()
+		if len(all) == 0 {
+			return
+		}
+		if _, err := s.log.Propose(ctx, fsm.Proposal{Command: &fsm.RecordUse{Uses: all}, Principal: s.self}); err != nil {
+			s.logger.Debug("keys' last uses were not told, trying again", "error", err)
+			s.uses.back(all)
+			return
+		}
 	}
 }

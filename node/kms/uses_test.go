@@ -172,11 +172,47 @@ func TestUsesAreBounded(t *testing.T) {
 		first[i].Version, first[i].At = 1<<32-1, 1<<34
 	}
 	e.do(&fsm.RecordUse{Uses: first})
+	u = newUses()
+	last := map[fsm.ID]bool{} // untold behind more that was told than there is room for
+	for i := range maxUses + 10_000 {
+		if i%fsm.MaxUses == 0 && i < maxUses {
+			u.take()
+		}
+		id := uuid.New()
+		if i >= maxUses {
+			last[id] = true
+		}
+		u.note(st, id, 1, start)
+		if n := len(u.told) + len(u.untold); n > maxUses {
+			t.Fatalf("%d are remembered", n)
+		}
+	}
+	for some := u.take(); len(some) > 0; some = u.take() {
+		for _, use := range some {
+			delete(last, use.Key)
+		}
+	}
+	if len(last) != 0 {
+		t.Errorf("%d uses were forgotten before they were told", len(last))
+	}
 	for range maxUses + 10 {
 		u.note(st, uuid.New(), 1, start)
-		if len(u.seen) > maxUses {
-			t.Fatalf("%d are remembered", len(u.seen))
-		}
+	}
+	if n := len(u.told) + len(u.untold); n != maxUses {
+		t.Errorf("%d are remembered", n)
+	}
+}
+
+// TestManyUsesAreTold: all that was seen is told at once, in several entries if need be.
+func TestManyUsesAreTold(t *testing.T) {
+	e := newEnv(t)
+	for range 2*fsm.MaxUses + 5 {
+		e.uses.note(e.log.State(), uuid.New(), 1, start)
+	}
+	e.log.told = nil
+	e.tellUses(t.Context())
+	if n := e.log.count(&fsm.RecordUse{}); n != 3 {
+		t.Errorf("told in %d entries, want 3", n)
 	}
 }
 
@@ -232,6 +268,30 @@ func TestUseWhilePendingDeletion(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	})
+	t.Run("a trial is no use", func(t *testing.T) {
+		e.uses = newUses()
+		dry := as(uma)
+		dry.DryRun = true
+		e.refused(e.encrypts(dry, key), fsm.ErrPendingDeletion)
+		if r := e.audit.last(); r.Alarm != "" || len(e.uses.untold) != 0 {
+			t.Errorf("%+v", r)
+		}
+	})
+	t.Run("in a frozen tenant", func(t *testing.T) {
+		_, err := e.FreezeTenant(ctx, as(ada), "")
+		e.ok(err)
+		e.clock.advance(2 * time.Hour)
+		e.refused(e.encrypts(as(uma), key), fsm.ErrFrozen)
+		if r := e.audit.last(); r.Alarm != audit.UseOfDoomedKey || len(e.uses.untold) != 1 {
+			t.Errorf("%+v", r)
+		}
+		e.refused(e.encrypts(as(uma), other), fsm.ErrFrozen)
+		if r := e.audit.last(); r.Alarm != "" {
+			t.Errorf("%+v", r)
+		}
+		_, err = e.ThawTenant(ctx, as(ada), "")
+		e.ok(err)
+	})
 	t.Run("to look is no use", func(t *testing.T) {
 		_, _, err := e.ListKeyVersions(ctx, as(uma), key, 0, "")
 		e.ok(err)
@@ -239,4 +299,23 @@ func TestUseWhilePendingDeletion(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	})
+}
+
+// TestPendingMeanwhile: a result that the gate withholds because its key has become pending
+// is an attempt too.
+func TestPendingMeanwhile(t *testing.T) {
+	e := newEnv(t)
+	key := e.key("default")
+	e.hsm.random = func() { // while the HSM works
+		e.hsm.random = nil
+		e.do(&fsm.ScheduleKeyDeletion{KeyRef: fsm.KeyRef{ID: uuid.MustParse(key), Tenant: "default"}, Days: 7})
+	}
+	e.refused(e.encrypts(as(uma), key), fsm.ErrPendingDeletion, "no longer allowed")
+	if r := e.audit.last(); r.Result != audit.Withheld || r.Alarm != audit.UseOfDoomedKey {
+		t.Errorf("recorded as %+v", r)
+	}
+	e.tellUses(t.Context())
+	if u := e.used(key); u.Refused != start.Unix() || u.Version(1) != 0 {
+		t.Errorf("%+v", u)
+	}
 }

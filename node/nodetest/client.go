@@ -119,7 +119,7 @@ func use(l *life, n *Node, key fsm.ID, by []Right, p Pauses, call history.Call) 
 		return err
 	}
 	g := gate.New(&view{Member: m, pauses: p, call: call}, records{}, l.releases, n.Clock.Now)
-	if _, err := gate.Release(ctx, g, pending, audit.Event{}, authorise); err != nil {
+	if _, err := gate.Release(ctx, g, pending, &audit.Event{}, authorise); err != nil {
 		return err
 	}
 	time.Sleep(p.HandOver)

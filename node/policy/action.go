@@ -1,6 +1,9 @@
 package policy
 
-import "slices"
+import (
+	"fmt"
+	"slices"
+)
 
 // Group is the kind of an action, and an action of its own that a policy can name:
 // action in KMS::Action::"use".
@@ -32,6 +35,19 @@ type Action struct {
 
 // Actions are all actions, by group.
 func Actions() []Action { return slices.Clone(actions) }
+
+// Find finds an action by its name; where there is none, the error says which may be meant.
+func Find(name string) (Action, error) {
+	i := slices.IndexFunc(actions, func(a Action) bool { return a.Name == name })
+	if i >= 0 {
+		return actions[i], nil
+	}
+	names := make([]string, len(actions))
+	for i, a := range actions {
+		names[i] = a.Name
+	}
+	return Action{}, fmt.Errorf("unknown operation %.80q%s", name, meant(name, names))
+}
 
 // actions is the only list of actions: the schema is generated from it.
 var actions = []Action{
@@ -93,7 +109,7 @@ var actions = []Action{
 	{"ListKeyRotations", Read, OnKey},
 	{"GetKeyRotationStatus", Read, OnKey},
 	{"ListKeyVersions", Read, OnKey},
-	{"ListGrants", Read, OnKey},
+	{"ListGrants", Read, OnBoth},
 	{"ListRetirableGrants", Read, OnTenant},
 	{"GetKeyPolicy", Read, OnKey},
 	{"GetTenantPolicy", Read, OnTenant},

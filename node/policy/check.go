@@ -22,18 +22,18 @@ type checker struct {
 // work is what is left of the limits.
 type work struct{ judge, search int }
 
-// check is what is wrong with the statement.
-func (c *checker) check() []Problem {
+// check finds what is wrong with the statement.
+func (c *checker) check() {
 	r := &reader{tokens: c.tokens}
 	resource := c.scope(r)
 	if len(c.problems) > 0 {
-		return c.problems
+		return
 	}
 	bare := *c.policy
 	bare.Conditions = nil
 	if len(messages(&bare)) > 0 {
 		c.add(resource, "none of the actions is one on this resource: %s", c.applies())
-		return c.problems
+		return
 	}
 	var conditions []*place
 	for _, cond := range c.policy.Conditions {
@@ -41,7 +41,7 @@ func (c *checker) check() []Problem {
 		p := r.place(cond.Body)
 		if p.depth > MaxDepth {
 			c.add(p.start, "expressions are nested deeper than %d: name alternatives in a set, as in x in [a, b, c]", MaxDepth)
-			return c.problems
+			return
 		}
 		c.own(p)
 		conditions = append(conditions, p)
@@ -50,12 +50,12 @@ func (c *checker) check() []Problem {
 	for _, p := range conditions {
 		if c.work.judge -= c.cost(p.size, p.asks); c.work.judge < 0 {
 			c.add(p.start, "the text takes too long to check: ask for fewer attributes and tags, name actions in the scope")
-			return c.problems
+			return
 		}
 	}
 	whole := messages(c.policy)
 	if len(whole) == 0 {
-		return c.problems
+		return
 	}
 	for _, p := range conditions {
 		c.typed(p, true, guard{})
@@ -63,7 +63,6 @@ func (c *checker) check() []Problem {
 	if len(c.problems) == 0 {
 		c.add(c.tokens[0], "%s", strings.Join(whole, "; ")) // where is not known
 	}
-	return c.problems
 }
 
 func (c *checker) add(at token, format string, args ...any) {

@@ -52,7 +52,7 @@
 // Read:
 //
 //	DescribeKey ListKeys* ListAliases+ ListResourceTags ListKeyRotations
-//	GetKeyRotationStatus ListKeyVersions ListGrants ListRetirableGrants* GetKeyPolicy
+//	GetKeyRotationStatus ListKeyVersions ListGrants+ ListRetirableGrants* GetKeyPolicy
 //	GetTenantPolicy* ListPolicyRevisions+ ExplainPolicy+ ValidatePolicy*
 //	ListResources+ ListPrincipals* DescribeTenant*
 //
@@ -60,8 +60,16 @@
 // or has: what may be missing cannot be read otherwise.
 //
 //	context.encryption_context  .hasTag("bucket") && ….getTag("bucket") == "photos"
-//	context.source_service      the service that acts for the tenant: a name; maybe none
+//	context.source_service      the service that calls, by its name; of users and all others none
 //	context.time                a datetime, in UTC
+//
+// Policies decide for the tenant's own principals. Callers of no tenant or of another one,
+// services and other tenants' users, use a key by a grant, or a service by its own key: a
+// permit does nothing for them, and a forbid is final.
+//
+// A tenant's text replaces the default one (default.go): begin with that. Whoever may put a
+// text must still be able to when time has passed and tags and aliases have changed, see
+// Lasting.
 //
 // A restriction must not vanish by mistake. So a name that nothing has is refused when
 // the policy is proposed, also behind has; and a forbid that cannot be evaluated, where a
@@ -88,15 +96,25 @@
 //	    resource is KMS::Key
 //	) when { resource.hasTag("env") && resource.getTag("env") == "prod" };
 //
-// A contractor uses the tenant's keys until a day, through the object store only:
+// A contractor uses the tenant's keys until a day:
 //
 //	@id("contractor")
 //	permit (
 //	    principal == KMS::User::"spiffe://kms.example/tenant/acme/user/contractor",
 //	    action in KMS::Action::"use",
 //	    resource in KMS::Tenant::"acme"
+//	) when { context.time < datetime("2027-01-01") };
+//
+// Services open nothing of the bucket that is closed, whatever they hold grants for, but
+// the object store itself:
+//
+//	@id("closed-bucket")
+//	forbid (
+//	    principal is KMS::Service,
+//	    action in KMS::Action::"use",
+//	    resource in KMS::Tenant::"acme"
 //	) when {
-//	    context.time < datetime("2027-01-01") &&
-//	    context has source_service && context.source_service == "obs"
-//	};
+//	    context.encryption_context.hasTag("resource") &&
+//	    context.encryption_context.getTag("resource") == "closed"
+//	} unless { context has source_service && context.source_service == "obs" };
 package policy

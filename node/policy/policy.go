@@ -83,7 +83,14 @@ func (a all) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] {
 // Parse reads a text and checks it against the schema, strictly. What it refuses is an
 // *Error, which wraps ErrPolicy and lists what is wrong and where; a statement whose
 // scope is wrong is looked at no further.
-func Parse(text string) (set *Set, err error) {
+func Parse(text string) (*Set, error) { return parse(text, true) }
+
+// Load reads a text that Parse has taken, and does not check the conditions against the
+// schema again: that is most of the work. What another release's schema let in and cannot be
+// evaluated does not permit, and forbids; a scope that this one does not know is refused.
+func Load(text string) (*Set, error) { return parse(text, false) }
+
+func parse(text string, check bool) (set *Set, err error) {
 	if p := unreadable(text); p != nil {
 		return nil, refuse(*p)
 	}
@@ -112,7 +119,12 @@ func Parse(text string) (set *Set, err error) {
 	left := &work{judge: maxWork, search: maxSearch}
 	for i, policy := range list {
 		c := checker{policy: (*ast.Policy)(policy.AST()), tokens: parts[i], work: left}
-		problems = append(problems, c.check()...)
+		if check {
+			c.check()
+		} else {
+			c.scope(&reader{tokens: parts[i]})
+		}
+		problems = append(problems, c.problems...)
 		problems = append(problems, set.add(policy, text, parts[i])...)
 	}
 	if len(problems) > 0 {

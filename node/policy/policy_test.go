@@ -220,7 +220,8 @@ func TestSample(t *testing.T) {
 			}
 			policy := parsed(t, text)
 			c := checker{policy: policy, tokens: tokens, work: &work{judge: maxWork, search: maxSearch}}
-			if got, want := len(c.check()) > 0, theModel().validator.Policy("", policy) != nil; got != want {
+			c.check()
+			if got, want := len(c.problems) > 0, theModel().validator.Policy("", policy) != nil; got != want {
 				t.Errorf("%s: refused %v, by all actions %v", text, got, want)
 			}
 			if c.envs > 50 {
@@ -277,12 +278,39 @@ func TestDoc(t *testing.T) {
 	}
 	doc := regexp.MustCompile(`(?m)^//[ \t]?`).ReplaceAllString(string(b), "")
 	examples := regexp.MustCompile(`(?s)@id\("[a-z].*?\n?};\n`).FindAllString(doc, -1)
-	if len(examples) != 3 {
+	user := func(name string, pairs ...Tag) Request {
+		r := request("user", "Decrypt")
+		r.Principal.URI, r.Context = "spiffe://kms.example/tenant/acme/user/"+name, pairs
+		return r
+	}
+	service := func(name string) Request {
+		r := request("service", "Decrypt")
+		r.Principal.Name, r.SourceService, r.Context = name, name, []Tag{{"resource", "closed"}}
+		return r
+	}
+	late := user("contractor")
+	late.Time = noon.AddDate(1, 0, 0)
+	asked := []struct {
+		does, too, not Request // what the example is for, and what it says nothing of
+		effect         Effect
+	}{
+		{user("viewer", Tag{"bucket", "photos"}), user("viewer", Tag{"bucket", "photos"}), user("viewer"), Permitted},
+		{request("admin", "ScheduleKeyDeletion"), request("admin", "ScheduleKeyVersionDestruction"), request("admin", "DisableKey"), Forbidden},
+		{user("contractor"), user("contractor", Tag{"bucket", "photos"}), late, Permitted},
+		{service("vol"), service("other"), service("obs"), Forbidden},
+	}
+	if len(examples) != len(asked) {
 		t.Fatalf("%d examples", len(examples))
 	}
-	for _, e := range examples {
-		if _, err := Parse(e); err != nil {
-			t.Errorf("%s\n%v", e, err)
+	for i, e := range examples {
+		s := set(t, e)
+		for _, r := range []Request{asked[i].does, asked[i].too} {
+			if d := Decide(r, Named{"p", s}); d.Effect != asked[i].effect {
+				t.Errorf("%s\nis %s for %+v", e, d.Effect, r)
+			}
+		}
+		if d := Decide(asked[i].not, Named{"p", s}); d.Effect != Silent {
+			t.Errorf("%s\nis %s for %+v", e, d.Effect, asked[i].not)
 		}
 	}
 	for _, a := range Actions() {

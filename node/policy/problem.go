@@ -63,13 +63,20 @@ func refuse(problems ...Problem) error {
 // or all of a few.
 func meant(name string, known []string) string {
 	best, distance := "", len(name)
+	var longer []string
 	for _, k := range known {
-		if len(name) > 2 && strings.HasPrefix(strings.ToLower(k), strings.ToLower(name)) {
+		if strings.EqualFold(k, name) {
 			return fmt.Sprintf(": did you mean %s?", k)
+		}
+		if len(name) > 2 && strings.HasPrefix(strings.ToLower(k), strings.ToLower(name)) {
+			longer = append(longer, k)
 		}
 		if d := edits(strings.ToLower(name), strings.ToLower(k)); d < distance {
 			best, distance = k, d
 		}
+	}
+	if len(longer) > 0 {
+		return fmt.Sprintf(": did you mean %s?", strings.Join(longer[:min(len(longer), 3)], " or "))
 	}
 	switch {
 	case best != "" && distance <= max(2, len(best)/3):

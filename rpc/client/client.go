@@ -117,8 +117,9 @@ type Config struct {
 	// cluster has and whether it can return to an earlier node. Zero means the default.
 	Refresh time.Duration
 
-	// Tenant is the acting tenant of requests that name none. Only callers that
-	// belong to no tenant themselves need it.
+	// Tenant is the acting tenant of requests that name none: for callers that belong
+	// to no tenant, and for those that use another tenant's keys by grants. A ciphertext
+	// names its key without the tenant, so that opening it wants this too.
 	Tenant string
 
 	// Consistency is how nodes make sure that the state they answer from is fresh:

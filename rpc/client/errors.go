@@ -61,6 +61,7 @@ var (
 	ErrKeyDecryptOnly        error = reason(quorumkmsv1.Reason_REASON_KEY_DECRYPT_ONLY)
 	ErrKeyVersionDisabled    error = reason(quorumkmsv1.Reason_REASON_KEY_VERSION_DISABLED)
 	ErrKeyVersionDestroyed   error = reason(quorumkmsv1.Reason_REASON_KEY_VERSION_DESTROYED)
+	ErrKeyVersionCurrent     error = reason(quorumkmsv1.Reason_REASON_KEY_VERSION_CURRENT)
 	ErrKeyProtected          error = reason(quorumkmsv1.Reason_REASON_KEY_PROTECTED)
 	ErrRelease               error = reason(quorumkmsv1.Reason_REASON_RELEASE)
 	ErrKeyInUse              error = reason(quorumkmsv1.Reason_REASON_KEY_IN_USE)

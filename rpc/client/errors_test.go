@@ -48,6 +48,7 @@ var sentinels = map[quorumkmsv1.Reason]error{
 	quorumkmsv1.Reason_REASON_KEY_DECRYPT_ONLY:         client.ErrKeyDecryptOnly,
 	quorumkmsv1.Reason_REASON_KEY_VERSION_DISABLED:     client.ErrKeyVersionDisabled,
 	quorumkmsv1.Reason_REASON_KEY_VERSION_DESTROYED:    client.ErrKeyVersionDestroyed,
+	quorumkmsv1.Reason_REASON_KEY_VERSION_CURRENT:      client.ErrKeyVersionCurrent,
 	quorumkmsv1.Reason_REASON_KEY_PROTECTED:            client.ErrKeyProtected,
 	quorumkmsv1.Reason_REASON_KEY_IN_USE:               client.ErrKeyInUse,
 	quorumkmsv1.Reason_REASON_KEY_SERVICE_MANAGED:      client.ErrServiceManaged,

@@ -393,7 +393,7 @@ func (x *CreateGrantResponse) GetIndexToken() []byte {
 
 type ListGrantsRequest struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
-	KeyId            string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	KeyId            string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`                                  // empty, with grantee_principal: all keys of the tenant
 	GranteePrincipal string                 `protobuf:"bytes,2,opt,name=grantee_principal,json=granteePrincipal,proto3" json:"grantee_principal,omitempty"` // empty: of anyone
 	GrantId          string                 `protobuf:"bytes,3,opt,name=grant_id,json=grantId,proto3" json:"grant_id,omitempty"`                            // empty: all
 	Limit            uint32                 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`                                              // 1..1,000; 0 means 100
@@ -485,7 +485,7 @@ func (x *ListGrantsRequest) GetIndexToken() []byte {
 
 type ListGrantsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Grants        []*Grant               `protobuf:"bytes,1,rep,name=grants,proto3" json:"grants,omitempty"` // by id
+	Grants        []*Grant               `protobuf:"bytes,1,rep,name=grants,proto3" json:"grants,omitempty"` // by id; of all keys: by key and id
 	NextMarker    string                 `protobuf:"bytes,2,opt,name=next_marker,json=nextMarker,proto3" json:"next_marker,omitempty"`
 	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
 	unknownFields protoimpl.UnknownFields

@@ -1093,7 +1093,7 @@ func (x *ListKeysRequest) GetIndexToken() []byte {
 
 type ListKeysResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Keys          []*KeyMetadata         `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`                               // by id
+	Keys          []*KeyMetadata         `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`                               // by id; of those that the caller may not DescribeKey only key_id, arn and tenant
 	NextMarker    string                 `protobuf:"bytes,2,opt,name=next_marker,json=nextMarker,proto3" json:"next_marker,omitempty"` // empty on the last page
 	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1835,7 +1835,7 @@ type Alias struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // "alias/…"
 	Arn             string                 `protobuf:"bytes,2,opt,name=arn,proto3" json:"arn,omitempty"`
-	KeyId           string                 `protobuf:"bytes,3,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // UUID
+	KeyId           string                 `protobuf:"bytes,3,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // UUID; empty in the list of a tenant if the caller may not DescribeKey it
 	CreationDate    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=creation_date,json=creationDate,proto3" json:"creation_date,omitempty"`
 	LastUpdatedDate *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_updated_date,json=lastUpdatedDate,proto3" json:"last_updated_date,omitempty"`
 	unknownFields   protoimpl.UnknownFields

@@ -62,8 +62,10 @@ const (
 // Fields that mean the same in every message:
 //
 //	key_id       a key's id (UUID), ARN, alias name ("alias/…") or alias ARN.
-//	tenant       the acting tenant; empty means the caller's own. A caller that
-//	             belongs to a tenant may name no other.
+//	tenant       the acting tenant; empty means the caller's own. Key ids and aliases
+//	             are looked up in it, and so is the key that a ciphertext names:
+//	             who holds a grant of another tenant's key names that tenant, or
+//	             the key by its ARN.
 //	request_id   at most 128 bytes; makes a mutation idempotent: the same caller
 //	             repeating it gets the first answer, for a day at least. Empty
 //	             means that this call is not to be repeated.
@@ -449,8 +451,10 @@ func (c *keyServiceClient) ListResources(ctx context.Context, in *ListResourcesR
 // Fields that mean the same in every message:
 //
 //	key_id       a key's id (UUID), ARN, alias name ("alias/…") or alias ARN.
-//	tenant       the acting tenant; empty means the caller's own. A caller that
-//	             belongs to a tenant may name no other.
+//	tenant       the acting tenant; empty means the caller's own. Key ids and aliases
+//	             are looked up in it, and so is the key that a ciphertext names:
+//	             who holds a grant of another tenant's key names that tenant, or
+//	             the key by its ARN.
 //	request_id   at most 128 bytes; makes a mutation idempotent: the same caller
 //	             repeating it gets the first answer, for a day at least. Empty
 //	             means that this call is not to be repeated.

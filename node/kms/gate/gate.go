@@ -75,8 +75,9 @@ func Compute[T any](ctx context.Context, f func(context.Context) (T, error), wip
 // Release records event as a success and hands the result over if the lease holds
 // and authorise, called on the state read after the lease was checked, allows it.
 // Otherwise the result is wiped, a second record says that it was withheld, and
-// the error is the lease's or authorise's. ctx should come from Carry.
-func Release[T any](ctx context.Context, g *Gate, p Pending[T], event audit.Event, authorise func(*fsm.State) error) (T, error) {
+// the error is the lease's or authorise's. What authorise adds to event stands in that
+// record. ctx should come from Carry.
+func Release[T any](ctx context.Context, g *Gate, p Pending[T], event *audit.Event, authorise func(*fsm.State) error) (T, error) {
 	released := false
 	defer func() {
 		if !released { // also when a check panics
@@ -84,13 +85,13 @@ func Release[T any](ctx context.Context, g *Gate, p Pending[T], event audit.Even
 		}
 	}()
 	event.Result = audit.Success
-	if err := g.records.Record(event); err != nil {
+	if err := g.records.Record(*event); err != nil {
 		return p.none(), err
 	}
 	withhold := func(err error) error {
 		p.wipe(p.value)
 		event.Result, event.Reason = audit.Withheld, err.Error()
-		return errors.Join(err, g.records.Record(event))
+		return errors.Join(err, g.records.Record(*event))
 	}
 	if err := g.pass(ctx, authorise, withhold); err != nil {
 		return p.none(), err

@@ -68,7 +68,7 @@ func (w *world) release(t *testing.T, allowed error) (string, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Release(t.Context(), g, p, audit.Event{Name: "Decrypt"}, w.authorise(allowed))
+	return Release(t.Context(), g, p, &audit.Event{Name: "Decrypt"}, w.authorise(allowed))
 }
 
 func TestReleaseOrder(t *testing.T) {
@@ -144,7 +144,7 @@ func TestHandedOver(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Release(ctx, g, p, audit.Event{}, w.authorise(nil)); err != nil {
+		if _, err := Release(ctx, g, p, &audit.Event{}, w.authorise(nil)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -190,7 +190,7 @@ func TestPanicInCheck(t *testing.T) {
 	ctx, finish := Carry(t.Context())
 	func() {
 		defer func() { _ = recover() }()
-		_, _ = Release(ctx, g, p, audit.Event{}, func(*fsm.State) error { panic("broken rule") })
+		_, _ = Release(ctx, g, p, &audit.Event{}, func(*fsm.State) error { panic("broken rule") })
 		t.Error("the panic was swallowed")
 	}()
 	finish()
@@ -232,7 +232,7 @@ func TestRecheck(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := Release(ctx, g, p, audit.Event{}, w.authorise(nil)); err != nil {
+			if _, err := Release(ctx, g, p, &audit.Event{}, w.authorise(nil)); err != nil {
 				t.Fatal(err)
 			}
 			w.clock, w.lease = w.clock+c.late, c.lease

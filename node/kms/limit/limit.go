@@ -23,6 +23,8 @@ const (
 	// Restrict is what takes something away: disable, revoke, freeze, retire, schedule
 	// deletion. It has a lane of its own, so that no flood of other calls delays it.
 	Restrict
+	// Refused is what is refused before it is counted with another lane, and recorded.
+	Refused
 
 	lanes
 )
@@ -36,6 +38,8 @@ func (l Lane) String() string {
 		return "control"
 	case Restrict:
 		return "restricting"
+	case Refused:
+		return "refused"
 	case lanes:
 	}
 	return fmt.Sprintf("Lane(%d)", int(l))
@@ -51,15 +55,21 @@ const (
 // Config is the quotas of a node, in calls a second: 0 is none, MaxRate the most. Each
 // allows bursts of a second's worth, and of one call at least.
 type Config struct {
-	ControlPerTenant    float64
-	RestrictPerTenant   float64
-	UsePerTenant        float64
-	UsePerPrincipal     float64
-	ControlPerPrincipal float64
+	ControlPerTenant     float64
+	RestrictPerTenant    float64
+	UsePerTenant         float64
+	UsePerPrincipal      float64
+	ControlPerPrincipal  float64
+	RestrictPerPrincipal float64
+	RefusedPerPrincipal  float64
 }
 
-// Default is the quotas of a node whose configuration names none.
-func Default() Config { return Config{ControlPerTenant: 50, RestrictPerTenant: 50} }
+// Default is the quotas of a node whose configuration names none. A principal's of
+// restrictions is well below its tenant's, so that one whose certificate was stolen does not
+// keep an administrator from disabling it.
+func Default() Config {
+	return Config{ControlPerTenant: 50, RestrictPerTenant: 50, RestrictPerPrincipal: 20, RefusedPerPrincipal: 20}
+}
 
 // ErrExceeded means: a quota is used up. The error is an *Exceeded.
 var ErrExceeded = errors.New("quota exceeded")
@@ -112,6 +122,8 @@ func New(c Config, now func() time.Time) *Limiter {
 	l.lanes[Control].tenant = newQuota("control_per_tenant", "tenant", c.ControlPerTenant)
 	l.lanes[Control].principal = newQuota("control_per_principal", "principal", c.ControlPerPrincipal)
 	l.lanes[Restrict].tenant = newQuota("restrict_per_tenant", "tenant", c.RestrictPerTenant)
+	l.lanes[Restrict].principal = newQuota("restrict_per_principal", "principal", c.RestrictPerPrincipal)
+	l.lanes[Refused].principal = newQuota("refused_per_principal", "principal", c.RefusedPerPrincipal)
 	return l
 }
 

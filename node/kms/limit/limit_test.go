@@ -89,7 +89,7 @@ func TestLanes(t *testing.T) {
 // TestDefault: cryptography is free, what goes through the log is not.
 func TestDefault(t *testing.T) {
 	l := New(Default(), newClock().now)
-	want := map[Lane]int{Use: 200, Control: 50, Restrict: 50}
+	want := map[Lane]int{Use: 200, Control: 50, Restrict: 20, Refused: 20}
 	for lane, calls := range want {
 		if n := admitted(l, 200, lane, "blue", "p"); n != calls {
 			t.Errorf("%s calls: %d, want %d", lane, n, calls)
@@ -118,7 +118,11 @@ func TestWhose(t *testing.T) {
 		{"control of a tenant", Config{ControlPerTenant: 4}, Control, "blue", "b", "tenant", "control_per_tenant"},
 		{"control of a principal", Config{ControlPerPrincipal: 4}, Control, "green", "a", "principal", "control_per_principal"},
 		{"restrictions of a tenant", Config{RestrictPerTenant: 4}, Restrict, "blue", "b", "tenant", "restrict_per_tenant"},
-		{"restrictions know no principals", Config{ControlPerPrincipal: 4, UsePerPrincipal: 4}, Restrict, "blue", "a", "", ""},
+		{"restrictions of a principal", Config{RestrictPerPrincipal: 4}, Restrict, "green", "a", "principal", "restrict_per_principal"},
+		{"restrictions of another one", Config{RestrictPerTenant: 9, RestrictPerPrincipal: 4}, Restrict, "blue", "b", "", ""},
+		{"restrictions have their own", Config{ControlPerPrincipal: 4, UsePerPrincipal: 4, RefusedPerPrincipal: 4}, Restrict, "blue", "a", "", ""},
+		{"refusals of a principal", Config{RefusedPerPrincipal: 4}, Refused, "", "a", "principal", "refused_per_principal"},
+		{"refusals of another one", Config{RefusedPerPrincipal: 4}, Refused, "", "b", "", ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			l := New(row.config, newClock().now)
