@@ -84,11 +84,23 @@ func (a *app) keyDescribe() *cobra.Command {
 	}
 }
 
+// keyRow is a key in a list. Of one that the caller may not describe the id alone is told.
+func keyRow(k *quorumkmsv1.KeyMetadata) []string {
+	if k.GetState() == quorumkmsv1.KeyState_KEY_STATE_UNSPECIFIED {
+		return []string{k.GetKeyId(), "not shown", "", "", "", ""}
+	}
+	return []string{
+		k.GetKeyId(), enumName(k.GetState(), "KEY_STATE_"), number(k.GetCurrentVersion()),
+		timeText(k.GetCreationDate()), strings.Join(k.GetAliases(), " "), k.GetDescription(),
+	}
+}
+
 func (a *app) keyList() *cobra.Command {
 	var p page
 	c := &cobra.Command{
 		Use:     "list",
 		Short:   "List the tenant's keys",
+		Long:    "List the tenant's keys. Of a key that you may not describe, the id alone is shown.",
 		Example: "  kmsctl key list --limit 20",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, _ []string) error {
 			all := &quorumkmsv1.ListKeysResponse{}
@@ -104,10 +116,7 @@ func (a *app) keyList() *cobra.Command {
 			return a.print(all, func(w io.Writer) error {
 				rows := [][]string{{"KEY", "STATE", "VERSION", "CREATED", "ALIASES", "DESCRIPTION"}}
 				for _, k := range all.GetKeys() {
-					rows = append(rows, []string{
-						k.GetKeyId(), enumName(k.GetState(), "KEY_STATE_"), number(k.GetCurrentVersion()),
-						timeText(k.GetCreationDate()), strings.Join(k.GetAliases(), " "), k.GetDescription(),
-					})
+					rows = append(rows, keyRow(k))
 				}
 				return writePage(w, rows, all.GetNextMarker())
 			})

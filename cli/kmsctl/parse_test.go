@@ -15,6 +15,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+
+	"github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 )
 
 func FuzzParsePair(f *testing.F) {
@@ -236,5 +238,15 @@ func TestReleaseBinary(t *testing.T) {
 	out, err := exec.CommandContext(t.Context(), path, "version").CombinedOutput()
 	if err != nil || !strings.HasPrefix(string(out), "kmsctl v9.8.7 (abc123, go") {
 		t.Errorf("version: %s, %v", out, err)
+	}
+}
+
+// TestKeyRow: of a key that may not be described, a list shows the id and says so.
+func TestKeyRow(t *testing.T) {
+	if row := keyRow(&quorumkmsv1.KeyMetadata{KeyId: "k"}); row[0] != "k" || row[1] != "not shown" || row[2] != "" {
+		t.Errorf("a hidden key: %q", row)
+	}
+	if row := keyRow(&quorumkmsv1.KeyMetadata{KeyId: "k", State: quorumkmsv1.KeyState_KEY_STATE_DISABLED, CurrentVersion: 2}); row[1] != "disabled" || row[2] != "2" {
+		t.Errorf("a disabled key: %q", row)
 	}
 }
