@@ -180,15 +180,15 @@ func validHistory(h History) error {
 // one: without the revision that it expected. It is nil if it is not made again, since
 // it concerns members of that history, or no state at all, or restricts nothing.
 func Replay(c Command) Command {
-	switch c.(type) {
+	switch move := c.(type) {
 	case *Repeat, *RemoveNode, *RecoverCluster, *RestoreCluster:
 		return nil
 	case *CreateGrant: // it permits
 		return nil
 	case *MoveAlias: // wherever it leads in the present history
-		c := *c.(*MoveAlias)
-		c.Expect = 0
-		return &UpdateAlias{c.AliasTarget}
+		t := move.AliasTarget
+		t.Expect = 0
+		return &UpdateAlias{t}
 	}
 	again := reflect.New(reflect.TypeOf(c).Elem())
 	again.Elem().Set(reflect.ValueOf(c).Elem())

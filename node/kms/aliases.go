@@ -31,7 +31,7 @@ func (s *Service) UpdateAlias(ctx context.Context, c Call, name, key string, exp
 		}
 		command := &fsm.MoveAlias{AliasTarget: t}
 		old, ok := st.Alias(t.Tenant, name)
-		if !ok || st.Permits(command) != nil { // the log refuses it; or the cluster's release knows no policies
+		if known := st.Permits(command) == nil; !ok || !known { // the log refuses it; or the cluster's release knows no policies
 			return &fsm.UpdateAlias{AliasTarget: t}, nil
 		}
 		from, rule, err := s.lookUp(st, reference{tenant: t.Tenant, id: old.Key}, x.question())
