@@ -170,14 +170,14 @@ type testHSM struct {
 	fail func() error
 }
 
-func (h *testHSM) GenerateKey(ctx context.Context, s hsm.KeySpec) ([]byte, error) {
+func (h *testHSM) GenerateKey(ctx context.Context, s hsm.KeySpec) (hsm.NewKey, error) {
 	h.mu.Lock()
 	h.made++
 	fail := h.fail
 	h.mu.Unlock()
 	if fail != nil {
 		if err := fail(); err != nil {
-			return nil, err
+			return hsm.NewKey{}, err
 		}
 	}
 	return h.Partition.GenerateKey(ctx, s)

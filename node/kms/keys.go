@@ -327,11 +327,11 @@ func (s *Service) makeToken(ctx context.Context, st *fsm.State, c Call, command 
 	if _, err := st.Try(command); err != nil || c.DryRun {
 		return g.Number, stand, err
 	}
-	token, err := s.keys.GenerateKey(ctx, hsm.KeySpec{
+	made, err := s.keys.GenerateKey(ctx, hsm.KeySpec{
 		Cluster: hsm.ID(st.Cluster().ID), Generation: g.Number, Class: hsm.ClassAES,
 		Key: hsm.ID(id), Version: version, Created: s.now(),
 	})
-	return g.Number, token, err
+	return g.Number, made.Token, err
 }
 
 // encodeMarker and decodeMarker make a list's place opaque to callers.

@@ -33,7 +33,7 @@ type Log interface {
 
 // KeyMaker makes keys in the HSM.
 type KeyMaker interface {
-	GenerateKey(ctx context.Context, s hsm.KeySpec) ([]byte, error)
+	GenerateKey(ctx context.Context, s hsm.KeySpec) (hsm.NewKey, error)
 	Random(ctx context.Context, b []byte) error
 }
 
