@@ -70,6 +70,7 @@ func goldenUpgraded(t failer) *world {
 	goldenStates(w)
 	goldenVersions(w)
 	goldenSchedules(w)
+	goldenSpecs(w)
 	goldenGrants(w)
 	goldenPolicies(w)
 	goldenUses(w)
@@ -171,6 +172,25 @@ func goldenSchedules(w *world) {
 	w.do(&DisableKeyRotation{ref(15)})
 	w.do(&DisableKeyRotation{ref(15)})
 	w.refuse(&DisableKeyRotation{ref(11)}, ErrDecryptOnly, "")
+}
+
+func goldenSpecs(w *world) {
+	w.ask("create", "pair", edited(keyOfSpec(31, SpecRSA4096, UsageEncryptDecrypt), func(c *CreateKeyOfSpec) {
+		c.Description, c.Tags, c.Public = "<&>\u2028", []Tag{{"b", "2"}, {"a", "<"}}, bytes.Repeat([]byte{0xfb, 0xff}, MaxPublicKey/2)
+	}))
+	w.ask("create", "pair", &Repeat{})
+	for n, spec := range []KeySpec{SpecHMAC256, SpecHMAC384, SpecHMAC512, SpecRSA2048, SpecRSA3072, SpecP256, SpecP384} {
+		w.do(keyOfSpec(uint64(32+n), spec, spec.Usages()[0]))
+	}
+	w.refuse(keyOfSpec(39, SpecP256, UsageMac), ErrInvalid, "")
+	w.refuse(keyOfSpec(39, SpecSymmetric, UsageEncryptDecrypt), ErrInvalid, "")
+	w.refuse(keyOfSpec(31, SpecP256, UsageSignVerify), ErrExists, "")
+	w.refuse(rotateKey(31, 2), ErrUnsupported, "")
+	w.refuse(&EnableKeyRotation{ref(32), 60}, ErrUnsupported, "")
+	w.refuse(&SetRequiredContext{ref(33), []string{"a"}}, ErrUnsupported, "")
+	w.do(&SetKeyDecryptOnly{ref(34)})
+	w.do(&DisableKeyVersion{version(35, 1)})
+	w.do(&ScheduleKeyDeletion{ref(36), 7})
 }
 
 func goldenGrants(w *world) {

@@ -337,7 +337,7 @@ func TestReplayOfEveryCommand(t *testing.T) {
 	of["RevokeGrant"], of["RetireGrant"], of["ExpireGrant"] = &RevokeGrant{grantRef(1, 1)}, &RetireGrant{grantRef(1, 1)}, &ExpireGrant{grantRef(1, 1), 5}
 	of["PutPolicy"] = expecting(putPolicy(1, "x"), 7)
 	of["ReleaseResource"] = &ReleaseResource{KeyRef: KeyRef{keyID(1), DefaultTenant, 7}, Resource: "r"}
-	of["CreateKey"], of["CreateServiceKey"] = createKey(1), serviceKey(1)
+	of["CreateKey"], of["CreateServiceKey"], of["CreateKeyOfSpec"] = createKey(1), serviceKey(1), keyOfSpec(1, SpecP256, UsageSignVerify)
 	for _, s := range commands {
 		c, about := of[s.name]
 		if !about {
