@@ -381,14 +381,14 @@ func ops(all ...fsm.GrantOperation) []fsm.GrantOperation { return all }
 // encrypts tries to use a key.
 func (e *env) encrypts(c Call, key string, pairs ...Pair) error {
 	e.t.Helper()
-	_, err := e.Encrypt(e.t.Context(), c, key, []byte("plain"), pairs)
+	_, err := e.Encrypt(e.t.Context(), c, key, []byte("plain"), pairs, "")
 	return err
 }
 
 // sealed is a ciphertext that a caller has made.
 func (e *env) sealed(c Call, key string, pairs ...Pair) []byte {
 	e.t.Helper()
-	s, err := e.Encrypt(e.t.Context(), c, key, []byte("plain"), pairs)
+	s, err := e.Encrypt(e.t.Context(), c, key, []byte("plain"), pairs, "")
 	e.ok(err)
 	return s.Ciphertext
 }
@@ -396,7 +396,7 @@ func (e *env) sealed(c Call, key string, pairs ...Pair) []byte {
 // opens tries to open a ciphertext.
 func (e *env) opens(c Call, blob []byte, pairs ...Pair) error {
 	e.t.Helper()
-	o, err := e.Decrypt(e.t.Context(), c, blob, "", pairs)
+	o, err := e.Decrypt(e.t.Context(), c, blob, "", pairs, "")
 	if err == nil && string(o.Plaintext) != "plain" {
 		e.t.Errorf("opened %q", o.Plaintext)
 	}

@@ -183,7 +183,7 @@ func (s *Service) ExplainPolicy(ctx context.Context, c Call, key, principal, ope
 		} else if action.On&on == 0 {
 			return Explanation{}, invalid("%s is about a key: name one", operation)
 		}
-		return s.explain(st, question{caller: who, tenant: tenant, needs: needed(who, action), operation: operation, context: pairs}, k), nil
+		return s.explain(st, question{caller: who, tenant: tenant, needs: needed(who, action), operation: operation, context: pairs, algorithm: anyAlgorithm}, k), nil
 	})
 }
 

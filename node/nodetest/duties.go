@@ -62,6 +62,9 @@ func (d *Duties) GenerateKey(ctx context.Context, _ hsm.KeySpec) (hsm.NewKey, er
 	return hsm.NewKey{Token: token}, sleepFor(ctx, takes)
 }
 
+// Supports implements kms.KeyMaker. Nobody asks.
+func (d *Duties) Supports(hsm.Algorithm) bool { return false }
+
 // Random implements kms.KeyMaker. Nobody asks.
 func (d *Duties) Random(context.Context, []byte) error { return errNoDomain }
 
