@@ -188,6 +188,7 @@ func goldenSpecs(w *world) {
 	w.refuse(rotateKey(31, 2), ErrUnsupported, "")
 	w.refuse(&EnableKeyRotation{ref(32), 60}, ErrUnsupported, "")
 	w.refuse(&SetRequiredContext{ref(33), []string{"a"}}, ErrUnsupported, "")
+	w.refuse(edited(createGrant(30, 33), func(c *CreateGrant) { c.Constraints.Subset = []Tag{{"a", "b"}} }), ErrUnsupported, "")
 	w.do(&SetKeyDecryptOnly{ref(34)})
 	w.do(&DisableKeyVersion{version(35, 1)})
 	w.do(&ScheduleKeyDeletion{ref(36), 7})

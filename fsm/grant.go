@@ -298,6 +298,11 @@ func (g *Grant) permitted(t *tx, k *Key) error {
 	if err := k.manageable(OpGrant); err != nil {
 		return err
 	}
+	if len(g.Constraints.Equals)+len(g.Constraints.Subset) > 0 {
+		if err := k.symmetric("a constraint to an encryption context"); err != nil {
+			return err
+		}
+	}
 	if g.Expires != 0 && g.Expires <= t.seconds() {
 		return invalid("the grant would have ended at %d, it is %d", g.Expires, t.seconds())
 	}

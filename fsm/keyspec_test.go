@@ -46,6 +46,7 @@ func TestKeyOfSpec(t *testing.T) {
 			w.do(&EnableKey{ref(2)})
 			w.do(&SetKeyDecryptOnly{ref(2)})
 			w.do(createGrant(5, 2))
+			w.refuse(edited(createGrant(6, 2), func(c *CreateGrant) { c.Constraints.Subset = pairs("a") }), ErrUnsupported, string(spec))
 			w.do(&DisableKeyVersion{version(2, 1)})
 			w.do(&ScheduleKeyDeletion{ref(2), 7})
 		}
@@ -53,7 +54,9 @@ func TestKeyOfSpec(t *testing.T) {
 }
 
 func TestKeyOfSpecRefused(t *testing.T) {
-	ec := func(f func(*CreateKeyOfSpec)) *CreateKeyOfSpec { return edited(keyOfSpec(2, SpecP256, UsageSignVerify), f) }
+	ec := func(f func(*CreateKeyOfSpec)) *CreateKeyOfSpec {
+		return edited(keyOfSpec(2, SpecP256, UsageSignVerify), f)
+	}
 	hmac := func(f func(*CreateKeyOfSpec)) *CreateKeyOfSpec { return edited(keyOfSpec(2, SpecHMAC256, UsageMac), f) }
 	testAccepted(t, oneKey, []accepted{{"the longest public key", ec(func(c *CreateKeyOfSpec) { c.Public = bytes.Repeat([]byte{1}, MaxPublicKey) })}})
 	testRefusals(t, oneKey, []refusal{
