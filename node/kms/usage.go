@@ -59,7 +59,7 @@ func fits(k *fsm.Key, operation string) error {
 	if suits(k) {
 		return nil
 	}
-	return fmt.Errorf("%w: key %s is %s for %s, which %s is not for", fsm.ErrUnsupported, k.ID, k.Spec, k.Usage, operation)
+	return fmt.Errorf("%w: key %s is %s for %s, not for %s", fsm.ErrUnsupported, k.ID, k.Spec, k.Usage, operation)
 }
 
 // fitsAlgorithm is nil if an algorithm is one of a key's; symmetric keys have none that is
