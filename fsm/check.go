@@ -69,17 +69,11 @@ func (k *Key) check() error {
 				return err
 			}
 		}
-		if err := validPublic(k.Spec, v.Public); err != nil {
-			return err
-		}
 		if (v.State == VersionDestroyScheduled || v.State == VersionDestroyed) != (v.Destroy != 0) {
 			return fmt.Errorf("version %d in state %q with destruction at %d", v.Version, v.State, v.Destroy)
 		}
 	}
-	if err := validKind(k.Spec, k.Usage); err != nil {
-		return err
-	}
-	if err := k.symmetric("rotation"); err != nil && (k.Rotation != nil || len(k.Versions) > 1 || k.Required != nil || k.Service != "") {
+	if err := k.checkKind(); err != nil {
 		return err
 	}
 	if v := k.Current(); v.Destroy != 0 {

@@ -88,6 +88,22 @@ func (k *Key) symmetric(what string) error {
 	return fmt.Errorf("%w: %s is for keys of spec %s; key %s is %s", ErrUnsupported, what, SpecSymmetric, k.ID, k.Spec)
 }
 
+// checkKind checks a record against what keys of its spec can have.
+func (k *Key) checkKind() error {
+	if err := validKind(k.Spec, k.Usage); err != nil {
+		return err
+	}
+	for _, v := range k.Versions {
+		if err := validPublic(k.Spec, v.Public); err != nil {
+			return err
+		}
+	}
+	if k.Rotation != nil || len(k.Versions) > 1 || k.Required != nil || k.Service != "" {
+		return k.symmetric("what the key has")
+	}
+	return nil
+}
+
 // CreateKeyOfSpec makes a key of another spec than SYMMETRIC, whose only version is
 // already wrapped. (Those of that spec are made by the command of the first release, which
 // clusters that are not upgraded know.)

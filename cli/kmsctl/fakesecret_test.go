@@ -22,7 +22,8 @@ import (
 var fakeSecrets = sync.OnceValue(func() (s struct {
 	ec  *ecdsa.PrivateKey
 	rsa *rsa.PrivateKey
-}) {
+},
+) {
 	var err error
 	if s.ec, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		panic(err)

@@ -41,10 +41,10 @@ type signingWay struct {
 }
 
 func signingWays(spec pb.KeySpec) []signingWay {
-	switch spec {
-	case pb.KeySpec_KEY_SPEC_ECC_NIST_P256:
+	if spec == pb.KeySpec_KEY_SPEC_ECC_NIST_P256 {
 		return []signingWay{{pb.SigningAlgorithm_SIGNING_ALGORITHM_ECDSA_SHA_256, crypto.SHA256, "sha256", false}}
-	case pb.KeySpec_KEY_SPEC_ECC_NIST_P384:
+	}
+	if spec == pb.KeySpec_KEY_SPEC_ECC_NIST_P384 {
 		return []signingWay{{pb.SigningAlgorithm_SIGNING_ALGORITHM_ECDSA_SHA_384, crypto.SHA384, "sha384", false}}
 	}
 	return []signingWay{

@@ -21,9 +21,13 @@ import (
 // secretKinds is one kind of key for every algorithm there is.
 func secretKinds() []hsm.Kind {
 	return []hsm.Kind{
-		{Class: hsm.ClassHMAC, Bits: 256}, {Class: hsm.ClassHMAC, Bits: 384}, {Class: hsm.ClassHMAC, Bits: 512},
-		{Class: hsm.ClassRSA, Bits: 2048}, {Class: hsm.ClassRSA, Bits: 2048, Decrypts: true},
-		{Class: hsm.ClassEC, Bits: 256}, {Class: hsm.ClassEC, Bits: 384},
+		{Class: hsm.ClassHMAC, Bits: 256},
+		{Class: hsm.ClassHMAC, Bits: 384},
+		{Class: hsm.ClassHMAC, Bits: 512},
+		{Class: hsm.ClassRSA, Bits: 2048},
+		{Class: hsm.ClassRSA, Bits: 2048, Decrypts: true},
+		{Class: hsm.ClassEC, Bits: 256},
+		{Class: hsm.ClassEC, Bits: 384},
 	}
 }
 

@@ -265,9 +265,6 @@ type KeyParams struct {
 
 // command makes the command that creates the key; its token and public half are missing.
 func (p KeyParams) command(id fsm.ID, tenant string) fsm.Command {
-	if usages := p.Spec.Usages(); p.Usage == "" && len(usages) == 1 {
-		p.Usage = usages[0]
-	}
 	if p.Spec == fsm.SpecSymmetric {
 		return &fsm.CreateKey{ID: id, Tenant: tenant, Description: p.Description, Usage: p.Usage, Spec: p.Spec, Tags: p.Tags, Version: 1}
 	}
@@ -276,6 +273,9 @@ func (p KeyParams) command(id fsm.ID, tenant string) fsm.Command {
 
 // CreateKey makes a key in the HSM and returns when it is committed.
 func (s *Service) CreateKey(ctx context.Context, c Call, p KeyParams) (Metadata, *fsm.State, error) {
+	if usages := p.Spec.Usages(); p.Usage == "" && len(usages) == 1 {
+		p.Usage = usages[0] // here, because the request id stands for it too
+	}
 	result, st, err := s.apply(ctx, change{
 		name: "CreateKey", call: c, needs: mayAdminister, lane: limit.Control, params: p,
 		syntax: func() error {

@@ -244,8 +244,12 @@ func TestUsages(t *testing.T) {
 		e.refused(e.sign(as(uma), ec, a), fsm.ErrInvalid, "algorithm")
 	}
 	for _, p := range []KeyParams{
-		{Spec: fsm.SpecRSA2048}, {Spec: "RSA_1024"}, {Spec: fsm.SpecP256, Usage: fsm.UsageEncryptDecrypt}, {Spec: fsm.SpecHMAC256, Usage: fsm.UsageSignVerify},
-		{Spec: fsm.SpecSymmetric, Usage: fsm.UsageMac}, {},
+		{Spec: fsm.SpecRSA2048},
+		{Spec: "RSA_1024"},
+		{Spec: fsm.SpecP256, Usage: fsm.UsageEncryptDecrypt},
+		{Spec: fsm.SpecHMAC256, Usage: fsm.UsageSignVerify},
+		{Spec: fsm.SpecSymmetric, Usage: fsm.UsageMac},
+		{},
 	} {
 		_, _, err := e.CreateKey(ctx, as(ada), p)
 		e.refused(err, fsm.ErrInvalid)
@@ -373,5 +377,20 @@ func BenchmarkRSAPair(b *testing.B) {
 		if _, err := rsaPair(b.Context(), rand.Reader, 2048); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestDefaultUsageIsTheSameRequest: a usage that is left out and one that is named are the
+// same request, also for a node of the first release, which names it always.
+func TestDefaultUsageIsTheSameRequest(t *testing.T) {
+	e := newEnv(t)
+	c := as(ada)
+	c.RequestID = "once"
+	first, _, err := e.CreateKey(t.Context(), c, KeyParams{Spec: fsm.SpecSymmetric})
+	e.ok(err)
+	again, _, err := e.CreateKey(t.Context(), c, KeyParams{Spec: fsm.SpecSymmetric, Usage: fsm.UsageEncryptDecrypt})
+	e.ok(err)
+	if again.Key.ID != first.Key.ID {
+		t.Error("two keys")
 	}
 }
