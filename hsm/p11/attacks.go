@@ -254,25 +254,14 @@ func (b *bench) domainKeyOtherMechanism(f *findings) {
 func (b *bench) masterKeyOtherMechanism(f *findings) {
 	f.must("a master key encrypts blocks", b.encrypts(mechanism(pkcs11.CKM_AES_ECB), b.master))
 	b.misused(f, "master key", b.master, "ECB", plain(pkcs11.CKK_AES))
-	for _, o := range b.secrets {
-		b.secretMisused(f, o)
-	}
+	b.secretsMisused(f)
 }
 
 func (b *bench) masterKeyLeaves(f *findings) {
 	b.leaves(f, "master key", b.master)
 	_, err := b.wrap(b.traits.keyWrap(), b.domain[aesKind], b.master)
 	f.refuse("master key wrapped with a domain key", err)
-	for _, o := range b.secrets {
-		b.leaves(f, o.String(), o.key)
-		for _, kind := range []uint{pkcs11.CKA_PRIVATE_EXPONENT, pkcs11.CKA_PRIME_1, pkcs11.CKA_EXPONENT_1, pkcs11.CKA_COEFFICIENT} {
-			if value, err := b.attribute(o.key, kind); o.kind.Class == hsm.ClassRSA && (err == nil && len(value) > 0) {
-				f.fault("%s read in %#x succeeds", o, kind)
-			}
-		}
-		_, err := b.wrap(b.traits.keyWrap(), b.domain[hsm.KeyKind(o.kind.Class)], o.key)
-		f.refuse(o.String()+" wrapped with a domain key", err)
-	}
+	b.secretsLeave(f)
 }
 
 // altered tries to change a key, in place and in a copy.
@@ -310,13 +299,7 @@ func (b *bench) masterKeyAltered(f *findings) {
 		flag(pkcs11.CKA_WRAP, true), flag(pkcs11.CKA_DERIVE, true), flag(pkcs11.CKA_MODIFIABLE, true),
 		flag(ckaCopyable, true), mechanisms(pkcs11.CKM_AES_CBC),
 	}, masterKey(false))
-	for _, o := range b.secrets {
-		b.altered(f, o.String(), o.key, template{
-			flag(pkcs11.CKA_SENSITIVE, false), flag(pkcs11.CKA_EXTRACTABLE, true), flag(pkcs11.CKA_UNWRAP, true),
-			flag(pkcs11.CKA_DERIVE, true), flag(pkcs11.CKA_MODIFIABLE, true), flag(ckaCopyable, true),
-			mechanisms(pkcs11.CKM_RSA_X_509, pkcs11.CKM_SHA_1_HMAC, pkcs11.CKM_ECDH1_DERIVE),
-		}, secretKeyTemplate(o.kind, false))
-	}
+	b.secretsAltered(f)
 }
 
 // trustedByUser tries to trust a key without the Security Officer.
