@@ -42,7 +42,7 @@ type KeyringConfig struct {
 type Stats struct {
 	Loaded    int    // keys loaded now, or being loaded
 	Waiting   int    // messages under way now
-	Calls     uint64 // HSM calls that derived message keys
+	Calls     uint64 // HSM calls that derived message keys or applied a key
 	Messages  uint64 // messages those calls carried
 	Loads     uint64 // keys opened
 	Evictions uint64 // keys closed to make room for others
@@ -106,6 +106,8 @@ func (k *Keyring) Apply(ctx context.Context, ref Ref, a Algorithm, input []byte)
 		return nil, err
 	}
 	return using(ctx, k, ref, func(s *slot) ([]byte, error) {
+		k.shared.callCount.Add(1)
+		k.shared.msgCount.Add(1)
 		output, err := s.secret.Apply(ctx, a, input)
 		if err == nil && a.Signs() && s.public.Verify(a, input, output) != nil {
 			return nil, fmt.Errorf("%w: the hsm made a signature that does not verify", ErrCorrupt)
