@@ -189,6 +189,8 @@ func goldenSpecs(w *world) {
 	w.refuse(&EnableKeyRotation{ref(32), 60}, ErrUnsupported, "")
 	w.refuse(&SetRequiredContext{ref(33), []string{"a"}}, ErrUnsupported, "")
 	w.refuse(edited(createGrant(30, 33), func(c *CreateGrant) { c.Constraints.Subset = []Tag{{"a", "b"}} }), ErrUnsupported, "")
+	w.refuse(edited(createGrant(30, 33), func(c *CreateGrant) { c.Operations = []GrantOperation{GrantSign} }), ErrUnsupported, "")
+	w.do(edited(createGrant(30, 33), func(c *CreateGrant) { c.Operations = []GrantOperation{GrantVerifyMac, GrantGenerateMac} }))
 	w.do(&SetKeyDecryptOnly{ref(34)})
 	w.do(&DisableKeyVersion{version(35, 1)})
 	w.do(&ScheduleKeyDeletion{ref(36), 7})
@@ -198,7 +200,7 @@ func goldenGrants(w *world) {
 	now := w.s.Now() / second
 	w.ask("grant", "1", edited(createGrant(1, 15), func(c *CreateGrant) {
 		c.Name, c.Retiring, c.Expires = "<n>\u2028", other, now+50
-		c.Operations = []GrantOperation{GrantVerifyMac, GrantCreateGrant, GrantDecrypt, GrantRetireGrant}
+		c.Operations = []GrantOperation{GrantReEncryptFrom, GrantCreateGrant, GrantDecrypt, GrantRetireGrant}
 		c.Constraints.Subset = []Tag{{"b", "<&>"}, {"a", ""}}
 	}))
 	w.ask("grant", "1", createGrant(9, 15))

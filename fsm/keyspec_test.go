@@ -45,8 +45,9 @@ func TestKeyOfSpec(t *testing.T) {
 			w.refuse(rotateKey(2, 2), ErrDisabled, "")
 			w.do(&EnableKey{ref(2)})
 			w.do(&SetKeyDecryptOnly{ref(2)})
-			w.do(createGrant(5, 2))
-			w.refuse(edited(createGrant(6, 2), func(c *CreateGrant) { c.Constraints.Subset = pairs("a") }), ErrUnsupported, string(spec))
+			of := edited(createGrant(5, 2), func(c *CreateGrant) { c.Operations = []GrantOperation{GrantDescribeKey} })
+			w.do(of)
+			w.refuse(edited(of, func(c *CreateGrant) { c.Grant, c.Constraints.Subset = grantID(6), pairs("a") }), ErrUnsupported, string(spec))
 			w.do(&DisableKeyVersion{version(2, 1)})
 			w.do(&ScheduleKeyDeletion{ref(2), 7})
 		}

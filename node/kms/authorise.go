@@ -99,8 +99,15 @@ func (q question) heldToContext() error {
 	if q.caller.Class != ClassService || q.needs != mayUse {
 		return nil
 	}
-	if !hasContext(q.operation) {
-		return fmt.Errorf("%w: a service is held to an encryption context, which %s has not", ErrDenied, q.operation)
+	lacks := ""
+	switch {
+	case q.algorithm.Scheme() == hsm.SchemeOAEP:
+		lacks = string(q.algorithm)
+	case !hasContext(q.operation):
+		lacks = q.operation
+	}
+	if lacks != "" {
+		return fmt.Errorf("%w: a service is held to an encryption context, which %s has not", ErrDenied, lacks)
 	}
 	if !slices.Contains(q.context, Pair{fsm.ContextTenant, q.tenant}) {
 		return fmt.Errorf("%w: a service must call with the encryption context %s=%s", ErrDenied, fsm.ContextTenant, q.tenant)

@@ -58,7 +58,7 @@ func (t target) usable(st *fsm.State, k *fsm.Key) error {
 			return fmt.Errorf("%w of key %s", err, k.ID)
 		}
 	}
-	if err := fits(k, t.q.operation); err != nil {
+	if err := k.Serves(fsm.GrantOperation(t.q.operation)); err != nil {
 		return err
 	}
 	if err := fitsAlgorithm(k, t.q.algorithm); err != nil {

@@ -28,38 +28,14 @@ func kindOf(spec fsm.KeySpec, usage fsm.KeyUsage) hsm.Kind {
 	return k
 }
 
-// usageOf is the one table of what a key must be for an operation; what is not in it wants
-// a symmetric key.
-var usageOf = map[fsm.GrantOperation]func(*fsm.Key) bool{
-	fsm.GrantEncrypt:      encrypts,
-	fsm.GrantDecrypt:      encrypts,
-	fsm.GrantSign:         signs,
-	fsm.GrantVerify:       signs,
-	fsm.GrantGenerateMac:  authenticates,
-	fsm.GrantVerifyMac:    authenticates,
-	fsm.GrantGetPublicKey: func(k *fsm.Key) bool { return k.Spec.Pair() },
-}
-
-func encrypts(k *fsm.Key) bool      { return k.Usage == fsm.UsageEncryptDecrypt }
-func signs(k *fsm.Key) bool         { return k.Usage == fsm.UsageSignVerify }
-func authenticates(k *fsm.Key) bool { return k.Usage == fsm.UsageMac }
-
 // hasContext tells whether an operation has an encryption context.
 func hasContext(operation string) bool {
-	op := fsm.GrantOperation(operation)
-	return usageOf[op] == nil || op == fsm.GrantEncrypt || op == fsm.GrantDecrypt
-}
-
-// fits is nil if a key is of a kind for an operation; otherwise it wraps ErrUnsupported.
-func fits(k *fsm.Key, operation string) error {
-	suits := usageOf[fsm.GrantOperation(operation)]
-	if suits == nil {
-		suits = func(k *fsm.Key) bool { return k.Spec == fsm.SpecSymmetric }
+	switch fsm.GrantOperation(operation) {
+	case fsm.GrantSign, fsm.GrantVerify, fsm.GrantGetPublicKey, fsm.GrantGenerateMac, fsm.GrantVerifyMac:
+		return false
+	default:
+		return true
 	}
-	if suits(k) {
-		return nil
-	}
-	return fmt.Errorf("%w: key %s is %s for %s, not for %s", fsm.ErrUnsupported, k.ID, k.Spec, k.Usage, operation)
 }
 
 // fitsAlgorithm is nil if an algorithm is one of a key's; symmetric keys have none that is
