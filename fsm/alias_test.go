@@ -181,7 +181,7 @@ func TestAliasPages(t *testing.T) {
 	w := twoKeys(t)
 	w.edit(func(t *tx) {
 		t.putTenant(&Tenant{Name: "acme"})
-		t.putKey(&Key{ID: keyID(3), Tenant: "acme", State: KeyEnabled, Versions: w.key(1).Versions})
+		t.putKey(&Key{ID: keyID(3), Tenant: "acme", Usage: UsageEncryptDecrypt, Spec: SpecSymmetric, State: KeyEnabled, Versions: w.key(1).Versions})
 	})
 	for _, name := range []string{"alias/c", "alias/a", "alias/b"} {
 		w.do(&CreateAlias{alias(name, 1)})

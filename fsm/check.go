@@ -76,6 +76,9 @@ func (k *Key) check() error {
 	if v := k.going(); v != nil && k.Protected {
 		return fmt.Errorf("it is protected, and version %d is to be destroyed", v.Version)
 	}
+	if err := k.checkKind(); err != nil {
+		return err
+	}
 	if v := k.Current(); v.Destroy != 0 {
 		return fmt.Errorf("the current version %d is in state %s", v.Version, v.State)
 	}

@@ -80,6 +80,7 @@ var commands = []spec{
 	{"DeleteKey", 2, Restricts, func() Command { return new(DeleteKey) }},
 	{"RotateKeyOnSchedule", 2, Loosens, func() Command { return new(RotateKeyOnSchedule) }},
 	{"CreateServiceKey", 2, Loosens, func() Command { return new(CreateServiceKey) }},
+	{"CreateKeyOfSpec", 2, Loosens, func() Command { return new(CreateKeyOfSpec) }},
 
 	// No result is released or withheld because of these: the log alone, which puts
 	// commands in order, decides by them.

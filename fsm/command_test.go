@@ -50,6 +50,7 @@ func TestCommandTable(t *testing.T) {
 		{"DeleteKey", 2, Restricts},
 		{"RotateKeyOnSchedule", 2, Loosens},
 		{"CreateServiceKey", 2, Loosens},
+		{"CreateKeyOfSpec", 2, Loosens},
 		{"EnableKeyRotation", 2, Loosens},
 		{"DisableKeyRotation", 2, Loosens},
 		{"SetDeletionProtection", 2, Loosens},

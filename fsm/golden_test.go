@@ -70,6 +70,7 @@ func goldenUpgraded(t failer) *world {
 	goldenStates(w)
 	goldenVersions(w)
 	goldenSchedules(w)
+	goldenSpecs(w)
 	goldenGrants(w)
 	goldenPolicies(w)
 	goldenUses(w)
@@ -179,11 +180,33 @@ func goldenSchedules(w *world) {
 	w.refuse(&DisableKeyRotation{ref(11)}, ErrDecryptOnly, "")
 }
 
+func goldenSpecs(w *world) {
+	w.ask("create", "pair", edited(keyOfSpec(31, SpecRSA4096, UsageEncryptDecrypt), func(c *CreateKeyOfSpec) {
+		c.Description, c.Tags, c.Public = "<&>\u2028", []Tag{{"b", "2"}, {"a", "<"}}, bytes.Repeat([]byte{0xfb, 0xff}, MaxPublicKey/2)
+	}))
+	w.ask("create", "pair", &Repeat{})
+	for n, spec := range []KeySpec{SpecHMAC256, SpecHMAC384, SpecHMAC512, SpecRSA2048, SpecRSA3072, SpecP256, SpecP384} {
+		w.do(keyOfSpec(uint64(32+n), spec, spec.Usages()[0]))
+	}
+	w.refuse(keyOfSpec(39, SpecP256, UsageMac), ErrInvalid, "")
+	w.refuse(keyOfSpec(39, SpecSymmetric, UsageEncryptDecrypt), ErrInvalid, "")
+	w.refuse(keyOfSpec(31, SpecP256, UsageSignVerify), ErrExists, "")
+	w.refuse(rotateKey(31, 2), ErrUnsupported, "")
+	w.refuse(&EnableKeyRotation{ref(32), 60}, ErrUnsupported, "")
+	w.refuse(&SetRequiredContext{ref(33), []string{"a"}}, ErrUnsupported, "")
+	w.refuse(edited(createGrant(30, 33), func(c *CreateGrant) { c.Constraints.Subset = []Tag{{"a", "b"}} }), ErrUnsupported, "")
+	w.refuse(edited(createGrant(30, 33), func(c *CreateGrant) { c.Operations = []GrantOperation{GrantSign} }), ErrUnsupported, "")
+	w.do(edited(createGrant(30, 33), func(c *CreateGrant) { c.Operations = []GrantOperation{GrantVerifyMac, GrantGenerateMac} }))
+	w.do(&SetKeyDecryptOnly{ref(34)})
+	w.do(&DisableKeyVersion{version(35, 1)})
+	w.do(&ScheduleKeyDeletion{ref(36), 7})
+}
+
 func goldenGrants(w *world) {
 	now := w.s.Now() / second
 	w.ask("grant", "1", edited(createGrant(1, 15), func(c *CreateGrant) {
 		c.Name, c.Retiring, c.Expires = "<n>\u2028", other, now+50
-		c.Operations = []GrantOperation{GrantVerifyMac, GrantCreateGrant, GrantDecrypt, GrantRetireGrant}
+		c.Operations = []GrantOperation{GrantReEncryptFrom, GrantCreateGrant, GrantDecrypt, GrantRetireGrant}
 		c.Constraints.Subset = []Tag{{"b", "<&>"}, {"a", ""}}
 	}))
 	w.ask("grant", "1", createGrant(9, 15))

@@ -47,13 +47,44 @@ const (
 	ContextResource = "resource"
 )
 
-// grantOperations is the one table of what a grant may allow, and of what a key that
-// only decrypts forbids.
-var grantOperations = map[GrantOperation]struct{ seals bool }{
-	GrantDecrypt: {}, GrantReEncryptFrom: {}, GrantVerify: {}, GrantVerifyMac: {}, GrantGetPublicKey: {},
-	GrantCreateGrant: {}, GrantRetireGrant: {}, GrantDescribeKey: {},
-	GrantEncrypt: {true}, GrantGenerateDataKey: {true}, GrantDataKeyBlind: {true}, GrantReEncryptTo: {true}, GrantSign: {true},
-	GrantDataKeyPair: {true}, GrantDataKeyPairBlind: {true}, GrantGenerateMac: {true},
+// grantOperations is the one table of what a grant may allow: what a key that only
+// decrypts forbids, and what a key must be for it.
+var grantOperations = map[GrantOperation]struct {
+	seals bool
+	suits func(*Key) bool
+}{
+	GrantEncrypt:          {true, encrypts},
+	GrantDecrypt:          {false, encrypts},
+	GrantReEncryptFrom:    {false, isSymmetric},
+	GrantReEncryptTo:      {true, isSymmetric},
+	GrantGenerateDataKey:  {true, isSymmetric},
+	GrantDataKeyBlind:     {true, isSymmetric},
+	GrantDataKeyPair:      {true, isSymmetric},
+	GrantDataKeyPairBlind: {true, isSymmetric},
+	GrantSign:             {true, signs},
+	GrantVerify:           {false, signs},
+	GrantGetPublicKey:     {false, isPair},
+	GrantGenerateMac:      {true, authenticates},
+	GrantVerifyMac:        {false, authenticates},
+	GrantCreateGrant:      {false, isAny},
+	GrantRetireGrant:      {false, isAny},
+	GrantDescribeKey:      {false, isAny},
+}
+
+func encrypts(k *Key) bool      { return k.Usage == UsageEncryptDecrypt }
+func signs(k *Key) bool         { return k.Usage == UsageSignVerify }
+func authenticates(k *Key) bool { return k.Usage == UsageMac }
+func isSymmetric(k *Key) bool   { return k.Spec == SpecSymmetric }
+func isPair(k *Key) bool        { return k.Spec.Pair() }
+func isAny(*Key) bool           { return true }
+
+// Serves is nil if the key is of a kind for an operation; otherwise it wraps
+// ErrUnsupported.
+func (k *Key) Serves(op GrantOperation) error {
+	if row, known := grantOperations[op]; known && row.suits(k) {
+		return nil
+	}
+	return fmt.Errorf("%w: key %s is %s for %s, not for %s", ErrUnsupported, k.ID, k.Spec, k.Usage, op)
 }
 
 // Constraints narrow a grant to calls with a certain encryption context: the same
@@ -336,12 +367,20 @@ func (g *Grant) permitted(t *tx, k *Key) error {
 	if err := k.manageable(OpGrant); err != nil {
 		return err
 	}
+	if len(g.Constraints.Equals)+len(g.Constraints.Subset) > 0 {
+		if err := k.symmetric("a constraint to an encryption context"); err != nil {
+			return err
+		}
+	}
 	if g.Expires != 0 && g.Expires <= t.seconds() {
 		return invalid("the grant would have ended at %d, it is %d", g.Expires, t.seconds())
 	}
 	for _, op := range g.Operations {
 		if grantOperations[op].seals && k.State == KeyDecryptOnly {
 			return fmt.Errorf("%w: %s, so no grant of %s", ErrDecryptOnly, k.ID, op)
+		}
+		if err := k.Serves(op); err != nil {
+			return err
 		}
 	}
 	if g.Parent == (ID{}) {

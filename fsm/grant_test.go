@@ -55,7 +55,7 @@ func TestCreateGrant(t *testing.T) {
 	revision := w.key(1).Revision
 	c := grant(func(c *CreateGrant) {
 		c.Name, c.Retiring, c.Expires = "nightly", other, start+60
-		c.Operations = []GrantOperation{GrantVerify, GrantDecrypt, GrantEncrypt}
+		c.Operations = []GrantOperation{GrantReEncryptTo, GrantDecrypt, GrantEncrypt}
 		c.Constraints.Subset = []Tag{{"tenant", "default"}, {"Resource", "<r>"}}
 	})
 	if got := w.do(c); got != (Result{Index: 3, ID: grantID(1).String()}) {
@@ -63,7 +63,7 @@ func TestCreateGrant(t *testing.T) {
 	}
 	want := &Grant{
 		ID: grantID(1), Key: keyID(1), Tenant: DefaultTenant, Name: "nightly", Grantee: user, Retiring: other,
-		Operations:  []GrantOperation{"Decrypt", "Encrypt", "Verify"},
+		Operations:  []GrantOperation{"Decrypt", "Encrypt", "ReEncryptTo"},
 		Constraints: Constraints{Subset: []Tag{{"Resource", "<r>"}, {"tenant", "default"}}},
 		Issuer:      admin, Created: start, Expires: start + 60, Revision: 3,
 	}
@@ -75,7 +75,7 @@ func TestCreateGrant(t *testing.T) {
 	if w.key(1).Revision != revision {
 		t.Error("a grant changed its key")
 	}
-	if c.Operations[0] != GrantVerify || c.Constraints.Subset[0].Key != "tenant" {
+	if c.Operations[0] != GrantReEncryptTo || c.Constraints.Subset[0].Key != "tenant" {
 		t.Errorf("the command was sorted: %+v", c)
 	}
 }
@@ -91,10 +91,14 @@ func TestCreateGrantLimits(t *testing.T) {
 	if len(all) != 16 {
 		t.Errorf("%d operations, want 16", len(all))
 	}
+	own := slices.DeleteFunc(slices.Clone(all), func(op GrantOperation) bool { return oneKey(t).key(1).Serves(op) != nil })
+	if len(own) != 11 {
+		t.Errorf("%d operations of a symmetric key, want 11", len(own))
+	}
 	eight := pairs("a", "b", "c", "d", "e", "f", "g", strings.Repeat("h", 512))
 	eight[0].Value = strings.Repeat("v", 512)
 	testAccepted(t, oneKey, []accepted{
-		{"every operation", grant(func(c *CreateGrant) { c.Operations = all })},
+		{"every operation", grant(func(c *CreateGrant) { c.Operations = own })},
 		{"a name of 256 bytes", grant(func(c *CreateGrant) { c.Name = strings.Repeat("n", 256) })},
 		{"eight pairs", grant(func(c *CreateGrant) { c.Constraints.Equals = eight })},
 		{"eight pairs at least", grant(func(c *CreateGrant) { c.Constraints.Subset = eight })},
@@ -316,7 +320,7 @@ func TestDelegation(t *testing.T) {
 		command *CreateGrant
 		text    string
 	}{
-		{"an operation more", sub(func(c *CreateGrant) { c.Operations = []GrantOperation{GrantSign} }), "does not allow Sign"},
+		{"an operation more", sub(func(c *CreateGrant) { c.Operations = []GrantOperation{GrantReEncryptTo} }), "does not allow ReEncryptTo"},
 		{"no constraint", sub(func(c *CreateGrant) { c.Constraints.Subset = nil }), "at least as strict"},
 		{"another constraint", sub(func(c *CreateGrant) { c.Constraints.Subset = pairs("b") }), "at least as strict"},
 		{"a second longer", sub(func(c *CreateGrant) { c.Expires = start + 51 }), "must not end later"},
@@ -457,15 +461,52 @@ func TestGrantsOfDecryptOnly(t *testing.T) {
 		t.Errorf("%d operations, want %d", len(grantOperations), len(seals))
 	}
 	for op, seals := range seals {
-		w := inState(t, KeyDecryptOnly)
-		c := grant(func(c *CreateGrant) { c.Operations = []GrantOperation{op} })
+		w := oneKey(t)
+		w.do(keyOfSpec(2, SpecHMAC256, UsageMac))
+		w.do(keyOfSpec(3, SpecP256, UsageSignVerify))
+		key := uint64(1)
+		for w.key(key).Serves(op) != nil {
+			key++
+		}
+		w.do(&SetKeyDecryptOnly{ref(key)})
+		c := edited(createGrant(1, key), func(c *CreateGrant) { c.Operations = []GrantOperation{op} })
 		if seals {
 			w.refuse(c, ErrDecryptOnly, "so no grant of "+string(op))
 		} else {
 			w.do(c)
 		}
-		w.do(&EnableKey{ref(1)})
+		w.do(&EnableKey{ref(key)})
 		w.do(edited(c, func(c *CreateGrant) { c.Grant = grantID(2) }))
+	}
+}
+
+// TestGrantsOfKinds: no grant of what a key is not for.
+func TestGrantsOfKinds(t *testing.T) {
+	always := []GrantOperation{GrantCreateGrant, GrantRetireGrant, GrantDescribeKey}
+	for kind, own := range map[[2]string][]GrantOperation{
+		{"SYMMETRIC", "ENCRYPT_DECRYPT"}: {
+			GrantEncrypt, GrantDecrypt, GrantReEncryptFrom, GrantReEncryptTo, GrantGenerateDataKey, GrantDataKeyBlind, GrantDataKeyPair, GrantDataKeyPairBlind,
+		},
+		{"HMAC_512", "GENERATE_VERIFY_MAC"}: {GrantGenerateMac, GrantVerifyMac},
+		{"RSA_3072", "SIGN_VERIFY"}:         {GrantSign, GrantVerify, GrantGetPublicKey},
+		{"RSA_3072", "ENCRYPT_DECRYPT"}:     {GrantEncrypt, GrantDecrypt, GrantGetPublicKey},
+		{"ECC_NIST_P384", "SIGN_VERIFY"}:    {GrantSign, GrantVerify, GrantGetPublicKey},
+	} {
+		w := oneKey(t)
+		key := uint64(1)
+		if kind[0] != "SYMMETRIC" {
+			key = 2
+			w.do(keyOfSpec(2, KeySpec(kind[0]), KeyUsage(kind[1])))
+		}
+		for op := range grantOperations {
+			c := edited(createGrant(1, key), func(c *CreateGrant) { c.Operations = []GrantOperation{op} })
+			if slices.Contains(own, op) || slices.Contains(always, op) {
+				w.do(c)
+				w.do(&RevokeGrant{grantRef(1, key)})
+			} else {
+				w.refuse(c, ErrUnsupported, kind[0]+" for "+kind[1]+", not for "+string(op))
+			}
+		}
 	}
 }
 

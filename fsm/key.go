@@ -36,18 +36,6 @@ const (
 	KeyDecryptOnly     KeyState = "DECRYPT_ONLY"
 )
 
-// KeyUsage is what a key may be used for; one usage a key, for life.
-type KeyUsage string
-
-// UsageEncryptDecrypt is the usage of symmetric keys.
-const UsageEncryptDecrypt KeyUsage = "ENCRYPT_DECRYPT"
-
-// KeySpec is the kind of key material.
-type KeySpec string
-
-// SpecSymmetric is an AES-256 key.
-const SpecSymmetric KeySpec = "SYMMETRIC"
-
 // Origin says where the key material was made.
 type Origin string
 
@@ -105,6 +93,7 @@ type KeyVersion struct {
 	Token      []byte       `json:"token"`             // KWT1, opaque here; nil once destroyed
 	State      VersionState `json:"state,omitempty"`   // empty: enabled
 	Destroy    int64        `json:"destroy,omitempty"` // unix seconds: when it is to be destroyed, or was
+	Public     []byte       `json:"public,omitempty"`  // of a pair: DER SubjectPublicKeyInfo, which the token's check value names
 }
 
 // Current is the version that encrypts.
@@ -179,7 +168,7 @@ func (k *Key) manageable(op KeyOperation) error {
 	return fmt.Errorf("%w: %s belongs to service %s", ErrServiceManaged, k.ID, k.Service)
 }
 
-// CreateKey makes a key whose first version is already wrapped.
+// CreateKey makes a symmetric key whose first version is already wrapped.
 type CreateKey struct {
 	ID          ID       `json:"id"`
 	Tenant      string   `json:"tenant"`
@@ -196,8 +185,11 @@ func (c *CreateKey) validate() error {
 	if c.ID == uuid.Nil {
 		return invalid("key id is missing")
 	}
-	if c.Usage != UsageEncryptDecrypt || c.Spec != SpecSymmetric {
-		return invalid("key spec %q with usage %q: only %s with %s is known", c.Spec, c.Usage, SpecSymmetric, UsageEncryptDecrypt)
+	if err := validKind(c.Spec, c.Usage); err != nil {
+		return err
+	}
+	if c.Spec != SpecSymmetric {
+		return invalid("key spec %q: CreateKey makes %s keys", c.Spec, SpecSymmetric)
 	}
 	if err := validDescription(c.Description); err != nil {
 		return err
@@ -212,31 +204,34 @@ func (c *CreateKey) validate() error {
 }
 
 func (c *CreateKey) apply(t *tx) (Result, error) {
-	tenant, ok := t.s.Tenant(c.Tenant)
+	return t.createKey(&Key{ID: c.ID, Tenant: c.Tenant, Description: c.Description, Usage: c.Usage, Spec: c.Spec, Tags: c.Tags},
+		KeyVersion{Version: c.Version, Generation: c.Generation, Token: c.Token})
+}
+
+// createKey makes a key of a customer's, of its first version.
+func (t *tx) createKey(k *Key, first KeyVersion) (Result, error) {
+	tenant, ok := t.s.Tenant(k.Tenant)
 	if !ok {
-		return Result{}, fmt.Errorf("%w: tenant %q", ErrNotFound, c.Tenant)
+		return Result{}, fmt.Errorf("%w: tenant %q", ErrNotFound, k.Tenant)
 	}
-	if _, ok := t.s.Key(c.ID); ok {
-		return Result{}, fmt.Errorf("%w: key %s", ErrExists, c.ID)
+	if _, ok := t.s.Key(k.ID); ok {
+		return Result{}, fmt.Errorf("%w: key %s", ErrExists, k.ID)
 	}
-	if err := t.s.roomForKey(c.Tenant); err != nil {
+	if err := t.s.roomForKey(k.Tenant); err != nil {
 		return Result{}, err
 	}
-	if err := t.s.generationActive(c.Generation); err != nil {
+	if err := t.s.generationActive(first.Generation); err != nil {
 		return Result{}, err
 	}
-	tags, err := normalTags(c.Tags)
+	tags, err := normalTags(k.Tags)
 	if err != nil {
 		return Result{}, err
 	}
-	now := t.seconds()
-	t.putKey(&Key{
-		ID: c.ID, Tenant: tenant.Name, Description: c.Description,
-		State: KeyEnabled, Usage: once(c.Usage), Spec: once(c.Spec), Origin: OriginKMS, Manager: ManagerCustomer,
-		Created: now, Tags: tags,
-		Versions: []KeyVersion{{Version: c.Version, Generation: c.Generation, Created: now, Cause: CauseCreated, Token: c.Token}},
-	})
-	return Result{ID: c.ID.String(), Version: c.Version}, nil
+	first.Created, first.Cause = t.seconds(), CauseCreated
+	k.Tenant, k.State, k.Usage, k.Spec, k.Origin, k.Manager = tenant.Name, KeyEnabled, once(k.Usage), once(k.Spec), OriginKMS, ManagerCustomer
+	k.Created, k.Tags, k.Versions = first.Created, tags, []KeyVersion{first}
+	t.putKey(k)
+	return Result{ID: k.ID.String(), Version: first.Version}, nil
 }
 
 // KeyRef names the key a command changes, in which tenant, and the revision it

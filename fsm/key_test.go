@@ -315,7 +315,9 @@ func TestKeyReferences(t *testing.T) {
 				t.putTenant(&Tenant{Name: "acme"})
 				t.putAlias(&Alias{Tenant: "acme", Name: "alias/other", Key: keyID(9)})
 			})
-			w.edit(func(t *tx) { t.putKey(&Key{ID: keyID(9), Tenant: "acme", State: state, Versions: w.key(1).Versions}) })
+			w.edit(func(t *tx) {
+				t.putKey(&Key{ID: keyID(9), Tenant: "acme", Usage: UsageEncryptDecrypt, Spec: SpecSymmetric, State: state, Versions: w.key(1).Versions})
+			})
 			if state == KeyPendingDeletion {
 				w.edit(func(t *tx) { k := *w.key(9); k.Deletion = 1; t.putKey(&k) })
 			}

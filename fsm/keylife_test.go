@@ -90,7 +90,7 @@ func TestRotateLimit(t *testing.T) {
 func TestLargestKey(t *testing.T) {
 	w := initialized(t)
 	w.edit(func(t *tx) {
-		k := &Key{ID: keyID(1), Tenant: DefaultTenant, State: KeyEnabled, Description: strings.Repeat("<", MaxDescription)}
+		k := &Key{ID: keyID(1), Tenant: DefaultTenant, Usage: UsageEncryptDecrypt, Spec: SpecSymmetric, State: KeyEnabled, Description: strings.Repeat("<", MaxDescription)}
 		for _, tag := range tags(0, MaxTags) {
 			k.Tags = append(k.Tags, Tag{tag.Key + strings.Repeat("<", MaxTagKey-len(tag.Key)), strings.Repeat("<", MaxTagValue)})
 		}

@@ -152,6 +152,11 @@ func (d drawer) command() Command {
 		return &CreateServiceKey{
 			ID: keyID(3 + d.key()), Tenant: d.tenant(), Service: d.or(d.word("obs", "ebs"), "", "a.b"), Generation: uint32(d.oneOf(1, 1, 1, 2)), Token: []byte("t"),
 		}
+	case "CreateKeyOfSpec":
+		spec := KeySpec(d.word(string(SpecHMAC256), string(SpecRSA2048), string(SpecP384), "x"))
+		c := keyOfSpec(d.key(), spec, KeyUsage(d.word(string(UsageSignVerify), string(UsageMac), string(UsageEncryptDecrypt))))
+		c.Tenant, c.Description, c.Tags, c.Generation = d.tenant(), d.text(), d.tags(), uint32(d.oneOf(1, 1, 1, 2))
+		return c
 	case "RecordUse":
 		return d.uses()
 	}

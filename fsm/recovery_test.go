@@ -350,7 +350,7 @@ func TestReplayOfEveryCommand(t *testing.T) {
 	of["MoveAlias"] = &MoveAlias{AliasTarget{DefaultTenant, "alias/a", keyID(1), 7}, KeyRef{keyID(2), DefaultTenant, 7}}
 	of["PutPolicy"] = edited(expecting(putPolicy(1, "x"), 7), func(c *PutPolicy) { c.ExpectKey = 7 })
 	of["ReleaseResource"] = &ReleaseResource{KeyRef: KeyRef{keyID(1), DefaultTenant, 7}, Resource: "r"}
-	of["CreateKey"], of["CreateServiceKey"] = createKey(1), serviceKey(1)
+	of["CreateKey"], of["CreateServiceKey"], of["CreateKeyOfSpec"] = createKey(1), serviceKey(1), keyOfSpec(1, SpecP256, UsageSignVerify)
 	for _, s := range commands {
 		c, about := of[s.name]
 		if !about {

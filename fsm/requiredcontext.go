@@ -39,6 +39,9 @@ func (c *SetRequiredContext) validate() error {
 
 func (c *SetRequiredContext) apply(t *tx) (Result, error) {
 	return c.change(t, OpEdit, func(k *Key) error {
+		if err := k.symmetric("an encryption context"); err != nil {
+			return err
+		}
 		k.Required = slices.Sorted(slices.Values(c.Keys))
 		return nil
 	})

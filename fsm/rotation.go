@@ -42,6 +42,9 @@ func (c *RotateKey) validate() error {
 
 func (c *RotateKey) apply(t *tx) (Result, error) {
 	return c.change(t, OpRotate, func(k *Key) error {
+		if err := k.symmetric("rotation"); err != nil {
+			return err
+		}
 		return t.addVersion(k, KeyVersion{Version: c.Version, Generation: c.Generation, Cause: once(c.Cause), Token: c.Token})
 	})
 }
@@ -78,6 +81,9 @@ func (c *EnableKeyRotation) validate() error {
 
 func (c *EnableKeyRotation) apply(t *tx) (Result, error) {
 	return c.change(t, OpRotate, func(k *Key) error {
+		if err := k.symmetric("rotation"); err != nil {
+			return err
+		}
 		if k.Rotation == nil || k.Rotation.Period != c.Period {
 			k.Rotation = &Rotation{Period: c.Period, Next: t.seconds() + c.Period}
 		}
@@ -90,6 +96,9 @@ type DisableKeyRotation struct{ KeyRef }
 
 func (c *DisableKeyRotation) apply(t *tx) (Result, error) {
 	return c.change(t, OpRotate, func(k *Key) error {
+		if err := k.symmetric("rotation"); err != nil {
+			return err
+		}
 		k.Rotation = nil
 		return nil
 	})

@@ -22,6 +22,10 @@ var (
 	ErrNotTrusted = errors.New("transfer key not trusted by the security officer")
 	// ErrRefused means: a message or request is malformed or not what was expected.
 	ErrRefused = errors.New("refused")
+	// ErrUnsupported means: the token lacks the mechanism.
+	ErrUnsupported = errors.New("the hsm lacks the mechanism")
+	// ErrCiphertext means: a ciphertext was not made for the key, or was altered.
+	ErrCiphertext = errors.New("ciphertext does not open")
 	// ErrPIN means: the token refused the PIN. Not retried: real HSMs destroy themselves.
 	ErrPIN = errors.New("wrong pin")
 	// ErrSelfTest means: the token fails a probe that the operator has not accepted.

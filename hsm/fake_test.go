@@ -52,6 +52,11 @@ func (f *fakeHSM) Open(ctx context.Context, token []byte, _ hsm.TokenHeader) (hs
 	return &fakeKey{hsm: f, block: block}, nil
 }
 
+// OpenSecret implements hsm.Opener: there are AES keys only.
+func (f *fakeHSM) OpenSecret(context.Context, hsm.Ref) (hsm.SecretKey, error) {
+	return nil, hsm.ErrUnsupported
+}
+
 func (k *fakeKey) EncryptBlocks(ctx context.Context, dst, src []byte) error {
 	if k.closed.Load() {
 		return errors.New("use of a closed key")

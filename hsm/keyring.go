@@ -11,12 +11,15 @@ import (
 // Opener loads the key of a token. Every Partition is one.
 type Opener interface {
 	Open(ctx context.Context, token []byte, want TokenHeader) (BlockKey, error)
+	OpenSecret(ctx context.Context, ref Ref) (SecretKey, error)
 }
 
 // Ref says which key version to use.
 type Ref struct {
 	Token []byte // KWT1
 	Want  TokenHeader
+	Kind  Kind   // of keys that are not AES
+	SPKI  []byte // of pairs: DER SubjectPublicKeyInfo
 }
 
 // The defaults of KeyringConfig.
@@ -39,21 +42,21 @@ type KeyringConfig struct {
 type Stats struct {
 	Loaded    int    // keys loaded now, or being loaded
 	Waiting   int    // messages under way now
-	Calls     uint64 // HSM calls that derived message keys
+	Calls     uint64 // HSM calls that derived message keys or applied a key
 	Messages  uint64 // messages those calls carried
 	Loads     uint64 // keys opened
 	Evictions uint64 // keys closed to make room for others
 }
 
-// Keyring derives message keys under customer master keys. It keeps the keys used
-// last loaded, and concurrent derivations under one key share HSM calls. All
-// methods may be called from any goroutine.
+// Keyring uses customer master keys: it derives message keys under AES keys and applies
+// the others. It keeps the keys used last loaded, and concurrent derivations under one
+// key share HSM calls. All methods may be called from any goroutine.
 type Keyring struct {
 	opener     Opener
 	maxKeys    int
 	maxWaiting int
 	shared     *shared
-	active     sync.WaitGroup // calls of Derive
+	active     sync.WaitGroup // calls of Derive and Apply
 
 	mu      sync.Mutex
 	closed  bool
@@ -62,22 +65,6 @@ type Keyring struct {
 	slots   map[slotID]*slot
 	idle    queue[*slot]  // slots of the map with no refs, least recently used first
 	room    chan struct{} // closed when a slot becomes idle; nil if nobody waits for it
-}
-
-type slotID struct {
-	key     ID
-	version uint32
-}
-
-// slot is one loaded key version, or one being loaded.
-type slot struct {
-	coalescer
-	ref   Ref           // what it was opened with
-	ready chan struct{} // closed when loading has ended
-	err   error         // set before ready is closed: loading failed
-
-	link link[*slot] // guarded by Keyring.mu, as is refs
-	refs int         // callers that use the slot
 }
 
 // NewKeyring returns an empty keyring over o.
@@ -105,34 +92,59 @@ func (k *Keyring) Derive(ctx context.Context, ref Ref, in MessageInput, use Use)
 	if use != Seal && use != Open {
 		return MessageKeys{}, fmt.Errorf("%w: unknown use %d", ErrRefused, use)
 	}
-	if err := k.enter(); err != nil {
-		return MessageKeys{}, err
+	if !ref.isBlockKey() {
+		return MessageKeys{}, fmt.Errorf("%w: message keys of a key of class %d", ErrRefused, ref.Kind.Class)
 	}
-	defer k.exit()
-	keys, err := k.derive(ctx, ref, &in, use)
-	if errors.Is(err, ErrStale) {
-		keys, err = k.derive(ctx, ref, &in, use)
-	}
-	if errors.Is(err, ErrStale) {
-		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	return keys, err
+	return using(ctx, k, ref, func(s *slot) (MessageKeys, error) { return s.derive(ctx, &in, use) })
 }
 
-func (k *Keyring) derive(ctx context.Context, ref Ref, in *MessageInput, use Use) (MessageKeys, error) {
+// Apply uses the key of ref, of class HMAC, RSA or EC, with an algorithm (SecretKey).
+// Signatures are verified before they are returned. Errors are as those of Derive, and
+// ErrRefused, ErrUnsupported and ErrCiphertext.
+func (k *Keyring) Apply(ctx context.Context, ref Ref, a Algorithm, input []byte) ([]byte, error) {
+	if err := ref.Kind.Accepts(a, input); err != nil {
+		return nil, err
+	}
+	return using(ctx, k, ref, func(s *slot) ([]byte, error) {
+		k.shared.callCount.Add(1)
+		k.shared.msgCount.Add(1)
+		output, err := s.secret.Apply(ctx, a, input)
+		if err == nil && a.Signs() && s.public.Verify(a, input, output) != nil {
+			return nil, fmt.Errorf("%w: the hsm made a signature that does not verify", ErrCorrupt)
+		}
+		return output, err
+	})
+}
+
+// using does something with the loaded key of ref. A key lost with its session is opened
+// again once.
+func using[T any](ctx context.Context, k *Keyring, ref Ref, f func(*slot) (T, error)) (result T, err error) {
+	if err := k.enter(); err != nil {
+		return result, err
+	}
+	defer k.exit()
+	for range 2 {
+		if result, err = usingOnce(ctx, k, ref, f); !errors.Is(err, ErrStale) {
+			return result, err
+		}
+	}
+	return result, fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+func usingOnce[T any](ctx context.Context, k *Keyring, ref Ref, f func(*slot) (T, error)) (result T, err error) {
 	if ctx.Err() != nil {
-		return MessageKeys{}, fmt.Errorf("message keys: %w", ctx.Err())
+		return result, fmt.Errorf("using a key: %w", ctx.Err())
 	}
 	s, err := k.acquire(ctx, ref)
 	if err != nil {
-		return MessageKeys{}, err
+		return result, err
 	}
 	defer k.release(s)
-	keys, err := s.derive(ctx, in, use)
+	result, err = f(s)
 	if errors.Is(err, ErrStale) || errors.Is(err, ErrCorrupt) {
 		k.drop(s)
 	}
-	return keys, err
+	return result, err
 }
 
 // Forget drops every loaded version of a key. Derivations under way end normally.
@@ -224,7 +236,7 @@ func (k *Keyring) acquire(ctx context.Context, ref Ref) (*slot, error) {
 // room instead.
 func (k *Keyring) find(ref Ref) (s *slot, loads bool, room <-chan struct{}, err error) {
 	k.mu.Lock()
-	var unused [2]BlockKey
+	var unused [2]closer
 	defer func() {
 		k.mu.Unlock()
 		closeKeys(unused[:]...)
@@ -256,7 +268,7 @@ func (k *Keyring) find(ref Ref) (s *slot, loads bool, room <-chan struct{}, err 
 	}
 	s = &slot{
 		coalescer: coalescer{shared: k.shared},
-		ref:       Ref{Token: bytes.Clone(ref.Token), Want: ref.Want},
+		ref:       Ref{Token: bytes.Clone(ref.Token), Want: ref.Want, Kind: ref.Kind, SPKI: bytes.Clone(ref.SPKI)},
 		ready:     make(chan struct{}),
 		refs:      1,
 	}
@@ -272,11 +284,7 @@ func (k *Keyring) load(ctx context.Context, s *slot) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
 	k.shared.loadCount.Add(1)
-	s.key, s.err = k.opener.Open(ctx, s.ref.Token, s.ref.Want)
-	if s.err == nil {
-		s.err = s.load(ctx)
-	}
-	if s.err != nil {
+	if s.err = s.open(ctx, k.opener); s.err != nil {
 		k.drop(s)
 	}
 	close(s.ready)
@@ -285,14 +293,14 @@ func (k *Keyring) load(ctx context.Context, s *slot) {
 // release gives back one reference.
 func (k *Keyring) release(s *slot) {
 	k.mu.Lock()
-	var unused BlockKey
+	var unused closer
 	s.refs--
 	if s.refs == 0 {
 		if k.slots[s.id()] == s {
 			k.idle.push(&s.link)
 		} else {
 			k.loaded--
-			unused = s.key
+			unused = s.loaded()
 		}
 		k.wakeRoom()
 	}
@@ -303,7 +311,7 @@ func (k *Keyring) release(s *slot) {
 // drop takes s out of the map, so that the next caller opens the key anew.
 func (k *Keyring) drop(s *slot) {
 	k.mu.Lock()
-	var unused BlockKey
+	var unused closer
 	if k.slots[s.id()] == s {
 		unused = k.detach(s)
 	}
@@ -313,7 +321,7 @@ func (k *Keyring) drop(s *slot) {
 
 // dropIf takes every slot that matches out of the map.
 func (k *Keyring) dropIf(match func(slotID) bool) {
-	var unused []BlockKey
+	var unused []closer
 	k.mu.Lock()
 	for id, s := range k.slots {
 		if match(id) {
@@ -326,14 +334,14 @@ func (k *Keyring) dropIf(match func(slotID) bool) {
 
 // detach takes a slot out of the map. If it is idle the caller must close the key
 // that detach returns, after unlocking; otherwise the last release does.
-func (k *Keyring) detach(s *slot) BlockKey {
+func (k *Keyring) detach(s *slot) closer {
 	delete(k.slots, s.id())
 	if s.refs > 0 {
 		return nil
 	}
 	k.idle.remove(&s.link)
 	k.loaded--
-	return s.key
+	return s.loaded()
 }
 
 func (k *Keyring) wakeRoom() {
@@ -341,21 +349,4 @@ func (k *Keyring) wakeRoom() {
 		close(k.room)
 		k.room = nil
 	}
-}
-
-func closeKeys(keys ...BlockKey) {
-	for _, key := range keys {
-		if key != nil {
-			key.Close()
-		}
-	}
-}
-
-func (s *slot) id() slotID { return slotID{s.ref.Want.Key, s.ref.Want.Version} }
-
-// serves tells whether the slot was opened with this token for this expectation.
-func (s *slot) serves(ref Ref) bool {
-	want := s.ref.Want
-	want.Created = ref.Want.Created // not compared when a token is opened either
-	return want == ref.Want && bytes.Equal(s.ref.Token, ref.Token)
 }

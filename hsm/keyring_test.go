@@ -2,11 +2,16 @@ package hsm_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/quorumkms/quorumkms/hsm"
 )
@@ -236,8 +241,17 @@ func (o *lostAtLoad) Open(context.Context, []byte, hsm.TokenHeader) (hsm.BlockKe
 	o.opened++
 	return o, nil
 }
+
+func (o *lostAtLoad) OpenSecret(context.Context, hsm.Ref) (hsm.SecretKey, error) {
+	o.opened++
+	return o, nil
+}
 func (o *lostAtLoad) EncryptBlocks(context.Context, []byte, []byte) error { return hsm.ErrStale }
 func (o *lostAtLoad) Close()                                              { o.closed++ }
+
+func (o *lostAtLoad) Apply(context.Context, hsm.Algorithm, []byte) ([]byte, error) {
+	return nil, hsm.ErrStale
+}
 
 func TestKeyLostAtLoad(t *testing.T) {
 	o := &lostAtLoad{}
@@ -246,6 +260,60 @@ func TestKeyLostAtLoad(t *testing.T) {
 	k.Close()
 	if !errors.Is(err, hsm.ErrUnavailable) || o.opened != 2 || o.closed != 2 {
 		t.Errorf("%v, opened %d, closed %d", err, o.opened, o.closed)
+	}
+}
+
+// TestSecretKeyLost: a key of another class that is lost is opened again once, too.
+func TestSecretKeyLost(t *testing.T) {
+	o := &lostAtLoad{}
+	k := hsm.NewKeyring(o, hsm.KeyringConfig{})
+	kind := hsm.Kind{Class: hsm.ClassHMAC, Bits: 256}
+	_, err := k.Apply(t.Context(), hsm.Ref{Token: []byte{1}, Want: hsm.TokenHeader{Class: kind.Class}, Kind: kind}, hsm.HMACSHA256, nil)
+	k.Close()
+	if !errors.Is(err, hsm.ErrUnavailable) || o.opened != 2 || o.closed != 2 {
+		t.Errorf("%v, opened %d, closed %d", err, o.opened, o.closed)
+	}
+}
+
+// wrongSigner is an HSM whose signatures are no signatures.
+type wrongSigner struct{ lostAtLoad }
+
+func (o *wrongSigner) OpenSecret(context.Context, hsm.Ref) (hsm.SecretKey, error) {
+	o.opened++
+	return o, nil
+}
+
+func (o *wrongSigner) Apply(_ context.Context, a hsm.Algorithm, digest []byte) ([]byte, error) {
+	return make([]byte, 2*len(digest)), nil
+}
+
+// TestWrongSignature: what does not verify does not leave, and the key is loaded anew.
+func TestWrongSignature(t *testing.T) {
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(&private.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := hsm.TokenHeader{Class: hsm.ClassEC, Key: hsm.ID{1}, Version: 1, Created: time.Unix(0, 0)}
+	token, err := hsm.BuildToken(want, hsm.CheckValuePublic(want.Class, want.Key, want.Version, spki), make([]byte, hsm.MinWrapped),
+		func([]byte) ([]byte, error) { return make([]byte, 32), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := hsm.Ref{Token: token, Want: want, Kind: hsm.Kind{Class: hsm.ClassEC, Bits: 256}, SPKI: spki}
+	o := &wrongSigner{}
+	k := hsm.NewKeyring(o, hsm.KeyringConfig{})
+	for range 2 {
+		if _, err := k.Apply(t.Context(), ref, hsm.ECDSASHA256, make([]byte, 32)); !errors.Is(err, hsm.ErrCorrupt) {
+			t.Errorf("%v, want %v", err, hsm.ErrCorrupt)
+		}
+	}
+	k.Close()
+	if o.opened != 2 || o.closed != 2 {
+		t.Errorf("opened %d, closed %d", o.opened, o.closed)
 	}
 }
 

@@ -4,7 +4,8 @@
 // Reading order: partition.go (the contract), token.go (KWT1, the form in which
 // a customer master key leaves a partition), keyring.go (loaded keys, bounded),
 // derive.go and message.go (message keys; concurrent derivations under one key
-// share one HSM call, whose answers are checked), transferkey.go and transfer.go
+// share one HSM call, whose answers are checked), algorithm.go and public.go (keys of
+// other classes, and what their public halves do), transferkey.go and transfer.go
 // (DKX1, how the domain key travels from one partition to another). Providers live
 // below: p11 (PKCS#11) and soft (pure Go). One conformance suite, hsmtest, runs on
 // both.
@@ -94,13 +95,18 @@ type Partition interface {
 	Possess(ctx context.Context, p Possession) ([]byte, error)
 
 	// GenerateKey makes a key in the partition, wraps it, opens the result once to
-	// prove that it can be opened, and leaves nothing behind. It returns the KWT1
-	// token.
-	GenerateKey(ctx context.Context, s KeySpec) ([]byte, error)
-	// Open checks a KWT1 token against what the caller's records say of it, in this
-	// order: the MAC, the header's fields, the generation; then unwraps it and
-	// compares the check value. A mismatch is ErrCorrupt.
+	// prove that it can be opened, and leaves nothing behind. ErrUnsupported if the
+	// token has no algorithm of keys of that kind.
+	GenerateKey(ctx context.Context, s KeySpec) (NewKey, error)
+	// Open checks a KWT1 token of an AES key against what the caller's records say of
+	// it, in this order: the MAC, the header's fields, the generation; then unwraps it
+	// and compares the check value. A mismatch is ErrCorrupt.
 	Open(ctx context.Context, token []byte, want TokenHeader) (BlockKey, error)
+	// OpenSecret is Open for the other kinds of keys (Ref.Prove): it returns a key that
+	// does what its kind is for and nothing else.
+	OpenSecret(ctx context.Context, ref Ref) (SecretKey, error)
+	// Supports tells whether the token has an algorithm. It makes no HSM call.
+	Supports(a Algorithm) bool
 
 	// Close releases the sessions. Keys that are still open become unusable.
 	Close() error
@@ -118,6 +124,19 @@ type BlockKey interface {
 	// reuse: sealing compares two answers of one call (Seal), which would prove
 	// nothing if both could be left over from another.
 	EncryptBlocks(ctx context.Context, dst, src []byte) error
+	// Close destroys the loaded key. Closing twice is harmless.
+	Close()
+}
+
+// SecretKey is a loaded HMAC key, or the private half of an RSA or EC key. It may be used
+// from any goroutine.
+type SecretKey interface {
+	// Apply uses the key with an algorithm of its kind: the MAC of a message, the
+	// signature of a digest, the plaintext of a ciphertext. ErrRefused if Kind.Accepts
+	// refuses algorithm or input, ErrUnsupported if the token lacks the algorithm,
+	// ErrCiphertext if a ciphertext does not open, ErrStale as EncryptBlocks. Whoever
+	// calls checks signatures (the Keyring does).
+	Apply(ctx context.Context, a Algorithm, input []byte) ([]byte, error)
 	// Close destroys the loaded key. Closing twice is harmless.
 	Close()
 }
@@ -189,6 +208,17 @@ type KeySpec struct {
 	Key        ID
 	Version    uint32
 	Created    time.Time // stored to the second
+	Bits       uint16    // as in Kind
+	Decrypts   bool      // as in Kind
+}
+
+// Kind is the kind of the key to make.
+func (s KeySpec) Kind() Kind { return Kind{Class: s.Class, Bits: s.Bits, Decrypts: s.Decrypts} }
+
+// NewKey is a key that was made.
+type NewKey struct {
+	Token []byte // KWT1
+	SPKI  []byte // DER SubjectPublicKeyInfo of a pair; nil of other keys
 }
 
 // Transfer is the public side of a one-time transfer key, as the recipient announces

@@ -31,8 +31,8 @@ type TokenHeader struct {
 // Integers are big endian.
 type Token struct {
 	Header  TokenHeader
-	Check   [16]byte // identifies the key inside, see CheckValueAES
-	Wrapped []byte   // the key under the domain key of its class, RFC 5649
+	Check   [16]byte // identifies the key inside, see CheckValueAES and Ref.Prove
+	Wrapped []byte   // the key (private keys as PKCS #8) under the domain key of its class, RFC 5649
 
 	raw []byte
 }
@@ -65,12 +65,11 @@ const (
 )
 
 // Header is the token header of the key that s asks for, with the creation time
-// cut to the second. Suite 1 holds AES keys whose schedule runs outside the AEAD:
-// ErrRefused for any other class and for any attribute, since a key that is made
-// here is neither imported nor resident.
+// cut to the second. ErrRefused for a kind of which there are no keys and for any
+// attribute, since a key that is made here is neither imported nor resident.
 func (s KeySpec) Header() (TokenHeader, error) {
-	if s.Class != ClassAES {
-		return TokenHeader{}, fmt.Errorf("%w: cannot generate a key of class %d", ErrRefused, s.Class)
+	if err := s.Kind().Valid(); err != nil {
+		return TokenHeader{}, err
 	}
 	if s.Attributes != 0 {
 		return TokenHeader{}, fmt.Errorf("%w: cannot generate a key with attributes %#04x", ErrRefused, uint16(s.Attributes))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/node/kms"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 )
@@ -15,7 +16,8 @@ type cryptoServer struct {
 }
 
 func (s *cryptoServer) Encrypt(ctx context.Context, r *pb.EncryptRequest) (*pb.EncryptResponse, error) {
-	out, err := s.kms.Encrypt(ctx, call(ctx, r), r.GetKeyId(), r.GetPlaintext(), pairs(r.GetEncryptionContext()))
+	out, err := s.kms.Encrypt(ctx, call(ctx, r), r.GetKeyId(), r.GetPlaintext(), pairs(r.GetEncryptionContext()),
+		plainName[hsm.Algorithm](r.GetEncryptionAlgorithm(), encryptionPrefix))
 	if err != nil {
 		return nil, err
 	}
@@ -26,7 +28,8 @@ func (s *cryptoServer) Decrypt(ctx context.Context, r *pb.DecryptRequest) (*pb.D
 	if err := noRecipient(r.GetRecipient()); err != nil {
 		return nil, s.kms.Refuse("Decrypt", call(ctx, r), err)
 	}
-	out, err := s.kms.Decrypt(ctx, call(ctx, r), r.GetCiphertext(), r.GetKeyId(), pairs(r.GetEncryptionContext()))
+	out, err := s.kms.Decrypt(ctx, call(ctx, r), r.GetCiphertext(), r.GetKeyId(), pairs(r.GetEncryptionContext()),
+		plainName[hsm.Algorithm](r.GetEncryptionAlgorithm(), encryptionPrefix))
 	if err != nil {
 		return nil, err
 	}

@@ -38,6 +38,8 @@ var table = []struct {
 	{audit.ErrUnavailable, codes.Unavailable, pb.Reason_REASON_AUDIT_UNAVAILABLE},
 	{kms.ErrMalformed, codes.InvalidArgument, pb.Reason_REASON_MALFORMED_CIPHERTEXT},
 	{kms.ErrCiphertext, codes.InvalidArgument, pb.Reason_REASON_INVALID_CIPHERTEXT},
+	{kms.ErrSignature, codes.InvalidArgument, pb.Reason_REASON_INVALID_SIGNATURE},
+	{kms.ErrMac, codes.InvalidArgument, pb.Reason_REASON_INVALID_MAC},
 	{limit.ErrExceeded, codes.ResourceExhausted, pb.Reason_REASON_RATE_LIMITED},
 	{kms.ErrPolicy, codes.InvalidArgument, pb.Reason_REASON_POLICY_INVALID},
 	{kms.ErrLockout, codes.FailedPrecondition, pb.Reason_REASON_POLICY_LOCKOUT},
@@ -62,6 +64,7 @@ var table = []struct {
 	{fsm.ErrSnapshot, codes.InvalidArgument, pb.Reason_REASON_INVALID},
 
 	{hsm.ErrCorrupt, codes.FailedPrecondition, pb.Reason_REASON_KEY_MATERIAL_CORRUPT},
+	{hsm.ErrUnsupported, codes.FailedPrecondition, pb.Reason_REASON_UNSUPPORTED},
 	{hsm.ErrBusy, codes.ResourceExhausted, pb.Reason_REASON_BUSY},
 	{hsm.ErrNotTrusted, codes.FailedPrecondition, pb.Reason_REASON_NOT_TRUSTED},
 	{hsm.ErrUnavailable, codes.Unavailable, pb.Reason_REASON_HSM_UNAVAILABLE},

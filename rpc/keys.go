@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -18,11 +19,12 @@ type keyServer struct {
 }
 
 func (s *keyServer) CreateKey(ctx context.Context, r *pb.CreateKeyRequest) (*pb.CreateKeyResponse, error) {
-	if err := onlySymmetric(r); err != nil {
+	if err := onlyMade(r); err != nil {
 		return nil, s.kms.Refuse("CreateKey", call(ctx, r), err)
 	}
 	m, st, err := s.kms.CreateKey(ctx, call(ctx, r), kms.KeyParams{
-		Description: r.GetDescription(), Usage: fsm.UsageEncryptDecrypt, Spec: fsm.SpecSymmetric, Tags: tagsFrom(r.GetTags()),
+		Description: r.GetDescription(), Usage: plainName[fsm.KeyUsage](r.GetUsage(), usagePrefix),
+		Spec: cmp.Or(plainName[fsm.KeySpec](r.GetSpec(), specPrefix), fsm.SpecSymmetric), Tags: tagsFrom(r.GetTags()),
 	})
 	if err != nil {
 		return nil, err
@@ -30,13 +32,9 @@ func (s *keyServer) CreateKey(ctx context.Context, r *pb.CreateKeyRequest) (*pb.
 	return &pb.CreateKeyResponse{Key: metadata(m), IndexToken: kms.IndexToken(st)}, nil
 }
 
-// onlySymmetric refuses what the protocol knows and this release does not make.
-func onlySymmetric(r *pb.CreateKeyRequest) error {
+// onlyMade refuses what the protocol knows and this release does not make.
+func onlyMade(r *pb.CreateKeyRequest) error {
 	switch {
-	case r.GetUsage() != pb.KeyUsage_KEY_USAGE_UNSPECIFIED && r.GetUsage() != pb.KeyUsage_KEY_USAGE_ENCRYPT_DECRYPT:
-		return fmt.Errorf("%w: key usage %s: this release makes ENCRYPT_DECRYPT keys", fsm.ErrInvalid, r.GetUsage())
-	case r.GetSpec() != pb.KeySpec_KEY_SPEC_UNSPECIFIED && r.GetSpec() != pb.KeySpec_KEY_SPEC_SYMMETRIC:
-		return fmt.Errorf("%w: key spec %s: this release makes SYMMETRIC keys", fsm.ErrInvalid, r.GetSpec())
 	case r.GetOrigin() != pb.KeyOrigin_KEY_ORIGIN_UNSPECIFIED && r.GetOrigin() != pb.KeyOrigin_KEY_ORIGIN_KMS:
 		return fmt.Errorf("%w: key origin %s: this release makes keys of origin KMS", fsm.ErrInvalid, r.GetOrigin())
 	case r.GetProtectionLevel() != pb.ProtectionLevel_PROTECTION_LEVEL_UNSPECIFIED && r.GetProtectionLevel() != pb.ProtectionLevel_PROTECTION_LEVEL_HSM_ROOTED:
@@ -218,7 +216,7 @@ func metadata(m kms.Metadata) *pb.KeyMetadata {
 	}
 	out := &pb.KeyMetadata{
 		KeyId: k.ID.String(), Arn: m.ARN, Tenant: k.Tenant, Description: k.Description, State: states[k.State],
-		Usage: pb.KeyUsage_KEY_USAGE_ENCRYPT_DECRYPT, Spec: pb.KeySpec_KEY_SPEC_SYMMETRIC,
+		Usage: usageOf(k), Spec: specOf(k),
 		Origin: pb.KeyOrigin_KEY_ORIGIN_KMS, Manager: managers[k.Manager],
 		ProtectionLevel: pb.ProtectionLevel_PROTECTION_LEVEL_HSM_ROOTED,
 		CreationDate:    date(k.Created), DeletionDate: date(k.Deletion),

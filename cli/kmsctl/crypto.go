@@ -62,6 +62,7 @@ func named(args []string) string {
 
 func (a *app) encryptCommand() *cobra.Command {
 	var f inOut
+	var algorithm string
 	c := &cobra.Command{
 		Use:   "encrypt [KEY]",
 		Short: "Encrypt up to 4,096 bytes",
@@ -69,12 +70,20 @@ func (a *app) encryptCommand() *cobra.Command {
 
 The same --context must be given to decrypt. It is not secret, and not stored.
 
+An RSA key of usage encrypt-decrypt wants --algorithm, has no context, and takes less: 214
+bytes with 2,048 bits and rsaes-oaep-sha-1.
+
 ` + serviceKeyHelp,
 		Example: `  kmsctl encrypt alias/app --context purpose=db-password --in password.txt --out password.kms
-  printf secret | kmsctl encrypt alias/app --output json`,
+  printf secret | kmsctl encrypt alias/app --output json
+  kmsctl encrypt alias/letters --algorithm rsaes-oaep-sha-1 --in letter --out letter.rsa`,
 	}
 	ec := contextFlag(c)
 	c.RunE = a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
+		how, err := encryptions.parse("algorithm", algorithm)
+		if err != nil {
+			return err
+		}
 		plaintext, err := a.readSmall(ctx, f.in, maxPlaintext, ": use kmsctl object seal, which has no such limit")
 		if err != nil {
 			return err
@@ -83,35 +92,44 @@ The same --context must be given to decrypt. It is not secret, and not stored.
 		if len(plaintext) == 0 {
 			return usagef("the input is empty: want 1 to %d bytes", maxPlaintext)
 		}
-		r, err := kms.Crypto().Encrypt(ctx, &quorumkmsv1.EncryptRequest{KeyId: named(args), Plaintext: plaintext, EncryptionContext: *ec, DryRun: a.dryRun})
+		r, err := kms.Crypto().Encrypt(ctx, &quorumkmsv1.EncryptRequest{KeyId: named(args), Plaintext: plaintext, EncryptionContext: *ec, EncryptionAlgorithm: quorumkmsv1.EncryptionAlgorithm(how), DryRun: a.dryRun})
 		if err != nil {
 			return err
 		}
 		return a.deliver(f.out, &r.Ciphertext, r)
 	})
 	f.flags(c)
+	enumFlag(c, &algorithm, "algorithm", encryptions, "of RSA keys")
 	return a.tries(c)
 }
 
 func (a *app) decryptCommand() *cobra.Command {
 	var f inOut
-	var key string
+	var key, algorithm string
 	c := &cobra.Command{
 		Use:         "decrypt",
 		Annotations: map[string]string{opens: "yes"},
 		Short:       "Decrypt what encrypt or data-key made",
 		Long: `Decrypt what encrypt or data-key made. The ciphertext names its key.
 
---expect-key refuses a ciphertext of another key.`,
-		Example: `  kmsctl decrypt --context purpose=db-password --in password.kms`,
+--expect-key refuses a ciphertext of another key. A ciphertext of RSA names none: give the
+key with --expect-key, and --algorithm.`,
+		Example: `  kmsctl decrypt --context purpose=db-password --in password.kms
+  kmsctl decrypt --expect-key alias/letters --algorithm rsaes-oaep-sha-1 --in letter.rsa`,
 	}
 	ec := contextFlag(c)
 	c.RunE = a.remote(func(ctx context.Context, kms *client.Client, _ []string) error {
+		how, err := encryptions.parse("algorithm", algorithm)
+		if err != nil {
+			return err
+		}
 		ciphertext, err := a.readCiphertext(ctx, f.in)
 		if err != nil {
 			return err
 		}
-		r, err := kms.Crypto().Decrypt(ctx, &quorumkmsv1.DecryptRequest{Ciphertext: ciphertext, KeyId: key, EncryptionContext: *ec, DryRun: a.dryRun})
+		r, err := kms.Crypto().Decrypt(ctx, &quorumkmsv1.DecryptRequest{
+			Ciphertext: ciphertext, KeyId: key, EncryptionContext: *ec, EncryptionAlgorithm: quorumkmsv1.EncryptionAlgorithm(how), DryRun: a.dryRun,
+		})
 		if err != nil {
 			return err
 		}
@@ -119,7 +137,8 @@ func (a *app) decryptCommand() *cobra.Command {
 		return a.deliver(f.out, &r.Plaintext, r)
 	})
 	f.flags(c)
-	c.Flags().StringVar(&key, "expect-key", "", "the key that the ciphertext must name")
+	c.Flags().StringVar(&key, "expect-key", "", "the key that the ciphertext must name, or was made with by RSA")
+	enumFlag(c, &algorithm, "algorithm", encryptions, "of RSA keys")
 	return a.tries(c)
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -35,8 +36,8 @@ func (f *fake) CreateKey(ctx context.Context, r *quorumkmsv1.CreateKeyRequest) (
 	id := uuid.NewString()
 	k := &fakeKey{tags: map[string]string{}, meta: &quorumkmsv1.KeyMetadata{
 		KeyId: id, Arn: fmt.Sprintf("arn:quorumkms:kms:c1:%s:key/%s", tenant, id), Tenant: tenant, Description: r.GetDescription(),
-		State: quorumkmsv1.KeyState_KEY_STATE_ENABLED, Usage: quorumkmsv1.KeyUsage_KEY_USAGE_ENCRYPT_DECRYPT,
-		Spec: quorumkmsv1.KeySpec_KEY_SPEC_SYMMETRIC, Origin: quorumkmsv1.KeyOrigin_KEY_ORIGIN_KMS,
+		State: quorumkmsv1.KeyState_KEY_STATE_ENABLED, Usage: cmp.Or(r.GetUsage(), quorumkmsv1.KeyUsage_KEY_USAGE_ENCRYPT_DECRYPT),
+		Spec: cmp.Or(r.GetSpec(), quorumkmsv1.KeySpec_KEY_SPEC_SYMMETRIC), Origin: quorumkmsv1.KeyOrigin_KEY_ORIGIN_KMS,
 		Manager: quorumkmsv1.KeyManager_KEY_MANAGER_CUSTOMER, ProtectionLevel: quorumkmsv1.ProtectionLevel_PROTECTION_LEVEL_HSM_ROOTED,
 		CreationDate: timestamppb.New(fakeEpoch), Revision: 1,
 	}}
@@ -228,6 +229,9 @@ func (f *fake) ListKeyRotations(_ context.Context, r *quorumkmsv1.ListKeyRotatio
 }
 
 func (f *fake) Encrypt(_ context.Context, r *quorumkmsv1.EncryptRequest) (*quorumkmsv1.EncryptResponse, error) {
+	if r.GetEncryptionAlgorithm() != 0 {
+		return f.encryptRSA(r)
+	}
 	blob, k, err := f.seal(r.GetKeyId(), r.GetPlaintext(), r.GetEncryptionContext())
 	if err != nil {
 		return nil, err
@@ -236,6 +240,9 @@ func (f *fake) Encrypt(_ context.Context, r *quorumkmsv1.EncryptRequest) (*quoru
 }
 
 func (f *fake) Decrypt(_ context.Context, r *quorumkmsv1.DecryptRequest) (*quorumkmsv1.DecryptResponse, error) {
+	if r.GetEncryptionAlgorithm() != 0 {
+		return f.decryptRSA(r)
+	}
 	plaintext, k, version, err := f.open(r.GetCiphertext(), r.GetEncryptionContext())
 	if err != nil {
 		return nil, err

@@ -31,21 +31,34 @@ KEY is a key's id, its ARN, or an alias such as alias/volumes.`
 }
 
 func (a *app) keyCreate() *cobra.Command {
-	var description, alias string
+	var description, alias, spec, usage string
 	var tags pairs
 	c := &cobra.Command{
 		Use:   "create",
 		Short: "Create a key in the HSM",
 		Long: `Create a key in the HSM. It is stored by a majority of nodes when this returns.
 
+Symmetric keys encrypt, HMAC keys are for kmsctl mac, ECC keys sign; RSA keys sign or
+encrypt: say which with --usage. Only symmetric keys are rotated.
+
 An alias is made by a second call: if that fails, the key is there without it.`,
-		Example: `  kmsctl key create --alias alias/volumes --description "block volumes" --tag team=storage`,
+		Example: `  kmsctl key create --alias alias/volumes --description "block volumes" --tag team=storage
+  kmsctl key create --alias alias/releases --spec ecc-nist-p256
+  kmsctl key create --alias alias/letters --spec rsa-3072 --usage encrypt-decrypt`,
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, _ []string) error {
 			if alias != "" && !strings.HasPrefix(alias, aliasPrefix) {
 				return usagef("--alias %q: want a name that begins with %s", alias, aliasPrefix)
 			}
+			kind, err := specs.parse("spec", spec)
+			if err != nil {
+				return err
+			}
+			purpose, err := usages.parse("usage", usage)
+			if err != nil {
+				return err
+			}
 			r, err := kms.Keys().CreateKey(ctx, &quorumkmsv1.CreateKeyRequest{
-				Description: description, Tags: tags.tags(), DryRun: a.dryRun, RequestId: a.requestID,
+				Spec: quorumkmsv1.KeySpec(kind), Usage: quorumkmsv1.KeyUsage(purpose), Description: description, Tags: tags.tags(), DryRun: a.dryRun, RequestId: a.requestID,
 			})
 			if err != nil {
 				return err
@@ -65,6 +78,8 @@ An alias is made by a second call: if that fails, the key is there without it.`,
 	}
 	c.Flags().StringVar(&description, "description", "", "what the key is for")
 	c.Flags().Var(&tags, "tag", "tag as key=value; may be repeated")
+	enumFlag(c, &spec, "spec", specs, "kind of key (default symmetric)")
+	enumFlag(c, &usage, "usage", usages, "what it is for (default: the only one of the kind)")
 	c.Flags().StringVar(&alias, "alias", "", "a second name, "+aliasPrefix+"NAME")
 	return a.mutates(c)
 }

@@ -119,7 +119,9 @@ func (a *app) hint(err error) string {
 		{client.ErrPolicyLockout, "Keep a statement by which you or the tenant's administrator may put another policy: see kmsctl policy explain."},
 		{client.ErrRateLimited, retryText(err)},
 		{client.ErrInvalidCiphertext, "It is damaged, or its --context is another one than it was made with."},
-		{client.ErrMalformedCiphertext, "It must be the bytes that encrypt or data-key gave, not base64; a sealed object is opened with kmsctl object open."},
+		{client.ErrInvalidSignature, "The file, the signature, the key or --algorithm is another one than when it was signed."},
+		{client.ErrInvalidMac, "The input, the MAC or the key is another one than when it was made."},
+		{client.ErrMalformedCiphertext, "It must be the bytes that encrypt or data-key gave, not base64; a sealed object is opened with kmsctl object open, a ciphertext of RSA with --algorithm and --expect-key."},
 		{client.ErrNotInitialized, "The first node of a new cluster is initialized with kmsctl cluster init."},
 		{client.ErrConflict, "It was changed meanwhile: look at it with kmsctl key describe KEY, or kmsctl policy get, and decide again."},
 	}

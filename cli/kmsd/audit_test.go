@@ -124,7 +124,8 @@ func testAuditCalls(ctx context.Context, c *testCluster) {
 				Time: e.Time, Sequence: e.Sequence, Node: e.Node, Source: e.Source, StateIndex: e.StateIndex,
 				KeyVersion: e.KeyVersion, CiphertextSHA256: e.CiphertextSHA256, RequestID: e.RequestID, Reason: e.Reason,
 				Name: cmp.Or(names[x.name], x.name), Principal: id(caller), Class: classes[caller], Tenant: "default", DecidedBy: "default policy",
-				KeyID: o.key, Alias: e.Alias, Target: e.Target, Grant: e.Grant, DryRun: o.dry && x.group != groupRead, Result: audit.Success,
+				KeyID: o.key, Alias: e.Alias, Target: e.Target, Grant: e.Grant, DryRun: o.dry && has(x.request, "dry_run"), Result: audit.Success,
+				Algorithm: e.Algorithm,
 			}
 			switch {
 			case how == "denied":
@@ -135,6 +136,12 @@ func testAuditCalls(ctx context.Context, c *testCluster) {
 				want.KeyID = e.KeyID
 			case x.group == groupRead:
 				want.DecidedBy = "auditor of all tenants"
+			case slices.Contains([]string{"GenerateMac", "VerifyMac"}, x.name):
+				want.KeyID, want.Algorithm = o.mac, "HMAC_SHA_256"
+			case slices.Contains([]string{"Sign", "Verify"}, x.name):
+				want.KeyID, want.Algorithm = o.pair, "ECDSA_SHA_256"
+			case x.name == "GetPublicKey":
+				want.KeyID = o.pair
 			}
 			if strings.HasPrefix(e.DecidedBy, "default policy: default-") { // in so many words where the key has a policy too
 				want.DecidedBy = e.DecidedBy
@@ -163,7 +170,7 @@ func (c *testCluster) checkDetails(how string, x named, o object, e audit.Event)
 	if how != "success" {
 		return
 	}
-	sealed := slices.Contains([]string{"Encrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "Decrypt", "ReEncrypt"}, x.name)
+	sealed := slices.Contains([]string{"Encrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "GenerateDataKeyPair", "GenerateDataKeyPairWithoutPlaintext", "Decrypt", "ReEncrypt"}, x.name)
 	bad(sealed != (len(e.CiphertextSHA256) == 2*sha256.Size), "the ciphertext's hash")
 	bad(sealed && e.KeyVersion == 0, "the key version")
 	sum := sha256.Sum256(o.blob)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -41,8 +42,18 @@ type object struct {
 	alias          string // of key
 	blob           []byte // under key, without context
 	retire, revoke string // grants of key
+	mac, pair      string // other keys, of HMAC_256 and ECC_NIST_P256; empty: key stands for them
+	macOf, sigOf   []byte // theirs of proven
 	dry            bool
 }
+
+// proven is what the object's MAC and signature are of.
+const proven = "proven"
+
+const (
+	hmac256   = pb.MacAlgorithm_MAC_ALGORITHM_HMAC_SHA_256
+	ecdsaP256 = pb.SigningAlgorithm_SIGNING_ALGORITHM_ECDSA_SHA_256
+)
 
 // named is one call of the protocol.
 type named struct {
@@ -81,13 +92,25 @@ var needsOther = map[string]*refusal{
 }
 
 func usingCalls(o object) []named {
-	spec := pb.DataKeySpec_DATA_KEY_SPEC_AES_128
+	spec, pairSpec := pb.DataKeySpec_DATA_KEY_SPEC_AES_128, pb.DataKeyPairSpec_DATA_KEY_PAIR_SPEC_ECC_NIST_P256
+	mac, pair := cmp.Or(o.mac, o.key), cmp.Or(o.pair, o.key)
+	macOf, sigOf := append([]byte{}, o.macOf...), append([]byte{}, o.sigOf...)
+	if o.mac == "" {
+		macOf, sigOf = []byte{1}, []byte{1}
+	}
 	return o.calls(groupUse,
 		&pb.EncryptRequest{KeyId: o.key, Plaintext: []byte("x")},
 		&pb.DecryptRequest{Ciphertext: o.blob},
 		&pb.ReEncryptRequest{Ciphertext: o.blob, DestinationKeyId: o.alias, SameContext: true},
 		&pb.GenerateDataKeyRequest{KeyId: o.key, Spec: spec},
 		&pb.GenerateDataKeyWithoutPlaintextRequest{KeyId: o.key, Spec: spec},
+		&pb.GenerateDataKeyPairRequest{KeyId: o.key, Spec: pairSpec},
+		&pb.GenerateDataKeyPairWithoutPlaintextRequest{KeyId: o.key, Spec: pairSpec},
+		&pb.GenerateMacRequest{KeyId: mac, Message: []byte(proven), MacAlgorithm: hmac256},
+		&pb.VerifyMacRequest{KeyId: mac, Message: []byte(proven), MacAlgorithm: hmac256, Mac: macOf},
+		&pb.SignRequest{KeyId: pair, Message: []byte(proven), SigningAlgorithm: ecdsaP256},
+		&pb.VerifyRequest{KeyId: pair, Message: []byte(proven), SigningAlgorithm: ecdsaP256, Signature: sigOf},
+		&pb.GetPublicKeyRequest{KeyId: pair},
 	)
 }
 
@@ -205,7 +228,23 @@ func (c *testCluster) fullObject(ctx context.Context, alias string) object {
 		must(c.t, err)
 		*id = r.GetGrantId()
 	}
+	o.mac, o.pair = c.keyOfSpec(ctx, pb.KeySpec_KEY_SPEC_HMAC_256, 0), c.keyOfSpec(ctx, pb.KeySpec_KEY_SPEC_ECC_NIST_P256, 0)
+	var err error
+	o.macOf, err = c.dial(userID).GenerateMac(ctx, o.mac, []byte(proven), hmac256)
+	must(c.t, err)
+	o.sigOf, err = c.dial(userID).Sign(ctx, o.pair, []byte(proven), ecdsaP256)
+	must(c.t, err)
 	return o
+}
+
+// keyOfSpec makes a key of a spec; a usage of 0 is the only one there is. Every node
+// knows it.
+func (c *testCluster) keyOfSpec(ctx context.Context, spec pb.KeySpec, usage pb.KeyUsage, through ...*process) string {
+	c.t.Helper()
+	r, err := c.dial(adminID, through...).Keys().CreateKey(ctx, &pb.CreateKeyRequest{Spec: spec, Usage: usage})
+	must(c.t, err)
+	c.level(ctx)
+	return r.GetKey().GetKeyId()
 }
 
 // level waits until every running node has what has been answered so far.

@@ -18,6 +18,7 @@ type subject struct {
 	key, alias string
 	blob       []byte
 	grant      string // only where a row makes one
+	proof      []byte // a MAC or signature of before, of keys that are not symmetric
 	other      string // an enabled key
 	otherBlob  []byte
 }
@@ -81,6 +82,26 @@ var stateTable = []stateRow{
 	{"", userID, func(s *subject) proto.Message {
 		return &pb.GenerateDataKeyWithoutPlaintextRequest{KeyId: s.key, NumberOfBytes: 8}
 	}, seals, nil},
+
+	{"", userID, func(s *subject) proto.Message {
+		return &pb.GenerateDataKeyPairRequest{KeyId: s.key, Spec: pb.DataKeyPairSpec_DATA_KEY_PAIR_SPEC_ECC_NIST_P256}
+	}, seals, nil},
+	{"", userID, func(s *subject) proto.Message {
+		return &pb.GenerateDataKeyPairWithoutPlaintextRequest{KeyId: s.key, Spec: pb.DataKeyPairSpec_DATA_KEY_PAIR_SPEC_ECC_NIST_P384}
+	}, seals, nil},
+	{"", userID, func(s *subject) proto.Message {
+		return &pb.SignRequest{KeyId: s.key, Message: []byte(proven), SigningAlgorithm: ecdsaP256}
+	}, seals, nil},
+	{"", userID, func(s *subject) proto.Message {
+		return &pb.VerifyRequest{KeyId: s.alias, Message: []byte(proven), SigningAlgorithm: ecdsaP256, Signature: s.proof}
+	}, opens, nil},
+	{"", userID, func(s *subject) proto.Message { return &pb.GetPublicKeyRequest{KeyId: s.key} }, opens, nil},
+	{"", userID, func(s *subject) proto.Message {
+		return &pb.GenerateMacRequest{KeyId: s.alias, Message: []byte(proven), MacAlgorithm: hmac256}
+	}, seals, nil},
+	{"", userID, func(s *subject) proto.Message {
+		return &pb.VerifyMacRequest{KeyId: s.key, Message: []byte(proven), MacAlgorithm: hmac256, Mac: s.proof}
+	}, opens, nil},
 
 	{"to open", adminID, grantOf("Decrypt", "ReEncryptFrom", "DescribeKey"), give, nil},
 	{"to seal", adminID, grantOf("Decrypt", "Encrypt"), rotate, nil},
@@ -187,10 +208,18 @@ func withDoomedVersion(ctx context.Context, c *testCluster, s *subject, state in
 	return second(c.dial(adminID).Keys().ScheduleKeyVersionDestruction(ctx, &pb.ScheduleKeyVersionDestructionRequest{KeyId: s.key, Version: 1}))
 }
 
+// subjectSpecs are the calls whose key is not symmetric.
+var subjectSpecs = map[string]pb.KeySpec{
+	"CryptoService.Sign": pb.KeySpec_KEY_SPEC_ECC_NIST_P256, "CryptoService.Verify": pb.KeySpec_KEY_SPEC_ECC_NIST_P256,
+	"CryptoService.GetPublicKey": pb.KeySpec_KEY_SPEC_ECC_NIST_P256,
+	"CryptoService.GenerateMac":  pb.KeySpec_KEY_SPEC_HMAC_256, "CryptoService.VerifyMac": pb.KeySpec_KEY_SPEC_HMAC_256,
+}
+
 // subject makes what a row of the table is about, in a state.
 func (c *testCluster) subject(ctx context.Context, s *subject, row stateRow, state int) error {
 	admin, user := c.dial(adminID).Keys(), c.dial(userID)
-	made, err := admin.CreateKey(ctx, &pb.CreateKeyRequest{})
+	spec := subjectSpecs[qualified(methodOf(row.call(s)))]
+	made, err := admin.CreateKey(ctx, &pb.CreateKeyRequest{Spec: spec})
 	if err != nil {
 		return err
 	}
@@ -198,7 +227,15 @@ func (c *testCluster) subject(ctx context.Context, s *subject, row stateRow, sta
 	if _, err := admin.CreateAlias(ctx, &pb.CreateAliasRequest{AliasName: s.alias, KeyId: s.key}); err != nil {
 		return err
 	}
-	if s.blob, err = user.Encrypt(ctx, s.key, []byte("before"), nil); err != nil {
+	switch spec {
+	case pb.KeySpec_KEY_SPEC_ECC_NIST_P256:
+		s.proof, err = user.Sign(ctx, s.key, []byte(proven), ecdsaP256)
+	case pb.KeySpec_KEY_SPEC_HMAC_256:
+		s.proof, err = user.GenerateMac(ctx, s.key, []byte(proven), hmac256)
+	default:
+		s.blob, err = user.Encrypt(ctx, s.key, []byte("before"), nil)
+	}
+	if err != nil {
 		return err
 	}
 	if row.ready != nil {

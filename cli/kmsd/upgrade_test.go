@@ -107,6 +107,8 @@ func TestUpgrade(t *testing.T) {
 			}
 		}
 	}
+	_, err := c.dial(adminID).Keys().CreateKey(ctx, &pb.CreateKeyRequest{Spec: pb.KeySpec_KEY_SPEC_HMAC_256})
+	refused(codes.FailedPrecondition, client.ErrRelease, "cluster upgrade").check(t, "an HMAC key before the upgrade", err)
 	out, code = c.kmsctl(kmsctl, c.nodes, "cluster", "upgrade", "--dry-run")
 	if code != 0 || !strings.Contains(out, "is at release 1 and can be raised to release 2") {
 		t.Errorf("dry run: %d\n%s", code, out)
@@ -123,6 +125,19 @@ func TestUpgrade(t *testing.T) {
 	}
 	l.during("the cluster is upgraded")
 	l.goesOn()
+	// Under the domain key that the old version made.
+	for _, spec := range []pb.KeySpec{pb.KeySpec_KEY_SPEC_HMAC_256, pb.KeySpec_KEY_SPEC_ECC_NIST_P256, pb.KeySpec_KEY_SPEC_RSA_2048} {
+		usage := signVerify
+		if spec == pb.KeySpec_KEY_SPEC_HMAC_256 {
+			usage = pb.KeyUsage_KEY_USAGE_GENERATE_VERIFY_MAC
+		}
+		key := c.keyOfSpec(ctx, spec, usage)
+		if spec == pb.KeySpec_KEY_SPEC_HMAC_256 {
+			must(t, second(c.dial(userID, order[1]).GenerateMac(ctx, key, []byte("m"), hmac256)))
+			continue
+		}
+		must(t, second(c.dial(userID, order[1]).Sign(ctx, key, []byte("m"), signingWays(spec)[0].algorithm)))
+	}
 
 	late := order[0]
 	late.terminate()

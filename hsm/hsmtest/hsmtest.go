@@ -51,6 +51,10 @@ func Run(t *testing.T, open func(t *testing.T) Env) {
 		{"transfer hashes", testTransferHashes},
 		{"concurrency", testConcurrency},
 		{"keyring", testKeyring},
+		{"secrets", testSecrets},
+		{"secrets refused", testSecretsRefused},
+		{"secret expectations", testSecretExpectations},
+		{"secret keyring", testSecretKeyring},
 		{"closed", testClosed},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, open(t)) })
@@ -324,6 +328,6 @@ func header(s hsm.KeySpec) hsm.TokenHeader {
 
 func generate(t *testing.T, p hsm.Partition, s hsm.KeySpec) []byte {
 	t.Helper()
-	token, err := p.GenerateKey(t.Context(), s)
-	return must(t, token, err)
+	made, err := p.GenerateKey(t.Context(), s)
+	return must(t, made, err).Token
 }

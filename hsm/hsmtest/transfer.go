@@ -169,6 +169,9 @@ func sameDomain(t *testing.T, a, b hsm.Partition) {
 				t.Errorf("generation %d: a token opens to two keys", g.Number)
 			}
 		}
+		if g.Number == 1 {
+			sameSecrets(t, a, b)
+		}
 	}
 }
 
@@ -330,5 +333,17 @@ func (c *ceremony) refuseHashes(t *testing.T) {
 			_, err = c.recipient.Import(ctx, message, c.expectation(t, c.donor, 1))
 		}
 		wantErr(t, fmt.Sprintf("hash %d instead of %d", hash, c.transfer.OAEPHash), err, hsm.ErrRefused)
+	}
+}
+
+// sameSecrets: keys of every class that either makes are used by both.
+func sameSecrets(t *testing.T, a, b hsm.Partition) {
+	t.Helper()
+	for _, maker := range []hsm.Partition{a, b} {
+		for i, k := range []hsm.Kind{kinds()[0], kinds()[3], kinds()[4], kinds()[5], kinds()[6]} {
+			ref := secret(t, maker, byte(i), k)
+			useSecret(t, a, ref)
+			useSecret(t, b, ref)
+		}
 	}
 }

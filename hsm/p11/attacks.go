@@ -254,12 +254,14 @@ func (b *bench) domainKeyOtherMechanism(f *findings) {
 func (b *bench) masterKeyOtherMechanism(f *findings) {
 	f.must("a master key encrypts blocks", b.encrypts(mechanism(pkcs11.CKM_AES_ECB), b.master))
 	b.misused(f, "master key", b.master, "ECB", plain(pkcs11.CKK_AES))
+	b.secretsMisused(f)
 }
 
 func (b *bench) masterKeyLeaves(f *findings) {
 	b.leaves(f, "master key", b.master)
 	_, err := b.wrap(b.traits.keyWrap(), b.domain[aesKind], b.master)
 	f.refuse("master key wrapped with a domain key", err)
+	b.secretsLeave(f)
 }
 
 // altered tries to change a key, in place and in a copy.
@@ -297,6 +299,7 @@ func (b *bench) masterKeyAltered(f *findings) {
 		flag(pkcs11.CKA_WRAP, true), flag(pkcs11.CKA_DERIVE, true), flag(pkcs11.CKA_MODIFIABLE, true),
 		flag(ckaCopyable, true), mechanisms(pkcs11.CKM_AES_CBC),
 	}, masterKey(false))
+	b.secretsAltered(f)
 }
 
 // trustedByUser tries to trust a key without the Security Officer.

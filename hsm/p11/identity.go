@@ -36,12 +36,15 @@ func identityPrivate(token bool) template {
 	}, usages(privateUsages(), pkcs11.CKA_SIGN), template{mechanisms(pkcs11.CKM_ECDSA)}, frozen())
 }
 
+// The OIDs of the curves, DER.
+func curveP256() []byte { return []byte{0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07} }
+func curveP384() []byte { return []byte{0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22} }
+
 func identityPublic(token bool) template {
-	curve := []byte{0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07} // OID of P-256, DER
 	return join(template{
 		number(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), number(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_EC),
 		flag(pkcs11.CKA_TOKEN, token), flag(pkcs11.CKA_PRIVATE, false),
-		named(labelIdentity), octets(pkcs11.CKA_EC_PARAMS, curve),
+		named(labelIdentity), octets(pkcs11.CKA_EC_PARAMS, curveP256()),
 	}, usages(publicUsages(), pkcs11.CKA_VERIFY), frozen())
 }
 
@@ -63,7 +66,7 @@ func (s *session) identity() (pkcs11.ObjectHandle, []byte, error) {
 		return 0, nil, fmt.Errorf("%w: %d private and %d public objects named %q, there must be one of each",
 			hsm.ErrCorrupt, len(private), len(public), labelIdentity)
 	}
-	spki, err := s.ecPublic(public[0])
+	spki, err := s.ecPublic(public[0], ecdh.P256())
 	if err != nil {
 		return 0, nil, err
 	}
@@ -110,9 +113,9 @@ func (s *session) destroyAll(objects []pkcs11.ObjectHandle) error {
 	return nil
 }
 
-// ecPublic is the SPKI of a public P-256 key. Its point is a DER octet string; some
+// ecPublic is the SPKI of a public key of a curve. Its point is a DER octet string; some
 // tokens leave that wrapping out.
-func (s *session) ecPublic(o pkcs11.ObjectHandle) ([]byte, error) {
+func (s *session) ecPublic(o pkcs11.ObjectHandle, curve ecdh.Curve) ([]byte, error) {
 	point, err := s.attribute(o, pkcs11.CKA_EC_POINT)
 	if err != nil {
 		return nil, err
@@ -121,13 +124,13 @@ func (s *session) ecPublic(o pkcs11.ObjectHandle) ([]byte, error) {
 	if rest, err := asn1.Unmarshal(point, &inner); err == nil && len(rest) == 0 {
 		point = inner
 	}
-	public, err := ecdh.P256().NewPublicKey(point)
+	public, err := curve.NewPublicKey(point)
 	if err != nil {
-		return nil, fmt.Errorf("%w: node identity key: %w", hsm.ErrCorrupt, err)
+		return nil, fmt.Errorf("%w: public key: %w", hsm.ErrCorrupt, err)
 	}
 	spki, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
-		return nil, fmt.Errorf("%w: node identity key: %w", hsm.ErrCorrupt, err)
+		return nil, fmt.Errorf("%w: public key: %w", hsm.ErrCorrupt, err)
 	}
 	return spki, nil
 }
@@ -135,21 +138,30 @@ func (s *session) ecPublic(o pkcs11.ObjectHandle) ([]byte, error) {
 // signWith signs SHA-256(message) as ASN.1 DER, and verifies what the token made.
 func (s *session) signWith(key pkcs11.ObjectHandle, spki, message []byte) ([]byte, error) {
 	digest := sha256.Sum256(message)
-	raw, err := s.sign(pkcs11.CKM_ECDSA, key, digest[:])
+	raw, err := s.sign(mechanism(pkcs11.CKM_ECDSA), key, digest[:])
 	if err != nil {
 		return nil, err
 	}
-	if len(raw) != 2*p256Scalar {
-		return nil, fmt.Errorf("%w: signature of %d bytes", hsm.ErrCorrupt, len(raw))
-	}
-	sig, err := asn1.Marshal(struct{ R, S *big.Int }{
-		new(big.Int).SetBytes(raw[:p256Scalar]), new(big.Int).SetBytes(raw[p256Scalar:]),
-	})
+	sig, err := derSignature(raw, p256Scalar)
 	if err != nil {
-		return nil, fmt.Errorf("%w: signature: %w", hsm.ErrCorrupt, err)
+		return nil, err
 	}
 	if err := hsm.VerifyIdentitySignature(spki, message, sig); err != nil {
 		return nil, fmt.Errorf("%w: %v", hsm.ErrCorrupt, err) //nolint:errorlint // the token's fault, not a refusal
+	}
+	return sig, nil
+}
+
+// derSignature is an ECDSA signature, r || s of so many bytes each, as ASN.1 DER.
+func derSignature(raw []byte, scalar int) ([]byte, error) {
+	if len(raw) != 2*scalar {
+		return nil, fmt.Errorf("%w: signature of %d bytes", hsm.ErrCorrupt, len(raw))
+	}
+	sig, err := asn1.Marshal(struct{ R, S *big.Int }{
+		new(big.Int).SetBytes(raw[:scalar]), new(big.Int).SetBytes(raw[scalar:]),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: signature: %w", hsm.ErrCorrupt, err)
 	}
 	return sig, nil
 }

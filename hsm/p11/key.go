@@ -19,43 +19,54 @@ import (
 const keySize = 32
 
 // GenerateKey implements hsm.Partition.
-func (p *Partition) GenerateKey(ctx context.Context, spec hsm.KeySpec) ([]byte, error) {
+func (p *Partition) GenerateKey(ctx context.Context, spec hsm.KeySpec) (hsm.NewKey, error) {
 	h, err := spec.Header()
 	if err != nil {
-		return nil, err
+		return hsm.NewKey{}, err
 	}
-	token, err := p.makeToken(ctx, h)
+	made, err := p.makeToken(ctx, spec.Kind(), h)
 	if err != nil {
-		return nil, err
+		return hsm.NewKey{}, err
 	}
-	key, err := p.Open(ctx, token, h)
+	var key interface{ Close() }
+	if h.Class == hsm.ClassAES {
+		key, err = p.Open(ctx, made.Token, h)
+	} else {
+		key, err = p.OpenSecret(ctx, hsm.Ref{Token: made.Token, Want: h, Kind: spec.Kind(), SPKI: made.SPKI})
+	}
 	if err != nil {
-		return nil, fmt.Errorf("new key does not open: %w", err)
+		return hsm.NewKey{}, fmt.Errorf("new key does not open: %w", err)
 	}
 	key.Close()
-	return token, nil
+	return made, nil
 }
 
 // makeToken makes a key and wraps it.
-func (p *Partition) makeToken(ctx context.Context, h hsm.TokenHeader) (token []byte, err error) {
+func (p *Partition) makeToken(ctx context.Context, k hsm.Kind, h hsm.TokenHeader) (made hsm.NewKey, err error) {
 	err = p.do(ctx, func(s *session) error {
 		d, err := p.domain(s, domainID{h.Cluster, h.Generation})
 		if err != nil {
 			return err
 		}
-		check, wrapped, err := s.makeKey(p.traits, h, d[hsm.KeyKind(h.Class)])
+		var check [16]byte
+		var wrapped []byte
+		if k.Class == hsm.ClassAES {
+			check, wrapped, err = s.makeKey(p.traits, h, d[hsm.KeyKind(h.Class)])
+		} else {
+			check, wrapped, made.SPKI, err = s.makeSecret(p.traits, k, h, d[hsm.KeyKind(h.Class)])
+		}
 		if err != nil {
 			return fmt.Errorf("generate key: %w", err)
 		}
-		token, err = hsm.BuildToken(h, check, wrapped, func(message []byte) ([]byte, error) {
+		made.Token, err = hsm.BuildToken(h, check, wrapped, func(message []byte) ([]byte, error) {
 			return s.mac(d[hsm.KindMAC], message)
 		})
 		return err
 	})
-	return token, err
+	return made, err
 }
 
-// makeKey makes a key, wraps it and destroys it. A key that cannot be destroyed dies
+// makeKey makes an AES key, wraps it and destroys it. A key that cannot be destroyed dies
 // with the session, which its caller replaces after a failed call.
 func (s *session) makeKey(t traits, h hsm.TokenHeader, domainKey pkcs11.ObjectHandle) (check [16]byte, wrapped []byte, err error) {
 	key, err := s.generate(pkcs11.CKM_AES_KEY_GEN, masterKey(true).with(number(pkcs11.CKA_VALUE_LEN, keySize)))
@@ -73,30 +84,11 @@ func (s *session) makeKey(t traits, h hsm.TokenHeader, domainKey pkcs11.ObjectHa
 
 // Open implements hsm.Partition.
 func (p *Partition) Open(ctx context.Context, token []byte, want hsm.TokenHeader) (hsm.BlockKey, error) {
-	t, err := hsm.ParseToken(token)
+	t, loaded, err := p.load(ctx, token, want, hsm.Kind{Class: hsm.ClassAES})
 	if err != nil {
 		return nil, err
 	}
-	l, err := p.current()
-	if err != nil {
-		return nil, err
-	}
-	var domainKey pkcs11.ObjectHandle
-	err = p.on(ctx, l, func(s *session) error {
-		domainKey, err = p.authenticate(s, t, want)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	k := &blockKey{partition: p, link: l}
-	err = p.held(ctx, l, func(s *session) error {
-		k.handle, err = s.unwrap(p.traits.keyWrap(), domainKey, t.Wrapped, masterKey(false))
-		return blame(err, hsm.ErrCorrupt, func() error { return s.opensKeys(p.traits, domainKey) })
-	})
-	if err != nil {
-		return nil, fmt.Errorf("open key: %w", err)
-	}
+	k := &blockKey{loaded}
 	encrypt := func(dst, src []byte) error { return k.EncryptBlocks(ctx, dst, src) }
 	check, err := hsm.CheckValueAES(encrypt, t.Header.Key, t.Header.Version)
 	if err == nil && subtle.ConstantTimeCompare(check[:], t.Check[:]) != 1 {
@@ -107,6 +99,43 @@ func (p *Partition) Open(ctx context.Context, token []byte, want hsm.TokenHeader
 		return nil, err
 	}
 	return k, nil
+}
+
+// load checks everything of a token but the check value, and unwraps the key in it as one
+// of a kind.
+func (p *Partition) load(ctx context.Context, token []byte, want hsm.TokenHeader, as hsm.Kind) (hsm.Token, *loadedKey, error) {
+	t, err := hsm.ParseToken(token)
+	if err != nil {
+		return t, nil, err
+	}
+	l, err := p.current()
+	if err != nil {
+		return t, nil, err
+	}
+	var domainKey pkcs11.ObjectHandle
+	err = p.on(ctx, l, func(s *session) error {
+		domainKey, err = p.authenticate(s, t, want)
+		return err
+	})
+	if err != nil {
+		return t, nil, err
+	}
+	if t.Header.Class != as.Class {
+		return t, nil, fmt.Errorf("%w: a key of class %d as one of class %d", hsm.ErrRefused, t.Header.Class, as.Class)
+	}
+	opened := masterKey(false)
+	if as.Class != hsm.ClassAES {
+		opened = secretKeyTemplate(as, false)
+	}
+	k := &loadedKey{partition: p, link: l}
+	err = p.held(ctx, l, func(s *session) error {
+		k.handle, err = s.unwrap(p.traits.keyWrap(), domainKey, t.Wrapped, opened)
+		return blame(err, hsm.ErrCorrupt, func() error { return s.opensKeys(p.traits, want.Class, domainKey) })
+	})
+	if err != nil {
+		return t, nil, fmt.Errorf("open key: %w", err)
+	}
+	return t, k, nil
 }
 
 // authenticate checks everything of a token that comes before unwrapping it, and
@@ -131,14 +160,23 @@ func (p *Partition) authenticate(s *session, t hsm.Token, want hsm.TokenHeader) 
 	if missing != nil {
 		return 0, missing
 	}
-	if t.Header.Class != hsm.ClassAES || t.Header.Attributes&hsm.AttrResident != 0 {
+	if t.Header.Attributes&hsm.AttrResident != 0 {
 		return 0, fmt.Errorf("%w: not a key of suite 1", hsm.ErrRefused)
 	}
 	return d[hsm.KeyKind(t.Header.Class)], nil
 }
 
-// opensKeys wraps and opens a key, to tell whether a domain key works at all.
-func (s *session) opensKeys(t traits, domainKey pkcs11.ObjectHandle) error {
+// opensKeys wraps and opens a key of its class, to tell whether a domain key works at all.
+func (s *session) opensKeys(t traits, c hsm.Class, domainKey pkcs11.ObjectHandle) error {
+	for _, k := range secretKinds() {
+		if k.Class == c {
+			opened, err := s.openKnown(t, k, domainKey)
+			if err != nil {
+				return err
+			}
+			return s.destroy(opened)
+		}
+	}
 	key, err := s.create(known(pkcs11.CKK_AES, make([]byte, keySize)))
 	if err != nil {
 		return err
@@ -154,8 +192,8 @@ func (s *session) opensKeys(t traits, domainKey pkcs11.ObjectHandle) error {
 	return s.destroy(opened)
 }
 
-// blockKey is a loaded key. It implements hsm.BlockKey.
-type blockKey struct {
+// loadedKey is the handle of a key that was unwrapped.
+type loadedKey struct {
 	partition *Partition
 	link      *link
 
@@ -164,12 +202,8 @@ type blockKey struct {
 	closed bool
 }
 
-// EncryptBlocks implements hsm.BlockKey.
-func (k *blockKey) EncryptBlocks(ctx context.Context, dst, src []byte) error {
-	n := len(src)
-	if n == 0 || n%hsm.BlockSize != 0 || n > hsm.MaxBlocks*hsm.BlockSize || len(dst) != n {
-		return fmt.Errorf("%w: blocks of %d bytes into %d", hsm.ErrRefused, n, len(dst))
-	}
+// use runs fn with a session while the handle is good; ErrStale if it is none any more.
+func (k *loadedKey) use(ctx context.Context, fn func(*session) error) error {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	if l, err := k.partition.current(); err != nil {
@@ -180,11 +214,11 @@ func (k *blockKey) EncryptBlocks(ctx context.Context, dst, src []byte) error {
 	if k.closed {
 		return fmt.Errorf("%w: key closed", hsm.ErrStale)
 	}
-	return k.partition.on(ctx, k.link, func(s *session) error { return s.encryptBlocks(k.handle, dst, src) })
+	return k.partition.on(ctx, k.link, fn)
 }
 
-// Close implements hsm.BlockKey.
-func (k *blockKey) Close() {
+// Close implements hsm.BlockKey and hsm.SecretKey.
+func (k *loadedKey) Close() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.closed {
@@ -192,6 +226,18 @@ func (k *blockKey) Close() {
 	}
 	k.closed = true
 	k.partition.discard(k.link, k.handle)
+}
+
+// blockKey is a loaded AES key. It implements hsm.BlockKey.
+type blockKey struct{ *loadedKey }
+
+// EncryptBlocks implements hsm.BlockKey.
+func (k *blockKey) EncryptBlocks(ctx context.Context, dst, src []byte) error {
+	n := len(src)
+	if n == 0 || n%hsm.BlockSize != 0 || n > hsm.MaxBlocks*hsm.BlockSize || len(dst) != n {
+		return fmt.Errorf("%w: blocks of %d bytes into %d", hsm.ErrRefused, n, len(dst))
+	}
+	return k.use(ctx, func(s *session) error { return s.encryptBlocks(k.handle, dst, src) })
 }
 
 // discard destroys a loaded key. Unlike held it waits as long as the link lives: the

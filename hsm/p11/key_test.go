@@ -39,10 +39,11 @@ func withDomain(t testing.TB) *Partition {
 // newKey makes a key and opens it.
 func newKey(t testing.TB, p *Partition, n byte) (hsm.BlockKey, []byte, hsm.TokenHeader) {
 	t.Helper()
-	token, err := p.GenerateKey(t.Context(), testSpec(n))
+	made, err := p.GenerateKey(t.Context(), testSpec(n))
 	if err != nil {
 		t.Fatal(err)
 	}
+	token := made.Token
 	want, err := testSpec(n).Header()
 	if err != nil {
 		t.Fatal(err)
@@ -80,10 +81,11 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	if want := 2 + len(hsm.DomainKinds()); before != want {
 		t.Fatalf("%d objects after CreateDomain, want %d: the identity key and the domain keys", before, want)
 	}
-	token, err := p.GenerateKey(t.Context(), testSpec(1))
+	made, err := p.GenerateKey(t.Context(), testSpec(1))
 	if err != nil {
 		t.Fatal(err)
 	}
+	token := made.Token
 	if n := countObjects(t, p); n != before {
 		t.Errorf("GenerateKey leaves %d objects", n-before)
 	}
@@ -195,7 +197,7 @@ func TestXAESVectors(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		key := &blockKey{partition: p, link: l}
+		key := &blockKey{&loadedKey{partition: p, link: l}}
 		err = p.held(t.Context(), l, func(s *session) error {
 			key.handle, err = s.create(masterKey(false).with(octets(pkcs11.CKA_VALUE, bytes.Repeat([]byte{v.key}, keySize))))
 			return err

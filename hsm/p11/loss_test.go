@@ -105,6 +105,41 @@ func TestSessionsPulledAway(t *testing.T) {
 	key.Close() // of a link that is gone
 }
 
+// TestSecretKeyComesBack: a keyring opens a private key again that went with its session.
+func TestSecretKeyComesBack(t *testing.T) {
+	p := withDomain(t)
+	s := testSpec(1)
+	s.Class, s.Bits = hsm.ClassEC, 256
+	made, err := p.GenerateKey(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := s.Header()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := hsm.NewKeyring(p, hsm.KeyringConfig{})
+	defer k.Close()
+	sign := func() error {
+		_, err := k.Apply(t.Context(), hsm.Ref{Token: made.Token, Want: want, Kind: s.Kind(), SPKI: made.SPKI}, hsm.ECDSASHA256, make([]byte, 32))
+		return err
+	}
+	if err := sign(); err != nil {
+		t.Fatal(err)
+	}
+	pullAway(t, p, nil)
+	eventually(t, "the key signs again", func() bool {
+		err := sign()
+		if err != nil && !errors.Is(err, hsm.ErrUnavailable) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
+	if loads := k.Stats().Loads; loads < 2 {
+		t.Errorf("%d loads", loads)
+	}
+}
+
 // TestIdleLossIsNoticed: without any call.
 func TestIdleLossIsNoticed(t *testing.T) {
 	p := mustOpen(t, config(newToken(t)))

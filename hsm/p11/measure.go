@@ -15,5 +15,6 @@ func (p *Partition) GenerateUnopened(ctx context.Context, spec hsm.KeySpec) ([]b
 	if err != nil {
 		return nil, err
 	}
-	return p.makeToken(ctx, h)
+	made, err := p.makeToken(ctx, spec.Kind(), h)
+	return made.Token, err
 }

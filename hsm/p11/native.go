@@ -13,7 +13,7 @@ typedef struct { ck_ulong mechanism; void *parameter; ck_ulong len; } ck_mechani
 typedef struct { unsigned char major, minor; void *fn[68]; } ck_function_list;
 
 // Places in CK_FUNCTION_LIST, PKCS #11 v2.40.
-enum { GET_ATTRIBUTE_VALUE = 24, ENCRYPT_INIT = 29, ENCRYPT = 30 };
+enum { GET_ATTRIBUTE_VALUE = 24, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, DECRYPT = 34 };
 
 typedef ck_ulong (*get_function_list_t)(ck_function_list **);
 typedef ck_ulong (*get_attribute_value_t)(ck_ulong, ck_ulong, ck_attribute *, ck_ulong);
@@ -42,6 +42,18 @@ static ck_ulong encrypt(ck_function_list *l, ck_ulong session, ck_ulong mechanis
 	if (rv != 0) return rv;
 	return ((encrypt_t)l->fn[ENCRYPT])(session, in, *n, out, n);
 }
+
+typedef struct { ck_ulong hash, mgf, source; void *data; ck_ulong len; } ck_oaep;
+
+// CKM_RSA_PKCS_OAEP = 9, CKZ_DATA_SPECIFIED = 1. in and out have n bytes.
+static ck_ulong decrypt_oaep(ck_function_list *l, ck_ulong session, ck_ulong key, ck_ulong hash, ck_ulong mgf,
+		unsigned char *in, unsigned char *out, ck_ulong *n) {
+	ck_oaep oaep = { hash, mgf, 1, NULL, 0 };
+	ck_mechanism m = { 9, &oaep, sizeof oaep };
+	ck_ulong rv = ((encrypt_init_t)l->fn[DECRYPT_INIT])(session, &m, key);
+	if (rv != 0) return rv;
+	return ((encrypt_t)l->fn[DECRYPT])(session, in, *n, out, n);
+}
 */
 import "C"
 
@@ -57,8 +69,9 @@ import (
 )
 
 // native makes the calls that the binding cannot: it carries no nested template in
-// either direction, and its Encrypt asks for the size in a call of its own and
-// leaves a copy of the answer, from which message keys are cut, in freed memory.
+// either direction, its Encrypt and Decrypt ask for the size in a call of their own and
+// leave a copy of the answer, which is secret, in freed memory, and a failed Decrypt
+// leaks its buffer.
 type native struct {
 	list *C.ck_function_list
 }
@@ -90,6 +103,22 @@ func (n native) encryptECB(h pkcs11.SessionHandle, key pkcs11.ObjectHandle, dst,
 		return fmt.Errorf("%w: %d bytes encrypt to %d", hsm.ErrCorrupt, len(src), int(size))
 	}
 	return nil
+}
+
+// decryptOAEP opens a ciphertext of the size of the key's modulus. The answer is a part of
+// a buffer of that size.
+func (n native) decryptOAEP(h pkcs11.SessionHandle, key pkcs11.ObjectHandle, hash, mgf uint, ciphertext []byte) ([]byte, error) {
+	out, size := make([]byte, len(ciphertext)), C.ck_ulong(len(ciphertext))
+	rv := C.decrypt_oaep(n.list, C.ck_ulong(h), C.ck_ulong(key), C.ck_ulong(hash), C.ck_ulong(mgf),
+		(*C.uchar)(&ciphertext[0]), (*C.uchar)(&out[0]), &size)
+	if rv != pkcs11.CKR_OK {
+		clear(out)
+		return nil, fmt.Errorf("decrypt: %w", pkcs11.Error(rv))
+	}
+	if int(size) > len(out) {
+		return nil, fmt.Errorf("%w: %d bytes decrypt to %d", hsm.ErrCorrupt, len(ciphertext), int(size))
+	}
+	return out[:size], nil
 }
 
 // rawTemplate is t as an array of CK_ATTRIBUTE whose pointers stay valid until pin

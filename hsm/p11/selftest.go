@@ -32,6 +32,7 @@ func probes() []probe {
 		{"known-answers", true, (*bench).knownAnswers},
 		{"random", true, (*bench).random},
 		{"scratch-objects", true, (*bench).setUp},
+		{"algorithms", true, (*bench).algorithms},
 		{probeTemplates, false, (*bench).existingTemplates},
 		{"domain-key-unwraps-readable", false, (*bench).unwrapsReadable},
 		{"domain-key-mechanisms-not-imposed", false, (*bench).mechanismsImposed},
@@ -127,6 +128,7 @@ type bench struct {
 	private  pkcs11.ObjectHandle // with the template of a transfer key
 	master   pkcs11.ObjectHandle // payload as it is when opened
 	wrapped  []byte              // payload under the domain key of class AES
+	secrets  []openedSecret      // a key of every other kind that the token has
 }
 
 // selfTest tries on l what the token must do and what it must refuse, the latter on

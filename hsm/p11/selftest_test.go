@@ -18,6 +18,18 @@ func (t template) without(kinds ...uint) template {
 	return slices.DeleteFunc(slices.Clone(t), func(a attribute) bool { return slices.Contains(kinds, a.kind) })
 }
 
+// secretWith puts a known key of a kind, with other attributes, in the place of those of
+// the bench.
+func secretWith(b *bench, k hsm.Kind, drop []uint, entries ...attribute) error {
+	known, err := ofKnown(k)
+	if err != nil {
+		return err
+	}
+	key, err := b.create(join(known.values, secretKeyTemplate(k, false).with(entries...).without(drop...)))
+	b.secrets = []openedSecret{{k, key}}
+	return err
+}
+
 // TestProbesCanFail gives each probe objects that lack a protection: it must find
 // the attacks which that protection prevents, and name them.
 func TestProbesCanFail(t *testing.T) {
@@ -149,6 +161,48 @@ func TestProbesCanFail(t *testing.T) {
 			"master-key-other-mechanism", "a list of mechanisms",
 			func(b *bench) error { return master(b, []uint{pkcs11.CKA_ALLOWED_MECHANISMS}) },
 			[]string{"master key encrypts CBC", "master key encrypts CTR"},
+		},
+		{
+			"master-key-leaves", "EXTRACTABLE=F in an HMAC key",
+			func(b *bench) error {
+				return secretWith(b, hsm.Kind{Class: hsm.ClassHMAC, Bits: 256}, nil, flag(pkcs11.CKA_EXTRACTABLE, true))
+			},
+			[]string{"key for HMAC_SHA_256 wrapped with a known key, RFC 5649", "key for HMAC_SHA_256 wrapped with a domain key"},
+		},
+		{
+			"master-key-leaves", "EXTRACTABLE=F in a private key",
+			func(b *bench) error {
+				return secretWith(b, hsm.Kind{Class: hsm.ClassEC, Bits: 256}, nil, flag(pkcs11.CKA_EXTRACTABLE, true))
+			},
+			[]string{"key for ECDSA_SHA_256 wrapped with a known key, RFC 5649"},
+		},
+		{
+			"master-key-leaves", "SENSITIVE in a private key",
+			func(b *bench) error {
+				return secretWith(b, hsm.Kind{Class: hsm.ClassRSA, Bits: 2048}, nil, flag(pkcs11.CKA_SENSITIVE, false), flag(pkcs11.CKA_EXTRACTABLE, true))
+			},
+			[]string{"key for RSASSA_PSS_SHA_256 read in 0x123", "key for RSASSA_PSS_SHA_256 read in 0x124"},
+		},
+		{
+			"master-key-other-mechanism", "a list of mechanisms in an RSA key",
+			func(b *bench) error {
+				return secretWith(b, hsm.Kind{Class: hsm.ClassRSA, Bits: 2048}, []uint{pkcs11.CKA_ALLOWED_MECHANISMS})
+			},
+			[]string{"key for RSASSA_PSS_SHA_256 signs raw RSA", "key for RSASSA_PSS_SHA_256 decrypts OAEP", "key for RSASSA_PSS_SHA_256 decrypts raw RSA"},
+		},
+		{
+			"master-key-other-mechanism", "a list of mechanisms in an RSA key that decrypts",
+			func(b *bench) error {
+				return secretWith(b, hsm.Kind{Class: hsm.ClassRSA, Bits: 2048, Decrypts: true}, []uint{pkcs11.CKA_ALLOWED_MECHANISMS})
+			},
+			[]string{"key for RSAES_OAEP_SHA_1 signs PSS", "key for RSAES_OAEP_SHA_1 signs PKCS #1 v1.5"},
+		},
+		{
+			"master-key-altered", "MODIFIABLE and COPYABLE in a private key",
+			func(b *bench) error {
+				return secretWith(b, hsm.Kind{Class: hsm.ClassEC, Bits: 384}, nil, modifiable, flag(ckaCopyable, true))
+			},
+			[]string{"key for ECDSA_SHA_384 changed in", "key for ECDSA_SHA_384 copied with another"},
 		},
 		{
 			"master-key-altered", "MODIFIABLE and COPYABLE",

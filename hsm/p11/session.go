@@ -80,8 +80,8 @@ func (s *session) destroy(o pkcs11.ObjectHandle) error {
 	return nil
 }
 
-func (s *session) sign(m uint, key pkcs11.ObjectHandle, message []byte) ([]byte, error) {
-	if err := s.ctx().SignInit(s.h, mechanism(m), key); err != nil {
+func (s *session) sign(m []*pkcs11.Mechanism, key pkcs11.ObjectHandle, message []byte) ([]byte, error) {
+	if err := s.ctx().SignInit(s.h, m, key); err != nil {
 		return nil, fmt.Errorf("sign: %w", err)
 	}
 	sig, err := s.ctx().Sign(s.h, message)
@@ -93,7 +93,7 @@ func (s *session) sign(m uint, key pkcs11.ObjectHandle, message []byte) ([]byte,
 
 // mac is HMAC-SHA256.
 func (s *session) mac(key pkcs11.ObjectHandle, message []byte) ([]byte, error) {
-	return s.sign(pkcs11.CKM_SHA256_HMAC, key, message)
+	return s.sign(mechanism(pkcs11.CKM_SHA256_HMAC), key, message)
 }
 
 func (s *session) encryptBlocks(key pkcs11.ObjectHandle, dst, src []byte) error {

@@ -4,6 +4,7 @@ package p11
 
 import (
 	"bytes"
+	"crypto"
 	"encoding/binary"
 	"runtime"
 	"strings"
@@ -161,6 +162,7 @@ type traits struct {
 	kwp        uint    // number of the mechanism that is RFC 5649
 	oaep       []uint8 // the hashes it has for OAEP; transfer keys ask for the first
 	nestedList bool    // honours ALLOWED_MECHANISMS inside UNWRAP_TEMPLATE
+	algorithms []hsm.Algorithm
 }
 
 func (t traits) keyWrap() []*pkcs11.Mechanism { return mechanism(t.kwp) }
@@ -176,10 +178,12 @@ func (t traits) oaepNames() string {
 
 // oaepWith is RSA-OAEP with the hash of a DKX1 message.
 func oaepWith(hash uint8) []*pkcs11.Mechanism {
-	params := pkcs11.NewOAEPParams(pkcs11.CKM_SHA_1, pkcs11.CKG_MGF1_SHA1, pkcs11.CKZ_DATA_SPECIFIED, nil)
+	of := crypto.SHA1
 	if hash == hsm.OAEPSHA256 {
-		params = pkcs11.NewOAEPParams(pkcs11.CKM_SHA256, pkcs11.CKG_MGF1_SHA256, pkcs11.CKZ_DATA_SPECIFIED, nil)
+		of = crypto.SHA256
 	}
+	h, mgf := hashMechanisms(of)
+	params := pkcs11.NewOAEPParams(h, mgf, pkcs11.CKZ_DATA_SPECIFIED, nil)
 	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_OAEP, params)}
 }
 

@@ -78,7 +78,7 @@ func TestTransfer(t *testing.T) {
 	if n := countObjects(t, m.recipient); n != 2+len(hsm.DomainKinds()) {
 		t.Errorf("%d objects in the recipient: the transfer key should be gone", n)
 	}
-	token, err := m.donor.GenerateKey(t.Context(), testSpec(1))
+	made, err := m.donor.GenerateKey(t.Context(), testSpec(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +86,7 @@ func TestTransfer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := m.recipient.Open(t.Context(), token, want)
+	key, err := m.recipient.Open(t.Context(), made.Token, want)
 	if err != nil {
 		t.Fatalf("the recipient does not open the donor's key: %v", err)
 	}

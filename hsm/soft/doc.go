@@ -4,6 +4,6 @@
 // hardware module promises holds.
 //
 // Reading order: partition.go (life, identity), domain.go (domain keys), key.go
-// (customer master keys), transfer.go (DKX1), trust.go, file.go (the key file),
+// and secret.go (customer master keys), transfer.go (DKX1), trust.go, file.go (the key file),
 // kwp.go (RFC 5649).
 package soft

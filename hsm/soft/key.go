@@ -17,47 +17,68 @@ import (
 const keySize = 32
 
 // GenerateKey implements hsm.Partition.
-func (p *Partition) GenerateKey(ctx context.Context, s hsm.KeySpec) ([]byte, error) {
+func (p *Partition) GenerateKey(ctx context.Context, s hsm.KeySpec) (hsm.NewKey, error) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	if err := p.usable(ctx); err != nil {
-		return nil, err
+		return hsm.NewKey{}, err
 	}
 	h, err := s.Header()
 	if err != nil {
-		return nil, err
+		return hsm.NewKey{}, err
 	}
 	d, err := p.held(h.Cluster, h.Generation)
 	if err != nil {
-		return nil, err
+		return hsm.NewKey{}, err
 	}
 	kek, err := aes.NewCipher(d.key(h.Generation, hsm.KeyKind(h.Class)))
 	if err != nil {
-		return nil, fmt.Errorf("%w: domain key: %w", hsm.ErrCorrupt, err)
+		return hsm.NewKey{}, fmt.Errorf("%w: domain key: %w", hsm.ErrCorrupt, err)
 	}
-	var raw [keySize]byte
-	defer clear(raw[:])
-	if _, err := rand.Read(raw[:]); err != nil {
-		return nil, fmt.Errorf("%w: random: %w", hsm.ErrUnavailable, err)
-	}
-	key, err := p.blockKey(raw[:])
+	made, err := p.generate(s.Kind(), h)
 	if err != nil {
-		return nil, err
+		return hsm.NewKey{}, err
 	}
-	check, err := key.check(h)
-	if err != nil {
-		return nil, err
-	}
-	token, err := hsm.BuildToken(h, check, wrapKWP(kek, raw[:]), func(message []byte) ([]byte, error) {
+	defer clear(made.raw)
+	token, err := hsm.BuildToken(h, made.check, wrapKWP(kek, made.raw), func(message []byte) ([]byte, error) {
 		return mac(d.key(h.Generation, hsm.KindMAC), message), nil
 	})
 	if err != nil {
-		return nil, err
+		return hsm.NewKey{}, err
 	}
-	if _, err := p.open(token, h); err != nil {
-		return nil, fmt.Errorf("new key does not open: %w", err)
+	if h.Class == hsm.ClassAES {
+		_, err = p.open(token, h)
+	} else {
+		_, err = p.openSecret(hsm.Ref{Token: token, Want: h, Kind: s.Kind(), SPKI: made.spki})
 	}
-	return token, nil
+	if err != nil {
+		return hsm.NewKey{}, fmt.Errorf("new key does not open: %w", err)
+	}
+	return hsm.NewKey{Token: token, SPKI: made.spki}, nil
+}
+
+// material is a key that was made: what is wrapped, its check value and, of a pair, the
+// public half.
+type material struct {
+	raw   []byte
+	check [16]byte
+	spki  []byte
+}
+
+func (p *Partition) generate(k hsm.Kind, h hsm.TokenHeader) (material, error) {
+	if k.Class != hsm.ClassAES {
+		return generateSecret(k, h)
+	}
+	m := material{raw: make([]byte, keySize)}
+	if _, err := rand.Read(m.raw); err != nil {
+		return m, fmt.Errorf("%w: random: %w", hsm.ErrUnavailable, err)
+	}
+	key, err := p.blockKey(m.raw)
+	if err != nil {
+		return m, err
+	}
+	m.check, err = key.check(h)
+	return m, err
 }
 
 // Open implements hsm.Partition.
@@ -75,32 +96,14 @@ func (p *Partition) Open(ctx context.Context, token []byte, want hsm.TokenHeader
 }
 
 func (p *Partition) open(token []byte, want hsm.TokenHeader) (*blockKey, error) {
-	t, err := hsm.ParseToken(token)
+	t, raw, err := p.unwrap(token, want)
 	if err != nil {
 		return nil, err
-	}
-	d, missing := p.held(t.Header.Cluster, t.Header.Generation)
-	if missing == nil && !hmac.Equal(t.MAC(), mac(d.key(t.Header.Generation, hsm.KindMAC), t.MACMessage())) {
-		return nil, fmt.Errorf("%w: token mac", hsm.ErrCorrupt)
-	}
-	if err := t.Matches(want); err != nil {
-		return nil, err
-	}
-	if missing != nil {
-		return nil, missing
-	}
-	if t.Header.Class != hsm.ClassAES || t.Header.Attributes&hsm.AttrResident != 0 {
-		return nil, fmt.Errorf("%w: not a key of suite 1", hsm.ErrRefused)
-	}
-	kek, err := aes.NewCipher(d.key(t.Header.Generation, hsm.KeyKind(t.Header.Class)))
-	if err != nil {
-		return nil, fmt.Errorf("%w: domain key: %w", hsm.ErrCorrupt, err)
-	}
-	raw, err := unwrapKWP(kek, t.Wrapped)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", hsm.ErrCorrupt, err)
 	}
 	defer clear(raw)
+	if t.Header.Class != hsm.ClassAES {
+		return nil, fmt.Errorf("%w: not a block key", hsm.ErrRefused)
+	}
 	key, err := p.blockKey(raw)
 	if err != nil {
 		return nil, err
@@ -113,6 +116,36 @@ func (p *Partition) open(token []byte, want hsm.TokenHeader) (*blockKey, error) 
 		return nil, fmt.Errorf("%w: check value", hsm.ErrCorrupt)
 	}
 	return key, nil
+}
+
+// unwrap checks everything of a token but the check value, and unwraps the key in it.
+func (p *Partition) unwrap(token []byte, want hsm.TokenHeader) (hsm.Token, []byte, error) {
+	t, err := hsm.ParseToken(token)
+	if err != nil {
+		return t, nil, err
+	}
+	d, missing := p.held(t.Header.Cluster, t.Header.Generation)
+	if missing == nil && !hmac.Equal(t.MAC(), mac(d.key(t.Header.Generation, hsm.KindMAC), t.MACMessage())) {
+		return t, nil, fmt.Errorf("%w: token mac", hsm.ErrCorrupt)
+	}
+	if err := t.Matches(want); err != nil {
+		return t, nil, err
+	}
+	if missing != nil {
+		return t, nil, missing
+	}
+	if t.Header.Attributes&hsm.AttrResident != 0 {
+		return t, nil, fmt.Errorf("%w: not a key of suite 1", hsm.ErrRefused)
+	}
+	kek, err := aes.NewCipher(d.key(t.Header.Generation, hsm.KeyKind(t.Header.Class)))
+	if err != nil {
+		return t, nil, fmt.Errorf("%w: domain key: %w", hsm.ErrCorrupt, err)
+	}
+	raw, err := unwrapKWP(kek, t.Wrapped)
+	if err != nil {
+		return t, nil, fmt.Errorf("%w: %w", hsm.ErrCorrupt, err)
+	}
+	return t, raw, nil
 }
 
 // blockKey is a loaded key. It implements hsm.BlockKey.

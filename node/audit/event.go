@@ -39,7 +39,8 @@ type Event struct {
 	Alias            string            `json:"alias,omitempty"`
 	Context          map[string]string `json:"encryptionContext,omitempty"`
 	CiphertextSHA256 string            `json:"ciphertextSha256,omitempty"`
-	Target           string            `json:"target,omitempty"` // of calls that are about no key: a node, a tenant
+	Algorithm        string            `json:"algorithm,omitempty"` // as it was named
+	Target           string            `json:"target,omitempty"`    // of calls that are about no key: a node, a tenant
 	Grant            string            `json:"grantId,omitempty"`
 	Alarm            Alarm             `json:"alarm,omitempty"`
 	DryRun           bool              `json:"dryRun,omitempty"`

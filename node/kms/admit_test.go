@@ -73,7 +73,7 @@ func TestRecordsAreBounded(t *testing.T) {
 	e.limited(limit.Config{RefusedPerPrincipal: most})
 	for name, refused := range map[string]func(c Call) error{
 		"a bad administrator": func(c Call) error { _, err := e.CreateTenant(ctx, c, "new", "nobody", 0); return err },
-		"no plaintext":        func(c Call) error { _, err := e.Encrypt(ctx, c, key, nil, nil); return err },
+		"no plaintext":        func(c Call) error { _, err := e.Encrypt(ctx, c, key, nil, nil, ""); return err },
 		"a bad context":       func(c Call) error { return e.encrypts(c, key, Pair{"a", "1"}, Pair{"a", "2"}) },
 		"a bad size":          func(c Call) error { _, err := e.GenerateDataKey(ctx, c, key, 0, nil); return err },
 		"bad random":          func(c Call) error { _, err := e.GenerateRandom(ctx, c, 0); return err },

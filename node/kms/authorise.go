@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/node/policy"
 )
 
@@ -15,6 +16,7 @@ type question struct {
 	needs     permission
 	operation string // as policies and grants name it
 	context   []Pair // encryption context
+	algorithm hsm.Algorithm
 	ofKey     bool   // it is about a key, whether or not there is one
 	ends      fsm.ID // the grant that it would end: no other grant allows that
 	explained bool   // the tenant itself asks how it is decided, and is told why
@@ -108,6 +110,16 @@ func enabled(st *fsm.State, c Caller) error {
 func (q question) heldToContext() error {
 	if q.caller.Class != ClassService || q.needs != mayUse {
 		return nil
+	}
+	lacks := ""
+	switch {
+	case q.algorithm.Scheme() == hsm.SchemeOAEP:
+		lacks = string(q.algorithm)
+	case !hasContext(q.operation):
+		lacks = q.operation
+	}
+	if lacks != "" {
+		return fmt.Errorf("%w: a service is held to an encryption context, which %s has not", ErrDenied, lacks)
 	}
 	if !slices.Contains(q.context, Pair{fsm.ContextTenant, q.tenant}) {
 		return fmt.Errorf("%w: a service must call with the encryption context %s=%s", ErrDenied, fsm.ContextTenant, q.tenant)

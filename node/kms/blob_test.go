@@ -66,6 +66,10 @@ func (r rawOpener) Open(context.Context, []byte, hsm.TokenHeader) (hsm.BlockKey,
 	return rawKey{b}, err
 }
 
+func (rawOpener) OpenSecret(context.Context, hsm.Ref) (hsm.SecretKey, error) {
+	return nil, hsm.ErrUnsupported
+}
+
 func deriveRaw(t *testing.T, key []byte, in hsm.MessageInput, use hsm.Use) hsm.MessageKeys {
 	t.Helper()
 	ring := hsm.NewKeyring(rawOpener(key), hsm.KeyringConfig{})

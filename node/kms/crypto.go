@@ -19,7 +19,8 @@ const MaxRandom = 1024
 // Sealed is an answer that holds a new ciphertext.
 type Sealed struct {
 	Ciphertext []byte
-	Plaintext  []byte // of GenerateDataKey only
+	Plaintext  []byte // of GenerateDataKey and GenerateDataKeyPair only
+	Public     []byte // of data key pairs only: DER SubjectPublicKeyInfo
 	KeyARN     string
 	Version    uint32
 	IndexToken []byte
@@ -133,13 +134,18 @@ func (s *Service) open(ctx context.Context, st *fsm.State, t target, header blob
 	return openBlob(&keys, blob, h)
 }
 
-// Encrypt seals 1..4,096 bytes under the key's current version.
-func (s *Service) Encrypt(ctx context.Context, c Call, key string, plaintext []byte, pairs []Pair) (Sealed, error) {
+// Encrypt seals 1..4,096 bytes under the current version of a symmetric key, where a is
+// empty; otherwise it encrypts with an RSA key, which takes less and has no encryption
+// context.
+func (s *Service) Encrypt(ctx context.Context, c Call, key string, plaintext []byte, pairs []Pair, a hsm.Algorithm) (Sealed, error) {
 	e := begin("Encrypt", c)
 	if len(plaintext) == 0 || len(plaintext) > MaxPlaintext {
 		return Sealed{}, s.refuse(e, early{invalid("plaintext of %d bytes: must be 1 to %d; larger data is sealed with a data key", len(plaintext), MaxPlaintext)})
 	}
-	return s.sealCall(ctx, c, e, key, pairs, func(in sealContext) (Sealed, error) {
+	if a != "" {
+		return s.encryptPublic(ctx, c, key, plaintext, pairs, a)
+	}
+	return s.sealCall(ctx, c, e, key, pairs, func(ctx context.Context, in sealContext) (Sealed, error) {
 		return s.seal(ctx, in.st, in.t, in.h, plaintext)
 	})
 }
@@ -161,7 +167,7 @@ func (s *Service) dataKey(ctx context.Context, c Call, name, key string, n int, 
 	if n < 1 || n > MaxRandom {
 		return Sealed{}, s.refuse(e, early{invalid("data key of %d bytes: must be 1 to %d", n, MaxRandom)})
 	}
-	return s.sealCall(ctx, c, e, key, pairs, func(in sealContext) (Sealed, error) {
+	return s.sealCall(ctx, c, e, key, pairs, func(ctx context.Context, in sealContext) (Sealed, error) {
 		plaintext := make([]byte, n)
 		if err := s.random.read(ctx, plaintext); err != nil {
 			return Sealed{}, err
@@ -184,7 +190,7 @@ type sealContext struct {
 }
 
 // sealCall is what all calls that make a new ciphertext have in common.
-func (s *Service) sealCall(ctx context.Context, c Call, e audit.Event, key string, pairs []Pair, work func(sealContext) (Sealed, error)) (Sealed, error) {
+func (s *Service) sealCall(ctx context.Context, c Call, e audit.Event, key string, pairs []Pair, work func(context.Context, sealContext) (Sealed, error)) (Sealed, error) {
 	e.Context = contextMap(pairs)
 	h, err := contextHash(pairs)
 	if err != nil {
@@ -204,7 +210,7 @@ func (s *Service) sealCall(ctx context.Context, c Call, e audit.Event, key strin
 		return Sealed{}, s.refuseUse(e, st, t, err)
 	}
 	return through(ctx, s, c, e, t.authorise,
-		func(context.Context) (Sealed, error) { return work(sealContext{st, t, h}) },
+		func(ctx context.Context) (Sealed, error) { return work(ctx, sealContext{st, t, h}) },
 		func(r Sealed) { clear(r.Plaintext) },
 		func(r Sealed, e *audit.Event) { e.CiphertextSHA256 = digest(r.Ciphertext) }, t)
 }
@@ -238,9 +244,13 @@ func (s *Service) noteDoomed(e *audit.Event, st *fsm.State, t target, err error)
 	}
 }
 
-// Decrypt opens a ciphertext. key may be empty; otherwise the ciphertext must name
-// it.
-func (s *Service) Decrypt(ctx context.Context, c Call, blob []byte, key string, pairs []Pair) (Opened, error) {
+// Decrypt opens a ciphertext of a symmetric key, where a is empty: key may be empty, too;
+// otherwise the ciphertext must name it. With an algorithm it opens one of the RSA key
+// that is named.
+func (s *Service) Decrypt(ctx context.Context, c Call, blob []byte, key string, pairs []Pair, a hsm.Algorithm) (Opened, error) {
+	if a != "" {
+		return s.decryptPrivate(ctx, c, blob, key, pairs, a)
+	}
 	e := begin("Decrypt", c)
 	e.Context, e.CiphertextSHA256 = contextMap(pairs), digest(blob)
 	header, h, err := parseSource(blob, pairs)

@@ -198,8 +198,7 @@ func (s *Service) dueCommand(ctx context.Context, st *fsm.State, d fsm.Due, at t
 			return "", nil, noToken
 		}
 		command := &fsm.RotateKeyOnSchedule{KeyRef: ref, Due: k.Rotation.Next, At: now, Version: st.NextVersion(k)}
-		command.Generation, command.Token, err = s.makeToken(ctx, st, Call{}, command, k.ID, command.Version)
-		if err != nil {
+		if err := s.makeToken(ctx, st, Call{}, command, k.ID, command.Version); err != nil {
 			return "", nil, fmt.Errorf("%w: rotating key %s: %w", errNoToken, k.ID, err)
 		}
 		return "RotateKey", command, nil

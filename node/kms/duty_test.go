@@ -336,12 +336,12 @@ type hangingMaker struct {
 	n  int
 }
 
-func (h *hangingMaker) GenerateKey(ctx context.Context, _ hsm.KeySpec) ([]byte, error) {
+func (h *hangingMaker) GenerateKey(ctx context.Context, _ hsm.KeySpec) (hsm.NewKey, error) {
 	h.mu.Lock()
 	h.n++
 	h.mu.Unlock()
 	<-ctx.Done()
-	return nil, ctx.Err()
+	return hsm.NewKey{}, ctx.Err()
 }
 
 func (h *hangingMaker) asked() int {

@@ -16,6 +16,10 @@ var (
 	ErrMalformed = errors.New("malformed ciphertext")
 	// ErrCiphertext is the one answer to every ciphertext that does not open.
 	ErrCiphertext = errors.New("ciphertext does not verify: it was altered, or the encryption context is not the one it was made with")
+	// ErrSignature means: a signature is not the key's of the message.
+	ErrSignature = errors.New("the signature does not verify: it, the message or the algorithm is another one")
+	// ErrMac means: a MAC is not the key's of the message.
+	ErrMac = errors.New("the MAC does not verify: it or the message is another one")
 	// ErrPolicy means: a policy text is not good; it names line and column.
 	ErrPolicy = policy.ErrPolicy
 	// ErrLockout means: with that policy nobody could change it again.

@@ -52,7 +52,7 @@ func (s *Service) ExplainPolicy(ctx context.Context, c Call, key, principal, ope
 
 // asked is the question that a call asks.
 func asked(who Caller, tenant string, a policy.Action, pairs []Pair) question {
-	q := question{caller: who, tenant: tenant, needs: needed(who, a), operation: a.Name, context: pairs, explained: true}
+	q := question{caller: who, tenant: tenant, needs: needed(who, a), operation: a.Name, context: pairs, algorithm: anyAlgorithm, explained: true}
 	binds := a.Name == "BindResource" || a.Name == "ReleaseResource"
 	switch {
 	case a.Name == "ReleaseResource" && who.Class == ClassAdmin: // for whoever registered it
@@ -215,10 +215,7 @@ func (s *Service) usable(st *fsm.State, q question, k *fsm.Key) error {
 	} else if i := slices.IndexFunc(k.Versions, func(v fsm.KeyVersion) bool { return v.Usable() == nil }); i >= 0 {
 		t.version = k.Versions[i].Version
 	}
-	if err := t.usable(st, k); err != nil {
-		return err
-	}
-	return k.Usage.Serves(fsm.GrantOperation(q.operation))
+	return t.usable(st, k)
 }
 
 // seals tells whether an operation makes something new under a key.

@@ -33,10 +33,10 @@ const (
 // calls make the calls of each action without effect. What has no call yet is not there.
 var calls = map[string]func(ctx context.Context, x *explained, c Call) error{
 	"Encrypt": func(ctx context.Context, x *explained, c Call) error {
-		return third(x.Encrypt(ctx, c, x.key, []byte("plain"), x.pairs))
+		return third(x.Encrypt(ctx, c, x.key, []byte("plain"), x.pairs, ""))
 	},
 	"Decrypt": func(ctx context.Context, x *explained, c Call) error {
-		return third(x.Decrypt(ctx, c, x.blob, "", x.pairs))
+		return third(x.Decrypt(ctx, c, x.blob, "", x.pairs, ""))
 	},
 	"ReEncryptFrom": func(_ context.Context, x *explained, c Call) error {
 		header, h, err := parseSource(x.blob, x.pairs)

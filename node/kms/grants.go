@@ -91,7 +91,7 @@ func grantable(k *fsm.Key, operations []fsm.GrantOperation) error {
 		return err
 	}
 	for _, op := range operations {
-		if err := k.Usage.Serves(op); err != nil {
+		if err := k.Serves(op); err != nil {
 			return err
 		}
 	}

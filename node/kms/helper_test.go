@@ -194,14 +194,14 @@ func (h *testHSM) Random(ctx context.Context, b []byte) error {
 	return h.Partition.Random(ctx, b)
 }
 
-func (h *testHSM) GenerateKey(ctx context.Context, s hsm.KeySpec) ([]byte, error) {
+func (h *testHSM) GenerateKey(ctx context.Context, s hsm.KeySpec) (hsm.NewKey, error) {
 	h.mu.Lock()
 	h.made++
 	fail := h.fail
 	h.mu.Unlock()
 	if fail != nil {
 		if err := fail(); err != nil {
-			return nil, err
+			return hsm.NewKey{}, err
 		}
 	}
 	return h.Partition.GenerateKey(ctx, s)
@@ -408,14 +408,14 @@ func ops(all ...fsm.GrantOperation) []fsm.GrantOperation { return all }
 // encrypts tries to use a key.
 func (e *env) encrypts(c Call, key string, pairs ...Pair) error {
 	e.t.Helper()
-	_, err := e.Encrypt(e.t.Context(), c, key, []byte("plain"), pairs)
+	_, err := e.Encrypt(e.t.Context(), c, key, []byte("plain"), pairs, "")
 	return err
 }
 
 // sealed is a ciphertext that a caller has made.
 func (e *env) sealed(c Call, key string, pairs ...Pair) []byte {
 	e.t.Helper()
-	s, err := e.Encrypt(e.t.Context(), c, key, []byte("plain"), pairs)
+	s, err := e.Encrypt(e.t.Context(), c, key, []byte("plain"), pairs, "")
 	e.ok(err)
 	return s.Ciphertext
 }
@@ -423,7 +423,7 @@ func (e *env) sealed(c Call, key string, pairs ...Pair) []byte {
 // opens tries to open a ciphertext.
 func (e *env) opens(c Call, blob []byte, pairs ...Pair) error {
 	e.t.Helper()
-	o, err := e.Decrypt(e.t.Context(), c, blob, "", pairs)
+	o, err := e.Decrypt(e.t.Context(), c, blob, "", pairs, "")
 	if err == nil && string(o.Plaintext) != "plain" {
 		e.t.Errorf("opened %q", o.Plaintext)
 	}

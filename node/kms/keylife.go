@@ -25,9 +25,7 @@ func (s *Service) RotateKeyOnDemand(ctx context.Context, c Call, key string, exp
 				return &fsm.RotateKey{KeyRef: ref, Version: 1, Cause: fsm.CauseOnDemand, Token: []byte{0}}, nil
 			}
 			command := &fsm.RotateKey{KeyRef: ref, Version: st.NextVersion(k), Cause: fsm.CauseOnDemand}
-			var err error
-			command.Generation, command.Token, err = s.makeToken(ctx, st, c, command, k.ID, command.Version)
-			return command, err
+			return command, s.makeToken(ctx, st, c, command, k.ID, command.Version)
 		})
 }
 

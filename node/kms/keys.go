@@ -273,7 +273,7 @@ func (s *Service) ofTenant(st *fsm.State, c Call, q question, e *audit.Event) (t
 	return q.tenant, err
 }
 
-// KeyParams says which key to make.
+// KeyParams says which key to make. Without a usage it is the only one of the spec.
 type KeyParams struct {
 	Description string       `json:"description,omitempty"`
 	Usage       fsm.KeyUsage `json:"usage,omitempty"`
@@ -281,23 +281,32 @@ type KeyParams struct {
 	Tags        []fsm.Tag    `json:"tags,omitempty"`
 }
 
+// command makes the command that creates the key; its token and public half are missing.
+func (p KeyParams) command(id fsm.ID, tenant string) fsm.Command {
+	if p.Spec == fsm.SpecSymmetric {
+		return &fsm.CreateKey{ID: id, Tenant: tenant, Description: p.Description, Usage: p.Usage, Spec: p.Spec, Tags: p.Tags, Version: 1}
+	}
+	return &fsm.CreateKeyOfSpec{ID: id, Tenant: tenant, Description: p.Description, Usage: p.Usage, Spec: p.Spec, Tags: p.Tags}
+}
+
 // CreateKey makes a key in the HSM and returns when it is committed.
 func (s *Service) CreateKey(ctx context.Context, c Call, p KeyParams) (Metadata, *fsm.State, error) {
+	if usages := p.Spec.Usages(); p.Usage == "" && len(usages) == 1 {
+		p.Usage = usages[0] // here, because the request id stands for it too
+	}
+	shown := p.command(uuid.Max, "")
+	putKey(shown, 1, hsm.NewKey{Token: []byte{0}})
 	result, st, err := s.apply(ctx, change{
-		name: "CreateKey", call: c, needs: mayAdminister, params: p,
-		shown: &fsm.CreateKey{ID: uuid.Max, Description: p.Description, Usage: p.Usage, Spec: p.Spec, Tags: p.Tags, Version: 1, Token: []byte{0}},
+		name: "CreateKey", call: c, needs: mayAdminister, params: p, shown: shown,
 		build: func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
 			tenant, err := s.ofTenant(st, c, question{caller: c.Caller, needs: mayAdminister, operation: "CreateKey"}, e)
 			if err != nil {
 				return nil, err
 			}
-			command := &fsm.CreateKey{
-				ID: uuid.New(), Tenant: tenant, Description: p.Description, Usage: p.Usage, Spec: p.Spec, Tags: p.Tags,
-				Version: 1,
-			}
-			e.KeyID = command.ID.String()
-			command.Generation, command.Token, err = s.makeToken(ctx, st, c, command, command.ID, 1)
-			return command, err
+			id := uuid.New()
+			e.KeyID = id.String()
+			command := p.command(id, tenant)
+			return command, s.makeToken(ctx, st, c, command, id, 1)
 		},
 	})
 	if err != nil {
@@ -322,32 +331,45 @@ func (s *Service) resultKey(st *fsm.State, r fsm.Result) (*fsm.Key, error) {
 	return k, nil
 }
 
-// makeToken makes a wrapped key for a command that would otherwise be accepted:
-// what the state refuses anyway, and a dry run, cost the HSM nothing.
-func (s *Service) makeToken(ctx context.Context, st *fsm.State, c Call, command fsm.Command, id fsm.ID, version uint32) (uint32, []byte, error) {
+// makeToken puts a wrapped key into a command that would otherwise be accepted: what the
+// state refuses anyway, and a dry run, cost the HSM nothing.
+func (s *Service) makeToken(ctx context.Context, st *fsm.State, c Call, command fsm.Command, id fsm.ID, version uint32) error {
 	g, err := st.ActiveGeneration()
 	if err != nil {
-		return 0, nil, err
+		return err
 	}
-	stand := []byte{0} // stands for the token in the trial
-	switch t := command.(type) {
-	case *fsm.CreateKey:
-		t.Generation, t.Token = g.Number, stand
-	case *fsm.RotateKey:
-		t.Generation, t.Token = g.Number, stand
-	case *fsm.RotateKeyOnSchedule:
-		t.Generation, t.Token = g.Number, stand
-	case *fsm.CreateServiceKey:
-		t.Generation, t.Token = g.Number, stand
-	}
+	stand := hsm.NewKey{Token: []byte{0}} // stands for the key in the trial
+	kind := putKey(command, g.Number, stand)
 	if _, err := st.Try(command); err != nil || c.DryRun {
-		return g.Number, stand, err
+		return err
 	}
-	token, err := s.keys.GenerateKey(ctx, hsm.KeySpec{
-		Cluster: hsm.ID(st.Cluster().ID), Generation: g.Number, Class: hsm.ClassAES,
+	made, err := s.keys.GenerateKey(ctx, hsm.KeySpec{
+		Cluster: hsm.ID(st.Cluster().ID), Generation: g.Number, Class: kind.Class, Bits: kind.Bits, Decrypts: kind.Decrypts,
 		Key: hsm.ID(id), Version: version, Created: s.now(),
 	})
-	return g.Number, token, err
+	putKey(command, g.Number, made)
+	return err
+}
+
+// putKey puts a new key into a command, and tells of which kind it must be.
+func putKey(command fsm.Command, generation uint32, made hsm.NewKey) hsm.Kind {
+	switch t := command.(type) {
+	case *fsm.CreateKey:
+		t.Generation, t.Token = generation, made.Token
+	case *fsm.RotateKey:
+		t.Generation, t.Token = generation, made.Token
+	case *fsm.RotateKeyOnSchedule:
+		t.Generation, t.Token = generation, made.Token
+	case *fsm.CreateServiceKey:
+		t.Generation, t.Token = generation, made.Token
+	case *fsm.CreateKeyOfSpec:
+		t.Generation, t.Token, t.Public = generation, made.Token, made.SPKI
+		if t.Spec.Pair() && t.Public == nil {
+			t.Public = made.Token // of the trial
+		}
+		return kindOf(t.Spec, t.Usage)
+	}
+	return hsm.Kind{Class: hsm.ClassAES}
 }
 
 // encodeMarker and decodeMarker make a list's place opaque to callers.

@@ -2,7 +2,8 @@
 // the ciphertext format. It knows neither Raft nor PKCS#11 nor gRPC.
 //
 // Reading order: service.go, caller.go (roles), authorise.go and policies.go (who may),
-// reference.go (how a key is named), target.go and crypto.go (what is done with keys, through the gate),
+// reference.go (how a key is named), target.go, usage.go, crypto.go, secret.go and datapair.go
+// (what is done with keys, through the gate),
 // blob.go and context.go (the formats), keys.go (what is done to keys, through the log),
 // keylife.go, aliases.go, grants.go, policy.go, tenants.go, servicekey.go, read.go and
 // duty.go (what the cluster does by itself), uses.go.
@@ -32,14 +33,17 @@ type Log interface {
 	Wait(ctx context.Context, index uint64) (*fsm.State, error)
 }
 
-// KeyMaker makes keys in the HSM.
+// KeyMaker makes keys in the HSM, and knows what can be done with them there.
 type KeyMaker interface {
-	GenerateKey(ctx context.Context, s hsm.KeySpec) ([]byte, error)
+	Supports(a hsm.Algorithm) bool
+	GenerateKey(ctx context.Context, s hsm.KeySpec) (hsm.NewKey, error)
 	Random(ctx context.Context, b []byte) error
 }
 
-// Deriver derives the keys of one message in the HSM.
+// Deriver uses keys in the HSM: it derives the keys of one message under symmetric ones,
+// and applies the others.
 type Deriver interface {
+	Apply(ctx context.Context, ref hsm.Ref, a hsm.Algorithm, input []byte) ([]byte, error)
 	Derive(ctx context.Context, ref hsm.Ref, in hsm.MessageInput, use hsm.Use) (hsm.MessageKeys, error)
 }
 
@@ -78,6 +82,7 @@ type Service struct {
 	audit   gate.Recorder
 	gate    *gate.Gate
 	random  *entropy
+	pairs   chan struct{} // holds a token for each data key pair that is being made
 	now     func() time.Time
 	quorum  bool
 
@@ -108,6 +113,7 @@ func New(c Config) *Service {
 		log: c.Log, fresh: c.Fresh, keys: c.Keys, deriver: c.Deriver, audit: c.Audit,
 		gate:   gate.New(c.Fresh, c.Audit, c.Out, c.Clock),
 		random: newEntropy(c.Keys),
+		pairs:  make(chan struct{}, maxPairs),
 		now:    c.Now,
 		quorum: c.Quorum,
 

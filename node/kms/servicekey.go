@@ -36,8 +36,7 @@ func (s *Service) serviceKey(ctx context.Context, st *fsm.State, c Call, pairs [
 	if err := s.mayHave(st, q, command, e); err != nil {
 		return ref, st, err
 	}
-	var err error
-	if command.Generation, command.Token, err = s.makeToken(ctx, st, c, command, command.ID, 1); err != nil {
+	if err := s.makeToken(ctx, st, c, command, command.ID, 1); err != nil {
 		return ref, st, err
 	}
 	if c.DryRun {
@@ -48,7 +47,7 @@ func (s *Service) serviceKey(ctx context.Context, st *fsm.State, c Call, pairs [
 	if err := s.audit.Healthy(); err != nil {
 		return ref, st, err
 	}
-	_, err = s.log.Propose(ctx, fsm.Proposal{Command: command, Principal: c.Caller.Principal})
+	_, err := s.log.Propose(ctx, fsm.Proposal{Command: command, Principal: c.Caller.Principal})
 	if errors.Is(err, fsm.ErrExists) { // another call was first, and this node knows its key now
 		return ref, s.log.State(), nil
 	}

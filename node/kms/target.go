@@ -58,6 +58,12 @@ func (t target) usable(st *fsm.State, k *fsm.Key) error {
 			return fmt.Errorf("%w of key %s", err, k.ID)
 		}
 	}
+	if err := k.Serves(fsm.GrantOperation(t.q.operation)); err != nil {
+		return err
+	}
+	if err := fitsAlgorithm(k, t.q.algorithm); err != nil {
+		return err
+	}
 	if len(k.Required) == 0 {
 		return nil
 	}
@@ -89,9 +95,9 @@ func (t target) describe(e *audit.Event) {
 // hsmRef names a key version for the HSM.
 func hsmRef(st *fsm.State, k *fsm.Key, v *fsm.KeyVersion) hsm.Ref {
 	return hsm.Ref{Token: v.Token, Want: hsm.TokenHeader{
-		Class: hsm.ClassAES, Generation: v.Generation,
+		Class: kinds[k.Spec].Class, Generation: v.Generation,
 		Cluster: hsm.ID(st.Cluster().ID), Key: hsm.ID(k.ID), Version: v.Version, Created: time.Unix(v.Created, 0).UTC(),
-	}}
+	}, Kind: kindOf(k.Spec, k.Usage), SPKI: v.Public}
 }
 
 // source is a ciphertext that a call is about to open.

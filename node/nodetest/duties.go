@@ -53,14 +53,17 @@ func (d *Duties) Records() []audit.Event {
 }
 
 // GenerateKey implements kms.KeyMaker: it takes its time.
-func (d *Duties) GenerateKey(ctx context.Context, _ hsm.KeySpec) ([]byte, error) {
+func (d *Duties) GenerateKey(ctx context.Context, _ hsm.KeySpec) (hsm.NewKey, error) {
 	d.mu.Lock()
 	d.made++
 	token := fmt.Appendf(nil, "token %d", d.made)
 	takes := time.Duration(d.random.Int64N(int64(d.making) + 1))
 	d.mu.Unlock()
-	return token, sleepFor(ctx, takes)
+	return hsm.NewKey{Token: token}, sleepFor(ctx, takes)
 }
+
+// Supports implements kms.KeyMaker. Nobody asks.
+func (d *Duties) Supports(hsm.Algorithm) bool { return false }
 
 // Random implements kms.KeyMaker. Nobody asks.
 func (d *Duties) Random(context.Context, []byte) error { return errNoDomain }

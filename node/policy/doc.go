@@ -24,8 +24,8 @@
 // accessible.
 //
 //	resource.tenant   the tenant's name; of keys and tenants
-//	resource.spec     as SYMMETRIC
-//	resource.usage    as ENCRYPT_DECRYPT
+//	resource.spec     as SYMMETRIC, HMAC_256, RSA_2048, ECC_NIST_P256
+//	resource.usage    ENCRYPT_DECRYPT, SIGN_VERIFY or GENERATE_VERIFY_MAC
 //	resource.manager  CUSTOMER or SERVICE
 //	resource.aliases  a set: resource.aliases.contains("alias/photos")
 //	tags              resource.hasTag("env") && resource.getTag("env") == "prod"

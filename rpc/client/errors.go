@@ -41,6 +41,8 @@ var (
 	ErrInvalid               error = reason(quorumkmsv1.Reason_REASON_INVALID)
 	ErrMalformedCiphertext   error = reason(quorumkmsv1.Reason_REASON_MALFORMED_CIPHERTEXT)
 	ErrInvalidCiphertext     error = reason(quorumkmsv1.Reason_REASON_INVALID_CIPHERTEXT)
+	ErrInvalidSignature      error = reason(quorumkmsv1.Reason_REASON_INVALID_SIGNATURE)
+	ErrInvalidMac            error = reason(quorumkmsv1.Reason_REASON_INVALID_MAC)
 	ErrRequestIDReused       error = reason(quorumkmsv1.Reason_REASON_REQUEST_ID_REUSED)
 	ErrNoCertificate         error = reason(quorumkmsv1.Reason_REASON_NO_CERTIFICATE)
 	ErrDenied                error = reason(quorumkmsv1.Reason_REASON_DENIED)

@@ -53,6 +53,8 @@ var sentinels = map[quorumkmsv1.Reason]error{
 	quorumkmsv1.Reason_REASON_KEY_IN_USE:               client.ErrKeyInUse,
 	quorumkmsv1.Reason_REASON_KEY_SERVICE_MANAGED:      client.ErrServiceManaged,
 	quorumkmsv1.Reason_REASON_TENANT_FROZEN:            client.ErrTenantFrozen,
+	quorumkmsv1.Reason_REASON_INVALID_SIGNATURE:        client.ErrInvalidSignature,
+	quorumkmsv1.Reason_REASON_INVALID_MAC:              client.ErrInvalidMac,
 	quorumkmsv1.Reason_REASON_POLICY_INVALID:           client.ErrPolicyInvalid,
 	quorumkmsv1.Reason_REASON_POLICY_LOCKOUT:           client.ErrPolicyLockout,
 	quorumkmsv1.Reason_REASON_RATE_LIMITED:             client.ErrRateLimited,

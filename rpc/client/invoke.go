@@ -38,7 +38,7 @@ func (c *Client) Invoke(ctx context.Context, method string, args, reply any, opt
 	}
 	a := &call{client: c, method: method, reply: reply, options: options, timeout: c.config.Timeout}
 	a.request, a.mutation = c.complete(request)
-	if a.mutation {
+	if a.mutation || slow(request) {
 		a.timeout = c.config.MutationTimeout
 	}
 	if _, ok := ctx.Deadline(); !ok {
@@ -51,6 +51,17 @@ func (c *Client) Invoke(ctx context.Context, method string, args, reply any, opt
 		defer cancel()
 	}
 	return a.run(c.withHeaders(ctx))
+}
+
+// slow tells whether a call without effect takes as long as a mutation: the nodes make RSA
+// keys of 4,096 bits for it.
+func slow(request proto.Message) bool {
+	switch request.(type) {
+	case *quorumkmsv1.GenerateDataKeyPairRequest, *quorumkmsv1.GenerateDataKeyPairWithoutPlaintextRequest:
+		return true
+	default:
+		return false
+	}
 }
 
 // complete returns a shallow copy of the request with what is the client's to

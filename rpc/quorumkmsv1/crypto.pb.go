@@ -70,6 +70,285 @@ func (DataKeySpec) EnumDescriptor() ([]byte, []int) {
 	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{0}
 }
 
+// EncryptionAlgorithm is how an RSA key of usage ENCRYPT_DECRYPT encrypts. The ciphertext
+// is RSA's own: it does not name its key, and has no encryption context.
+type EncryptionAlgorithm int32
+
+const (
+	EncryptionAlgorithm_ENCRYPTION_ALGORITHM_UNSPECIFIED        EncryptionAlgorithm = 0 // that of symmetric keys
+	EncryptionAlgorithm_ENCRYPTION_ALGORITHM_RSAES_OAEP_SHA_1   EncryptionAlgorithm = 1
+	EncryptionAlgorithm_ENCRYPTION_ALGORITHM_RSAES_OAEP_SHA_256 EncryptionAlgorithm = 2 // refused where the HSM lacks it
+)
+
+// Enum value maps for EncryptionAlgorithm.
+var (
+	EncryptionAlgorithm_name = map[int32]string{
+		0: "ENCRYPTION_ALGORITHM_UNSPECIFIED",
+		1: "ENCRYPTION_ALGORITHM_RSAES_OAEP_SHA_1",
+		2: "ENCRYPTION_ALGORITHM_RSAES_OAEP_SHA_256",
+	}
+	EncryptionAlgorithm_value = map[string]int32{
+		"ENCRYPTION_ALGORITHM_UNSPECIFIED":        0,
+		"ENCRYPTION_ALGORITHM_RSAES_OAEP_SHA_1":   1,
+		"ENCRYPTION_ALGORITHM_RSAES_OAEP_SHA_256": 2,
+	}
+)
+
+func (x EncryptionAlgorithm) Enum() *EncryptionAlgorithm {
+	p := new(EncryptionAlgorithm)
+	*p = x
+	return p
+}
+
+func (x EncryptionAlgorithm) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EncryptionAlgorithm) Descriptor() protoreflect.EnumDescriptor {
+	return file_quorumkms_v1_crypto_proto_enumTypes[1].Descriptor()
+}
+
+func (EncryptionAlgorithm) Type() protoreflect.EnumType {
+	return &file_quorumkms_v1_crypto_proto_enumTypes[1]
+}
+
+func (x EncryptionAlgorithm) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EncryptionAlgorithm.Descriptor instead.
+func (EncryptionAlgorithm) EnumDescriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{1}
+}
+
+// SigningAlgorithm: PSS has a salt of the digest's length, ECDSA is ASN.1 DER.
+type SigningAlgorithm int32
+
+const (
+	SigningAlgorithm_SIGNING_ALGORITHM_UNSPECIFIED               SigningAlgorithm = 0 // refused
+	SigningAlgorithm_SIGNING_ALGORITHM_RSASSA_PSS_SHA_256        SigningAlgorithm = 1
+	SigningAlgorithm_SIGNING_ALGORITHM_RSASSA_PSS_SHA_384        SigningAlgorithm = 2
+	SigningAlgorithm_SIGNING_ALGORITHM_RSASSA_PSS_SHA_512        SigningAlgorithm = 3
+	SigningAlgorithm_SIGNING_ALGORITHM_RSASSA_PKCS1_V1_5_SHA_256 SigningAlgorithm = 4
+	SigningAlgorithm_SIGNING_ALGORITHM_RSASSA_PKCS1_V1_5_SHA_384 SigningAlgorithm = 5
+	SigningAlgorithm_SIGNING_ALGORITHM_RSASSA_PKCS1_V1_5_SHA_512 SigningAlgorithm = 6
+	SigningAlgorithm_SIGNING_ALGORITHM_ECDSA_SHA_256             SigningAlgorithm = 7 // of ECC_NIST_P256
+	SigningAlgorithm_SIGNING_ALGORITHM_ECDSA_SHA_384             SigningAlgorithm = 8 // of ECC_NIST_P384
+)
+
+// Enum value maps for SigningAlgorithm.
+var (
+	SigningAlgorithm_name = map[int32]string{
+		0: "SIGNING_ALGORITHM_UNSPECIFIED",
+		1: "SIGNING_ALGORITHM_RSASSA_PSS_SHA_256",
+		2: "SIGNING_ALGORITHM_RSASSA_PSS_SHA_384",
+		3: "SIGNING_ALGORITHM_RSASSA_PSS_SHA_512",
+		4: "SIGNING_ALGORITHM_RSASSA_PKCS1_V1_5_SHA_256",
+		5: "SIGNING_ALGORITHM_RSASSA_PKCS1_V1_5_SHA_384",
+		6: "SIGNING_ALGORITHM_RSASSA_PKCS1_V1_5_SHA_512",
+		7: "SIGNING_ALGORITHM_ECDSA_SHA_256",
+		8: "SIGNING_ALGORITHM_ECDSA_SHA_384",
+	}
+	SigningAlgorithm_value = map[string]int32{
+		"SIGNING_ALGORITHM_UNSPECIFIED":               0,
+		"SIGNING_ALGORITHM_RSASSA_PSS_SHA_256":        1,
+		"SIGNING_ALGORITHM_RSASSA_PSS_SHA_384":        2,
+		"SIGNING_ALGORITHM_RSASSA_PSS_SHA_512":        3,
+		"SIGNING_ALGORITHM_RSASSA_PKCS1_V1_5_SHA_256": 4,
+		"SIGNING_ALGORITHM_RSASSA_PKCS1_V1_5_SHA_384": 5,
+		"SIGNING_ALGORITHM_RSASSA_PKCS1_V1_5_SHA_512": 6,
+		"SIGNING_ALGORITHM_ECDSA_SHA_256":             7,
+		"SIGNING_ALGORITHM_ECDSA_SHA_384":             8,
+	}
+)
+
+func (x SigningAlgorithm) Enum() *SigningAlgorithm {
+	p := new(SigningAlgorithm)
+	*p = x
+	return p
+}
+
+func (x SigningAlgorithm) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SigningAlgorithm) Descriptor() protoreflect.EnumDescriptor {
+	return file_quorumkms_v1_crypto_proto_enumTypes[2].Descriptor()
+}
+
+func (SigningAlgorithm) Type() protoreflect.EnumType {
+	return &file_quorumkms_v1_crypto_proto_enumTypes[2]
+}
+
+func (x SigningAlgorithm) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SigningAlgorithm.Descriptor instead.
+func (SigningAlgorithm) EnumDescriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{2}
+}
+
+// MacAlgorithm: an HMAC key has the one of its own size.
+type MacAlgorithm int32
+
+const (
+	MacAlgorithm_MAC_ALGORITHM_UNSPECIFIED  MacAlgorithm = 0 // refused
+	MacAlgorithm_MAC_ALGORITHM_HMAC_SHA_256 MacAlgorithm = 1
+	MacAlgorithm_MAC_ALGORITHM_HMAC_SHA_384 MacAlgorithm = 2
+	MacAlgorithm_MAC_ALGORITHM_HMAC_SHA_512 MacAlgorithm = 3
+)
+
+// Enum value maps for MacAlgorithm.
+var (
+	MacAlgorithm_name = map[int32]string{
+		0: "MAC_ALGORITHM_UNSPECIFIED",
+		1: "MAC_ALGORITHM_HMAC_SHA_256",
+		2: "MAC_ALGORITHM_HMAC_SHA_384",
+		3: "MAC_ALGORITHM_HMAC_SHA_512",
+	}
+	MacAlgorithm_value = map[string]int32{
+		"MAC_ALGORITHM_UNSPECIFIED":  0,
+		"MAC_ALGORITHM_HMAC_SHA_256": 1,
+		"MAC_ALGORITHM_HMAC_SHA_384": 2,
+		"MAC_ALGORITHM_HMAC_SHA_512": 3,
+	}
+)
+
+func (x MacAlgorithm) Enum() *MacAlgorithm {
+	p := new(MacAlgorithm)
+	*p = x
+	return p
+}
+
+func (x MacAlgorithm) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MacAlgorithm) Descriptor() protoreflect.EnumDescriptor {
+	return file_quorumkms_v1_crypto_proto_enumTypes[3].Descriptor()
+}
+
+func (MacAlgorithm) Type() protoreflect.EnumType {
+	return &file_quorumkms_v1_crypto_proto_enumTypes[3]
+}
+
+func (x MacAlgorithm) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MacAlgorithm.Descriptor instead.
+func (MacAlgorithm) EnumDescriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{3}
+}
+
+type MessageType int32
+
+const (
+	MessageType_MESSAGE_TYPE_UNSPECIFIED MessageType = 0 // RAW
+	MessageType_MESSAGE_TYPE_RAW         MessageType = 1 // the message itself, 1..4,096 bytes
+	MessageType_MESSAGE_TYPE_DIGEST      MessageType = 2 // its digest, of exactly the size of the algorithm's hash
+)
+
+// Enum value maps for MessageType.
+var (
+	MessageType_name = map[int32]string{
+		0: "MESSAGE_TYPE_UNSPECIFIED",
+		1: "MESSAGE_TYPE_RAW",
+		2: "MESSAGE_TYPE_DIGEST",
+	}
+	MessageType_value = map[string]int32{
+		"MESSAGE_TYPE_UNSPECIFIED": 0,
+		"MESSAGE_TYPE_RAW":         1,
+		"MESSAGE_TYPE_DIGEST":      2,
+	}
+)
+
+func (x MessageType) Enum() *MessageType {
+	p := new(MessageType)
+	*p = x
+	return p
+}
+
+func (x MessageType) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (MessageType) Descriptor() protoreflect.EnumDescriptor {
+	return file_quorumkms_v1_crypto_proto_enumTypes[4].Descriptor()
+}
+
+func (MessageType) Type() protoreflect.EnumType {
+	return &file_quorumkms_v1_crypto_proto_enumTypes[4]
+}
+
+func (x MessageType) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use MessageType.Descriptor instead.
+func (MessageType) EnumDescriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{4}
+}
+
+type DataKeyPairSpec int32
+
+const (
+	DataKeyPairSpec_DATA_KEY_PAIR_SPEC_UNSPECIFIED   DataKeyPairSpec = 0 // refused
+	DataKeyPairSpec_DATA_KEY_PAIR_SPEC_RSA_2048      DataKeyPairSpec = 1
+	DataKeyPairSpec_DATA_KEY_PAIR_SPEC_RSA_3072      DataKeyPairSpec = 2
+	DataKeyPairSpec_DATA_KEY_PAIR_SPEC_RSA_4096      DataKeyPairSpec = 3
+	DataKeyPairSpec_DATA_KEY_PAIR_SPEC_ECC_NIST_P256 DataKeyPairSpec = 4
+	DataKeyPairSpec_DATA_KEY_PAIR_SPEC_ECC_NIST_P384 DataKeyPairSpec = 5
+)
+
+// Enum value maps for DataKeyPairSpec.
+var (
+	DataKeyPairSpec_name = map[int32]string{
+		0: "DATA_KEY_PAIR_SPEC_UNSPECIFIED",
+		1: "DATA_KEY_PAIR_SPEC_RSA_2048",
+		2: "DATA_KEY_PAIR_SPEC_RSA_3072",
+		3: "DATA_KEY_PAIR_SPEC_RSA_4096",
+		4: "DATA_KEY_PAIR_SPEC_ECC_NIST_P256",
+		5: "DATA_KEY_PAIR_SPEC_ECC_NIST_P384",
+	}
+	DataKeyPairSpec_value = map[string]int32{
+		"DATA_KEY_PAIR_SPEC_UNSPECIFIED":   0,
+		"DATA_KEY_PAIR_SPEC_RSA_2048":      1,
+		"DATA_KEY_PAIR_SPEC_RSA_3072":      2,
+		"DATA_KEY_PAIR_SPEC_RSA_4096":      3,
+		"DATA_KEY_PAIR_SPEC_ECC_NIST_P256": 4,
+		"DATA_KEY_PAIR_SPEC_ECC_NIST_P384": 5,
+	}
+)
+
+func (x DataKeyPairSpec) Enum() *DataKeyPairSpec {
+	p := new(DataKeyPairSpec)
+	*p = x
+	return p
+}
+
+func (x DataKeyPairSpec) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DataKeyPairSpec) Descriptor() protoreflect.EnumDescriptor {
+	return file_quorumkms_v1_crypto_proto_enumTypes[5].Descriptor()
+}
+
+func (DataKeyPairSpec) Type() protoreflect.EnumType {
+	return &file_quorumkms_v1_crypto_proto_enumTypes[5]
+}
+
+func (x DataKeyPairSpec) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DataKeyPairSpec.Descriptor instead.
+func (DataKeyPairSpec) EnumDescriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{5}
+}
+
 // EncryptionContext is a list, not a map, so that a duplicate key is seen and
 // refused. At most 64 pairs and 8 KiB in canonical form; valid UTF-8; keys that
 // begin with "kms:" are reserved.
@@ -197,15 +476,16 @@ func (x *Recipient) GetAlgorithm() string {
 }
 
 type EncryptRequest struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	KeyId             string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	Plaintext         []byte                 `protobuf:"bytes,2,opt,name=plaintext,proto3" json:"plaintext,omitempty"` // 1..4,096 bytes
-	EncryptionContext []*ContextPair         `protobuf:"bytes,3,rep,name=encryption_context,json=encryptionContext,proto3" json:"encryption_context,omitempty"`
-	DryRun            bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	Tenant            string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	IndexToken        []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	KeyId               string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Plaintext           []byte                 `protobuf:"bytes,2,opt,name=plaintext,proto3" json:"plaintext,omitempty"` // 1..4,096 bytes; with RSA as many as modulus and hash leave
+	EncryptionContext   []*ContextPair         `protobuf:"bytes,3,rep,name=encryption_context,json=encryptionContext,proto3" json:"encryption_context,omitempty"`
+	EncryptionAlgorithm EncryptionAlgorithm    `protobuf:"varint,4,opt,name=encryption_algorithm,json=encryptionAlgorithm,proto3,enum=quorumkms.v1.EncryptionAlgorithm" json:"encryption_algorithm,omitempty"` // of RSA keys
+	DryRun              bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Tenant              string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken          []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *EncryptRequest) Reset() {
@@ -257,6 +537,13 @@ func (x *EncryptRequest) GetEncryptionContext() []*ContextPair {
 		return x.EncryptionContext
 	}
 	return nil
+}
+
+func (x *EncryptRequest) GetEncryptionAlgorithm() EncryptionAlgorithm {
+	if x != nil {
+		return x.EncryptionAlgorithm
+	}
+	return EncryptionAlgorithm_ENCRYPTION_ALGORITHM_UNSPECIFIED
 }
 
 func (x *EncryptRequest) GetDryRun() bool {
@@ -349,16 +636,17 @@ func (x *EncryptResponse) GetIndexToken() []byte {
 }
 
 type DecryptRequest struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	Ciphertext        []byte                 `protobuf:"bytes,1,opt,name=ciphertext,proto3" json:"ciphertext,omitempty"`
-	EncryptionContext []*ContextPair         `protobuf:"bytes,3,rep,name=encryption_context,json=encryptionContext,proto3" json:"encryption_context,omitempty"`
-	KeyId             string                 `protobuf:"bytes,4,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // empty, or the key that the ciphertext must name
-	Recipient         *Recipient             `protobuf:"bytes,5,opt,name=recipient,proto3" json:"recipient,omitempty"`
-	DryRun            bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	Tenant            string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	IndexToken        []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	Ciphertext          []byte                 `protobuf:"bytes,1,opt,name=ciphertext,proto3" json:"ciphertext,omitempty"`
+	EncryptionContext   []*ContextPair         `protobuf:"bytes,3,rep,name=encryption_context,json=encryptionContext,proto3" json:"encryption_context,omitempty"`
+	KeyId               string                 `protobuf:"bytes,4,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // empty, or the key that the ciphertext must name
+	Recipient           *Recipient             `protobuf:"bytes,5,opt,name=recipient,proto3" json:"recipient,omitempty"`
+	EncryptionAlgorithm EncryptionAlgorithm    `protobuf:"varint,6,opt,name=encryption_algorithm,json=encryptionAlgorithm,proto3,enum=quorumkms.v1.EncryptionAlgorithm" json:"encryption_algorithm,omitempty"` // of RSA keys: key_id must name the key then
+	DryRun              bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Tenant              string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken          []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *DecryptRequest) Reset() {
@@ -417,6 +705,13 @@ func (x *DecryptRequest) GetRecipient() *Recipient {
 		return x.Recipient
 	}
 	return nil
+}
+
+func (x *DecryptRequest) GetEncryptionAlgorithm() EncryptionAlgorithm {
+	if x != nil {
+		return x.EncryptionAlgorithm
+	}
+	return EncryptionAlgorithm_ENCRYPTION_ALGORITHM_UNSPECIFIED
 }
 
 func (x *DecryptRequest) GetDryRun() bool {
@@ -1188,11 +1483,1140 @@ func (x *GenerateRandomResponse) GetIndexToken() []byte {
 	return nil
 }
 
+type GenerateDataKeyPairRequest struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	KeyId             string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // a symmetric key
+	Spec              DataKeyPairSpec        `protobuf:"varint,2,opt,name=spec,proto3,enum=quorumkms.v1.DataKeyPairSpec" json:"spec,omitempty"`
+	EncryptionContext []*ContextPair         `protobuf:"bytes,4,rep,name=encryption_context,json=encryptionContext,proto3" json:"encryption_context,omitempty"`
+	Recipient         *Recipient             `protobuf:"bytes,5,opt,name=recipient,proto3" json:"recipient,omitempty"`
+	DryRun            bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Tenant            string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken        []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *GenerateDataKeyPairRequest) Reset() {
+	*x = GenerateDataKeyPairRequest{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerateDataKeyPairRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerateDataKeyPairRequest) ProtoMessage() {}
+
+func (x *GenerateDataKeyPairRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerateDataKeyPairRequest.ProtoReflect.Descriptor instead.
+func (*GenerateDataKeyPairRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *GenerateDataKeyPairRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *GenerateDataKeyPairRequest) GetSpec() DataKeyPairSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return DataKeyPairSpec_DATA_KEY_PAIR_SPEC_UNSPECIFIED
+}
+
+func (x *GenerateDataKeyPairRequest) GetEncryptionContext() []*ContextPair {
+	if x != nil {
+		return x.EncryptionContext
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairRequest) GetRecipient() *Recipient {
+	if x != nil {
+		return x.Recipient
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *GenerateDataKeyPairRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *GenerateDataKeyPairRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type GenerateDataKeyPairResponse struct {
+	state                  protoimpl.MessageState `protogen:"open.v1"`
+	PrivateKeyPlaintext    []byte                 `protobuf:"bytes,1,opt,name=private_key_plaintext,json=privateKeyPlaintext,proto3" json:"private_key_plaintext,omitempty"` // PKCS #8, DER
+	PrivateKeyCiphertext   []byte                 `protobuf:"bytes,2,opt,name=private_key_ciphertext,json=privateKeyCiphertext,proto3" json:"private_key_ciphertext,omitempty"`
+	KeyId                  string                 `protobuf:"bytes,3,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // ARN
+	KeyVersion             uint32                 `protobuf:"varint,4,opt,name=key_version,json=keyVersion,proto3" json:"key_version,omitempty"`
+	CiphertextForRecipient []byte                 `protobuf:"bytes,5,opt,name=ciphertext_for_recipient,json=ciphertextForRecipient,proto3" json:"ciphertext_for_recipient,omitempty"`
+	PublicKey              []byte                 `protobuf:"bytes,6,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // SubjectPublicKeyInfo, DER
+	IndexToken             []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
+}
+
+func (x *GenerateDataKeyPairResponse) Reset() {
+	*x = GenerateDataKeyPairResponse{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerateDataKeyPairResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerateDataKeyPairResponse) ProtoMessage() {}
+
+func (x *GenerateDataKeyPairResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerateDataKeyPairResponse.ProtoReflect.Descriptor instead.
+func (*GenerateDataKeyPairResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *GenerateDataKeyPairResponse) GetPrivateKeyPlaintext() []byte {
+	if x != nil {
+		return x.PrivateKeyPlaintext
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairResponse) GetPrivateKeyCiphertext() []byte {
+	if x != nil {
+		return x.PrivateKeyCiphertext
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairResponse) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *GenerateDataKeyPairResponse) GetKeyVersion() uint32 {
+	if x != nil {
+		return x.KeyVersion
+	}
+	return 0
+}
+
+func (x *GenerateDataKeyPairResponse) GetCiphertextForRecipient() []byte {
+	if x != nil {
+		return x.CiphertextForRecipient
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairResponse) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type GenerateDataKeyPairWithoutPlaintextRequest struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	KeyId             string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // a symmetric key
+	Spec              DataKeyPairSpec        `protobuf:"varint,2,opt,name=spec,proto3,enum=quorumkms.v1.DataKeyPairSpec" json:"spec,omitempty"`
+	EncryptionContext []*ContextPair         `protobuf:"bytes,4,rep,name=encryption_context,json=encryptionContext,proto3" json:"encryption_context,omitempty"`
+	DryRun            bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Tenant            string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken        []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) Reset() {
+	*x = GenerateDataKeyPairWithoutPlaintextRequest{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerateDataKeyPairWithoutPlaintextRequest) ProtoMessage() {}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerateDataKeyPairWithoutPlaintextRequest.ProtoReflect.Descriptor instead.
+func (*GenerateDataKeyPairWithoutPlaintextRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) GetSpec() DataKeyPairSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return DataKeyPairSpec_DATA_KEY_PAIR_SPEC_UNSPECIFIED
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) GetEncryptionContext() []*ContextPair {
+	if x != nil {
+		return x.EncryptionContext
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type GenerateDataKeyPairWithoutPlaintextResponse struct {
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	PrivateKeyCiphertext []byte                 `protobuf:"bytes,1,opt,name=private_key_ciphertext,json=privateKeyCiphertext,proto3" json:"private_key_ciphertext,omitempty"`
+	KeyId                string                 `protobuf:"bytes,2,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // ARN
+	KeyVersion           uint32                 `protobuf:"varint,3,opt,name=key_version,json=keyVersion,proto3" json:"key_version,omitempty"`
+	PublicKey            []byte                 `protobuf:"bytes,4,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // SubjectPublicKeyInfo, DER
+	IndexToken           []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextResponse) Reset() {
+	*x = GenerateDataKeyPairWithoutPlaintextResponse{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerateDataKeyPairWithoutPlaintextResponse) ProtoMessage() {}
+
+func (x *GenerateDataKeyPairWithoutPlaintextResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerateDataKeyPairWithoutPlaintextResponse.ProtoReflect.Descriptor instead.
+func (*GenerateDataKeyPairWithoutPlaintextResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextResponse) GetPrivateKeyCiphertext() []byte {
+	if x != nil {
+		return x.PrivateKeyCiphertext
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextResponse) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextResponse) GetKeyVersion() uint32 {
+	if x != nil {
+		return x.KeyVersion
+	}
+	return 0
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextResponse) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+func (x *GenerateDataKeyPairWithoutPlaintextResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type SignRequest struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	KeyId            string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Message          []byte                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	MessageType      MessageType            `protobuf:"varint,3,opt,name=message_type,json=messageType,proto3,enum=quorumkms.v1.MessageType" json:"message_type,omitempty"`
+	SigningAlgorithm SigningAlgorithm       `protobuf:"varint,4,opt,name=signing_algorithm,json=signingAlgorithm,proto3,enum=quorumkms.v1.SigningAlgorithm" json:"signing_algorithm,omitempty"`
+	DryRun           bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Tenant           string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken       []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *SignRequest) Reset() {
+	*x = SignRequest{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignRequest) ProtoMessage() {}
+
+func (x *SignRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignRequest.ProtoReflect.Descriptor instead.
+func (*SignRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SignRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *SignRequest) GetMessage() []byte {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *SignRequest) GetMessageType() MessageType {
+	if x != nil {
+		return x.MessageType
+	}
+	return MessageType_MESSAGE_TYPE_UNSPECIFIED
+}
+
+func (x *SignRequest) GetSigningAlgorithm() SigningAlgorithm {
+	if x != nil {
+		return x.SigningAlgorithm
+	}
+	return SigningAlgorithm_SIGNING_ALGORITHM_UNSPECIFIED
+}
+
+func (x *SignRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *SignRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *SignRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type SignResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Signature     []byte                 `protobuf:"bytes,1,opt,name=signature,proto3" json:"signature,omitempty"`
+	KeyId         string                 `protobuf:"bytes,2,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // ARN
+	KeyVersion    uint32                 `protobuf:"varint,3,opt,name=key_version,json=keyVersion,proto3" json:"key_version,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignResponse) Reset() {
+	*x = SignResponse{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignResponse) ProtoMessage() {}
+
+func (x *SignResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignResponse.ProtoReflect.Descriptor instead.
+func (*SignResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *SignResponse) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *SignResponse) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *SignResponse) GetKeyVersion() uint32 {
+	if x != nil {
+		return x.KeyVersion
+	}
+	return 0
+}
+
+func (x *SignResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type VerifyRequest struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	KeyId            string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Message          []byte                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	MessageType      MessageType            `protobuf:"varint,3,opt,name=message_type,json=messageType,proto3,enum=quorumkms.v1.MessageType" json:"message_type,omitempty"`
+	SigningAlgorithm SigningAlgorithm       `protobuf:"varint,4,opt,name=signing_algorithm,json=signingAlgorithm,proto3,enum=quorumkms.v1.SigningAlgorithm" json:"signing_algorithm,omitempty"`
+	Signature        []byte                 `protobuf:"bytes,5,opt,name=signature,proto3" json:"signature,omitempty"` // at most 512 bytes
+	DryRun           bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Tenant           string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken       []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *VerifyRequest) Reset() {
+	*x = VerifyRequest{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyRequest) ProtoMessage() {}
+
+func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
+func (*VerifyRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *VerifyRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *VerifyRequest) GetMessage() []byte {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *VerifyRequest) GetMessageType() MessageType {
+	if x != nil {
+		return x.MessageType
+	}
+	return MessageType_MESSAGE_TYPE_UNSPECIFIED
+}
+
+func (x *VerifyRequest) GetSigningAlgorithm() SigningAlgorithm {
+	if x != nil {
+		return x.SigningAlgorithm
+	}
+	return SigningAlgorithm_SIGNING_ALGORITHM_UNSPECIFIED
+}
+
+func (x *VerifyRequest) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
+func (x *VerifyRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *VerifyRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *VerifyRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type VerifyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // ARN
+	KeyVersion    uint32                 `protobuf:"varint,2,opt,name=key_version,json=keyVersion,proto3" json:"key_version,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyResponse) Reset() {
+	*x = VerifyResponse{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyResponse) ProtoMessage() {}
+
+func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
+func (*VerifyResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *VerifyResponse) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *VerifyResponse) GetKeyVersion() uint32 {
+	if x != nil {
+		return x.KeyVersion
+	}
+	return 0
+}
+
+func (x *VerifyResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type GetPublicKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPublicKeyRequest) Reset() {
+	*x = GetPublicKeyRequest{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPublicKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPublicKeyRequest) ProtoMessage() {}
+
+func (x *GetPublicKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPublicKeyRequest.ProtoReflect.Descriptor instead.
+func (*GetPublicKeyRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *GetPublicKeyRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *GetPublicKeyRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *GetPublicKeyRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type GetPublicKeyResponse struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	PublicKey  []byte                 `protobuf:"bytes,1,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // SubjectPublicKeyInfo, DER
+	KeyId      string                 `protobuf:"bytes,2,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`             // ARN
+	KeyVersion uint32                 `protobuf:"varint,3,opt,name=key_version,json=keyVersion,proto3" json:"key_version,omitempty"`
+	Spec       KeySpec                `protobuf:"varint,4,opt,name=spec,proto3,enum=quorumkms.v1.KeySpec" json:"spec,omitempty"`
+	Usage      KeyUsage               `protobuf:"varint,5,opt,name=usage,proto3,enum=quorumkms.v1.KeyUsage" json:"usage,omitempty"`
+	// What the key and the HSM of the node that answers have.
+	SigningAlgorithms    []SigningAlgorithm    `protobuf:"varint,6,rep,packed,name=signing_algorithms,json=signingAlgorithms,proto3,enum=quorumkms.v1.SigningAlgorithm" json:"signing_algorithms,omitempty"`
+	EncryptionAlgorithms []EncryptionAlgorithm `protobuf:"varint,7,rep,packed,name=encryption_algorithms,json=encryptionAlgorithms,proto3,enum=quorumkms.v1.EncryptionAlgorithm" json:"encryption_algorithms,omitempty"`
+	IndexToken           []byte                `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *GetPublicKeyResponse) Reset() {
+	*x = GetPublicKeyResponse{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPublicKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPublicKeyResponse) ProtoMessage() {}
+
+func (x *GetPublicKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPublicKeyResponse.ProtoReflect.Descriptor instead.
+func (*GetPublicKeyResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *GetPublicKeyResponse) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+func (x *GetPublicKeyResponse) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *GetPublicKeyResponse) GetKeyVersion() uint32 {
+	if x != nil {
+		return x.KeyVersion
+	}
+	return 0
+}
+
+func (x *GetPublicKeyResponse) GetSpec() KeySpec {
+	if x != nil {
+		return x.Spec
+	}
+	return KeySpec_KEY_SPEC_UNSPECIFIED
+}
+
+func (x *GetPublicKeyResponse) GetUsage() KeyUsage {
+	if x != nil {
+		return x.Usage
+	}
+	return KeyUsage_KEY_USAGE_UNSPECIFIED
+}
+
+func (x *GetPublicKeyResponse) GetSigningAlgorithms() []SigningAlgorithm {
+	if x != nil {
+		return x.SigningAlgorithms
+	}
+	return nil
+}
+
+func (x *GetPublicKeyResponse) GetEncryptionAlgorithms() []EncryptionAlgorithm {
+	if x != nil {
+		return x.EncryptionAlgorithms
+	}
+	return nil
+}
+
+func (x *GetPublicKeyResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type GenerateMacRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Message       []byte                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"` // 1..4,096 bytes
+	MacAlgorithm  MacAlgorithm           `protobuf:"varint,3,opt,name=mac_algorithm,json=macAlgorithm,proto3,enum=quorumkms.v1.MacAlgorithm" json:"mac_algorithm,omitempty"`
+	DryRun        bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GenerateMacRequest) Reset() {
+	*x = GenerateMacRequest{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerateMacRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerateMacRequest) ProtoMessage() {}
+
+func (x *GenerateMacRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerateMacRequest.ProtoReflect.Descriptor instead.
+func (*GenerateMacRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *GenerateMacRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *GenerateMacRequest) GetMessage() []byte {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *GenerateMacRequest) GetMacAlgorithm() MacAlgorithm {
+	if x != nil {
+		return x.MacAlgorithm
+	}
+	return MacAlgorithm_MAC_ALGORITHM_UNSPECIFIED
+}
+
+func (x *GenerateMacRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *GenerateMacRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *GenerateMacRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type GenerateMacResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mac           []byte                 `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"`
+	KeyId         string                 `protobuf:"bytes,2,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // ARN
+	KeyVersion    uint32                 `protobuf:"varint,3,opt,name=key_version,json=keyVersion,proto3" json:"key_version,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GenerateMacResponse) Reset() {
+	*x = GenerateMacResponse{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GenerateMacResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GenerateMacResponse) ProtoMessage() {}
+
+func (x *GenerateMacResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GenerateMacResponse.ProtoReflect.Descriptor instead.
+func (*GenerateMacResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *GenerateMacResponse) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
+func (x *GenerateMacResponse) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *GenerateMacResponse) GetKeyVersion() uint32 {
+	if x != nil {
+		return x.KeyVersion
+	}
+	return 0
+}
+
+func (x *GenerateMacResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type VerifyMacRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Message       []byte                 `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"` // 1..4,096 bytes
+	MacAlgorithm  MacAlgorithm           `protobuf:"varint,3,opt,name=mac_algorithm,json=macAlgorithm,proto3,enum=quorumkms.v1.MacAlgorithm" json:"mac_algorithm,omitempty"`
+	Mac           []byte                 `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"` // at most 512 bytes
+	DryRun        bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyMacRequest) Reset() {
+	*x = VerifyMacRequest{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyMacRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyMacRequest) ProtoMessage() {}
+
+func (x *VerifyMacRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyMacRequest.ProtoReflect.Descriptor instead.
+func (*VerifyMacRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *VerifyMacRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *VerifyMacRequest) GetMessage() []byte {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *VerifyMacRequest) GetMacAlgorithm() MacAlgorithm {
+	if x != nil {
+		return x.MacAlgorithm
+	}
+	return MacAlgorithm_MAC_ALGORITHM_UNSPECIFIED
+}
+
+func (x *VerifyMacRequest) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
+func (x *VerifyMacRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *VerifyMacRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *VerifyMacRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type VerifyMacResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // ARN
+	KeyVersion    uint32                 `protobuf:"varint,2,opt,name=key_version,json=keyVersion,proto3" json:"key_version,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyMacResponse) Reset() {
+	*x = VerifyMacResponse{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyMacResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyMacResponse) ProtoMessage() {}
+
+func (x *VerifyMacResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyMacResponse.ProtoReflect.Descriptor instead.
+func (*VerifyMacResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *VerifyMacResponse) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *VerifyMacResponse) GetKeyVersion() uint32 {
+	if x != nil {
+		return x.KeyVersion
+	}
+	return 0
+}
+
+func (x *VerifyMacResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
 var File_quorumkms_v1_crypto_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_crypto_proto_rawDesc = "" +
 	"\n" +
-	"\x19quorumkms/v1/crypto.proto\x12\fquorumkms.v1\"5\n" +
+	"\x19quorumkms/v1/crypto.proto\x12\fquorumkms.v1\x1a\x16quorumkms/v1/key.proto\"5\n" +
 	"\vContextPair\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"\x8d\x01\n" +
@@ -1201,11 +2625,12 @@ const file_quorumkms_v1_crypto_proto_rawDesc = "" +
 	"\n" +
 	"public_key\x18\x02 \x01(\fR\tpublicKey\x12\x1c\n" +
 	"\tsignature\x18\x03 \x01(\fR\tsignature\x12\x1c\n" +
-	"\talgorithm\x18\x04 \x01(\tR\talgorithm\"\xe1\x01\n" +
+	"\talgorithm\x18\x04 \x01(\tR\talgorithm\"\xb7\x02\n" +
 	"\x0eEncryptRequest\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1c\n" +
 	"\tplaintext\x18\x02 \x01(\fR\tplaintext\x12H\n" +
-	"\x12encryption_context\x18\x03 \x03(\v2\x19.quorumkms.v1.ContextPairR\x11encryptionContext\x12\x17\n" +
+	"\x12encryption_context\x18\x03 \x03(\v2\x19.quorumkms.v1.ContextPairR\x11encryptionContext\x12T\n" +
+	"\x14encryption_algorithm\x18\x04 \x01(\x0e2!.quorumkms.v1.EncryptionAlgorithmR\x13encryptionAlgorithm\x12\x17\n" +
 	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
@@ -1218,14 +2643,15 @@ const file_quorumkms_v1_crypto_proto_rawDesc = "" +
 	"\vkey_version\x18\x03 \x01(\rR\n" +
 	"keyVersion\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\x9a\x02\n" +
+	"indexToken\"\xf0\x02\n" +
 	"\x0eDecryptRequest\x12\x1e\n" +
 	"\n" +
 	"ciphertext\x18\x01 \x01(\fR\n" +
 	"ciphertext\x12H\n" +
 	"\x12encryption_context\x18\x03 \x03(\v2\x19.quorumkms.v1.ContextPairR\x11encryptionContext\x12\x15\n" +
 	"\x06key_id\x18\x04 \x01(\tR\x05keyId\x125\n" +
-	"\trecipient\x18\x05 \x01(\v2\x17.quorumkms.v1.RecipientR\trecipient\x12\x17\n" +
+	"\trecipient\x18\x05 \x01(\v2\x17.quorumkms.v1.RecipientR\trecipient\x12T\n" +
+	"\x14encryption_algorithm\x18\x06 \x01(\x0e2!.quorumkms.v1.EncryptionAlgorithmR\x13encryptionAlgorithm\x12\x17\n" +
 	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
@@ -1312,17 +2738,170 @@ const file_quorumkms_v1_crypto_proto_rawDesc = "" +
 	"\tplaintext\x18\x01 \x01(\fR\tplaintext\x128\n" +
 	"\x18ciphertext_for_recipient\x18\x02 \x01(\fR\x16ciphertextForRecipient\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xb9\x02\n" +
+	"\x1aGenerateDataKeyPairRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x121\n" +
+	"\x04spec\x18\x02 \x01(\x0e2\x1d.quorumkms.v1.DataKeyPairSpecR\x04spec\x12H\n" +
+	"\x12encryption_context\x18\x04 \x03(\v2\x19.quorumkms.v1.ContextPairR\x11encryptionContext\x125\n" +
+	"\trecipient\x18\x05 \x01(\v2\x17.quorumkms.v1.RecipientR\trecipient\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xb9\x02\n" +
+	"\x1bGenerateDataKeyPairResponse\x122\n" +
+	"\x15private_key_plaintext\x18\x01 \x01(\fR\x13privateKeyPlaintext\x124\n" +
+	"\x16private_key_ciphertext\x18\x02 \x01(\fR\x14privateKeyCiphertext\x12\x15\n" +
+	"\x06key_id\x18\x03 \x01(\tR\x05keyId\x12\x1f\n" +
+	"\vkey_version\x18\x04 \x01(\rR\n" +
+	"keyVersion\x128\n" +
+	"\x18ciphertext_for_recipient\x18\x05 \x01(\fR\x16ciphertextForRecipient\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x06 \x01(\fR\tpublicKey\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x92\x02\n" +
+	"*GenerateDataKeyPairWithoutPlaintextRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x121\n" +
+	"\x04spec\x18\x02 \x01(\x0e2\x1d.quorumkms.v1.DataKeyPairSpecR\x04spec\x12H\n" +
+	"\x12encryption_context\x18\x04 \x03(\v2\x19.quorumkms.v1.ContextPairR\x11encryptionContext\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xdb\x01\n" +
+	"+GenerateDataKeyPairWithoutPlaintextResponse\x124\n" +
+	"\x16private_key_ciphertext\x18\x01 \x01(\fR\x14privateKeyCiphertext\x12\x15\n" +
+	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x1f\n" +
+	"\vkey_version\x18\x03 \x01(\rR\n" +
+	"keyVersion\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x04 \x01(\fR\tpublicKey\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x9b\x02\n" +
+	"\vSignRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\fR\amessage\x12<\n" +
+	"\fmessage_type\x18\x03 \x01(\x0e2\x19.quorumkms.v1.MessageTypeR\vmessageType\x12K\n" +
+	"\x11signing_algorithm\x18\x04 \x01(\x0e2\x1e.quorumkms.v1.SigningAlgorithmR\x10signingAlgorithm\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x85\x01\n" +
+	"\fSignResponse\x12\x1c\n" +
+	"\tsignature\x18\x01 \x01(\fR\tsignature\x12\x15\n" +
+	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x1f\n" +
+	"\vkey_version\x18\x03 \x01(\rR\n" +
+	"keyVersion\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xbb\x02\n" +
+	"\rVerifyRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\fR\amessage\x12<\n" +
+	"\fmessage_type\x18\x03 \x01(\x0e2\x19.quorumkms.v1.MessageTypeR\vmessageType\x12K\n" +
+	"\x11signing_algorithm\x18\x04 \x01(\x0e2\x1e.quorumkms.v1.SigningAlgorithmR\x10signingAlgorithm\x12\x1c\n" +
+	"\tsignature\x18\x05 \x01(\fR\tsignature\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"i\n" +
+	"\x0eVerifyResponse\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1f\n" +
+	"\vkey_version\x18\x02 \x01(\rR\n" +
+	"keyVersion\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"e\n" +
+	"\x13GetPublicKeyRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x8e\x03\n" +
+	"\x14GetPublicKeyResponse\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x01 \x01(\fR\tpublicKey\x12\x15\n" +
+	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x1f\n" +
+	"\vkey_version\x18\x03 \x01(\rR\n" +
+	"keyVersion\x12)\n" +
+	"\x04spec\x18\x04 \x01(\x0e2\x15.quorumkms.v1.KeySpecR\x04spec\x12,\n" +
+	"\x05usage\x18\x05 \x01(\x0e2\x16.quorumkms.v1.KeyUsageR\x05usage\x12M\n" +
+	"\x12signing_algorithms\x18\x06 \x03(\x0e2\x1e.quorumkms.v1.SigningAlgorithmR\x11signingAlgorithms\x12V\n" +
+	"\x15encryption_algorithms\x18\a \x03(\x0e2!.quorumkms.v1.EncryptionAlgorithmR\x14encryptionAlgorithms\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xd8\x01\n" +
+	"\x12GenerateMacRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\fR\amessage\x12?\n" +
+	"\rmac_algorithm\x18\x03 \x01(\x0e2\x1a.quorumkms.v1.MacAlgorithmR\fmacAlgorithm\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x80\x01\n" +
+	"\x13GenerateMacResponse\x12\x10\n" +
+	"\x03mac\x18\x01 \x01(\fR\x03mac\x12\x15\n" +
+	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x1f\n" +
+	"\vkey_version\x18\x03 \x01(\rR\n" +
+	"keyVersion\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xe8\x01\n" +
+	"\x10VerifyMacRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\fR\amessage\x12?\n" +
+	"\rmac_algorithm\x18\x03 \x01(\x0e2\x1a.quorumkms.v1.MacAlgorithmR\fmacAlgorithm\x12\x10\n" +
+	"\x03mac\x18\x04 \x01(\fR\x03mac\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"l\n" +
+	"\x11VerifyMacResponse\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1f\n" +
+	"\vkey_version\x18\x02 \x01(\rR\n" +
+	"keyVersion\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
 	"indexToken*b\n" +
 	"\vDataKeySpec\x12\x1d\n" +
 	"\x19DATA_KEY_SPEC_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15DATA_KEY_SPEC_AES_128\x10\x01\x12\x19\n" +
-	"\x15DATA_KEY_SPEC_AES_256\x10\x022\xbb\x04\n" +
+	"\x15DATA_KEY_SPEC_AES_256\x10\x02*\x93\x01\n" +
+	"\x13EncryptionAlgorithm\x12$\n" +
+	" ENCRYPTION_ALGORITHM_UNSPECIFIED\x10\x00\x12)\n" +
+	"%ENCRYPTION_ALGORITHM_RSAES_OAEP_SHA_1\x10\x01\x12+\n" +
+	"'ENCRYPTION_ALGORITHM_RSAES_OAEP_SHA_256\x10\x02*\x90\x03\n" +
+	"\x10SigningAlgorithm\x12!\n" +
+	"\x1dSIGNING_ALGORITHM_UNSPECIFIED\x10\x00\x12(\n" +
+	"$SIGNING_ALGORITHM_RSASSA_PSS_SHA_256\x10\x01\x12(\n" +
+	"$SIGNING_ALGORITHM_RSASSA_PSS_SHA_384\x10\x02\x12(\n" +
+	"$SIGNING_ALGORITHM_RSASSA_PSS_SHA_512\x10\x03\x12/\n" +
+	"+SIGNING_ALGORITHM_RSASSA_PKCS1_V1_5_SHA_256\x10\x04\x12/\n" +
+	"+SIGNING_ALGORITHM_RSASSA_PKCS1_V1_5_SHA_384\x10\x05\x12/\n" +
+	"+SIGNING_ALGORITHM_RSASSA_PKCS1_V1_5_SHA_512\x10\x06\x12#\n" +
+	"\x1fSIGNING_ALGORITHM_ECDSA_SHA_256\x10\a\x12#\n" +
+	"\x1fSIGNING_ALGORITHM_ECDSA_SHA_384\x10\b*\x8d\x01\n" +
+	"\fMacAlgorithm\x12\x1d\n" +
+	"\x19MAC_ALGORITHM_UNSPECIFIED\x10\x00\x12\x1e\n" +
+	"\x1aMAC_ALGORITHM_HMAC_SHA_256\x10\x01\x12\x1e\n" +
+	"\x1aMAC_ALGORITHM_HMAC_SHA_384\x10\x02\x12\x1e\n" +
+	"\x1aMAC_ALGORITHM_HMAC_SHA_512\x10\x03*Z\n" +
+	"\vMessageType\x12\x1c\n" +
+	"\x18MESSAGE_TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10MESSAGE_TYPE_RAW\x10\x01\x12\x17\n" +
+	"\x13MESSAGE_TYPE_DIGEST\x10\x02*\xe4\x01\n" +
+	"\x0fDataKeyPairSpec\x12\"\n" +
+	"\x1eDATA_KEY_PAIR_SPEC_UNSPECIFIED\x10\x00\x12\x1f\n" +
+	"\x1bDATA_KEY_PAIR_SPEC_RSA_2048\x10\x01\x12\x1f\n" +
+	"\x1bDATA_KEY_PAIR_SPEC_RSA_3072\x10\x02\x12\x1f\n" +
+	"\x1bDATA_KEY_PAIR_SPEC_RSA_4096\x10\x03\x12$\n" +
+	" DATA_KEY_PAIR_SPEC_ECC_NIST_P256\x10\x04\x12$\n" +
+	" DATA_KEY_PAIR_SPEC_ECC_NIST_P384\x10\x052\xc1\t\n" +
 	"\rCryptoService\x12F\n" +
 	"\aEncrypt\x12\x1c.quorumkms.v1.EncryptRequest\x1a\x1d.quorumkms.v1.EncryptResponse\x12F\n" +
 	"\aDecrypt\x12\x1c.quorumkms.v1.DecryptRequest\x1a\x1d.quorumkms.v1.DecryptResponse\x12L\n" +
 	"\tReEncrypt\x12\x1e.quorumkms.v1.ReEncryptRequest\x1a\x1f.quorumkms.v1.ReEncryptResponse\x12^\n" +
 	"\x0fGenerateDataKey\x12$.quorumkms.v1.GenerateDataKeyRequest\x1a%.quorumkms.v1.GenerateDataKeyResponse\x12\x8e\x01\n" +
-	"\x1fGenerateDataKeyWithoutPlaintext\x124.quorumkms.v1.GenerateDataKeyWithoutPlaintextRequest\x1a5.quorumkms.v1.GenerateDataKeyWithoutPlaintextResponse\x12[\n" +
+	"\x1fGenerateDataKeyWithoutPlaintext\x124.quorumkms.v1.GenerateDataKeyWithoutPlaintextRequest\x1a5.quorumkms.v1.GenerateDataKeyWithoutPlaintextResponse\x12j\n" +
+	"\x13GenerateDataKeyPair\x12(.quorumkms.v1.GenerateDataKeyPairRequest\x1a).quorumkms.v1.GenerateDataKeyPairResponse\x12\x9a\x01\n" +
+	"#GenerateDataKeyPairWithoutPlaintext\x128.quorumkms.v1.GenerateDataKeyPairWithoutPlaintextRequest\x1a9.quorumkms.v1.GenerateDataKeyPairWithoutPlaintextResponse\x12=\n" +
+	"\x04Sign\x12\x19.quorumkms.v1.SignRequest\x1a\x1a.quorumkms.v1.SignResponse\x12C\n" +
+	"\x06Verify\x12\x1b.quorumkms.v1.VerifyRequest\x1a\x1c.quorumkms.v1.VerifyResponse\x12U\n" +
+	"\fGetPublicKey\x12!.quorumkms.v1.GetPublicKeyRequest\x1a\".quorumkms.v1.GetPublicKeyResponse\x12R\n" +
+	"\vGenerateMac\x12 .quorumkms.v1.GenerateMacRequest\x1a!.quorumkms.v1.GenerateMacResponse\x12L\n" +
+	"\tVerifyMac\x12\x1e.quorumkms.v1.VerifyMacRequest\x1a\x1f.quorumkms.v1.VerifyMacResponse\x12[\n" +
 	"\x0eGenerateRandom\x12#.quorumkms.v1.GenerateRandomRequest\x1a$.quorumkms.v1.GenerateRandomResponseB<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
 
 var (
@@ -1337,54 +2916,106 @@ func file_quorumkms_v1_crypto_proto_rawDescGZIP() []byte {
 	return file_quorumkms_v1_crypto_proto_rawDescData
 }
 
-var file_quorumkms_v1_crypto_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quorumkms_v1_crypto_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_quorumkms_v1_crypto_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_quorumkms_v1_crypto_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_quorumkms_v1_crypto_proto_goTypes = []any{
-	(DataKeySpec)(0),                                // 0: quorumkms.v1.DataKeySpec
-	(*ContextPair)(nil),                             // 1: quorumkms.v1.ContextPair
-	(*Recipient)(nil),                               // 2: quorumkms.v1.Recipient
-	(*EncryptRequest)(nil),                          // 3: quorumkms.v1.EncryptRequest
-	(*EncryptResponse)(nil),                         // 4: quorumkms.v1.EncryptResponse
-	(*DecryptRequest)(nil),                          // 5: quorumkms.v1.DecryptRequest
-	(*DecryptResponse)(nil),                         // 6: quorumkms.v1.DecryptResponse
-	(*ReEncryptRequest)(nil),                        // 7: quorumkms.v1.ReEncryptRequest
-	(*ReEncryptResponse)(nil),                       // 8: quorumkms.v1.ReEncryptResponse
-	(*GenerateDataKeyRequest)(nil),                  // 9: quorumkms.v1.GenerateDataKeyRequest
-	(*GenerateDataKeyResponse)(nil),                 // 10: quorumkms.v1.GenerateDataKeyResponse
-	(*GenerateDataKeyWithoutPlaintextRequest)(nil),  // 11: quorumkms.v1.GenerateDataKeyWithoutPlaintextRequest
-	(*GenerateDataKeyWithoutPlaintextResponse)(nil), // 12: quorumkms.v1.GenerateDataKeyWithoutPlaintextResponse
-	(*GenerateRandomRequest)(nil),                   // 13: quorumkms.v1.GenerateRandomRequest
-	(*GenerateRandomResponse)(nil),                  // 14: quorumkms.v1.GenerateRandomResponse
+	(DataKeySpec)(0),                                    // 0: quorumkms.v1.DataKeySpec
+	(EncryptionAlgorithm)(0),                            // 1: quorumkms.v1.EncryptionAlgorithm
+	(SigningAlgorithm)(0),                               // 2: quorumkms.v1.SigningAlgorithm
+	(MacAlgorithm)(0),                                   // 3: quorumkms.v1.MacAlgorithm
+	(MessageType)(0),                                    // 4: quorumkms.v1.MessageType
+	(DataKeyPairSpec)(0),                                // 5: quorumkms.v1.DataKeyPairSpec
+	(*ContextPair)(nil),                                 // 6: quorumkms.v1.ContextPair
+	(*Recipient)(nil),                                   // 7: quorumkms.v1.Recipient
+	(*EncryptRequest)(nil),                              // 8: quorumkms.v1.EncryptRequest
+	(*EncryptResponse)(nil),                             // 9: quorumkms.v1.EncryptResponse
+	(*DecryptRequest)(nil),                              // 10: quorumkms.v1.DecryptRequest
+	(*DecryptResponse)(nil),                             // 11: quorumkms.v1.DecryptResponse
+	(*ReEncryptRequest)(nil),                            // 12: quorumkms.v1.ReEncryptRequest
+	(*ReEncryptResponse)(nil),                           // 13: quorumkms.v1.ReEncryptResponse
+	(*GenerateDataKeyRequest)(nil),                      // 14: quorumkms.v1.GenerateDataKeyRequest
+	(*GenerateDataKeyResponse)(nil),                     // 15: quorumkms.v1.GenerateDataKeyResponse
+	(*GenerateDataKeyWithoutPlaintextRequest)(nil),      // 16: quorumkms.v1.GenerateDataKeyWithoutPlaintextRequest
+	(*GenerateDataKeyWithoutPlaintextResponse)(nil),     // 17: quorumkms.v1.GenerateDataKeyWithoutPlaintextResponse
+	(*GenerateRandomRequest)(nil),                       // 18: quorumkms.v1.GenerateRandomRequest
+	(*GenerateRandomResponse)(nil),                      // 19: quorumkms.v1.GenerateRandomResponse
+	(*GenerateDataKeyPairRequest)(nil),                  // 20: quorumkms.v1.GenerateDataKeyPairRequest
+	(*GenerateDataKeyPairResponse)(nil),                 // 21: quorumkms.v1.GenerateDataKeyPairResponse
+	(*GenerateDataKeyPairWithoutPlaintextRequest)(nil),  // 22: quorumkms.v1.GenerateDataKeyPairWithoutPlaintextRequest
+	(*GenerateDataKeyPairWithoutPlaintextResponse)(nil), // 23: quorumkms.v1.GenerateDataKeyPairWithoutPlaintextResponse
+	(*SignRequest)(nil),                                 // 24: quorumkms.v1.SignRequest
+	(*SignResponse)(nil),                                // 25: quorumkms.v1.SignResponse
+	(*VerifyRequest)(nil),                               // 26: quorumkms.v1.VerifyRequest
+	(*VerifyResponse)(nil),                              // 27: quorumkms.v1.VerifyResponse
+	(*GetPublicKeyRequest)(nil),                         // 28: quorumkms.v1.GetPublicKeyRequest
+	(*GetPublicKeyResponse)(nil),                        // 29: quorumkms.v1.GetPublicKeyResponse
+	(*GenerateMacRequest)(nil),                          // 30: quorumkms.v1.GenerateMacRequest
+	(*GenerateMacResponse)(nil),                         // 31: quorumkms.v1.GenerateMacResponse
+	(*VerifyMacRequest)(nil),                            // 32: quorumkms.v1.VerifyMacRequest
+	(*VerifyMacResponse)(nil),                           // 33: quorumkms.v1.VerifyMacResponse
+	(KeySpec)(0),                                        // 34: quorumkms.v1.KeySpec
+	(KeyUsage)(0),                                       // 35: quorumkms.v1.KeyUsage
 }
 var file_quorumkms_v1_crypto_proto_depIdxs = []int32{
-	1,  // 0: quorumkms.v1.EncryptRequest.encryption_context:type_name -> quorumkms.v1.ContextPair
-	1,  // 1: quorumkms.v1.DecryptRequest.encryption_context:type_name -> quorumkms.v1.ContextPair
-	2,  // 2: quorumkms.v1.DecryptRequest.recipient:type_name -> quorumkms.v1.Recipient
-	1,  // 3: quorumkms.v1.ReEncryptRequest.source_encryption_context:type_name -> quorumkms.v1.ContextPair
-	1,  // 4: quorumkms.v1.ReEncryptRequest.destination_encryption_context:type_name -> quorumkms.v1.ContextPair
-	0,  // 5: quorumkms.v1.GenerateDataKeyRequest.spec:type_name -> quorumkms.v1.DataKeySpec
-	1,  // 6: quorumkms.v1.GenerateDataKeyRequest.encryption_context:type_name -> quorumkms.v1.ContextPair
-	2,  // 7: quorumkms.v1.GenerateDataKeyRequest.recipient:type_name -> quorumkms.v1.Recipient
-	0,  // 8: quorumkms.v1.GenerateDataKeyWithoutPlaintextRequest.spec:type_name -> quorumkms.v1.DataKeySpec
-	1,  // 9: quorumkms.v1.GenerateDataKeyWithoutPlaintextRequest.encryption_context:type_name -> quorumkms.v1.ContextPair
-	2,  // 10: quorumkms.v1.GenerateRandomRequest.recipient:type_name -> quorumkms.v1.Recipient
-	3,  // 11: quorumkms.v1.CryptoService.Encrypt:input_type -> quorumkms.v1.EncryptRequest
-	5,  // 12: quorumkms.v1.CryptoService.Decrypt:input_type -> quorumkms.v1.DecryptRequest
-	7,  // 13: quorumkms.v1.CryptoService.ReEncrypt:input_type -> quorumkms.v1.ReEncryptRequest
-	9,  // 14: quorumkms.v1.CryptoService.GenerateDataKey:input_type -> quorumkms.v1.GenerateDataKeyRequest
-	11, // 15: quorumkms.v1.CryptoService.GenerateDataKeyWithoutPlaintext:input_type -> quorumkms.v1.GenerateDataKeyWithoutPlaintextRequest
-	13, // 16: quorumkms.v1.CryptoService.GenerateRandom:input_type -> quorumkms.v1.GenerateRandomRequest
-	4,  // 17: quorumkms.v1.CryptoService.Encrypt:output_type -> quorumkms.v1.EncryptResponse
-	6,  // 18: quorumkms.v1.CryptoService.Decrypt:output_type -> quorumkms.v1.DecryptResponse
-	8,  // 19: quorumkms.v1.CryptoService.ReEncrypt:output_type -> quorumkms.v1.ReEncryptResponse
-	10, // 20: quorumkms.v1.CryptoService.GenerateDataKey:output_type -> quorumkms.v1.GenerateDataKeyResponse
-	12, // 21: quorumkms.v1.CryptoService.GenerateDataKeyWithoutPlaintext:output_type -> quorumkms.v1.GenerateDataKeyWithoutPlaintextResponse
-	14, // 22: quorumkms.v1.CryptoService.GenerateRandom:output_type -> quorumkms.v1.GenerateRandomResponse
-	17, // [17:23] is the sub-list for method output_type
-	11, // [11:17] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	6,  // 0: quorumkms.v1.EncryptRequest.encryption_context:type_name -> quorumkms.v1.ContextPair
+	1,  // 1: quorumkms.v1.EncryptRequest.encryption_algorithm:type_name -> quorumkms.v1.EncryptionAlgorithm
+	6,  // 2: quorumkms.v1.DecryptRequest.encryption_context:type_name -> quorumkms.v1.ContextPair
+	7,  // 3: quorumkms.v1.DecryptRequest.recipient:type_name -> quorumkms.v1.Recipient
+	1,  // 4: quorumkms.v1.DecryptRequest.encryption_algorithm:type_name -> quorumkms.v1.EncryptionAlgorithm
+	6,  // 5: quorumkms.v1.ReEncryptRequest.source_encryption_context:type_name -> quorumkms.v1.ContextPair
+	6,  // 6: quorumkms.v1.ReEncryptRequest.destination_encryption_context:type_name -> quorumkms.v1.ContextPair
+	0,  // 7: quorumkms.v1.GenerateDataKeyRequest.spec:type_name -> quorumkms.v1.DataKeySpec
+	6,  // 8: quorumkms.v1.GenerateDataKeyRequest.encryption_context:type_name -> quorumkms.v1.ContextPair
+	7,  // 9: quorumkms.v1.GenerateDataKeyRequest.recipient:type_name -> quorumkms.v1.Recipient
+	0,  // 10: quorumkms.v1.GenerateDataKeyWithoutPlaintextRequest.spec:type_name -> quorumkms.v1.DataKeySpec
+	6,  // 11: quorumkms.v1.GenerateDataKeyWithoutPlaintextRequest.encryption_context:type_name -> quorumkms.v1.ContextPair
+	7,  // 12: quorumkms.v1.GenerateRandomRequest.recipient:type_name -> quorumkms.v1.Recipient
+	5,  // 13: quorumkms.v1.GenerateDataKeyPairRequest.spec:type_name -> quorumkms.v1.DataKeyPairSpec
+	6,  // 14: quorumkms.v1.GenerateDataKeyPairRequest.encryption_context:type_name -> quorumkms.v1.ContextPair
+	7,  // 15: quorumkms.v1.GenerateDataKeyPairRequest.recipient:type_name -> quorumkms.v1.Recipient
+	5,  // 16: quorumkms.v1.GenerateDataKeyPairWithoutPlaintextRequest.spec:type_name -> quorumkms.v1.DataKeyPairSpec
+	6,  // 17: quorumkms.v1.GenerateDataKeyPairWithoutPlaintextRequest.encryption_context:type_name -> quorumkms.v1.ContextPair
+	4,  // 18: quorumkms.v1.SignRequest.message_type:type_name -> quorumkms.v1.MessageType
+	2,  // 19: quorumkms.v1.SignRequest.signing_algorithm:type_name -> quorumkms.v1.SigningAlgorithm
+	4,  // 20: quorumkms.v1.VerifyRequest.message_type:type_name -> quorumkms.v1.MessageType
+	2,  // 21: quorumkms.v1.VerifyRequest.signing_algorithm:type_name -> quorumkms.v1.SigningAlgorithm
+	34, // 22: quorumkms.v1.GetPublicKeyResponse.spec:type_name -> quorumkms.v1.KeySpec
+	35, // 23: quorumkms.v1.GetPublicKeyResponse.usage:type_name -> quorumkms.v1.KeyUsage
+	2,  // 24: quorumkms.v1.GetPublicKeyResponse.signing_algorithms:type_name -> quorumkms.v1.SigningAlgorithm
+	1,  // 25: quorumkms.v1.GetPublicKeyResponse.encryption_algorithms:type_name -> quorumkms.v1.EncryptionAlgorithm
+	3,  // 26: quorumkms.v1.GenerateMacRequest.mac_algorithm:type_name -> quorumkms.v1.MacAlgorithm
+	3,  // 27: quorumkms.v1.VerifyMacRequest.mac_algorithm:type_name -> quorumkms.v1.MacAlgorithm
+	8,  // 28: quorumkms.v1.CryptoService.Encrypt:input_type -> quorumkms.v1.EncryptRequest
+	10, // 29: quorumkms.v1.CryptoService.Decrypt:input_type -> quorumkms.v1.DecryptRequest
+	12, // 30: quorumkms.v1.CryptoService.ReEncrypt:input_type -> quorumkms.v1.ReEncryptRequest
+	14, // 31: quorumkms.v1.CryptoService.GenerateDataKey:input_type -> quorumkms.v1.GenerateDataKeyRequest
+	16, // 32: quorumkms.v1.CryptoService.GenerateDataKeyWithoutPlaintext:input_type -> quorumkms.v1.GenerateDataKeyWithoutPlaintextRequest
+	20, // 33: quorumkms.v1.CryptoService.GenerateDataKeyPair:input_type -> quorumkms.v1.GenerateDataKeyPairRequest
+	22, // 34: quorumkms.v1.CryptoService.GenerateDataKeyPairWithoutPlaintext:input_type -> quorumkms.v1.GenerateDataKeyPairWithoutPlaintextRequest
+	24, // 35: quorumkms.v1.CryptoService.Sign:input_type -> quorumkms.v1.SignRequest
+	26, // 36: quorumkms.v1.CryptoService.Verify:input_type -> quorumkms.v1.VerifyRequest
+	28, // 37: quorumkms.v1.CryptoService.GetPublicKey:input_type -> quorumkms.v1.GetPublicKeyRequest
+	30, // 38: quorumkms.v1.CryptoService.GenerateMac:input_type -> quorumkms.v1.GenerateMacRequest
+	32, // 39: quorumkms.v1.CryptoService.VerifyMac:input_type -> quorumkms.v1.VerifyMacRequest
+	18, // 40: quorumkms.v1.CryptoService.GenerateRandom:input_type -> quorumkms.v1.GenerateRandomRequest
+	9,  // 41: quorumkms.v1.CryptoService.Encrypt:output_type -> quorumkms.v1.EncryptResponse
+	11, // 42: quorumkms.v1.CryptoService.Decrypt:output_type -> quorumkms.v1.DecryptResponse
+	13, // 43: quorumkms.v1.CryptoService.ReEncrypt:output_type -> quorumkms.v1.ReEncryptResponse
+	15, // 44: quorumkms.v1.CryptoService.GenerateDataKey:output_type -> quorumkms.v1.GenerateDataKeyResponse
+	17, // 45: quorumkms.v1.CryptoService.GenerateDataKeyWithoutPlaintext:output_type -> quorumkms.v1.GenerateDataKeyWithoutPlaintextResponse
+	21, // 46: quorumkms.v1.CryptoService.GenerateDataKeyPair:output_type -> quorumkms.v1.GenerateDataKeyPairResponse
+	23, // 47: quorumkms.v1.CryptoService.GenerateDataKeyPairWithoutPlaintext:output_type -> quorumkms.v1.GenerateDataKeyPairWithoutPlaintextResponse
+	25, // 48: quorumkms.v1.CryptoService.Sign:output_type -> quorumkms.v1.SignResponse
+	27, // 49: quorumkms.v1.CryptoService.Verify:output_type -> quorumkms.v1.VerifyResponse
+	29, // 50: quorumkms.v1.CryptoService.GetPublicKey:output_type -> quorumkms.v1.GetPublicKeyResponse
+	31, // 51: quorumkms.v1.CryptoService.GenerateMac:output_type -> quorumkms.v1.GenerateMacResponse
+	33, // 52: quorumkms.v1.CryptoService.VerifyMac:output_type -> quorumkms.v1.VerifyMacResponse
+	19, // 53: quorumkms.v1.CryptoService.GenerateRandom:output_type -> quorumkms.v1.GenerateRandomResponse
+	41, // [41:54] is the sub-list for method output_type
+	28, // [28:41] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_v1_crypto_proto_init() }
@@ -1392,13 +3023,14 @@ func file_quorumkms_v1_crypto_proto_init() {
 	if File_quorumkms_v1_crypto_proto != nil {
 		return
 	}
+	file_quorumkms_v1_key_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_v1_crypto_proto_rawDesc), len(file_quorumkms_v1_crypto_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   14,
+			NumEnums:      6,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

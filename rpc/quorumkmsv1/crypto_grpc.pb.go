@@ -19,12 +19,19 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	CryptoService_Encrypt_FullMethodName                         = "/quorumkms.v1.CryptoService/Encrypt"
-	CryptoService_Decrypt_FullMethodName                         = "/quorumkms.v1.CryptoService/Decrypt"
-	CryptoService_ReEncrypt_FullMethodName                       = "/quorumkms.v1.CryptoService/ReEncrypt"
-	CryptoService_GenerateDataKey_FullMethodName                 = "/quorumkms.v1.CryptoService/GenerateDataKey"
-	CryptoService_GenerateDataKeyWithoutPlaintext_FullMethodName = "/quorumkms.v1.CryptoService/GenerateDataKeyWithoutPlaintext"
-	CryptoService_GenerateRandom_FullMethodName                  = "/quorumkms.v1.CryptoService/GenerateRandom"
+	CryptoService_Encrypt_FullMethodName                             = "/quorumkms.v1.CryptoService/Encrypt"
+	CryptoService_Decrypt_FullMethodName                             = "/quorumkms.v1.CryptoService/Decrypt"
+	CryptoService_ReEncrypt_FullMethodName                           = "/quorumkms.v1.CryptoService/ReEncrypt"
+	CryptoService_GenerateDataKey_FullMethodName                     = "/quorumkms.v1.CryptoService/GenerateDataKey"
+	CryptoService_GenerateDataKeyWithoutPlaintext_FullMethodName     = "/quorumkms.v1.CryptoService/GenerateDataKeyWithoutPlaintext"
+	CryptoService_GenerateDataKeyPair_FullMethodName                 = "/quorumkms.v1.CryptoService/GenerateDataKeyPair"
+	CryptoService_GenerateDataKeyPairWithoutPlaintext_FullMethodName = "/quorumkms.v1.CryptoService/GenerateDataKeyPairWithoutPlaintext"
+	CryptoService_Sign_FullMethodName                                = "/quorumkms.v1.CryptoService/Sign"
+	CryptoService_Verify_FullMethodName                              = "/quorumkms.v1.CryptoService/Verify"
+	CryptoService_GetPublicKey_FullMethodName                        = "/quorumkms.v1.CryptoService/GetPublicKey"
+	CryptoService_GenerateMac_FullMethodName                         = "/quorumkms.v1.CryptoService/GenerateMac"
+	CryptoService_VerifyMac_FullMethodName                           = "/quorumkms.v1.CryptoService/VerifyMac"
+	CryptoService_GenerateRandom_FullMethodName                      = "/quorumkms.v1.CryptoService/GenerateRandom"
 )
 
 // CryptoServiceClient is the client API for CryptoService service.
@@ -43,6 +50,21 @@ type CryptoServiceClient interface {
 	ReEncrypt(ctx context.Context, in *ReEncryptRequest, opts ...grpc.CallOption) (*ReEncryptResponse, error)
 	GenerateDataKey(ctx context.Context, in *GenerateDataKeyRequest, opts ...grpc.CallOption) (*GenerateDataKeyResponse, error)
 	GenerateDataKeyWithoutPlaintext(ctx context.Context, in *GenerateDataKeyWithoutPlaintextRequest, opts ...grpc.CallOption) (*GenerateDataKeyWithoutPlaintextResponse, error)
+	// GenerateDataKeyPair makes an RSA or ECC pair in the node, whose private half is sealed
+	// under a symmetric key: Decrypt gives it back.
+	GenerateDataKeyPair(ctx context.Context, in *GenerateDataKeyPairRequest, opts ...grpc.CallOption) (*GenerateDataKeyPairResponse, error)
+	GenerateDataKeyPairWithoutPlaintext(ctx context.Context, in *GenerateDataKeyPairWithoutPlaintextRequest, opts ...grpc.CallOption) (*GenerateDataKeyPairWithoutPlaintextResponse, error)
+	// Sign signs with the private half of a pair of usage SIGN_VERIFY, in the HSM.
+	Sign(ctx context.Context, in *SignRequest, opts ...grpc.CallOption) (*SignResponse, error)
+	// Verify fails with REASON_INVALID_SIGNATURE unless the signature is the key's.
+	Verify(ctx context.Context, in *VerifyRequest, opts ...grpc.CallOption) (*VerifyResponse, error)
+	// GetPublicKey returns the public half of a pair, with which anyone can verify or
+	// encrypt outside of the cluster.
+	GetPublicKey(ctx context.Context, in *GetPublicKeyRequest, opts ...grpc.CallOption) (*GetPublicKeyResponse, error)
+	// GenerateMac computes an HMAC in the HSM.
+	GenerateMac(ctx context.Context, in *GenerateMacRequest, opts ...grpc.CallOption) (*GenerateMacResponse, error)
+	// VerifyMac fails with REASON_INVALID_MAC unless the MAC is the key's.
+	VerifyMac(ctx context.Context, in *VerifyMacRequest, opts ...grpc.CallOption) (*VerifyMacResponse, error)
 	// GenerateRandom returns bytes of the HSM's generator XORed with the node's.
 	GenerateRandom(ctx context.Context, in *GenerateRandomRequest, opts ...grpc.CallOption) (*GenerateRandomResponse, error)
 }
@@ -105,6 +127,76 @@ func (c *cryptoServiceClient) GenerateDataKeyWithoutPlaintext(ctx context.Contex
 	return out, nil
 }
 
+func (c *cryptoServiceClient) GenerateDataKeyPair(ctx context.Context, in *GenerateDataKeyPairRequest, opts ...grpc.CallOption) (*GenerateDataKeyPairResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GenerateDataKeyPairResponse)
+	err := c.cc.Invoke(ctx, CryptoService_GenerateDataKeyPair_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptoServiceClient) GenerateDataKeyPairWithoutPlaintext(ctx context.Context, in *GenerateDataKeyPairWithoutPlaintextRequest, opts ...grpc.CallOption) (*GenerateDataKeyPairWithoutPlaintextResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GenerateDataKeyPairWithoutPlaintextResponse)
+	err := c.cc.Invoke(ctx, CryptoService_GenerateDataKeyPairWithoutPlaintext_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptoServiceClient) Sign(ctx context.Context, in *SignRequest, opts ...grpc.CallOption) (*SignResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SignResponse)
+	err := c.cc.Invoke(ctx, CryptoService_Sign_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptoServiceClient) Verify(ctx context.Context, in *VerifyRequest, opts ...grpc.CallOption) (*VerifyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(VerifyResponse)
+	err := c.cc.Invoke(ctx, CryptoService_Verify_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptoServiceClient) GetPublicKey(ctx context.Context, in *GetPublicKeyRequest, opts ...grpc.CallOption) (*GetPublicKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetPublicKeyResponse)
+	err := c.cc.Invoke(ctx, CryptoService_GetPublicKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptoServiceClient) GenerateMac(ctx context.Context, in *GenerateMacRequest, opts ...grpc.CallOption) (*GenerateMacResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GenerateMacResponse)
+	err := c.cc.Invoke(ctx, CryptoService_GenerateMac_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptoServiceClient) VerifyMac(ctx context.Context, in *VerifyMacRequest, opts ...grpc.CallOption) (*VerifyMacResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(VerifyMacResponse)
+	err := c.cc.Invoke(ctx, CryptoService_VerifyMac_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *cryptoServiceClient) GenerateRandom(ctx context.Context, in *GenerateRandomRequest, opts ...grpc.CallOption) (*GenerateRandomResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GenerateRandomResponse)
@@ -131,6 +223,21 @@ type CryptoServiceServer interface {
 	ReEncrypt(context.Context, *ReEncryptRequest) (*ReEncryptResponse, error)
 	GenerateDataKey(context.Context, *GenerateDataKeyRequest) (*GenerateDataKeyResponse, error)
 	GenerateDataKeyWithoutPlaintext(context.Context, *GenerateDataKeyWithoutPlaintextRequest) (*GenerateDataKeyWithoutPlaintextResponse, error)
+	// GenerateDataKeyPair makes an RSA or ECC pair in the node, whose private half is sealed
+	// under a symmetric key: Decrypt gives it back.
+	GenerateDataKeyPair(context.Context, *GenerateDataKeyPairRequest) (*GenerateDataKeyPairResponse, error)
+	GenerateDataKeyPairWithoutPlaintext(context.Context, *GenerateDataKeyPairWithoutPlaintextRequest) (*GenerateDataKeyPairWithoutPlaintextResponse, error)
+	// Sign signs with the private half of a pair of usage SIGN_VERIFY, in the HSM.
+	Sign(context.Context, *SignRequest) (*SignResponse, error)
+	// Verify fails with REASON_INVALID_SIGNATURE unless the signature is the key's.
+	Verify(context.Context, *VerifyRequest) (*VerifyResponse, error)
+	// GetPublicKey returns the public half of a pair, with which anyone can verify or
+	// encrypt outside of the cluster.
+	GetPublicKey(context.Context, *GetPublicKeyRequest) (*GetPublicKeyResponse, error)
+	// GenerateMac computes an HMAC in the HSM.
+	GenerateMac(context.Context, *GenerateMacRequest) (*GenerateMacResponse, error)
+	// VerifyMac fails with REASON_INVALID_MAC unless the MAC is the key's.
+	VerifyMac(context.Context, *VerifyMacRequest) (*VerifyMacResponse, error)
 	// GenerateRandom returns bytes of the HSM's generator XORed with the node's.
 	GenerateRandom(context.Context, *GenerateRandomRequest) (*GenerateRandomResponse, error)
 	mustEmbedUnimplementedCryptoServiceServer()
@@ -157,6 +264,27 @@ func (UnimplementedCryptoServiceServer) GenerateDataKey(context.Context, *Genera
 }
 func (UnimplementedCryptoServiceServer) GenerateDataKeyWithoutPlaintext(context.Context, *GenerateDataKeyWithoutPlaintextRequest) (*GenerateDataKeyWithoutPlaintextResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GenerateDataKeyWithoutPlaintext not implemented")
+}
+func (UnimplementedCryptoServiceServer) GenerateDataKeyPair(context.Context, *GenerateDataKeyPairRequest) (*GenerateDataKeyPairResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GenerateDataKeyPair not implemented")
+}
+func (UnimplementedCryptoServiceServer) GenerateDataKeyPairWithoutPlaintext(context.Context, *GenerateDataKeyPairWithoutPlaintextRequest) (*GenerateDataKeyPairWithoutPlaintextResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GenerateDataKeyPairWithoutPlaintext not implemented")
+}
+func (UnimplementedCryptoServiceServer) Sign(context.Context, *SignRequest) (*SignResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Sign not implemented")
+}
+func (UnimplementedCryptoServiceServer) Verify(context.Context, *VerifyRequest) (*VerifyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Verify not implemented")
+}
+func (UnimplementedCryptoServiceServer) GetPublicKey(context.Context, *GetPublicKeyRequest) (*GetPublicKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetPublicKey not implemented")
+}
+func (UnimplementedCryptoServiceServer) GenerateMac(context.Context, *GenerateMacRequest) (*GenerateMacResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GenerateMac not implemented")
+}
+func (UnimplementedCryptoServiceServer) VerifyMac(context.Context, *VerifyMacRequest) (*VerifyMacResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method VerifyMac not implemented")
 }
 func (UnimplementedCryptoServiceServer) GenerateRandom(context.Context, *GenerateRandomRequest) (*GenerateRandomResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GenerateRandom not implemented")
@@ -272,6 +400,132 @@ func _CryptoService_GenerateDataKeyWithoutPlaintext_Handler(srv interface{}, ctx
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CryptoService_GenerateDataKeyPair_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GenerateDataKeyPairRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoServiceServer).GenerateDataKeyPair(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptoService_GenerateDataKeyPair_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoServiceServer).GenerateDataKeyPair(ctx, req.(*GenerateDataKeyPairRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _CryptoService_GenerateDataKeyPairWithoutPlaintext_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GenerateDataKeyPairWithoutPlaintextRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoServiceServer).GenerateDataKeyPairWithoutPlaintext(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptoService_GenerateDataKeyPairWithoutPlaintext_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoServiceServer).GenerateDataKeyPairWithoutPlaintext(ctx, req.(*GenerateDataKeyPairWithoutPlaintextRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _CryptoService_Sign_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoServiceServer).Sign(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptoService_Sign_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoServiceServer).Sign(ctx, req.(*SignRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _CryptoService_Verify_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VerifyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoServiceServer).Verify(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptoService_Verify_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoServiceServer).Verify(ctx, req.(*VerifyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _CryptoService_GetPublicKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetPublicKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoServiceServer).GetPublicKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptoService_GetPublicKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoServiceServer).GetPublicKey(ctx, req.(*GetPublicKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _CryptoService_GenerateMac_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GenerateMacRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoServiceServer).GenerateMac(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptoService_GenerateMac_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoServiceServer).GenerateMac(ctx, req.(*GenerateMacRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _CryptoService_VerifyMac_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VerifyMacRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoServiceServer).VerifyMac(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptoService_VerifyMac_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoServiceServer).VerifyMac(ctx, req.(*VerifyMacRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _CryptoService_GenerateRandom_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GenerateRandomRequest)
 	if err := dec(in); err != nil {
@@ -316,6 +570,34 @@ var CryptoService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GenerateDataKeyWithoutPlaintext",
 			Handler:    _CryptoService_GenerateDataKeyWithoutPlaintext_Handler,
+		},
+		{
+			MethodName: "GenerateDataKeyPair",
+			Handler:    _CryptoService_GenerateDataKeyPair_Handler,
+		},
+		{
+			MethodName: "GenerateDataKeyPairWithoutPlaintext",
+			Handler:    _CryptoService_GenerateDataKeyPairWithoutPlaintext_Handler,
+		},
+		{
+			MethodName: "Sign",
+			Handler:    _CryptoService_Sign_Handler,
+		},
+		{
+			MethodName: "Verify",
+			Handler:    _CryptoService_Verify_Handler,
+		},
+		{
+			MethodName: "GetPublicKey",
+			Handler:    _CryptoService_GetPublicKey_Handler,
+		},
+		{
+			MethodName: "GenerateMac",
+			Handler:    _CryptoService_GenerateMac_Handler,
+		},
+		{
+			MethodName: "VerifyMac",
+			Handler:    _CryptoService_VerifyMac_Handler,
 		},
 		{
 			MethodName: "GenerateRandom",

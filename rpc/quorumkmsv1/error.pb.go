@@ -33,6 +33,8 @@ const (
 	Reason_REASON_INVALID_CIPHERTEXT   Reason = 3 // the one text for every failed decryption
 	Reason_REASON_REQUEST_ID_REUSED    Reason = 4
 	Reason_REASON_POLICY_INVALID       Reason = 5 // the text names line and column
+	Reason_REASON_INVALID_SIGNATURE    Reason = 6 // it does not verify
+	Reason_REASON_INVALID_MAC          Reason = 7 // it does not verify
 	// Unauthenticated, PermissionDenied.
 	Reason_REASON_NO_CERTIFICATE     Reason = 10
 	Reason_REASON_DENIED             Reason = 11
@@ -88,6 +90,8 @@ var (
 		3:  "REASON_INVALID_CIPHERTEXT",
 		4:  "REASON_REQUEST_ID_REUSED",
 		5:  "REASON_POLICY_INVALID",
+		6:  "REASON_INVALID_SIGNATURE",
+		7:  "REASON_INVALID_MAC",
 		10: "REASON_NO_CERTIFICATE",
 		11: "REASON_DENIED",
 		12: "REASON_PRINCIPAL_DISABLED",
@@ -133,6 +137,8 @@ var (
 		"REASON_INVALID_CIPHERTEXT":       3,
 		"REASON_REQUEST_ID_REUSED":        4,
 		"REASON_POLICY_INVALID":           5,
+		"REASON_INVALID_SIGNATURE":        6,
+		"REASON_INVALID_MAC":              7,
 		"REASON_NO_CERTIFICATE":           10,
 		"REASON_DENIED":                   11,
 		"REASON_PRINCIPAL_DISABLED":       12,
@@ -204,14 +210,16 @@ var File_quorumkms_v1_error_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x18quorumkms/v1/error.proto\x12\fquorumkms.v1*\xf6\b\n" +
+	"\x18quorumkms/v1/error.proto\x12\fquorumkms.v1*\xac\t\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_INVALID\x10\x01\x12\x1f\n" +
 	"\x1bREASON_MALFORMED_CIPHERTEXT\x10\x02\x12\x1d\n" +
 	"\x19REASON_INVALID_CIPHERTEXT\x10\x03\x12\x1c\n" +
 	"\x18REASON_REQUEST_ID_REUSED\x10\x04\x12\x19\n" +
-	"\x15REASON_POLICY_INVALID\x10\x05\x12\x19\n" +
+	"\x15REASON_POLICY_INVALID\x10\x05\x12\x1c\n" +
+	"\x18REASON_INVALID_SIGNATURE\x10\x06\x12\x16\n" +
+	"\x12REASON_INVALID_MAC\x10\a\x12\x19\n" +
 	"\x15REASON_NO_CERTIFICATE\x10\n" +
 	"\x12\x11\n" +
 	"\rREASON_DENIED\x10\v\x12\x1d\n" +

@@ -90,7 +90,7 @@ func (KeyState) EnumDescriptor() ([]byte, []int) {
 type KeyUsage int32
 
 const (
-	KeyUsage_KEY_USAGE_UNSPECIFIED         KeyUsage = 0 // in a request: ENCRYPT_DECRYPT
+	KeyUsage_KEY_USAGE_UNSPECIFIED         KeyUsage = 0 // in a request: the only one of the spec; RSA has two
 	KeyUsage_KEY_USAGE_ENCRYPT_DECRYPT     KeyUsage = 1
 	KeyUsage_KEY_USAGE_SIGN_VERIFY         KeyUsage = 2
 	KeyUsage_KEY_USAGE_GENERATE_VERIFY_MAC KeyUsage = 3
@@ -139,6 +139,8 @@ func (KeyUsage) EnumDescriptor() ([]byte, []int) {
 	return file_quorumkms_v1_key_proto_rawDescGZIP(), []int{1}
 }
 
+// Symmetric keys and RSA keys encrypt, RSA and ECC keys sign, HMAC keys authenticate. Only
+// symmetric keys are rotated.
 type KeySpec int32
 
 const (
