@@ -36,6 +36,7 @@ var (
 	_ cluster.Peers  = (*rpc.Peers)(nil)
 	_ kms.Log        = (*cluster.Member)(nil)
 	_ kms.KeyMaker   = hsm.Partition(nil)
+	_ kms.Opener     = (*cluster.Member)(nil)
 	_ kms.Deriver    = (*hsm.Keyring)(nil)
 	_ kms.Leadership = (*cluster.Member)(nil)
 	_ gate.Freshness = (*cluster.Member)(nil)
@@ -243,7 +244,7 @@ func (n *Node) peerName(address string) (string, bool) {
 
 func (n *Node) wire() {
 	service := kms.New(kms.Config{
-		Log: n.member, Fresh: n.member, Keys: n.partition, Deriver: n.keyring, Audit: n.audit, Out: n.releases,
+		Log: n.member, Fresh: n.member, Keys: n.partition, Opener: n.member, Deriver: n.keyring, Audit: n.audit, Out: n.releases,
 		Now: time.Now, Clock: cluster.SystemClock{}.Now, Quorum: n.config.Lease.Consistency == kms.ConsistencyQuorum,
 		Principal: rpc.PrincipalOf(n.config.TrustDomain), Leader: n.member, Limits: limit.New(n.config.Limits.quotas(), time.Now),
 		MinRotation: time.Duration(n.config.Rotation.MinPeriod), Self: n.creds.Identity().String(), Logger: n.log,

@@ -45,6 +45,7 @@ var table = []struct {
 	{kms.ErrDenied, codes.PermissionDenied, pb.Reason_REASON_DENIED},
 	{kms.ErrBehind, codes.Unavailable, pb.Reason_REASON_BEHIND},
 
+	{cluster.ErrUnopened, codes.Unavailable, pb.Reason_REASON_KEY_NOT_OPENED},
 	{cluster.ErrOutcomeUnknown, codes.Unavailable, pb.Reason_REASON_OUTCOME_UNKNOWN},
 	{cluster.ErrNoLease, codes.Unavailable, pb.Reason_REASON_NO_LEASE},
 	{cluster.ErrDiverged, codes.Unavailable, pb.Reason_REASON_NO_LEASE},

@@ -166,6 +166,19 @@ func idFrom(b []byte) fsm.ID {
 	return id
 }
 
+func (s *peerServer) Open(ctx context.Context, r *peerpb.OpenRequest) (*peerpb.OpenResponse, error) {
+	if err := s.asActiveMember(ctx, r.GetNode()); err != nil {
+		return nil, err
+	}
+	problems, err := s.member.HandleOpen(ctx, cluster.OpenRequest{
+		Node: r.GetNode(), Cluster: idFrom(r.GetClusterId()),
+		Openings: each(r.GetKeys(), func(k *peerpb.NewKey) cluster.Opening {
+			return cluster.Opening{Key: idFrom(k.GetKeyId()), Version: k.GetVersion(), Token: k.GetToken()}
+		}),
+	})
+	return &peerpb.OpenResponse{Problems: problems, Failure: failure(err)}, nil
+}
+
 func (s *peerServer) Join(stream peerpb.PeerService_JoinServer) error {
 	caller, err := callerOf(stream.Context())
 	if err != nil {

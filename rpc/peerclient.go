@@ -191,6 +191,23 @@ func (p *Peers) Survey(ctx context.Context, address string, r cluster.SurveyRequ
 	}, err
 }
 
+// Open implements cluster.Peers.
+func (p *Peers) Open(ctx context.Context, address string, r cluster.OpenRequest) ([]string, error) {
+	c, err := p.to(address)
+	if err != nil {
+		return nil, err
+	}
+	x, err := c.Open(ctx, &peerpb.OpenRequest{
+		Node: r.Node, ClusterId: r.Cluster[:], Keys: each(r.Openings, func(o cluster.Opening) *peerpb.NewKey {
+			return &peerpb.NewKey{KeyId: o.Key[:], Version: o.Version, Token: o.Token}
+		}),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return x.GetProblems(), failed(x.GetFailure())
+}
+
 // Join implements cluster.Peers: a connection of its own, to a cluster whose CA's
 // keys hash to pin.
 func (p *Peers) Join(ctx context.Context, address string, pin []byte) (cluster.JoinStream, error) {

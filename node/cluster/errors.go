@@ -17,6 +17,9 @@ var (
 	// ErrOutcomeUnknown means: the command may or may not be committed; repeat it with
 	// the same request id.
 	ErrOutcomeUnknown = errors.New("outcome unknown")
+	// ErrUnopened means: nothing was done; too few voters' HSM partitions have opened a
+	// new key.
+	ErrUnopened = errors.New("too few HSMs have opened the new key")
 	// ErrBusy means: too many commands wait.
 	ErrBusy = errors.New("too many proposals are waiting")
 	// ErrRemoved means: this node is no longer a member.

@@ -30,6 +30,7 @@ type Domain interface {
 	Export(ctx context.Context, r hsm.ExportRequest) ([]byte, error)
 	Import(ctx context.Context, message []byte, want hsm.ImportExpectation) (hsm.Generation, error)
 	Possess(ctx context.Context, p hsm.Possession) ([]byte, error)
+	Open(ctx context.Context, token []byte, want hsm.TokenHeader) (hsm.BlockKey, error)
 }
 
 // Peers reaches other nodes at their peer addresses.
@@ -41,6 +42,9 @@ type Peers interface {
 	// Progress asks the leader at address how far the members are.
 	Progress(ctx context.Context, address string) ([]Progress, error)
 	Survey(ctx context.Context, address string, r SurveyRequest) (Survey, error)
+	// Open has a member open tokens with its partition. The answers are in the order of
+	// the request: empty, or why a token was not opened.
+	Open(ctx context.Context, address string, r OpenRequest) (problems []string, err error)
 	// Join opens the conversation with a member at address whose CA's keys hash to pin.
 	Join(ctx context.Context, address string, pin []byte) (JoinStream, error)
 }
@@ -115,6 +119,7 @@ type engine struct {
 	transport  raft.Transport
 	lessee     *lessee
 	grantor    *grantor
+	openings   *openings
 	refusal    atomic.Pointer[string] // why the leader grants no lease, if it says
 	clockWrong atomic.Bool            // most other nodes' wall clocks are far from this leader's
 	ticking    atomic.Int64           // on Clock, since when a tick is under way or fails; 0: none
@@ -237,6 +242,7 @@ func (m *Member) start(ctx context.Context, id identity, prepare prepare) (*engi
 	duration := func() time.Duration { return leaseDuration(e.machine.State()) }
 	e.lessee = surviving(e.id, newLessee(duration, c.Clock, c.Now, binary.BigEndian.Uint64(random[:])))
 	e.grantor = newGrantor(duration, c.Clock)
+	e.openings = &openings{call: e.askToOpen, queues: map[string]*openQueue{}}
 	if err := e.startRaft(prepare); err != nil {
 		return nil, err
 	}
@@ -377,6 +383,7 @@ func (e *engine) principal() string {
 
 func (e *engine) stop() error {
 	e.cancel()
+	e.openings.stop()
 	e.wait.Wait()
 	e.lessee.forget()
 	stopped := e.raft.Shutdown()

@@ -168,6 +168,29 @@ type testHSM struct {
 	made int
 	// fail, unless nil, is asked before a key is made.
 	fail func() error
+	// unopened, unless nil, is why other partitions do not open what this one makes.
+	unopened error
+	opened   int
+}
+
+func (h *testHSM) Opened(ctx context.Context, key fsm.ID, version uint32, token []byte) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.unopened != nil {
+		return h.unopened
+	}
+	h.opened++
+	t, err := hsm.ParseToken(token)
+	if err != nil {
+		return err
+	}
+	want := t.Header
+	want.Key, want.Version = hsm.ID(key), version
+	k, err := h.Open(ctx, token, want)
+	if err == nil {
+		k.Close()
+	}
+	return err
 }
 
 func (h *testHSM) GenerateKey(ctx context.Context, s hsm.KeySpec) ([]byte, error) {
@@ -281,7 +304,7 @@ func newEnvAt(t testing.TB, now func() time.Time) *env {
 	}
 	began := now()
 	e.Service = New(Config{
-		Log: e.log, Fresh: testFresh{e.log}, Keys: e.hsm, Deriver: keyring, Audit: e.audit, Out: gate.NewReleases(),
+		Log: e.log, Fresh: testFresh{e.log}, Keys: e.hsm, Opener: e.hsm, Deriver: keyring, Audit: e.audit, Out: gate.NewReleases(),
 		Now: now, Clock: func() time.Duration { return now().Sub(began) },
 		Principal: principalOf, Leader: e.leader, Limits: limit.New(limit.Config{}, now), MinRotation: time.Minute,
 		Self: who(node), Logger: slog.New(slog.DiscardHandler),

@@ -263,7 +263,8 @@ type KeyParams struct {
 	Tags        []fsm.Tag    `json:"tags,omitempty"`
 }
 
-// CreateKey makes a key in the HSM and returns when it is committed.
+// CreateKey makes a key in the HSM and returns when a majority of HSMs have opened it and
+// it is committed.
 func (s *Service) CreateKey(ctx context.Context, c Call, p KeyParams) (Metadata, *fsm.State, error) {
 	result, st, err := s.apply(ctx, change{
 		name: "CreateKey", call: c, needs: mayAdminister, lane: limit.Control, params: p,
@@ -306,8 +307,9 @@ func (s *Service) resultKey(st *fsm.State, r fsm.Result) (*fsm.Key, error) {
 	return k, nil
 }
 
-// makeToken makes a wrapped key for a command that would otherwise be accepted:
-// what the state refuses anyway, and a dry run, cost the HSM nothing.
+// makeToken makes a wrapped key for a command that would otherwise be accepted, and
+// returns it when a majority of HSMs have opened it: what the state refuses anyway, and a
+// dry run, cost no HSM anything.
 func (s *Service) makeToken(ctx context.Context, st *fsm.State, c Call, command fsm.Command, id fsm.ID, version uint32) (uint32, []byte, error) {
 	g, err := st.ActiveGeneration()
 	if err != nil {
@@ -331,7 +333,10 @@ func (s *Service) makeToken(ctx context.Context, st *fsm.State, c Call, command 
 		Cluster: hsm.ID(st.Cluster().ID), Generation: g.Number, Class: hsm.ClassAES,
 		Key: hsm.ID(id), Version: version, Created: s.now(),
 	})
-	return g.Number, token, err
+	if err != nil {
+		return 0, nil, err
+	}
+	return g.Number, token, s.opener.Opened(ctx, id, version, token)
 }
 
 // encodeMarker and decodeMarker make a list's place opaque to callers.

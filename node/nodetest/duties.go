@@ -62,6 +62,9 @@ func (d *Duties) GenerateKey(ctx context.Context, _ hsm.KeySpec) ([]byte, error)
 	return token, sleepFor(ctx, takes)
 }
 
+// Opened implements kms.Opener: no partition is here that could open a token.
+func (d *Duties) Opened(context.Context, fsm.ID, uint32, []byte) error { return nil }
+
 // Random implements kms.KeyMaker. Nobody asks.
 func (d *Duties) Random(context.Context, []byte) error { return errNoDomain }
 
@@ -98,7 +101,7 @@ func (x dutiful) Propose(ctx context.Context, p fsm.Proposal) (fsm.Result, error
 func (c *Cluster) serve(l *life) {
 	m, clock := l.opened.Load(), l.node.Clock
 	service := kms.New(kms.Config{
-		Log: dutiful{m, c.Duties}, Fresh: m, Keys: c.Duties, Audit: c.Duties, Out: l.releases,
+		Log: dutiful{m, c.Duties}, Fresh: m, Keys: c.Duties, Opener: c.Duties, Audit: c.Duties, Out: l.releases,
 		Deriver: nil, // nobody calls
 		Now:     clock.wall, Clock: clock.Now, Leader: m, Limits: limit.New(limit.Config{}, clock.wall),
 		Principal:   func(uri string) (kms.Caller, error) { return kms.Caller{Principal: uri}, nil },

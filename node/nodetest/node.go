@@ -263,4 +263,8 @@ func (d domain) Import(context.Context, []byte, hsm.ImportExpectation) (hsm.Gene
 	return hsm.Generation{}, errNoDomain
 }
 
+func (d domain) Open(context.Context, []byte, hsm.TokenHeader) (hsm.BlockKey, error) {
+	return nil, errNoDomain
+}
+
 func (d domain) Possess(context.Context, hsm.Possession) ([]byte, error) { return nil, errNoDomain }

@@ -84,6 +84,8 @@ var (
 	ErrBehind           error = reason(quorumkmsv1.Reason_REASON_BEHIND)
 	ErrShuttingDown     error = reason(quorumkmsv1.Reason_REASON_SHUTTING_DOWN)
 	ErrAuditUnavailable error = reason(quorumkmsv1.Reason_REASON_AUDIT_UNAVAILABLE)
+	// ErrKeyNotOpened means: nothing was made; too few nodes' HSMs have opened the new key.
+	ErrKeyNotOpened error = reason(quorumkmsv1.Reason_REASON_KEY_NOT_OPENED)
 )
 
 var (

@@ -981,6 +981,178 @@ func (x *SurveyResponse) GetFailure() *Failure {
 	return nil
 }
 
+type OpenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // raft id
+	ClusterId     []byte                 `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Keys          []*NewKey              `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"` // 1 to 64
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenRequest) Reset() {
+	*x = OpenRequest{}
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenRequest) ProtoMessage() {}
+
+func (x *OpenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenRequest.ProtoReflect.Descriptor instead.
+func (*OpenRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *OpenRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *OpenRequest) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *OpenRequest) GetKeys() []*NewKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type NewKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         []byte                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Version       uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	Token         []byte                 `protobuf:"bytes,3,opt,name=token,proto3" json:"token,omitempty"` // KWT1
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NewKey) Reset() {
+	*x = NewKey{}
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NewKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NewKey) ProtoMessage() {}
+
+func (x *NewKey) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NewKey.ProtoReflect.Descriptor instead.
+func (*NewKey) Descriptor() ([]byte, []int) {
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *NewKey) GetKeyId() []byte {
+	if x != nil {
+		return x.KeyId
+	}
+	return nil
+}
+
+func (x *NewKey) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *NewKey) GetToken() []byte {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+type OpenResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Problems      []string               `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"` // one a key: empty, or why it was not opened
+	Failure       *Failure               `protobuf:"bytes,2,opt,name=failure,proto3" json:"failure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenResponse) Reset() {
+	*x = OpenResponse{}
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenResponse) ProtoMessage() {}
+
+func (x *OpenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenResponse.ProtoReflect.Descriptor instead.
+func (*OpenResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *OpenResponse) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *OpenResponse) GetFailure() *Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
 type JoinRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Step:
@@ -995,7 +1167,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1179,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1192,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *JoinRequest) GetStep() isJoinRequest_Step {
@@ -1095,7 +1267,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1107,7 +1279,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1120,7 +1292,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *JoinResponse) GetStep() isJoinResponse_Step {
@@ -1219,7 +1391,7 @@ type JoinHello struct {
 
 func (x *JoinHello) Reset() {
 	*x = JoinHello{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1403,7 @@ func (x *JoinHello) String() string {
 func (*JoinHello) ProtoMessage() {}
 
 func (x *JoinHello) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1416,7 @@ func (x *JoinHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinHello.ProtoReflect.Descriptor instead.
 func (*JoinHello) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *JoinHello) GetClusterId() []byte {
@@ -1273,7 +1445,7 @@ type JoinChallenge struct {
 
 func (x *JoinChallenge) Reset() {
 	*x = JoinChallenge{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1285,7 +1457,7 @@ func (x *JoinChallenge) String() string {
 func (*JoinChallenge) ProtoMessage() {}
 
 func (x *JoinChallenge) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1298,7 +1470,7 @@ func (x *JoinChallenge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinChallenge.ProtoReflect.Descriptor instead.
 func (*JoinChallenge) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *JoinChallenge) GetNonce() []byte {
@@ -1349,7 +1521,7 @@ type JoinProof struct {
 
 func (x *JoinProof) Reset() {
 	*x = JoinProof{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1533,7 @@ func (x *JoinProof) String() string {
 func (*JoinProof) ProtoMessage() {}
 
 func (x *JoinProof) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1546,7 @@ func (x *JoinProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinProof.ProtoReflect.Descriptor instead.
 func (*JoinProof) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{19}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *JoinProof) GetTicketId() string {
@@ -1471,7 +1643,7 @@ type JoinWaiting struct {
 
 func (x *JoinWaiting) Reset() {
 	*x = JoinWaiting{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1483,7 +1655,7 @@ func (x *JoinWaiting) String() string {
 func (*JoinWaiting) ProtoMessage() {}
 
 func (x *JoinWaiting) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1496,7 +1668,7 @@ func (x *JoinWaiting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinWaiting.ProtoReflect.Descriptor instead.
 func (*JoinWaiting) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *JoinWaiting) GetFingerprint() string {
@@ -1523,7 +1695,7 @@ type DomainCheck struct {
 
 func (x *DomainCheck) Reset() {
 	*x = DomainCheck{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1535,7 +1707,7 @@ func (x *DomainCheck) String() string {
 func (*DomainCheck) ProtoMessage() {}
 
 func (x *DomainCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1548,7 +1720,7 @@ func (x *DomainCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DomainCheck.ProtoReflect.Descriptor instead.
 func (*DomainCheck) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{21}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DomainCheck) GetKind() uint32 {
@@ -1578,7 +1750,7 @@ type JoinTransfer struct {
 
 func (x *JoinTransfer) Reset() {
 	*x = JoinTransfer{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +1762,7 @@ func (x *JoinTransfer) String() string {
 func (*JoinTransfer) ProtoMessage() {}
 
 func (x *JoinTransfer) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +1775,7 @@ func (x *JoinTransfer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinTransfer.ProtoReflect.Descriptor instead.
 func (*JoinTransfer) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{22}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *JoinTransfer) GetMessage() []byte {
@@ -1650,7 +1822,7 @@ type JoinPossession struct {
 
 func (x *JoinPossession) Reset() {
 	*x = JoinPossession{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1662,7 +1834,7 @@ func (x *JoinPossession) String() string {
 func (*JoinPossession) ProtoMessage() {}
 
 func (x *JoinPossession) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1675,7 +1847,7 @@ func (x *JoinPossession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinPossession.ProtoReflect.Descriptor instead.
 func (*JoinPossession) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{23}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *JoinPossession) GetProof() []byte {
@@ -1694,7 +1866,7 @@ type JoinAccepted struct {
 
 func (x *JoinAccepted) Reset() {
 	*x = JoinAccepted{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1706,7 +1878,7 @@ func (x *JoinAccepted) String() string {
 func (*JoinAccepted) ProtoMessage() {}
 
 func (x *JoinAccepted) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1719,7 +1891,7 @@ func (x *JoinAccepted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinAccepted.ProtoReflect.Descriptor instead.
 func (*JoinAccepted) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{24}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *JoinAccepted) GetPeerAddresses() []string {
@@ -1807,7 +1979,19 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\x0elast_log_index\x18\x05 \x01(\x04R\flastLogIndex\x12#\n" +
 	"\rapplied_index\x18\x06 \x01(\x04R\fappliedIndex\x12\x1b\n" +
 	"\tleader_id\x18\a \x01(\tR\bleaderId\x124\n" +
-	"\afailure\x18\b \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"\xc6\x01\n" +
+	"\afailure\x18\b \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"o\n" +
+	"\vOpenRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x02 \x01(\fR\tclusterId\x12-\n" +
+	"\x04keys\x18\x03 \x03(\v2\x19.quorumkms.peer.v1.NewKeyR\x04keys\"O\n" +
+	"\x06NewKey\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\fR\x05keyId\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\x12\x14\n" +
+	"\x05token\x18\x03 \x01(\fR\x05token\"`\n" +
+	"\fOpenResponse\x12\x1a\n" +
+	"\bproblems\x18\x01 \x03(\tR\bproblems\x124\n" +
+	"\afailure\x18\x02 \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"\xc6\x01\n" +
 	"\vJoinRequest\x124\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1c.quorumkms.peer.v1.JoinHelloH\x00R\x05hello\x124\n" +
 	"\x05proof\x18\x02 \x01(\v2\x1c.quorumkms.peer.v1.JoinProofH\x00R\x05proof\x12C\n" +
@@ -1864,14 +2048,15 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\x0eJoinPossession\x12\x14\n" +
 	"\x05proof\x18\x01 \x01(\fR\x05proof\"5\n" +
 	"\fJoinAccepted\x12%\n" +
-	"\x0epeer_addresses\x18\x01 \x03(\tR\rpeerAddresses2\xc1\x04\n" +
+	"\x0epeer_addresses\x18\x01 \x03(\tR\rpeerAddresses2\x8a\x05\n" +
 	"\vPeerService\x12P\n" +
 	"\aPropose\x12!.quorumkms.peer.v1.ProposeRequest\x1a\".quorumkms.peer.v1.ProposeResponse\x12J\n" +
 	"\x05Lease\x12\x1f.quorumkms.peer.v1.LeaseRequest\x1a .quorumkms.peer.v1.LeaseResponse\x12D\n" +
 	"\x03Ack\x12\x1d.quorumkms.peer.v1.AckRequest\x1a\x1e.quorumkms.peer.v1.AckResponse\x12]\n" +
 	"\x12TransferLeadership\x12\".quorumkms.peer.v1.TransferRequest\x1a#.quorumkms.peer.v1.TransferResponse\x12S\n" +
 	"\bProgress\x12\".quorumkms.peer.v1.ProgressRequest\x1a#.quorumkms.peer.v1.ProgressResponse\x12M\n" +
-	"\x06Survey\x12 .quorumkms.peer.v1.SurveyRequest\x1a!.quorumkms.peer.v1.SurveyResponse\x12K\n" +
+	"\x06Survey\x12 .quorumkms.peer.v1.SurveyRequest\x1a!.quorumkms.peer.v1.SurveyResponse\x12G\n" +
+	"\x04Open\x12\x1e.quorumkms.peer.v1.OpenRequest\x1a\x1f.quorumkms.peer.v1.OpenResponse\x12K\n" +
 	"\x04Join\x12\x1e.quorumkms.peer.v1.JoinRequest\x1a\x1f.quorumkms.peer.v1.JoinResponse(\x010\x01B2Z0github.com/quorumkms/quorumkms/rpc/peerv1;peerv1b\x06proto3"
 
 var (
@@ -1886,7 +2071,7 @@ func file_quorumkms_peer_v1_peer_proto_rawDescGZIP() []byte {
 	return file_quorumkms_peer_v1_peer_proto_rawDescData
 }
 
-var file_quorumkms_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_quorumkms_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_quorumkms_peer_v1_peer_proto_goTypes = []any{
 	(*Failure)(nil),             // 0: quorumkms.peer.v1.Failure
 	(*ProposeRequest)(nil),      // 1: quorumkms.peer.v1.ProposeRequest
@@ -1903,57 +2088,64 @@ var file_quorumkms_peer_v1_peer_proto_goTypes = []any{
 	(*History)(nil),             // 12: quorumkms.peer.v1.History
 	(*SurveyRequest)(nil),       // 13: quorumkms.peer.v1.SurveyRequest
 	(*SurveyResponse)(nil),      // 14: quorumkms.peer.v1.SurveyResponse
-	(*JoinRequest)(nil),         // 15: quorumkms.peer.v1.JoinRequest
-	(*JoinResponse)(nil),        // 16: quorumkms.peer.v1.JoinResponse
-	(*JoinHello)(nil),           // 17: quorumkms.peer.v1.JoinHello
-	(*JoinChallenge)(nil),       // 18: quorumkms.peer.v1.JoinChallenge
-	(*JoinProof)(nil),           // 19: quorumkms.peer.v1.JoinProof
-	(*JoinWaiting)(nil),         // 20: quorumkms.peer.v1.JoinWaiting
-	(*DomainCheck)(nil),         // 21: quorumkms.peer.v1.DomainCheck
-	(*JoinTransfer)(nil),        // 22: quorumkms.peer.v1.JoinTransfer
-	(*JoinPossession)(nil),      // 23: quorumkms.peer.v1.JoinPossession
-	(*JoinAccepted)(nil),        // 24: quorumkms.peer.v1.JoinAccepted
-	(*durationpb.Duration)(nil), // 25: google.protobuf.Duration
+	(*OpenRequest)(nil),         // 15: quorumkms.peer.v1.OpenRequest
+	(*NewKey)(nil),              // 16: quorumkms.peer.v1.NewKey
+	(*OpenResponse)(nil),        // 17: quorumkms.peer.v1.OpenResponse
+	(*JoinRequest)(nil),         // 18: quorumkms.peer.v1.JoinRequest
+	(*JoinResponse)(nil),        // 19: quorumkms.peer.v1.JoinResponse
+	(*JoinHello)(nil),           // 20: quorumkms.peer.v1.JoinHello
+	(*JoinChallenge)(nil),       // 21: quorumkms.peer.v1.JoinChallenge
+	(*JoinProof)(nil),           // 22: quorumkms.peer.v1.JoinProof
+	(*JoinWaiting)(nil),         // 23: quorumkms.peer.v1.JoinWaiting
+	(*DomainCheck)(nil),         // 24: quorumkms.peer.v1.DomainCheck
+	(*JoinTransfer)(nil),        // 25: quorumkms.peer.v1.JoinTransfer
+	(*JoinPossession)(nil),      // 26: quorumkms.peer.v1.JoinPossession
+	(*JoinAccepted)(nil),        // 27: quorumkms.peer.v1.JoinAccepted
+	(*durationpb.Duration)(nil), // 28: google.protobuf.Duration
 }
 var file_quorumkms_peer_v1_peer_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.peer.v1.ProposeResponse.failure:type_name -> quorumkms.peer.v1.Failure
 	0,  // 1: quorumkms.peer.v1.LeaseResponse.failure:type_name -> quorumkms.peer.v1.Failure
 	0,  // 2: quorumkms.peer.v1.TransferResponse.failure:type_name -> quorumkms.peer.v1.Failure
-	25, // 3: quorumkms.peer.v1.MemberProgress.ago:type_name -> google.protobuf.Duration
-	25, // 4: quorumkms.peer.v1.MemberProgress.lease_left:type_name -> google.protobuf.Duration
+	28, // 3: quorumkms.peer.v1.MemberProgress.ago:type_name -> google.protobuf.Duration
+	28, // 4: quorumkms.peer.v1.MemberProgress.lease_left:type_name -> google.protobuf.Duration
 	10, // 5: quorumkms.peer.v1.ProgressResponse.members:type_name -> quorumkms.peer.v1.MemberProgress
 	0,  // 6: quorumkms.peer.v1.ProgressResponse.failure:type_name -> quorumkms.peer.v1.Failure
 	12, // 7: quorumkms.peer.v1.SurveyRequest.history:type_name -> quorumkms.peer.v1.History
 	12, // 8: quorumkms.peer.v1.SurveyResponse.history:type_name -> quorumkms.peer.v1.History
 	0,  // 9: quorumkms.peer.v1.SurveyResponse.failure:type_name -> quorumkms.peer.v1.Failure
-	17, // 10: quorumkms.peer.v1.JoinRequest.hello:type_name -> quorumkms.peer.v1.JoinHello
-	19, // 11: quorumkms.peer.v1.JoinRequest.proof:type_name -> quorumkms.peer.v1.JoinProof
-	23, // 12: quorumkms.peer.v1.JoinRequest.possession:type_name -> quorumkms.peer.v1.JoinPossession
-	18, // 13: quorumkms.peer.v1.JoinResponse.challenge:type_name -> quorumkms.peer.v1.JoinChallenge
-	20, // 14: quorumkms.peer.v1.JoinResponse.waiting:type_name -> quorumkms.peer.v1.JoinWaiting
-	22, // 15: quorumkms.peer.v1.JoinResponse.transfer:type_name -> quorumkms.peer.v1.JoinTransfer
-	24, // 16: quorumkms.peer.v1.JoinResponse.accepted:type_name -> quorumkms.peer.v1.JoinAccepted
-	0,  // 17: quorumkms.peer.v1.JoinResponse.failure:type_name -> quorumkms.peer.v1.Failure
-	21, // 18: quorumkms.peer.v1.JoinTransfer.checks:type_name -> quorumkms.peer.v1.DomainCheck
-	1,  // 19: quorumkms.peer.v1.PeerService.Propose:input_type -> quorumkms.peer.v1.ProposeRequest
-	3,  // 20: quorumkms.peer.v1.PeerService.Lease:input_type -> quorumkms.peer.v1.LeaseRequest
-	5,  // 21: quorumkms.peer.v1.PeerService.Ack:input_type -> quorumkms.peer.v1.AckRequest
-	7,  // 22: quorumkms.peer.v1.PeerService.TransferLeadership:input_type -> quorumkms.peer.v1.TransferRequest
-	9,  // 23: quorumkms.peer.v1.PeerService.Progress:input_type -> quorumkms.peer.v1.ProgressRequest
-	13, // 24: quorumkms.peer.v1.PeerService.Survey:input_type -> quorumkms.peer.v1.SurveyRequest
-	15, // 25: quorumkms.peer.v1.PeerService.Join:input_type -> quorumkms.peer.v1.JoinRequest
-	2,  // 26: quorumkms.peer.v1.PeerService.Propose:output_type -> quorumkms.peer.v1.ProposeResponse
-	4,  // 27: quorumkms.peer.v1.PeerService.Lease:output_type -> quorumkms.peer.v1.LeaseResponse
-	6,  // 28: quorumkms.peer.v1.PeerService.Ack:output_type -> quorumkms.peer.v1.AckResponse
-	8,  // 29: quorumkms.peer.v1.PeerService.TransferLeadership:output_type -> quorumkms.peer.v1.TransferResponse
-	11, // 30: quorumkms.peer.v1.PeerService.Progress:output_type -> quorumkms.peer.v1.ProgressResponse
-	14, // 31: quorumkms.peer.v1.PeerService.Survey:output_type -> quorumkms.peer.v1.SurveyResponse
-	16, // 32: quorumkms.peer.v1.PeerService.Join:output_type -> quorumkms.peer.v1.JoinResponse
-	26, // [26:33] is the sub-list for method output_type
-	19, // [19:26] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	16, // 10: quorumkms.peer.v1.OpenRequest.keys:type_name -> quorumkms.peer.v1.NewKey
+	0,  // 11: quorumkms.peer.v1.OpenResponse.failure:type_name -> quorumkms.peer.v1.Failure
+	20, // 12: quorumkms.peer.v1.JoinRequest.hello:type_name -> quorumkms.peer.v1.JoinHello
+	22, // 13: quorumkms.peer.v1.JoinRequest.proof:type_name -> quorumkms.peer.v1.JoinProof
+	26, // 14: quorumkms.peer.v1.JoinRequest.possession:type_name -> quorumkms.peer.v1.JoinPossession
+	21, // 15: quorumkms.peer.v1.JoinResponse.challenge:type_name -> quorumkms.peer.v1.JoinChallenge
+	23, // 16: quorumkms.peer.v1.JoinResponse.waiting:type_name -> quorumkms.peer.v1.JoinWaiting
+	25, // 17: quorumkms.peer.v1.JoinResponse.transfer:type_name -> quorumkms.peer.v1.JoinTransfer
+	27, // 18: quorumkms.peer.v1.JoinResponse.accepted:type_name -> quorumkms.peer.v1.JoinAccepted
+	0,  // 19: quorumkms.peer.v1.JoinResponse.failure:type_name -> quorumkms.peer.v1.Failure
+	24, // 20: quorumkms.peer.v1.JoinTransfer.checks:type_name -> quorumkms.peer.v1.DomainCheck
+	1,  // 21: quorumkms.peer.v1.PeerService.Propose:input_type -> quorumkms.peer.v1.ProposeRequest
+	3,  // 22: quorumkms.peer.v1.PeerService.Lease:input_type -> quorumkms.peer.v1.LeaseRequest
+	5,  // 23: quorumkms.peer.v1.PeerService.Ack:input_type -> quorumkms.peer.v1.AckRequest
+	7,  // 24: quorumkms.peer.v1.PeerService.TransferLeadership:input_type -> quorumkms.peer.v1.TransferRequest
+	9,  // 25: quorumkms.peer.v1.PeerService.Progress:input_type -> quorumkms.peer.v1.ProgressRequest
+	13, // 26: quorumkms.peer.v1.PeerService.Survey:input_type -> quorumkms.peer.v1.SurveyRequest
+	15, // 27: quorumkms.peer.v1.PeerService.Open:input_type -> quorumkms.peer.v1.OpenRequest
+	18, // 28: quorumkms.peer.v1.PeerService.Join:input_type -> quorumkms.peer.v1.JoinRequest
+	2,  // 29: quorumkms.peer.v1.PeerService.Propose:output_type -> quorumkms.peer.v1.ProposeResponse
+	4,  // 30: quorumkms.peer.v1.PeerService.Lease:output_type -> quorumkms.peer.v1.LeaseResponse
+	6,  // 31: quorumkms.peer.v1.PeerService.Ack:output_type -> quorumkms.peer.v1.AckResponse
+	8,  // 32: quorumkms.peer.v1.PeerService.TransferLeadership:output_type -> quorumkms.peer.v1.TransferResponse
+	11, // 33: quorumkms.peer.v1.PeerService.Progress:output_type -> quorumkms.peer.v1.ProgressResponse
+	14, // 34: quorumkms.peer.v1.PeerService.Survey:output_type -> quorumkms.peer.v1.SurveyResponse
+	17, // 35: quorumkms.peer.v1.PeerService.Open:output_type -> quorumkms.peer.v1.OpenResponse
+	19, // 36: quorumkms.peer.v1.PeerService.Join:output_type -> quorumkms.peer.v1.JoinResponse
+	29, // [29:37] is the sub-list for method output_type
+	21, // [21:29] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_peer_v1_peer_proto_init() }
@@ -1961,12 +2153,12 @@ func file_quorumkms_peer_v1_peer_proto_init() {
 	if File_quorumkms_peer_v1_peer_proto != nil {
 		return
 	}
-	file_quorumkms_peer_v1_peer_proto_msgTypes[15].OneofWrappers = []any{
+	file_quorumkms_peer_v1_peer_proto_msgTypes[18].OneofWrappers = []any{
 		(*JoinRequest_Hello)(nil),
 		(*JoinRequest_Proof)(nil),
 		(*JoinRequest_Possession)(nil),
 	}
-	file_quorumkms_peer_v1_peer_proto_msgTypes[16].OneofWrappers = []any{
+	file_quorumkms_peer_v1_peer_proto_msgTypes[19].OneofWrappers = []any{
 		(*JoinResponse_Challenge)(nil),
 		(*JoinResponse_Waiting)(nil),
 		(*JoinResponse_Transfer)(nil),
@@ -1979,7 +2171,7 @@ func file_quorumkms_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_peer_v1_peer_proto_rawDesc), len(file_quorumkms_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -76,6 +76,7 @@ const (
 	Reason_REASON_BEHIND            Reason = 74 // this node has not reached the index token yet
 	Reason_REASON_SHUTTING_DOWN     Reason = 75
 	Reason_REASON_AUDIT_UNAVAILABLE Reason = 76
+	Reason_REASON_KEY_NOT_OPENED    Reason = 77 // nothing was made: too few nodes' HSMs have opened the new key
 )
 
 // Enum value maps for Reason.
@@ -123,6 +124,7 @@ var (
 		74: "REASON_BEHIND",
 		75: "REASON_SHUTTING_DOWN",
 		76: "REASON_AUDIT_UNAVAILABLE",
+		77: "REASON_KEY_NOT_OPENED",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":              0,
@@ -167,6 +169,7 @@ var (
 		"REASON_BEHIND":                   74,
 		"REASON_SHUTTING_DOWN":            75,
 		"REASON_AUDIT_UNAVAILABLE":        76,
+		"REASON_KEY_NOT_OPENED":           77,
 	}
 )
 
@@ -201,7 +204,7 @@ var File_quorumkms_v1_error_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x18quorumkms/v1/error.proto\x12\fquorumkms.v1*\xd6\b\n" +
+	"\x18quorumkms/v1/error.proto\x12\fquorumkms.v1*\xf1\b\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_INVALID\x10\x01\x12\x1f\n" +
@@ -245,7 +248,8 @@ const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\x16REASON_OUTCOME_UNKNOWN\x10I\x12\x11\n" +
 	"\rREASON_BEHIND\x10J\x12\x18\n" +
 	"\x14REASON_SHUTTING_DOWN\x10K\x12\x1c\n" +
-	"\x18REASON_AUDIT_UNAVAILABLE\x10LB<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
+	"\x18REASON_AUDIT_UNAVAILABLE\x10L\x12\x19\n" +
+	"\x15REASON_KEY_NOT_OPENED\x10MB<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
 
 var (
 	file_quorumkms_v1_error_proto_rawDescOnce sync.Once
