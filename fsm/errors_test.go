@@ -15,7 +15,7 @@ func TestCodes(t *testing.T) {
 		"REQUEST_REUSED": ErrRequestReused, "TICKET": ErrTicket, "MEMBER": ErrMember,
 		"NOT_INITIALIZED": ErrNotInitialized, "RELEASE": ErrRelease, "HALTED": ErrHalted, "PRINCIPAL_DISABLED": ErrPrincipalDisabled,
 		"DECRYPT_ONLY": ErrDecryptOnly, "VERSION_DISABLED": ErrVersionDisabled, "VERSION_DESTROYED": ErrVersionDestroyed,
-		"PROTECTED": ErrProtected, "IN_USE": ErrInUse, "SERVICE_MANAGED": ErrServiceManaged, "FROZEN": ErrFrozen,
+		"PROTECTED": ErrProtected, "IN_USE": ErrInUse, "SERVICE_MANAGED": ErrServiceManaged, "FROZEN": ErrFrozen, "GENERATION": ErrGeneration,
 	}
 	if len(want) != len(coded) {
 		t.Errorf("%d codes, want %d", len(coded), len(want))
