@@ -50,7 +50,9 @@ type DomainCheck struct {
 }
 
 // InUse tells whether tokens may be wrapped under it: whoever lacks it cannot serve.
-func (g Generation) InUse() bool { return g.State == GenerationActive || g.State == GenerationDecryptOnly }
+func (g Generation) InUse() bool {
+	return g.State == GenerationActive || g.State == GenerationDecryptOnly
+}
 
 // Retired tells whether it is destroyed, or to be.
 func (g Generation) Retired() bool { return g.State == GenerationRetired }
@@ -76,7 +78,7 @@ func sameKinds(a, b []DomainCheck) bool {
 
 // ProposeGeneration records a generation that a node has made in its partition.
 type ProposeGeneration struct {
-	Number     uint32        `json:"number"` // the last one's + 1
+	Number     uint32        `json:"number"` // later than every other, and new to the node's partition
 	Checks     []DomainCheck `json:"checks"`
 	Node       string        `json:"node"`        // raft id of the node that made it
 	NoRecovery bool          `json:"no_recovery"` // accept by name that no recovery recipient holds it
@@ -108,8 +110,8 @@ func (c *ProposeGeneration) apply(t *tx) (Result, error) {
 	switch {
 	case last.State == GenerationProposed:
 		return Result{}, fmt.Errorf("%w: generation %d is proposed already; it becomes active, or is retired, before another is", ErrGeneration, last.Number)
-	case c.Number != last.Number+1:
-		return Result{}, fmt.Errorf("%w: generation %d was asked for, %d is next", ErrConflict, c.Number, last.Number+1)
+	case c.Number <= last.Number:
+		return Result{}, fmt.Errorf("%w: generation %d was asked for, the last one is %d", ErrConflict, c.Number, last.Number)
 	case !ok || !node.Serves():
 		return Result{}, fmt.Errorf("%w: %s is no active member", ErrMember, c.Node)
 	case !sameKinds(c.Checks, active.Checks):
@@ -123,7 +125,7 @@ func (c *ProposeGeneration) apply(t *tx) (Result, error) {
 		Proposed: t.s.index, Installed: []string{c.Node}, NoRecovery: c.NoRecovery,
 	})
 	t.putCluster(cluster)
-	return Result{}, nil
+	return Result{ID: fmt.Sprint(c.Number)}, nil
 }
 
 // InstallGeneration records that a node has proved possession of a proposed generation.

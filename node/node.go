@@ -187,7 +187,7 @@ func (n *Node) openMember(ctx context.Context) error {
 		Name: c.Name, TrustDomain: c.TrustDomain, DataDir: c.DataDir,
 		PeerAddress: c.Peer.Advertise, ClientAddress: c.Client.Advertise, Pin: n.creds.CAKeysHash,
 		Domain: n.partition, Peers: n.peers, Transport: n.raftTransport, HandedOver: n.releases.HandedOver, Clock: cluster.SystemClock{}, Now: time.Now,
-		Raft: c.Raft.timing(), Lease: c.Lease.timing(), Log: n.log, Halt: n.options.Halt,
+		Raft: c.Raft.timing(), Lease: c.Lease.timing(), Log: n.log, Halt: n.options.Halt, Waiting: n.tellWaiting,
 	})
 	if err != nil {
 		return err
@@ -442,6 +442,23 @@ compare this fingerprint with the one below and trust it, on that host:
   kmsd hsm trust --config <configuration of %s> --so-pin-file <file> %s
 
 `, w.DonorName, w.DonorName, w.DonorName, w.Fingerprint)
+	if err != nil {
+		n.log.Debug("console", "error", err)
+	}
+}
+
+// tellWaiting tells a person what a member waits for that lacks a generation.
+func (n *Node) tellWaiting(w cluster.DomainWait) {
+	donors := strings.Join(w.Donors, ", ")
+	n.log.Info("waiting for a security officer", "generation", w.Generation, "donors", donors, "fingerprint", w.Fingerprint)
+	_, err := fmt.Fprintf(n.options.Console, `
+This node asks for generation %d of the domain key. The Security Officer of one of
+these nodes must compare this fingerprint with the one below and trust it, on that
+host: %s
+
+  kmsd hsm trust --config <configuration> --so-pin-file <file> %s
+
+`, w.Generation, donors, w.Fingerprint)
 	if err != nil {
 		n.log.Debug("console", "error", err)
 	}

@@ -89,6 +89,7 @@ var table = []struct {
 	{fsm.ErrLimit, codes.ResourceExhausted, pb.Reason_REASON_LIMIT},
 	{fsm.ErrTicket, codes.FailedPrecondition, pb.Reason_REASON_TICKET_REFUSED},
 	{fsm.ErrMember, codes.FailedPrecondition, pb.Reason_REASON_MEMBERSHIP_REFUSED},
+	{fsm.ErrGeneration, codes.FailedPrecondition, pb.Reason_REASON_GENERATION_REFUSED},
 	{fsm.ErrNotInitialized, codes.FailedPrecondition, pb.Reason_REASON_NOT_INITIALIZED},
 	{fsm.ErrRelease, codes.FailedPrecondition, pb.Reason_REASON_RELEASE},
 	{fsm.ErrHalted, codes.Unavailable, pb.Reason_REASON_SHUTTING_DOWN},

@@ -179,15 +179,29 @@ func (s *peerServer) Open(ctx context.Context, r *peerpb.OpenRequest) (*peerpb.O
 	return &peerpb.OpenResponse{Problems: problems, Failure: failure(err)}, nil
 }
 
+func (s *peerServer) Domain(ctx context.Context, r *peerpb.DomainRequest) (*peerpb.DomainResponse, error) {
+	if err := s.asActiveMember(ctx, r.GetNode()); err != nil {
+		return nil, err
+	}
+	h, err := s.member.HandleDomain()
+	out := &peerpb.DomainResponse{Holds: h.Holds, Problem: h.Problem, Failure: failure(err)}
+	if w := h.Waiting; w != nil {
+		out.Waiting = &peerpb.DomainWait{Generation: w.Generation, Fingerprint: w.Fingerprint, Donors: w.Donors}
+	}
+	return out, nil
+}
+
 func (s *peerServer) Join(stream peerpb.PeerService_JoinServer) error {
 	caller, err := callerOf(stream.Context())
 	if err != nil {
 		return toStatus(err, nil)
 	}
 	wire := &donorWire{stream: stream, own: s.own}
-	err = s.member.HandleJoin(stream.Context(), wire, caller.Name, s.announce)
-	if recorded := s.kms.Event("JoinNode", caller.Principal, caller.Name, err); recorded != nil {
-		err = recorded
+	act, err := s.member.HandleJoin(stream.Context(), wire, caller.Name, s.announce)
+	if act != "" {
+		if recorded := s.kms.Event(act, caller.Principal, caller.Name, err); recorded != nil {
+			err = recorded
+		}
 	}
 	if err == nil {
 		return nil

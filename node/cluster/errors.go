@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
 )
 
 // The sentinels of this package. Those of fsm pass through it.
@@ -57,6 +58,7 @@ var coded = fsm.Codes{
 	{Code: "NO_LEASE", Err: ErrNoLease},
 	{Code: "DIVERGED", Err: ErrDiverged},
 	{Code: "JOIN", Err: ErrJoin},
+	{Code: "NO_GENERATION", Err: hsm.ErrNotFound},
 	{Code: "NO_LEADER", Err: ErrShutdown}, // another node takes over
 }
 

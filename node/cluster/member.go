@@ -24,6 +24,7 @@ type Domain interface {
 	Identity() []byte
 	SignIdentity(ctx context.Context, message []byte) ([]byte, error)
 	CreateDomain(ctx context.Context, cluster hsm.ID, number uint32) (hsm.Generation, error)
+	DestroyDomain(ctx context.Context, cluster hsm.ID, number uint32) error
 	Generations(ctx context.Context, cluster hsm.ID) ([]hsm.Generation, error)
 	LogKey(ctx context.Context, cluster hsm.ID) ([]byte, error)
 	NewTransfer(ctx context.Context) (hsm.Transfer, error)
@@ -47,6 +48,8 @@ type Peers interface {
 	Open(ctx context.Context, address string, r OpenRequest) (problems []string, err error)
 	// Join opens the conversation with a member at address whose CA's keys hash to pin.
 	Join(ctx context.Context, address string, pin []byte) (JoinStream, error)
+	// Domain asks a member which generations of the domain key it holds.
+	Domain(ctx context.Context, address, node string) (DomainHolding, error)
 }
 
 // RaftTiming is Raft's timing. Timeouts are drawn from [T, 2T].
@@ -75,6 +78,9 @@ type Config struct {
 	// Storage, optional, opens Raft's storage for the directory in DataDir that belongs
 	// to it. Default: files there, the snapshots sealed as the log always is.
 	Storage func(dir string) (Storage, error)
+	// Waiting, optional, is told, for a person, what this member waits for: not more than
+	// once a transfer key.
+	Waiting func(DomainWait)
 	// HandedOver returns when every result whose checks began before the call has been
 	// handed over or wiped (gate.Releases).
 	HandedOver func(context.Context) error
@@ -97,7 +103,7 @@ type Member struct {
 	mu       sync.Mutex
 	identity identity
 	running  *engine
-	transfer hsm.Transfer // of the one who has reserved joining
+	transfer hsm.Transfer // of the one who has reserved joining, and later of installLoop
 	busy     bool         // founding or joining
 	closed   bool
 	empty    *fsm.State
@@ -120,6 +126,7 @@ type engine struct {
 	lessee     *lessee
 	grantor    *grantor
 	openings   *openings
+	domain     domainKeys
 	refusal    atomic.Pointer[string] // why the leader grants no lease, if it says
 	clockWrong atomic.Bool            // most other nodes' wall clocks are far from this leader's
 	ticking    atomic.Int64           // on Clock, since when a tick is under way or fails; 0: none
@@ -221,6 +228,10 @@ func (m *Member) start(ctx context.Context, id identity, prepare prepare) (*engi
 	if err != nil {
 		return nil, fmt.Errorf("the HSM of this node does not hold the domain key of cluster %s: %w", id.Cluster, err)
 	}
+	held, err := c.Domain.Generations(ctx, hsm.ID(id.Cluster))
+	if err != nil {
+		return nil, fmt.Errorf("the HSM of this node does not tell which domain keys it holds: %w", err)
+	}
 	var random [8]byte
 	if _, err := rand.Read(random[:]); err != nil {
 		return nil, err
@@ -242,6 +253,7 @@ func (m *Member) start(ctx context.Context, id identity, prepare prepare) (*engi
 	duration := func() time.Duration { return leaseDuration(e.machine.State()) }
 	e.lessee = surviving(e.id, newLessee(duration, c.Clock, c.Now, binary.BigEndian.Uint64(random[:])))
 	e.grantor = newGrantor(duration, c.Clock)
+	e.domain.held.Store(&held)
 	e.openings = &openings{call: e.askToOpen, queues: map[string]*openQueue{}}
 	if err := e.startRaft(prepare); err != nil {
 		return nil, err
@@ -253,6 +265,7 @@ func (m *Member) start(ctx context.Context, id identity, prepare prepare) (*engi
 	e.wait.Go(e.confirmLoop)
 	e.wait.Go(e.ackLoop)
 	e.wait.Go(e.dutyLoop)
+	e.wait.Go(e.installLoop)
 	e.wait.Go(e.splitLoop)
 	return e, nil
 }

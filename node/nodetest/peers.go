@@ -124,6 +124,13 @@ func (p peers) Open(ctx context.Context, address string, r cluster.OpenRequest) 
 	})
 }
 
+// Domain implements cluster.Peers.
+func (p peers) Domain(ctx context.Context, address, _ string) (cluster.DomainHolding, error) {
+	return to(ctx, p, address, nil, func(_ context.Context, m *cluster.Member) (cluster.DomainHolding, error) {
+		return m.HandleDomain()
+	})
+}
+
 // Join implements cluster.Peers. Nodes are admitted by the test.
 func (p peers) Join(context.Context, string, []byte) (cluster.JoinStream, error) {
 	return nil, errRefused

@@ -68,6 +68,7 @@ var (
 	ErrTenantFrozen          error = reason(quorumkmsv1.Reason_REASON_TENANT_FROZEN)
 	ErrPolicyInvalid         error = reason(quorumkmsv1.Reason_REASON_POLICY_INVALID)
 	ErrPolicyLockout         error = reason(quorumkmsv1.Reason_REASON_POLICY_LOCKOUT)
+	ErrGenerationRefused     error = reason(quorumkmsv1.Reason_REASON_GENERATION_REFUSED)
 	ErrConflict              error = reason(quorumkmsv1.Reason_REASON_CONFLICT)
 	ErrLimit                 error = reason(quorumkmsv1.Reason_REASON_LIMIT)
 	ErrBusy                  error = reason(quorumkmsv1.Reason_REASON_BUSY)

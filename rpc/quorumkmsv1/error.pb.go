@@ -61,6 +61,7 @@ const (
 	Reason_REASON_KEY_SERVICE_MANAGED      Reason = 47 // a service has its life in hand
 	Reason_REASON_TENANT_FROZEN            Reason = 48
 	Reason_REASON_POLICY_LOCKOUT           Reason = 49 // nobody could change the policy again
+	Reason_REASON_GENERATION_REFUSED       Reason = 58 // of the domain key, see DescribeDomain
 	// Aborted.
 	Reason_REASON_CONFLICT Reason = 50
 	// ResourceExhausted.
@@ -113,6 +114,7 @@ var (
 		47: "REASON_KEY_SERVICE_MANAGED",
 		48: "REASON_TENANT_FROZEN",
 		49: "REASON_POLICY_LOCKOUT",
+		58: "REASON_GENERATION_REFUSED",
 		50: "REASON_CONFLICT",
 		60: "REASON_LIMIT",
 		61: "REASON_BUSY",
@@ -158,6 +160,7 @@ var (
 		"REASON_KEY_SERVICE_MANAGED":      47,
 		"REASON_TENANT_FROZEN":            48,
 		"REASON_POLICY_LOCKOUT":           49,
+		"REASON_GENERATION_REFUSED":       58,
 		"REASON_CONFLICT":                 50,
 		"REASON_LIMIT":                    60,
 		"REASON_BUSY":                     61,
@@ -204,7 +207,7 @@ var File_quorumkms_v1_error_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x18quorumkms/v1/error.proto\x12\fquorumkms.v1*\xf1\b\n" +
+	"\x18quorumkms/v1/error.proto\x12\fquorumkms.v1*\x90\t\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_INVALID\x10\x01\x12\x1f\n" +
@@ -237,7 +240,8 @@ const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\x11REASON_KEY_IN_USE\x10.\x12\x1e\n" +
 	"\x1aREASON_KEY_SERVICE_MANAGED\x10/\x12\x18\n" +
 	"\x14REASON_TENANT_FROZEN\x100\x12\x19\n" +
-	"\x15REASON_POLICY_LOCKOUT\x101\x12\x13\n" +
+	"\x15REASON_POLICY_LOCKOUT\x101\x12\x1d\n" +
+	"\x19REASON_GENERATION_REFUSED\x10:\x12\x13\n" +
 	"\x0fREASON_CONFLICT\x102\x12\x10\n" +
 	"\fREASON_LIMIT\x10<\x12\x0f\n" +
 	"\vREASON_BUSY\x10=\x12\x17\n" +
