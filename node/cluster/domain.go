@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -58,7 +59,11 @@ type domainKeys struct {
 func (d *domainKeys) now() []hsm.Generation { return *d.held.Load() }
 
 func (d *domainKeys) add(g hsm.Generation) {
-	d.change(func(all []hsm.Generation) []hsm.Generation { return append(all, g) })
+	d.change(func(all []hsm.Generation) []hsm.Generation {
+		all = append(all, g)
+		slices.SortFunc(all, func(a, b hsm.Generation) int { return cmp.Compare(a.Number, b.Number) })
+		return all
+	})
 }
 
 func (d *domainKeys) drop(number uint32) {

@@ -1,0 +1,334 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc/codes"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
+	"github.com/quorumkms/quorumkms/hsm/p11"
+	"github.com/quorumkms/quorumkms/rpc/client"
+	"github.com/quorumkms/quorumkms/rpc/client/backup"
+	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+)
+
+// TestDomain takes a cluster through generations of its domain key.
+func TestDomain(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 3)
+	for _, s := range []struct {
+		name string
+		f    func(context.Context, *testCluster)
+	}{
+		{"Refused", testDomainRefused},
+		{"UnderLoad", testDomainUnderLoad},
+		{"Away", testDomainAway},
+		{"Removed", testDomainRemoved},
+		{"Newcomer", testDomainNewcomer},
+	} {
+		if !c.run(s.name, s.f) {
+			break // the next one builds on it
+		}
+	}
+}
+
+func (c *testCluster) describeDomain(p *process) (*pb.DescribeDomainResponse, error) {
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
+	return c.dial(operatorID, p).Cluster().DescribeDomain(ctx, &pb.DescribeDomainRequest{})
+}
+
+// generation is one generation as a node knows it; nil if it knows none of that number.
+func (c *testCluster) generation(p *process, number uint32) *pb.DomainGeneration {
+	r, err := c.describeDomain(p)
+	if err != nil {
+		return nil
+	}
+	i := slices.IndexFunc(r.GetGenerations(), func(g *pb.DomainGeneration) bool { return g.GetNumber() == number })
+	if i < 0 {
+		return nil
+	}
+	return r.GetGenerations()[i]
+}
+
+// trustWaiting plays the Security Officers: it trusts the transfer keys of the nodes that
+// wait, as far as want says so, until done.
+func (c *testCluster) trustWaiting(what string, ask *process, want func(*pb.DomainNode) bool, done func(*pb.DescribeDomainResponse) bool) {
+	c.t.Helper()
+	trusted := map[string]bool{}
+	c.eventually(what, func() bool {
+		r, err := c.describeDomain(ask)
+		if err != nil {
+			return false
+		}
+		for _, n := range r.GetNodes() {
+			if n.GetWaitsForGeneration() == 0 || trusted[n.GetFingerprint()] || !want(n) {
+				continue
+			}
+			trusted[n.GetFingerprint()] = true
+			donor := c.node(n.GetDonors()[0])
+			if out, code := kmsd(c.t, donor.env, "hsm", "trust", "--config", donor.path("kmsd.yaml"), "--so-pin-file", donor.path("so-pin"), n.GetFingerprint()); code != 0 {
+				c.t.Fatalf("trust on %s: %s", donor.name, out)
+			}
+		}
+		return done(r)
+	}, c.nodes...)
+}
+
+func anyNode(*pb.DomainNode) bool { return true }
+
+func isActive(number uint32) func(*pb.DescribeDomainResponse) bool {
+	return func(r *pb.DescribeDomainResponse) bool {
+		return slices.ContainsFunc(r.GetGenerations(), func(g *pb.DomainGeneration) bool {
+			return g.GetNumber() == number && g.GetState() == pb.GenerationState_GENERATION_STATE_ACTIVE
+		})
+	}
+}
+
+func (c *testCluster) rotateDomain(ctx context.Context, p *process) uint32 {
+	c.t.Helper()
+	r, err := c.dial(operatorID, p).Cluster().RotateDomain(ctx, &pb.RotateDomainRequest{NoRecovery: true, RequestId: uuid.NewString()})
+	must(c.t, err)
+	return r.GetGeneration()
+}
+
+func testDomainRefused(ctx context.Context, c *testCluster) {
+	op := c.dial(operatorID).Cluster()
+	_, err := op.RotateDomain(ctx, &pb.RotateDomainRequest{})
+	refused(codes.InvalidArgument, client.ErrInvalid, "no recovery copy").check(c.t, "without a recovery copy", err)
+	c.createKey(ctx)
+	_, err = op.RetireGeneration(ctx, &pb.RetireGenerationRequest{Generation: 1})
+	refused(codes.FailedPrecondition, client.ErrGenerationRefused, "generation 1 is active").check(c.t, "retiring the active one", err)
+
+	// A proposal is given up again; its number is not used twice.
+	first, err := op.RotateDomain(ctx, &pb.RotateDomainRequest{NoRecovery: true, RequestId: "given up"})
+	must(c.t, err)
+	again, err := c.dial(operatorID, c.nodes[2]).Cluster().RotateDomain(ctx, &pb.RotateDomainRequest{NoRecovery: true, RequestId: "given up"})
+	if err != nil || again.GetGeneration() != first.GetGeneration() || first.GetGeneration() != 2 {
+		c.t.Fatalf("generation %v, and again %v, %v", first, again, err)
+	}
+	_, err = op.RotateDomain(ctx, &pb.RotateDomainRequest{NoRecovery: true})
+	refused(codes.FailedPrecondition, client.ErrGenerationRefused, "generation 2 is proposed already").check(c.t, "another one", err)
+	must(c.t, second(op.RetireGeneration(ctx, &pb.RetireGenerationRequest{Generation: 2})))
+	c.eventually("nobody holds a generation that was given up", func() bool {
+		r, err := c.describeDomain(c.nodes[0])
+		return err == nil && !slices.ContainsFunc(r.GetNodes(), func(n *pb.DomainNode) bool {
+			return len(n.GetHolds()) != 1 || n.GetWaitsForGeneration() != 0
+		})
+	}, c.nodes...)
+}
+
+// testDomainUnderLoad rotates while clients use the cluster, and kills the leader when
+// one of two nodes has installed the generation. No call fails.
+func testDomainUnderLoad(ctx context.Context, c *testCluster) {
+	before := c.seal(ctx, 3)
+	l := c.startLoad(c.nodes...)
+	maker := c.nodes[1]
+	l.during("a generation is proposed")
+	number := c.rotateDomain(ctx, maker)
+	installed := func(n int) func(*pb.DescribeDomainResponse) bool {
+		return func(r *pb.DescribeDomainResponse) bool {
+			return slices.ContainsFunc(r.GetGenerations(), func(g *pb.DomainGeneration) bool {
+				return g.GetNumber() == number && len(g.GetInstalled()) == n
+			})
+		}
+	}
+	first := ""
+	c.trustWaiting("a second node has the generation", maker, func(n *pb.DomainNode) bool {
+		if first == "" {
+			first = n.GetName()
+		}
+		return n.GetName() == first
+	}, installed(2))
+	if g := c.generation(maker, number); g.GetState() != pb.GenerationState_GENERATION_STATE_PROPOSED || !strings.Contains(g.GetWaitsFor(), "have not installed") {
+		c.t.Fatalf("with one node missing: %v", g)
+	}
+	if n := c.generation(maker, number).GetKeyVersions(); n != 0 {
+		c.t.Errorf("a proposed generation wraps %d key versions", n)
+	}
+	leader := c.leader(c.nodes[0])
+	l.during("the leader is killed")
+	leader.kill()
+	ask := c.nodes[0]
+	if ask == leader {
+		ask = c.nodes[1]
+	}
+	l.goesOn()
+	leader.start()
+	l.during("the rest install it")
+	c.trustWaiting("the generation is active", ask, anyNode, isActive(number))
+	l.during("the generation is active")
+	l.end(ctx, ask)
+	if n := c.generation(ask, number).GetKeyVersions(); n == 0 {
+		c.t.Error("no key was made under the new generation while there was load")
+	}
+	after := c.seal(ctx, 2)
+	for _, p := range c.nodes {
+		c.intact(ctx, p, append(before, after...))
+	}
+	_, err := c.dial(operatorID).Cluster().RetireGeneration(ctx, &pb.RetireGenerationRequest{Generation: 1})
+	refused(codes.FailedPrecondition, client.ErrGenerationRefused, "generation 1 wraps").check(c.t, "retiring what is in use", err)
+}
+
+// testDomainAway proposes a generation while a node is down: it is not activated, the
+// status says why, and the node catches up.
+func testDomainAway(ctx context.Context, c *testCluster) {
+	c.waitVoters(3)
+	leader, followers := c.split()
+	away := followers[0]
+	away.kill()
+	number := c.rotateDomain(ctx, leader)
+	var last *pb.DescribeDomainResponse
+	c.trustWaiting("all but one have the generation", leader, anyNode, func(r *pb.DescribeDomainResponse) bool {
+		last = r
+		i := slices.IndexFunc(r.GetGenerations(), func(g *pb.DomainGeneration) bool { return g.GetNumber() == number })
+		return i >= 0 && len(r.GetGenerations()[i].GetInstalled()) == 2
+	})
+	g := c.generation(leader, number)
+	if g.GetState() != pb.GenerationState_GENERATION_STATE_PROPOSED || !strings.HasSuffix(g.GetWaitsFor(), ": "+away.name) {
+		c.t.Errorf("while %s is away: %v", away.name, g)
+	}
+	if !slices.ContainsFunc(last.GetNodes(), func(n *pb.DomainNode) bool { return n.GetName() == away.name && n.GetProblem() != "" }) {
+		c.t.Errorf("the status does not say that %s does not answer: %v", away.name, last.GetNodes())
+	}
+	under := c.generation(leader, number-1).GetKeyVersions()
+	c.createKey(ctx, leader)
+	if n := c.generation(leader, number-1).GetKeyVersions(); n != under+1 {
+		c.t.Errorf("the active generation wraps %d key versions, after %d and one more", n, under)
+	}
+	away.start()
+	c.trustWaiting("the generation is active", leader, anyNode, isActive(number))
+	c.waitVoters(3)
+	for _, p := range c.nodes {
+		c.eventually(p.name+" makes keys under it", func() bool {
+			_, err := c.dial(adminID, p).Keys().CreateKey(ctx, &pb.CreateKeyRequest{})
+			return err == nil
+		}, p)
+	}
+}
+
+// testDomainRemoved removes a node and rotates: its partition opens what was wrapped
+// before, and nothing since.
+func testDomainRemoved(ctx context.Context, c *testCluster) {
+	op := c.dial(operatorID)
+	gone, left := c.nodes[2], c.nodes[:2]
+	s, err := c.status(c.nodes[0])
+	must(c.t, err)
+	if len(s.GetExposedTo()) != 0 {
+		c.t.Errorf("a generation is advised because of %v", s.GetExposedTo())
+	}
+	before := c.createKey(ctx)
+	must(c.t, second(op.Cluster().Remove(ctx, &pb.RemoveRequest{Node: gone.name})))
+	gone.waitExit()
+	c.nodes = left
+	if s, err = c.status(left[0]); err != nil || !slices.Equal(s.GetExposedTo(), []string{gone.name}) {
+		c.t.Errorf("after the removal a generation is advised because of %v, %v", s.GetExposedTo(), err)
+	}
+	number := c.rotateDomain(ctx, left[0])
+	c.trustWaiting("the generation is active", left[0], anyNode, isActive(number))
+	if s, err = c.status(left[0]); err != nil || len(s.GetExposedTo()) != 0 {
+		c.t.Errorf("after the rotation a generation is advised because of %v, %v", s.GetExposedTo(), err)
+	}
+	after := c.createKey(ctx, left[1])
+	must(c.t, second(op.Cluster().Status(ctx, &pb.StatusRequest{})))
+	opened := c.opensBackup(ctx, gone)
+	if got := opened[before]; got != "opened" {
+		c.t.Errorf("the removed partition and a key of before: %q", got)
+	}
+	if got := opened[after]; !strings.Contains(got, hsm.ErrNotFound.Error()) {
+		c.t.Errorf("the removed partition and a key of after the rotation: %q", got)
+	}
+	if got := c.opensBackup(ctx, left[1])[after]; got != "opened" {
+		c.t.Errorf("a member's partition and a key of after the rotation: %q", got)
+	}
+}
+
+// testDomainNewcomer has a node join: it gets every generation in use with one step of a
+// Security Officer, and serves what each has wrapped.
+func testDomainNewcomer(ctx context.Context, c *testCluster) {
+	old := c.seal(ctx, 1)
+	number := c.rotateDomain(ctx, c.nodes[0])
+	c.trustWaiting("the generation is active", c.nodes[0], anyNode, isActive(number))
+	all := append(old, c.seal(ctx, 1)...)
+	p := c.addNode("kms-4")
+	c.join(p)
+	c.intact(ctx, p, all)
+	if n := strings.Count(p.output(), "--so-pin-file <file>"); n != 1 {
+		c.t.Errorf("the newcomer asked %d times for a Security Officer:\n%s", n, p.output())
+	}
+	r, err := c.describeDomain(p)
+	must(c.t, err)
+	for _, n := range r.GetNodes() {
+		if fmt.Sprint(n.GetHolds()) != fmt.Sprint(r.GetNodes()[0].GetHolds()) {
+			c.t.Errorf("%s holds %v", n.GetName(), n.GetHolds())
+		}
+	}
+}
+
+// openerEnv makes TestTokenOpener a process that opens tokens; its value is a token's
+// label, the cluster's id and a backup's file.
+const openerEnv = "KMSD_TEST_OPENER"
+
+// opensBackup has a node's own HSM token, in a process of its own, open the newest version
+// of every key of a backup; by key: "opened", or why not.
+func (c *testCluster) opensBackup(ctx context.Context, p *process) map[string]string {
+	c.t.Helper()
+	file := filepath.Join(c.t.TempDir(), "all.qkb")
+	c.buildKmsctl().must(c.nodes[:1], "backup", "create", file)
+	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run", "^TestTokenOpener$")
+	reader, writer, err := os.Pipe()
+	must(c.t, err)
+	cmd.Env = append(append(os.Environ(), fmt.Sprintf("%s=%s %s %s", openerEnv, p.name, c.clusterID(), file)), p.env...)
+	cmd.ExtraFiles = []*os.File{writer}
+	must(c.t, cmd.Start())
+	must(c.t, writer.Close())
+	out := map[string]string{}
+	must(c.t, json.NewDecoder(reader).Decode(&out))
+	must(c.t, cmd.Wait())
+	return out
+}
+
+// TestTokenOpener is the process of opensBackup.
+func TestTokenOpener(t *testing.T) {
+	var label, cluster, file string
+	if n, _ := fmt.Sscan(os.Getenv(openerEnv), &label, &cluster, &file); n != 3 {
+		t.Skip("a part of TestDomain")
+	}
+	ctx := context.Background()
+	id := hsm.ID(uuid.MustParse(cluster))
+	p, err := p11.Open(ctx, p11.Config{Token: label, PIN: []byte(testPIN)})
+	must(t, err)
+	key, err := p.LogKey(ctx, id)
+	must(t, err)
+	b, err := os.ReadFile(file)
+	must(t, err)
+	snapshot, err := backup.NewReader(bytes.NewReader(b))
+	must(t, err)
+	s, err := fsm.ReadSnapshot(snapshot, key)
+	must(t, err)
+	out := map[string]string{}
+	for _, k := range s.Keys(fsm.DefaultTenant, fsm.ID{}, fsm.MaxKeys) {
+		v := k.Current()
+		opened, err := p.Open(ctx, v.Token, hsm.TokenHeader{
+			Class: hsm.ClassAES, Generation: v.Generation, Cluster: id, Key: hsm.ID(k.ID), Version: v.Version,
+		})
+		if out[k.ID.String()] = "opened"; err != nil {
+			out[k.ID.String()] = err.Error()
+			continue
+		}
+		opened.Close()
+	}
+	must(t, errors.Join(json.NewEncoder(os.NewFile(3, "answers")).Encode(out), p.Close()))
+}
