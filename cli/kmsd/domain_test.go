@@ -19,9 +19,13 @@ import (
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/hsm/p11"
+	"github.com/quorumkms/quorumkms/hsm/soft"
+	"github.com/quorumkms/quorumkms/node/cluster"
+	"github.com/quorumkms/quorumkms/rpc"
 	"github.com/quorumkms/quorumkms/rpc/client"
 	"github.com/quorumkms/quorumkms/rpc/client/backup"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+	"github.com/quorumkms/quorumkms/transport"
 )
 
 // TestDomain takes a cluster through generations of its domain key.
@@ -33,6 +37,7 @@ func TestDomain(t *testing.T) {
 		f    func(context.Context, *testCluster)
 	}{
 		{"Refused", testDomainRefused},
+		{"Forged", testDomainForged},
 		{"UnderLoad", testDomainUnderLoad},
 		{"Away", testDomainAway},
 		{"Removed", testDomainRemoved},
@@ -128,6 +133,66 @@ func testDomainRefused(ctx context.Context, c *testCluster) {
 			return len(n.GetHolds()) != 1 || n.GetWaitsForGeneration() != 0
 		})
 	}, c.nodes...)
+}
+
+// testDomainForged asks a donor for the domain key in ways that are false in one place each.
+func testDomainForged(ctx context.Context, c *testCluster) {
+	c.issue("/node/stranger", "stranger")
+	donor := c.nodes[0]
+	id := func(name string) string { return c.member(donor, name).GetRaftId() }
+	other, err := soft.Open(soft.Config{}) // an HSM, but not that of a member
+	must(c.t, err)
+	defer func() { must(c.t, other.Close()) }()
+	transfer, err := other.NewTransfer(ctx)
+	must(c.t, err)
+	thisCluster := uuid.MustParse(c.clusterID())
+	honest := cluster.JoinPull{Cluster: thisCluster, Node: id("kms-2"), Generation: 1, Transfer: transfer, Holds: true}
+	for _, row := range []struct {
+		what, as string
+		edit     func(p *cluster.JoinPull)
+		is       error
+		text     string
+	}{
+		{"a node that is no member", "stranger", func(*cluster.JoinPull) {}, cluster.ErrJoin, "stranger is not the active member"},
+		{"another member's name", "kms-3", func(*cluster.JoinPull) {}, cluster.ErrJoin, "kms-3 is not the active member"},
+		{"another cluster", "kms-2", func(p *cluster.JoinPull) { p.Cluster[0] ^= 1 }, cluster.ErrJoin, "is asked for, this is"},
+		{"another HSM", "kms-2", func(p *cluster.JoinPull) { p.Holds = false }, cluster.ErrJoin, "signature"},
+		{"a generation that there is not", "kms-2", func(p *cluster.JoinPull) { p.Generation = 77 }, hsm.ErrNotFound, "generation 77"},
+		{"a generation that was given up", "kms-2", func(p *cluster.JoinPull) { p.Generation = 2 }, hsm.ErrNotFound, "generation 2"},
+		{"a false proof", "kms-2", func(*cluster.JoinPull) {}, cluster.ErrJoin, "did not prove possession"},
+	} {
+		p := honest
+		row.edit(&p)
+		err := c.pullAs(ctx, row.as, donor, p)
+		if !errors.Is(err, row.is) || !strings.Contains(err.Error(), row.text) {
+			c.t.Errorf("%s: %v; want %v and a text with %q", row.what, err, row.is, row.text)
+		}
+	}
+}
+
+// pullAs asks for a generation with a node's certificate, and proves nothing.
+func (c *testCluster) pullAs(ctx context.Context, name string, donor *process, p cluster.JoinPull) error {
+	c.t.Helper()
+	creds, err := transport.Load(transport.Files{
+		Cert: filepath.Join(c.certs(), name+".crt"), Key: filepath.Join(c.certs(), name+".key"), CA: filepath.Join(c.certs(), transport.DevCACert),
+	}, testDomain)
+	must(c.t, err)
+	peers := rpc.NewPeers(creds, func(string) (string, bool) { return "", false })
+	defer func() { must(c.t, peers.Close()) }()
+	stream, err := peers.Join(ctx, donor.peer, creds.CAKeysHash())
+	must(c.t, err)
+	defer func() { _ = stream.Close() }()
+	must(c.t, stream.Send(p))
+	m, err := stream.Receive()
+	if err != nil {
+		return err
+	}
+	if t, ok := m.(cluster.JoinTransfer); !ok || len(t.Message) != 0 {
+		c.t.Errorf("%s was given %+v", name, m)
+	}
+	must(c.t, stream.Send(cluster.JoinPossession{Proof: make([]byte, 32)}))
+	_, err = stream.Receive()
+	return err
 }
 
 // testDomainUnderLoad rotates while clients use the cluster, and kills the leader when
