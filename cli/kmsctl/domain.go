@@ -16,7 +16,7 @@ import (
 )
 
 // domainPoll is between two looks at the generations while one becomes active.
-const domainPoll = time.Second
+const domainPoll = 2 * time.Second
 
 func (a *app) domainCommand() *cobra.Command {
 	return group("domain", "Look at the domain key's generations, and make new ones",
