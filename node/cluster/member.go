@@ -254,7 +254,7 @@ func (m *Member) start(ctx context.Context, id identity, prepare prepare) (*engi
 	e.lessee = surviving(e.id, newLessee(duration, c.Clock, c.Now, binary.BigEndian.Uint64(random[:])))
 	e.grantor = newGrantor(duration, c.Clock)
 	e.domain.held.Store(&held)
-	e.openings = &openings{call: e.askToOpen, queues: map[string]*openQueue{}}
+	e.openings = &openings{call: e.askToOpen, refuses: e.openRefused, queues: map[string]*openQueue{}}
 	if err := e.startRaft(prepare); err != nil {
 		return nil, err
 	}

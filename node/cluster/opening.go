@@ -132,6 +132,9 @@ func (e *engine) voters() []raft.Server {
 // asked goes into the next request to it: at most one is under way a member.
 type openings struct {
 	call func(ctx context.Context, address string, all []Opening) (problems []string, err error)
+	// refuses is told when a member's partition begins to refuse what others may open, and
+	// when it opens again: the problem is empty then.
+	refuses func(node, problem string)
 
 	mu      sync.Mutex
 	queues  map[string]*openQueue // by raft id
@@ -143,6 +146,7 @@ type openings struct {
 type openQueue struct {
 	waiting []asked
 	busy    bool // someone is at work on it
+	refuses bool // the last token; of who is at work
 }
 
 type asked struct {
@@ -204,9 +208,17 @@ func (o *openings) work(q *openQueue) {
 			if err != nil {
 				a.answer(err.Error(), true)
 			} else {
+				q.note(o.refuses, string(a.voter.ID), problems[i])
 				a.answer(problems[i], false)
 			}
 		}
+	}
+}
+
+func (q *openQueue) note(refuses func(node, problem string), node, problem string) {
+	if now := problem != ""; now != q.refuses {
+		q.refuses = now
+		refuses(node, problem)
 	}
 }
 
@@ -235,6 +247,15 @@ func (e *engine) askToOpen(_ context.Context, address string, all []Opening) ([]
 	ctx, cancel := context.WithTimeout(e.ctx, openTimeout)
 	defer cancel()
 	return e.config.Peers.Open(ctx, address, OpenRequest{Node: e.id, Cluster: e.cluster, Openings: all})
+}
+
+// openRefused warns: keys are made without that member, and it could not use them.
+func (e *engine) openRefused(node, problem string) {
+	if problem == "" {
+		e.log.Info("a member's HSM opens new keys again", "member", node)
+		return
+	}
+	e.log.Warn("a member's HSM does not open a new key", "member", node, "problem", problem)
 }
 
 // HandleOpen opens tokens that another member's partition has made. The answers are in

@@ -20,7 +20,7 @@ func threeVoters() []raft.Server {
 
 // others is openings whose members answer as a test says.
 func others(t *testing.T, call func(address string, all []Opening) ([]string, error)) *openings {
-	o := &openings{queues: map[string]*openQueue{}, call: func(_ context.Context, address string, all []Opening) ([]string, error) {
+	o := &openings{queues: map[string]*openQueue{}, refuses: func(string, string) {}, call: func(_ context.Context, address string, all []Opening) ([]string, error) {
 		return call(address, all)
 	}}
 	t.Cleanup(o.stop)
@@ -39,7 +39,7 @@ func TestMajorityOpens(t *testing.T) {
 		"down":    func() ([]string, error) { return nil, errors.New("connection refused") },
 		"strange": func() ([]string, error) { return nil, nil },
 	} {
-		o := &openings{queues: map[string]*openQueue{}, call: func(_ context.Context, address string, all []Opening) ([]string, error) {
+		o := &openings{queues: map[string]*openQueue{}, refuses: func(string, string) {}, call: func(_ context.Context, address string, all []Opening) ([]string, error) {
 			if address == "b:1" {
 				return make([]string, len(all)), nil
 			}
@@ -150,5 +150,24 @@ func TestOpeningsEnd(t *testing.T) {
 	cancel()
 	if err := o.majority(ctx, threeVoters(), "a", anOpening()); !errors.Is(err, ErrUnopened) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestRefusalsAreToldOnce: an operator hears when a member's partition begins to refuse,
+// and when it has stopped.
+func TestRefusalsAreToldOnce(t *testing.T) {
+	answers := []string{"broken", "broken", "", "", "broken"}
+	var told []string
+	o := others(t, func(string, []Opening) ([]string, error) {
+		problem := answers[0]
+		answers = answers[1:]
+		return []string{problem}, nil
+	})
+	o.refuses = func(node, problem string) { told = append(told, node+":"+problem) }
+	for len(answers) > 0 {
+		_ = o.majority(t.Context(), threeVoters()[:2], "a", anOpening())
+	}
+	if want := []string{"b:broken", "b:", "b:broken"}; !slices.Equal(told, want) {
+		t.Errorf("told %q, want %q", told, want)
 	}
 }
