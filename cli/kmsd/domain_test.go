@@ -301,21 +301,31 @@ func testDomainRemoved(ctx context.Context, c *testCluster) {
 	if s, err = c.status(left[0]); err != nil || !slices.Equal(s.GetExposedTo(), []string{gone.name}) {
 		c.t.Errorf("after the removal a generation is advised because of %v, %v", s.GetExposedTo(), err)
 	}
+	ctl := c.buildKmsctl()
+	for _, of := range []string{"cluster", "domain"} {
+		if out := ctl.must(left[:1], of, "status"); !strings.Contains(out, "ADVICE") || !strings.Contains(out, gone.name) {
+			c.t.Errorf("after the removal %s status says: %s", of, out)
+		}
+	}
 	number := c.rotateDomain(ctx, left[0])
 	c.trustWaiting("the generation is active", left[0], anyNode, isActive(number))
 	if s, err = c.status(left[0]); err != nil || len(s.GetExposedTo()) != 0 {
 		c.t.Errorf("after the rotation a generation is advised because of %v, %v", s.GetExposedTo(), err)
 	}
-	after := c.createKey(ctx, left[1])
-	must(c.t, second(op.Cluster().Status(ctx, &pb.StatusRequest{})))
-	opened := c.opensBackup(ctx, gone)
+	if out := ctl.must(left[:1], "domain", "status"); strings.Contains(out, "ADVICE") {
+		c.t.Errorf("after the rotation: %s", out)
+	}
+	after := c.createKey(ctx, left[0])
+	file := filepath.Join(c.t.TempDir(), "all.qkb")
+	ctl.must(left[:1], "backup", "create", file)
+	opened := c.opensBackup(ctx, gone, file)
 	if got := opened[before]; got != "opened" {
 		c.t.Errorf("the removed partition and a key of before: %q", got)
 	}
 	if got := opened[after]; !strings.Contains(got, hsm.ErrNotFound.Error()) {
 		c.t.Errorf("the removed partition and a key of after the rotation: %q", got)
 	}
-	if got := c.opensBackup(ctx, left[1])[after]; got != "opened" {
+	if got := c.opensBackup(ctx, left[1], file)[after]; got != "opened" {
 		c.t.Errorf("a member's partition and a key of after the rotation: %q", got)
 	}
 }
@@ -348,10 +358,8 @@ const openerEnv = "KMSD_TEST_OPENER"
 
 // opensBackup has a node's own HSM token, in a process of its own, open the newest version
 // of every key of a backup; by key: "opened", or why not.
-func (c *testCluster) opensBackup(ctx context.Context, p *process) map[string]string {
+func (c *testCluster) opensBackup(ctx context.Context, p *process, file string) map[string]string {
 	c.t.Helper()
-	file := filepath.Join(c.t.TempDir(), "all.qkb")
-	c.buildKmsctl().must(c.nodes[:1], "backup", "create", file)
 	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run", "^TestTokenOpener$")
 	reader, writer, err := os.Pipe()
 	must(c.t, err)
