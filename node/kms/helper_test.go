@@ -171,6 +171,8 @@ type testHSM struct {
 	// unopened, unless nil, is why other partitions do not open what this one makes.
 	unopened error
 	opened   int
+	// meanwhile, unless nil, happens once while others open a token.
+	meanwhile func()
 }
 
 func (h *testHSM) Opened(ctx context.Context, key fsm.ID, version uint32, token []byte) error {
@@ -180,6 +182,10 @@ func (h *testHSM) Opened(ctx context.Context, key fsm.ID, version uint32, token 
 		return h.unopened
 	}
 	h.opened++
+	if f := h.meanwhile; f != nil {
+		h.meanwhile = nil
+		f()
+	}
 	t, err := hsm.ParseToken(token)
 	if err != nil {
 		return err

@@ -136,11 +136,20 @@ func (s *Service) propose(ctx context.Context, c change, e *audit.Event) (fsm.Re
 			return fsm.Result{}, nil, ErrDryRun
 		}
 		result, err := s.log.Propose(ctx, p)
-		st = s.log.State()
-		if !errors.Is(err, fsm.ErrConflict) || c.expect != 0 || try == conflictTries {
-			return result, st, err
+		after := s.log.State()
+		if !errors.Is(err, fsm.ErrConflict) || c.expect != 0 && !overtaken(st, after) || try == conflictTries {
+			return result, after, err
 		}
 	}
+}
+
+// overtaken tells whether another generation of the domain key has become active between
+// two states: a token that was made on the first is taken no more, whatever revision the
+// caller has named.
+func overtaken(before, after *fsm.State) bool {
+	a, _ := before.ActiveGeneration() //nolint:errcheck // there is one since the first entry
+	b, _ := after.ActiveGeneration()  //nolint:errcheck // as above
+	return a.Number != b.Number
 }
 
 // present is a state that a decision may be made on: the lease first, then the state, as
