@@ -147,8 +147,8 @@ func (s *Service) propose(ctx context.Context, c change, e *audit.Event) (fsm.Re
 // two states: a token that was made on the first is taken no more, whatever revision the
 // caller has named.
 func overtaken(before, after *fsm.State) bool {
-	a, _ := before.ActiveGeneration() //nolint:errcheck // there is one since the first entry
-	b, _ := after.ActiveGeneration()  //nolint:errcheck // as above
+	a, _ := before.ActiveGeneration() // there is one since the first entry
+	b, _ := after.ActiveGeneration()
 	return a.Number != b.Number
 }
 
