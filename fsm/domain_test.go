@@ -177,6 +177,27 @@ func TestExposedGeneration(t *testing.T) {
 	want("made after both")
 }
 
+// TestGenerationsAfterRecovery: a proposal whose holders are all out is given up, and who
+// is out is a reason for another.
+func TestGenerationsAfterRecovery(t *testing.T) {
+	w := initialized(t)
+	w.join("n2", true, MemberActive)
+	w.do(edited(proposeGeneration(2), func(c *ProposeGeneration) { c.Node = nodeID("n2") }))
+	w.do(recoverCluster(1))
+	w.do(&RetireNode{nodeID("n2")})
+	w.refuse(&ActivateGeneration{2}, ErrGeneration, "generation 2: n1")
+	w.refuse(proposeGeneration(3), ErrGeneration, "generation 2 is proposed already")
+	w.do(&RetireGeneration{2})
+	if got := w.s.Exposed(); !slices.Equal(got, []string{"n2"}) {
+		t.Errorf("exposed to %v, want n2", got)
+	}
+	w.do(proposeGeneration(3))
+	w.do(&ActivateGeneration{3})
+	if got := w.s.Exposed(); len(got) != 0 {
+		t.Errorf("exposed to %v after the rotation", got)
+	}
+}
+
 // TestGenerationFaultsAreFound: every invariant of generations, broken behind the
 // commands' back.
 func TestGenerationFaultsAreFound(t *testing.T) {
