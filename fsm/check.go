@@ -10,7 +10,7 @@ import (
 // Check verifies the invariants of the state: the first one broken is named. It
 // reads everything and is meant for tests, restores and repair.
 func (s *State) Check() error {
-	for _, check := range []func() error{s.checkKeys, s.checkAliases, s.checkMembers, s.checkRequests, s.checkGrants, s.checkPolicies, s.checkDue} {
+	for _, check := range []func() error{s.checkKeys, s.checkGenerations, s.checkAliases, s.checkMembers, s.checkRequests, s.checkGrants, s.checkPolicies, s.checkDue} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -102,6 +102,55 @@ func (k *Key) check() error {
 		return fmt.Errorf("state %s with deletion date %d", k.State, k.Deletion)
 	}
 	return validDescription(k.Description)
+}
+
+// checkGenerations: one wraps new keys, at most one waits to, and every token can be opened.
+func (s *State) checkGenerations() error {
+	states := map[uint32]GenerationState{}
+	count := map[GenerationState]int{}
+	last := Generation{}
+	for _, g := range s.cluster.Generations {
+		if err := g.check(); err != nil {
+			return fmt.Errorf("generation %d: %w", g.Number, err)
+		}
+		if g.Number <= last.Number || last.State == GenerationProposed {
+			return fmt.Errorf("generation %d follows %d, which is %s", g.Number, last.Number, last.State)
+		}
+		for _, node := range g.Installed {
+			if _, ok := s.Member(node); !ok {
+				return fmt.Errorf("generation %d is installed on %s, which was never a member", g.Number, node)
+			}
+		}
+		last, states[g.Number] = g, g.State
+		count[g.State]++
+	}
+	if n := count[GenerationActive]; s.Initialized() && n != 1 {
+		return fmt.Errorf("%d domain key generations are active", n)
+	}
+	for _, item := range s.keys.all() {
+		for _, v := range item.key.Versions {
+			if state := states[v.Generation]; v.Token != nil && state != GenerationActive && state != GenerationDecryptOnly {
+				return fmt.Errorf("key %s: version %d is wrapped under generation %d, which is %q", item.id, v.Version, v.Generation, state)
+			}
+		}
+	}
+	return nil
+}
+
+func (g Generation) check() error {
+	switch g.State {
+	case GenerationProposed, GenerationActive, GenerationDecryptOnly:
+		if !slices.IsSorted(g.Installed) || len(slices.Compact(slices.Clone(g.Installed))) != len(g.Installed) {
+			return fmt.Errorf("installed on %q", g.Installed)
+		}
+		return validChecks(g.Checks)
+	case GenerationRetired:
+		if len(g.Checks)+len(g.Installed)+len(g.Recipients) != 0 {
+			return fmt.Errorf("retired, with %d check values, %d nodes and %d recipients", len(g.Checks), len(g.Installed), len(g.Recipients))
+		}
+		return nil
+	}
+	return fmt.Errorf("unknown state %q", g.State)
 }
 
 func (s *State) checkAliases() error {

@@ -2,7 +2,6 @@ package fsm
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/google/uuid"
 )
@@ -16,7 +15,6 @@ const (
 // Limits of a cluster.
 const (
 	MaxTrustDomain = 255 // bytes, as in SPIFFE
-	MaxChecks      = 16  // check values of one generation: one a kind of domain key
 )
 
 // Cluster is what holds for the whole cluster.
@@ -31,26 +29,6 @@ type Cluster struct {
 	LeaseMillis   int64        `json:"lease_ms"`             // how long a lease lasts: the same for all nodes
 	Generations   []Generation `json:"generations"`
 	Revision      uint64       `json:"revision"`
-}
-
-// GenerationState is how far a domain key generation is in its life.
-type GenerationState string
-
-// GenerationActive wraps new keys.
-const GenerationActive GenerationState = "ACTIVE"
-
-// Generation is a generation of the domain key: what is public about it.
-type Generation struct {
-	Number  uint32          `json:"number"`
-	State   GenerationState `json:"state"`
-	Created int64           `json:"created"` // unix seconds
-	Checks  []DomainCheck   `json:"checks"`
-}
-
-// DomainCheck is the check value of one key of a generation.
-type DomainCheck struct {
-	Kind  uint8  `json:"kind"`
-	Value []byte `json:"value"`
 }
 
 // InitCluster is the first entry of every log.
@@ -84,15 +62,11 @@ func (c *InitCluster) validate() error {
 		return invalid("lease of %d ms: must be %d to %d", c.LeaseMillis, MinLeaseMillis, MaxLeaseMillis)
 	case c.Release < 0 || c.Release == FirstRelease || c.Release > NewestRelease:
 		return invalid("release %d: must be %d to %d, or 0", c.Release, FirstRelease+1, NewestRelease)
-	case c.Generation == 0 || len(c.Checks) == 0:
+	case c.Generation == 0:
 		return invalid("domain key generation is missing")
-	case len(c.Checks) > MaxChecks:
-		return invalid("%d check values given, at most %d", len(c.Checks), MaxChecks)
 	}
-	for _, k := range c.Checks {
-		if len(k.Value) != 16 {
-			return invalid("check value of domain key kind %d has %d bytes, must be 16", k.Kind, len(k.Value))
-		}
+	if err := validChecks(c.Checks); err != nil {
+		return err
 	}
 	return validMember(c.Node, c.Name, c.PeerAddress, c.ClientAddress, c.Identity)
 }
@@ -140,26 +114,4 @@ func (c *Repeat) validate() error { return nil }
 
 func (c *Repeat) apply(*tx) (Result, error) {
 	return Result{}, fmt.Errorf("%w: the request is not remembered", ErrNotFound)
-}
-
-// ActiveGeneration is the generation that wraps new keys.
-func (s *State) ActiveGeneration() (Generation, error) {
-	i := slices.IndexFunc(s.cluster.Generations, func(g Generation) bool { return g.State == GenerationActive })
-	if i < 0 {
-		return Generation{}, ErrNotInitialized
-	}
-	return s.cluster.Generations[i], nil
-}
-
-// generationActive refuses a token that was wrapped under a generation which is no
-// longer the active one: the proposer makes another.
-func (s *State) generationActive(number uint32) error {
-	g, err := s.ActiveGeneration()
-	if err != nil {
-		return err
-	}
-	if g.Number != number {
-		return fmt.Errorf("%w: domain key generation %d is active, not %d", ErrConflict, g.Number, number)
-	}
-	return nil
 }

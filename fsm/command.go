@@ -93,6 +93,13 @@ var commands = []spec{
 	{"CreateTenant", 2, Loosens, func() Command { return new(CreateTenant) }},
 	{"SetTenantQuota", 2, Loosens, func() Command { return new(SetTenantQuota) }},
 
+	// A generation takes nothing from callers: what an earlier one wraps goes on opening,
+	// and one that is retired wraps nothing.
+	{"ProposeGeneration", 2, Loosens, func() Command { return new(ProposeGeneration) }},
+	{"InstallGeneration", 2, Loosens, func() Command { return new(InstallGeneration) }},
+	{"ActivateGeneration", 2, Loosens, func() Command { return new(ActivateGeneration) }},
+	{"RetireGeneration", 2, Loosens, func() Command { return new(RetireGeneration) }},
+
 	{"FreezeTenant", 2, Restricts, func() Command { return new(FreezeTenant) }},
 	{"ThawTenant", 2, Loosens, func() Command { return new(ThawTenant) }},
 	{"DisablePrincipal", 2, Restricts, func() Command { return new(DisablePrincipal) }},

@@ -27,6 +27,7 @@ var (
 	ErrServiceManaged     = errors.New("key is managed by a service")
 	ErrFrozen             = errors.New("tenant is frozen")
 	ErrPrincipalDisabled  = errors.New("principal is disabled")
+	ErrGeneration         = errors.New("domain key generation refused")
 )
 
 // ErrHalted means: the machine met an entry that it must not apply (a broken MAC, an
@@ -93,6 +94,7 @@ var coded = Codes{
 	{"SERVICE_MANAGED", ErrServiceManaged},
 	{"FROZEN", ErrFrozen},
 	{"PRINCIPAL_DISABLED", ErrPrincipalDisabled},
+	{"GENERATION", ErrGeneration},
 }
 
 // Code names the sentinel of this package that err wraps; "" if there is none.

@@ -49,6 +49,7 @@ func firstInit() *InitCluster { return edited(initCluster(), func(c *InitCluster
 func goldenUpgrade(t failer) *world {
 	w := goldenUpgraded(t)
 	goldenRecoveries(w)
+	goldenGenerations(w)
 	return w
 }
 
@@ -497,9 +498,10 @@ func wantTwins(t *testing.T, a, b *State) {
 	t.Helper()
 	x, y := &world{t: t, s: a, clock: a.Now()}, &world{t: t, s: b, clock: b.Now()}
 	for _, w := range []*world{x, y} {
-		w.do(createKey(1 << 40))
+		active, _ := w.s.ActiveGeneration()
+		w.do(edited(createKey(1<<40), func(c *CreateKey) { c.Generation = active.Number }))
 		w.do(&CreateAlias{alias("alias/twin", 1<<40)})
-		w.do(rotateKey(1<<40, w.s.NextVersion(w.key(1<<40))))
+		w.do(edited(rotateKey(1<<40, w.s.NextVersion(w.key(1<<40))), func(c *RotateKey) { c.Generation = active.Number }))
 		w.ask("twin", "", &DisableKey{ref(1 << 40)})
 		if w.s.Cluster().Release == FirstRelease {
 			continue

@@ -128,7 +128,7 @@ func (d drawer) command() Command {
 	case "CreateKey":
 		return edited(createKey(d.key()), func(c *CreateKey) {
 			c.Tenant, c.Description, c.Tags = d.tenant(), d.text(), d.tags()
-			c.Generation = uint32(d.oneOf(1, 1, 1, 1, 1, 2))
+			c.Generation = d.generation()
 		})
 	case "CreateTicket", "AdmitNode", "ActivateNode", "UpdateMember", "RemoveNode", "RetireNode", "SetVoter":
 		return d.membership(name)
@@ -150,7 +150,7 @@ func (d drawer) command() Command {
 		return d.versionCommand(name)
 	case "CreateServiceKey":
 		return &CreateServiceKey{
-			ID: keyID(3 + d.key()), Tenant: d.tenant(), Service: d.or(d.word("obs", "ebs"), "", "a.b"), Generation: uint32(d.oneOf(1, 1, 1, 2)), Token: []byte("t"),
+			ID: keyID(3 + d.key()), Tenant: d.tenant(), Service: d.or(d.word("obs", "ebs"), "", "a.b"), Generation: d.generation(), Token: []byte("t"),
 		}
 	case "CreateKeyOfSpec":
 		spec := KeySpec(d.word(string(SpecHMAC256), string(SpecRSA2048), string(SpecP384), "x"))
@@ -159,8 +159,37 @@ func (d drawer) command() Command {
 		return c
 	case "RecordUse":
 		return d.uses()
+	case "ProposeGeneration", "InstallGeneration", "ActivateGeneration", "RetireGeneration":
+		return d.generationCommand(name)
 	}
 	return d.keyCommand(name)
+}
+
+// generation is the active one, as a rule.
+func (d drawer) generation() uint32 {
+	if g, err := d.w.s.ActiveGeneration(); err == nil && !d.oneIn(6) {
+		return g.Number
+	}
+	return uint32(d.oneOf(1, 2))
+}
+
+// generationCommand goes on with the generation that is proposed, as a rule.
+func (d drawer) generationCommand(name string) Command {
+	all := d.w.s.Cluster().Generations
+	number := uint32(d.upTo(4))
+	if len(all) > 0 && !d.oneIn(4) {
+		number = all[len(all)-1].Number
+	}
+	node := d.or(firstNode, nodeID("n2"), nodeID("n9"))
+	switch name {
+	case "ProposeGeneration":
+		return edited(proposeGeneration(number+1), func(c *ProposeGeneration) { c.Node, c.NoRecovery = node, !d.oneIn(4) })
+	case "InstallGeneration":
+		return &InstallGeneration{number, d.word(firstNode, nodeID("n2"), node)}
+	case "ActivateGeneration":
+		return &ActivateGeneration{number}
+	}
+	return &RetireGeneration{uint32(d.upTo(int(number)))}
 }
 
 func (d drawer) principal() string { return d.or(d.word(user, other, storage), "uma", "") }
@@ -314,7 +343,7 @@ func (d drawer) keyCommand(name string) Command {
 	case "CancelKeyDeletion":
 		return &CancelKeyDeletion{r}
 	case "RotateKey":
-		c := &RotateKey{KeyRef: r, Version: uint32(2 + d.upTo(2)), Generation: 1, Cause: CauseOnDemand, Token: []byte("token")}
+		c := &RotateKey{KeyRef: r, Version: uint32(2 + d.upTo(2)), Generation: d.generation(), Cause: CauseOnDemand, Token: []byte("token")}
 		if k, ok := d.w.s.Key(r.ID); ok && !d.oneIn(4) {
 			c.Version = d.w.s.NextVersion(k)
 		}
@@ -341,7 +370,7 @@ func (d drawer) newKeyCommand(name string, r KeyRef) Command {
 		return &DisableKeyRotation{r}
 	case "RotateKeyOnSchedule":
 		r.ID = d.coming(r.ID)
-		c := &RotateKeyOnSchedule{KeyRef: r, Due: d.dueOf(r.ID), Version: 2, Generation: 1, Token: []byte("token")}
+		c := &RotateKeyOnSchedule{KeyRef: r, Due: d.dueOf(r.ID), Version: 2, Generation: d.generation(), Token: []byte("token")}
 		c.At = d.at(c.Due)
 		if k, ok := d.w.s.Key(r.ID); ok {
 			c.Version = d.w.s.NextVersion(k)

@@ -62,7 +62,7 @@ func TestSnapshotRoundTrip(t *testing.T) {
 	many := initialized(t)
 	many.edit(func(t *tx) {
 		for n := uint64(1); n <= 1000; n++ {
-			t.putKey(&Key{ID: keyID(n), Tenant: DefaultTenant, Usage: UsageEncryptDecrypt, Spec: SpecSymmetric, State: KeyEnabled, Versions: []KeyVersion{{Version: 1, Token: []byte{1}}}})
+			t.putKey(&Key{ID: keyID(n), Tenant: DefaultTenant, Usage: UsageEncryptDecrypt, Spec: SpecSymmetric, State: KeyEnabled, Versions: []KeyVersion{{Version: 1, Generation: 1, Token: []byte{1}}}})
 		}
 	})
 	for name, s := range map[string]*State{
@@ -253,7 +253,7 @@ func TestSnapshotWriteErrors(t *testing.T) {
 	w := initialized(t)
 	w.edit(func(t *tx) {
 		for n := uint64(1); n <= 600; n++ {
-			t.putKey(&Key{ID: keyID(n), Tenant: DefaultTenant, Usage: UsageEncryptDecrypt, Spec: SpecSymmetric, State: KeyEnabled, Versions: []KeyVersion{{Version: 1, Token: make([]byte, 200)}}})
+			t.putKey(&Key{ID: keyID(n), Tenant: DefaultTenant, Usage: UsageEncryptDecrypt, Spec: SpecSymmetric, State: KeyEnabled, Versions: []KeyVersion{{Version: 1, Generation: 1, Token: make([]byte, 200)}}})
 		}
 	})
 	size := len(snapshotOf(t, w.s))

@@ -66,6 +66,10 @@ type Partition interface {
 	// class, the domain MAC key and, if there is none yet for the cluster, the log
 	// key. ErrExists if the generation is there already.
 	CreateDomain(ctx context.Context, cluster ID, number uint32) (Generation, error)
+	// DestroyDomain destroys a generation: tokens under it are never opened again here.
+	// The log key, which belongs to all generations, stays. ErrNotFound if the partition
+	// does not hold it; ErrRefused if it holds no other of the cluster.
+	DestroyDomain(ctx context.Context, cluster ID, number uint32) error
 	// Generations lists the domain key generations this partition holds for the
 	// cluster, by number.
 	Generations(ctx context.Context, cluster ID) ([]Generation, error)
@@ -85,7 +89,7 @@ type Partition interface {
 	// the recipient's transfer key (Fingerprint of its SPKI).
 	Export(ctx context.Context, r ExportRequest) ([]byte, error)
 	// Import takes a DKX1 message in, checks it against what the recipient
-	// expects, and destroys the transfer key. The partition is unchanged if it
+	// expects, and destroys the transfer key, unless more is to follow. The partition is unchanged if it
 	// fails. A message that fails its checks (ErrRefused) leaves the transfer key
 	// in place, so that junk cannot end a ceremony; with no transfer key every
 	// message is ErrRefused.
@@ -251,6 +255,7 @@ type ImportExpectation struct {
 	Recipient     string
 	DonorIdentity []byte     // SPKI of the donor's NIK, from the cluster's state
 	Generation    Generation // number and check values, from the cluster's state
+	More          bool       // further generations follow for the same transfer key: it is kept
 }
 
 // Possession fixes every byte of a proof of possession.

@@ -26,8 +26,14 @@ var (
 
 func TestKinds(t *testing.T) {
 	for _, k := range []hsm.Kind{
-		{Class: hsm.ClassAES}, {Class: hsm.ClassHMAC, Bits: 256}, {Class: hsm.ClassHMAC, Bits: 384}, {Class: hsm.ClassHMAC, Bits: 512},
-		rsa2k, {Class: hsm.ClassRSA, Bits: 3072}, {Class: hsm.ClassRSA, Bits: 4096, Decrypts: true}, p256, p384,
+		{Class: hsm.ClassAES},
+		{Class: hsm.ClassHMAC, Bits: 256},
+		{Class: hsm.ClassHMAC, Bits: 384},
+		{Class: hsm.ClassHMAC, Bits: 512},
+		rsa2k,
+		{Class: hsm.ClassRSA, Bits: 3072},
+		{Class: hsm.ClassRSA, Bits: 4096, Decrypts: true},
+		p256, p384,
 	} {
 		if err := k.Valid(); err != nil {
 			t.Errorf("%+v: %v", k, err)
@@ -39,9 +45,16 @@ func TestKinds(t *testing.T) {
 		}
 	}
 	for _, k := range []hsm.Kind{
-		{}, {Class: 9, Bits: 256}, {Class: hsm.ClassAES, Bits: 256}, {Class: hsm.ClassHMAC}, {Class: hsm.ClassHMAC, Bits: 128},
-		{Class: hsm.ClassHMAC, Bits: 256, Decrypts: true}, {Class: hsm.ClassRSA, Bits: 1024}, {Class: hsm.ClassEC, Bits: 521},
-		{Class: hsm.ClassEC, Bits: 256, Decrypts: true}, {Class: hsm.ClassImportRSA, Bits: 2048},
+		{},
+		{Class: 9, Bits: 256},
+		{Class: hsm.ClassAES, Bits: 256},
+		{Class: hsm.ClassHMAC},
+		{Class: hsm.ClassHMAC, Bits: 128},
+		{Class: hsm.ClassHMAC, Bits: 256, Decrypts: true},
+		{Class: hsm.ClassRSA, Bits: 1024},
+		{Class: hsm.ClassEC, Bits: 521},
+		{Class: hsm.ClassEC, Bits: 256, Decrypts: true},
+		{Class: hsm.ClassImportRSA, Bits: 2048},
 	} {
 		if err := k.Valid(); !errors.Is(err, hsm.ErrRefused) {
 			t.Errorf("%+v: %v", k, err)

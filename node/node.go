@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,7 @@ var (
 	_ cluster.Peers  = (*rpc.Peers)(nil)
 	_ kms.Log        = (*cluster.Member)(nil)
 	_ kms.KeyMaker   = hsm.Partition(nil)
+	_ kms.Opener     = (*cluster.Member)(nil)
 	_ kms.Deriver    = (*hsm.Keyring)(nil)
 	_ kms.Leadership = (*cluster.Member)(nil)
 	_ gate.Freshness = (*cluster.Member)(nil)
@@ -186,7 +188,7 @@ func (n *Node) openMember(ctx context.Context) error {
 		Name: c.Name, TrustDomain: c.TrustDomain, DataDir: c.DataDir,
 		PeerAddress: c.Peer.Advertise, ClientAddress: c.Client.Advertise, Pin: n.creds.CAKeysHash,
 		Domain: n.partition, Peers: n.peers, Transport: n.raftTransport, HandedOver: n.releases.HandedOver, Clock: cluster.SystemClock{}, Now: time.Now,
-		Raft: c.Raft.timing(), Lease: c.Lease.timing(), Log: n.log, Halt: n.options.Halt,
+		Raft: c.Raft.timing(), Lease: c.Lease.timing(), Log: n.log, Halt: n.options.Halt, Waiting: n.tellWaiting,
 	})
 	if err != nil {
 		return err
@@ -243,7 +245,7 @@ func (n *Node) peerName(address string) (string, bool) {
 
 func (n *Node) wire() {
 	service := kms.New(kms.Config{
-		Log: n.member, Fresh: n.member, Keys: n.partition, Deriver: n.keyring, Audit: n.audit, Out: n.releases,
+		Log: n.member, Fresh: n.member, Keys: n.partition, Opener: n.member, Deriver: n.keyring, Audit: n.audit, Out: n.releases,
 		Now: time.Now, Clock: cluster.SystemClock{}.Now, Quorum: n.config.Lease.Consistency == kms.ConsistencyQuorum,
 		Principal: rpc.PrincipalOf(n.config.TrustDomain), Leader: n.member, Limits: limit.New(n.config.Limits.quotas(), time.Now),
 		MinRotation: time.Duration(n.config.Rotation.MinPeriod), Self: n.creds.Identity().String(), Logger: n.log,
@@ -269,7 +271,11 @@ func (n *Node) announce(spki []byte) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	return os.WriteFile(TransferFile(n.config.DataDir, hsm.Fingerprint(spki)), spki, 0o600)
+	file := TransferFile(n.config.DataDir, hsm.Fingerprint(spki))
+	if there, err := os.ReadFile(file); err == nil && bytes.Equal(there, spki) {
+		return nil // it asks again and again
+	}
+	return os.WriteFile(file, spki, 0o600)
 }
 
 // TransferFile is where a transfer key waits for the Security Officer; fingerprint
@@ -429,19 +435,5 @@ func (n *Node) join(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-	}
-}
-
-func (n *Node) tellFingerprint(w cluster.JoinWaiting) {
-	n.log.Info("waiting for the security officer", "donor", w.DonorName, "fingerprint", w.Fingerprint)
-	_, err := fmt.Fprintf(n.options.Console, `
-This node asks node %s for the domain key. The Security Officer of %s must
-compare this fingerprint with the one below and trust it, on that host:
-
-  kmsd hsm trust --config <configuration of %s> --so-pin-file <file> %s
-
-`, w.DonorName, w.DonorName, w.DonorName, w.Fingerprint)
-	if err != nil {
-		n.log.Debug("console", "error", err)
 	}
 }

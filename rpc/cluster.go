@@ -74,6 +74,7 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 			out.DomainGeneration = g.Number
 		}
 	}
+	out.ExposedTo = st.State.Exposed()
 	out.Backup = backupStatus(s.archive.Status())
 	out.Members = each(st.Members, func(m cluster.MemberStatus) *pb.Member {
 		lag := uint64(0)

@@ -47,6 +47,7 @@ var table = []struct {
 	{kms.ErrDenied, codes.PermissionDenied, pb.Reason_REASON_DENIED},
 	{kms.ErrBehind, codes.Unavailable, pb.Reason_REASON_BEHIND},
 
+	{cluster.ErrUnopened, codes.Unavailable, pb.Reason_REASON_KEY_NOT_OPENED},
 	{cluster.ErrOutcomeUnknown, codes.Unavailable, pb.Reason_REASON_OUTCOME_UNKNOWN},
 	{cluster.ErrNoLease, codes.Unavailable, pb.Reason_REASON_NO_LEASE},
 	{cluster.ErrDiverged, codes.Unavailable, pb.Reason_REASON_NO_LEASE},
@@ -92,6 +93,7 @@ var table = []struct {
 	{fsm.ErrLimit, codes.ResourceExhausted, pb.Reason_REASON_LIMIT},
 	{fsm.ErrTicket, codes.FailedPrecondition, pb.Reason_REASON_TICKET_REFUSED},
 	{fsm.ErrMember, codes.FailedPrecondition, pb.Reason_REASON_MEMBERSHIP_REFUSED},
+	{fsm.ErrGeneration, codes.FailedPrecondition, pb.Reason_REASON_GENERATION_REFUSED},
 	{fsm.ErrNotInitialized, codes.FailedPrecondition, pb.Reason_REASON_NOT_INITIALIZED},
 	{fsm.ErrRelease, codes.FailedPrecondition, pb.Reason_REASON_RELEASE},
 	{fsm.ErrHalted, codes.Unavailable, pb.Reason_REASON_SHUTTING_DOWN},

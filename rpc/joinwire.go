@@ -31,6 +31,11 @@ func (w *joinerWire) Send(m cluster.JoinMessage) error {
 	switch x := m.(type) {
 	case cluster.JoinHello:
 		r.Step = &peerpb.JoinRequest_Hello{Hello: &peerpb.JoinHello{ClusterId: x.Cluster[:], Release: uint32(x.Release)}} //nolint:gosec // a small number
+	case cluster.JoinPull:
+		r.Step = &peerpb.JoinRequest_Pull{Pull: &peerpb.JoinPull{
+			ClusterId: x.Cluster[:], Node: x.Node, Generation: x.Generation, Holds: x.Holds,
+			TransferKey: x.Transfer.SPKI, TransferSignature: x.Transfer.Signature, OaepHash: uint32(x.Transfer.OAEPHash),
+		}}
 	case cluster.JoinProof:
 		r.Step = &peerpb.JoinRequest_Proof{Proof: &peerpb.JoinProof{
 			TicketId: x.TicketID, RaftId: x.RaftID, Name: x.Name, PeerAddress: x.PeerAddress, ClientAddress: x.ClientAddress,
@@ -69,7 +74,7 @@ func (w *joinerWire) Receive() (cluster.JoinMessage, error) {
 func transferFrom(t *peerpb.JoinTransfer) (cluster.JoinMessage, error) {
 	out := cluster.JoinTransfer{
 		Message: t.GetMessage(), DonorIdentity: t.GetDonorIdentity(), Nonce: t.GetNonce(),
-		Generation: hsm.Generation{Number: t.GetGeneration()},
+		Generation: hsm.Generation{Number: t.GetGeneration()}, More: t.GetMore(),
 	}
 	for _, c := range t.GetChecks() {
 		k := hsm.KeyCheck{Kind: hsm.KeyKind(c.GetKind())} //nolint:gosec // an unknown kind is refused with the check values
@@ -108,7 +113,7 @@ func (w *donorWire) Send(m cluster.JoinMessage) error {
 	case cluster.JoinWaiting:
 		r.Step = &peerpb.JoinResponse_Waiting{Waiting: &peerpb.JoinWaiting{Fingerprint: x.Fingerprint, DonorName: x.DonorName}}
 	case cluster.JoinTransfer:
-		t := &peerpb.JoinTransfer{Message: x.Message, DonorIdentity: x.DonorIdentity, Generation: x.Generation.Number, Nonce: x.Nonce}
+		t := &peerpb.JoinTransfer{Message: x.Message, DonorIdentity: x.DonorIdentity, Generation: x.Generation.Number, Nonce: x.Nonce, More: x.More}
 		for _, c := range x.Generation.Checks {
 			t.Checks = append(t.Checks, &peerpb.DomainCheck{Kind: uint32(c.Kind), Value: c.Value[:]})
 		}
@@ -135,23 +140,37 @@ func (w *donorWire) Receive() (cluster.JoinMessage, error) {
 		return h, nil
 	case *peerpb.JoinRequest_Proof:
 		return proofFrom(x.Proof)
+	case *peerpb.JoinRequest_Pull:
+		return pullFrom(x.Pull)
 	case *peerpb.JoinRequest_Possession:
 		return cluster.JoinPossession{Proof: x.Possession.GetProof()}, nil
 	}
 	return nil, fmt.Errorf("%w: a message this release does not know", cluster.ErrJoin)
 }
 
+func pullFrom(p *peerpb.JoinPull) (cluster.JoinMessage, error) {
+	transfer, err := announcedFrom(p.GetTransferKey(), p.GetTransferSignature(), p.GetOaepHash())
+	return cluster.JoinPull{
+		Cluster: idFrom(p.GetClusterId()), Node: p.GetNode(), Generation: p.GetGeneration(), Transfer: transfer, Holds: p.GetHolds(),
+	}, err
+}
+
+func announcedFrom(spki, signature []byte, hash uint32) (hsm.Transfer, error) {
+	if hash > math.MaxUint8 {
+		return hsm.Transfer{}, fmt.Errorf("%w: an oaep hash numbered %d", cluster.ErrJoin, hash)
+	}
+	return hsm.Transfer{SPKI: spki, OAEPHash: uint8(hash), Signature: signature}, nil
+}
+
 func proofFrom(p *peerpb.JoinProof) (cluster.JoinMessage, error) {
-	if p.GetOaepHash() > math.MaxUint8 {
-		return nil, fmt.Errorf("%w: an oaep hash numbered %d", cluster.ErrJoin, p.GetOaepHash())
+	transfer, err := announcedFrom(p.GetTransferKey(), p.GetTransferSignature(), p.GetOaepHash())
+	if err != nil {
+		return nil, err
 	}
 	return cluster.JoinProof{
 		TicketID: p.GetTicketId(), RaftID: p.GetRaftId(), Name: p.GetName(),
 		PeerAddress: p.GetPeerAddress(), ClientAddress: p.GetClientAddress(), Identity: p.GetIdentity(),
-		Transfer: hsm.Transfer{
-			SPKI: p.GetTransferKey(), OAEPHash: uint8(p.GetOaepHash()), Signature: p.GetTransferSignature(), //nolint:gosec // checked above
-		},
-		HoldsGeneration: p.GetHoldsGeneration(), TicketSignature: p.GetTicketSignature(), IdentitySignature: p.GetIdentitySignature(),
+		Transfer: transfer, HoldsGeneration: p.GetHoldsGeneration(), TicketSignature: p.GetTicketSignature(), IdentitySignature: p.GetIdentitySignature(),
 	}, nil
 }
 

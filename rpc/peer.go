@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/google/uuid"
 	"google.golang.org/grpc/codes"
@@ -12,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
 	peerpb "github.com/quorumkms/quorumkms/rpc/peerv1"
@@ -166,15 +168,53 @@ func idFrom(b []byte) fsm.ID {
 	return id
 }
 
+// kindFrom is what a peer says of a key. What no key can be is of no class.
+func kindFrom(k *peerpb.NewKey) hsm.Kind {
+	if k.GetClass() > math.MaxUint8 || k.GetBits() > math.MaxUint16 {
+		return hsm.Kind{}
+	}
+	return hsm.Kind{Class: hsm.Class(k.GetClass()), Bits: uint16(k.GetBits()), Decrypts: k.GetDecrypts()} //nolint:gosec // compared above
+}
+
+func (s *peerServer) Open(ctx context.Context, r *peerpb.OpenRequest) (*peerpb.OpenResponse, error) {
+	if err := s.asActiveMember(ctx, r.GetNode()); err != nil {
+		return nil, err
+	}
+	problems, err := s.member.HandleOpen(ctx, cluster.OpenRequest{
+		Node: r.GetNode(), Cluster: idFrom(r.GetClusterId()),
+		Openings: each(r.GetKeys(), func(k *peerpb.NewKey) cluster.Opening {
+			return cluster.Opening{
+				Key: idFrom(k.GetKeyId()), Version: k.GetVersion(), Kind: kindFrom(k),
+				Made: hsm.NewKey{Token: k.GetToken(), SPKI: k.GetPublicKey()},
+			}
+		}),
+	})
+	return &peerpb.OpenResponse{Problems: problems, Failure: failure(err)}, nil
+}
+
+func (s *peerServer) Domain(ctx context.Context, r *peerpb.DomainRequest) (*peerpb.DomainResponse, error) {
+	if err := s.asActiveMember(ctx, r.GetNode()); err != nil {
+		return nil, err
+	}
+	h, err := s.member.HandleDomain()
+	out := &peerpb.DomainResponse{Holds: h.Holds, Problem: h.Problem, Failure: failure(err)}
+	if w := h.Waiting; w != nil {
+		out.Waiting = &peerpb.DomainWait{Generation: w.Generation, Fingerprint: w.Fingerprint, Donors: w.Donors}
+	}
+	return out, nil
+}
+
 func (s *peerServer) Join(stream peerpb.PeerService_JoinServer) error {
 	caller, err := callerOf(stream.Context())
 	if err != nil {
 		return toStatus(err, nil)
 	}
 	wire := &donorWire{stream: stream, own: s.own}
-	err = s.member.HandleJoin(stream.Context(), wire, caller.Name, s.announce)
-	if recorded := s.kms.Event("JoinNode", caller.Principal, caller.Name, err); recorded != nil {
-		err = recorded
+	act, err := s.member.HandleJoin(stream.Context(), wire, caller.Name, s.announce)
+	if act != "" {
+		if recorded := s.kms.Event(act, caller.Principal, caller.Name, err); recorded != nil {
+			err = recorded
+		}
 	}
 	if err == nil {
 		return nil

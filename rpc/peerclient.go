@@ -191,6 +191,43 @@ func (p *Peers) Survey(ctx context.Context, address string, r cluster.SurveyRequ
 	}, err
 }
 
+// Open implements cluster.Peers.
+func (p *Peers) Open(ctx context.Context, address string, r cluster.OpenRequest) ([]string, error) {
+	c, err := p.to(address)
+	if err != nil {
+		return nil, err
+	}
+	x, err := c.Open(ctx, &peerpb.OpenRequest{
+		Node: r.Node, ClusterId: r.Cluster[:], Keys: each(r.Openings, func(o cluster.Opening) *peerpb.NewKey {
+			return &peerpb.NewKey{
+				KeyId: o.Key[:], Version: o.Version, Token: o.Made.Token, PublicKey: o.Made.SPKI,
+				Class: uint32(o.Kind.Class), Bits: uint32(o.Kind.Bits), Decrypts: o.Kind.Decrypts,
+			}
+		}),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return x.GetProblems(), failed(x.GetFailure())
+}
+
+// Domain implements cluster.Peers.
+func (p *Peers) Domain(ctx context.Context, address, node string) (cluster.DomainHolding, error) {
+	c, err := p.to(address)
+	if err != nil {
+		return cluster.DomainHolding{}, err
+	}
+	r, err := c.Domain(ctx, &peerpb.DomainRequest{Node: node})
+	if err != nil {
+		return cluster.DomainHolding{}, err
+	}
+	out := cluster.DomainHolding{Holds: r.GetHolds(), Problem: r.GetProblem()}
+	if w := r.GetWaiting(); w != nil {
+		out.Waiting = &cluster.DomainWait{Generation: w.GetGeneration(), Fingerprint: w.GetFingerprint(), Donors: w.GetDonors()}
+	}
+	return out, failed(r.GetFailure())
+}
+
 // Join implements cluster.Peers: a connection of its own, to a cluster whose CA's
 // keys hash to pin.
 func (p *Peers) Join(ctx context.Context, address string, pin []byte) (cluster.JoinStream, error) {

@@ -142,7 +142,10 @@ anew, with an empty data directory. The command asks to type the node's name;
 			if err != nil {
 				return err
 			}
-			return a.printLine(r, "%s (%s) is no member any more.", args[0], r.GetRaftId())
+			return a.print(r, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "%s is no member any more.\n%s.\n", clean(fmt.Sprintf("%s (%s)", args[0], r.GetRaftId())), exposedText([]string{args[0]}))
+				return err
+			})
 		}),
 	}))
 }

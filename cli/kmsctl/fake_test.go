@@ -62,6 +62,7 @@ type fake struct {
 	policies map[string][]*quorumkmsv1.Policy // by key, or "" for the tenant's; the oldest first
 	tenants  []*quorumkmsv1.Tenant
 	disabled []*quorumkmsv1.DisabledPrincipal
+	domain   fakeDomain
 }
 
 type fakeKey struct {

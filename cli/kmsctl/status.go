@@ -122,6 +122,9 @@ func writeStatus(w io.Writer, s *quorumkmsv1.StatusResponse, answers map[string]
 			fields = append(fields, [2]string{"  weakness", probeText(p)})
 		}
 	}
+	if names := s.GetExposedTo(); len(names) > 0 {
+		fields = append(fields, [2]string{"ADVICE", exposedText(names)})
+	}
 	for _, split := range s.GetSplits() {
 		fields = append(fields, [2]string{"ALARM", split})
 	}

@@ -88,7 +88,7 @@ func catalogue(o object) []named {
 // needsOther are the calls that end what another one begins, and how they are refused
 // before.
 var needsOther = map[string]*refusal{
-	"CancelKeyDeletion": notPending, "CancelKeyVersionDestruction": notPendingVersion, "ReleaseResource": notFound, "EnablePrincipal": notFound,
+	"CancelKeyDeletion": notPending, "CancelKeyVersionDestruction": notPendingVersion, "ReleaseResource": notFound, "EnablePrincipal": notFound, "RetireGeneration": notFound,
 }
 
 func usingCalls(o object) []named {
@@ -197,6 +197,9 @@ func wholeCalls(o object) []named {
 			&pb.RemoveRequest{Node: "kms-3"},
 			&pb.SetVoterRequest{Node: "kms-3", Voter: true},
 			&pb.TransferLeadershipRequest{},
+			&pb.DescribeDomainRequest{},
+			&pb.RotateDomainRequest{NoRecovery: true},
+			&pb.RetireGenerationRequest{Generation: 2},
 		),
 	)
 }

@@ -55,11 +55,11 @@ the command line. A token of that label is never overwritten.`,
 
 func trustCommand() *cobra.Command {
 	return officerCommand(&cobra.Command{
-		Use: "trust FINGERPRINT", Short: "Trust a joining node's transfer key, as Security Officer",
-		Long: `A node that joins asks this node for the domain key. This node's token wraps it
-only for a transfer key that its Security Officer has trusted. Compare the
-fingerprint with the one on the joining node's own console, on a channel other
-than this cluster; then give it here. PIN from a file with mode 0600 or from
+		Use: "trust FINGERPRINT", Short: "Trust another node's transfer key, as Security Officer",
+		Long: `A node that joins, or lacks a generation of the domain key, asks this node for it.
+This node's token wraps it only for a transfer key that its Security Officer has
+trusted. Compare the fingerprint with the one on the other node's own console, on a
+channel other than this cluster; then give it here. PIN from a file with mode 0600 or from
 KMSD_HSM_SO_PIN.`,
 		Example: "  kmsd hsm trust --config /etc/quorumkms/kmsd.yaml --so-pin-file so-pin SHA256:9f2c…",
 	}, "trusted", func(ctx context.Context, cfg node.Config, soPIN func() ([]byte, error), fingerprint string) error {

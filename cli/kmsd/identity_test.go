@@ -294,6 +294,8 @@ func (c *testCluster) impostors(ctx context.Context, p *process) {
 			"Propose": second(peer.Propose(ctx, &peerpb.ProposeRequest{Command: "DisableKey", Proposer: id})),
 			"Lease":   second(peer.Lease(ctx, &peerpb.LeaseRequest{Node: id})),
 			"Ack":     second(peer.Ack(ctx, &peerpb.AckRequest{Node: id, AppliedIndex: 1 << 40})),
+			"Open":    second(peer.Open(ctx, &peerpb.OpenRequest{Node: id})),
+			"Domain":  second(peer.Domain(ctx, &peerpb.DomainRequest{Node: id})),
 		} {
 			refused(codes.PermissionDenied, client.ErrDenied, "is not the member "+id).check(c.t, what+" by "+name, fromStatus(err))
 		}

@@ -47,6 +47,7 @@ func Run(t *testing.T, open func(t *testing.T) Env) {
 		{"wrong expectations", testWrongExpectations},
 		{"foreign tokens", testForeignTokens},
 		{"transfer", testTransfer},
+		{"generations", testGenerations},
 		{"transfer refused", testTransferRefused},
 		{"transfer hashes", testTransferHashes},
 		{"concurrency", testConcurrency},

@@ -283,6 +283,31 @@ func (p *Partition) CreateDomain(ctx context.Context, cluster hsm.ID, number uin
 	return g, err
 }
 
+// DestroyDomain implements hsm.Partition.
+func (p *Partition) DestroyDomain(ctx context.Context, cluster hsm.ID, number uint32) error {
+	id := domainID{cluster, number}
+	return p.ceremonial(ctx, func(s *session) error {
+		h, err := s.holdings(cluster)
+		switch {
+		case err != nil:
+			return err
+		case !h.complete(number):
+			return fmt.Errorf("generation %d: %w", number, hsm.ErrNotFound)
+		case len(h.numbers()) == 1:
+			return fmt.Errorf("%w: generation %d is the only one", hsm.ErrRefused, number)
+		}
+		s.link.mu.Lock()
+		delete(s.link.domains, id)
+		s.link.mu.Unlock()
+		keys := h.generations[number]
+		if err := s.destroy(keys[hsm.KindMAC]); err != nil {
+			return err
+		}
+		delete(keys, hsm.KindMAC)
+		return s.destroyAll(slices.Collect(maps.Values(keys)))
+	})
+}
+
 func (s *session) generateDomainKey(kind hsm.KeyKind, t template) (pkcs11.ObjectHandle, error) {
 	m := uint(pkcs11.CKM_AES_KEY_GEN)
 	if kind == hsm.KindMAC || kind == hsm.KindLog {

@@ -210,6 +210,9 @@ func (p *Partition) Import(ctx context.Context, message []byte, want hsm.ImportE
 		if g, err = s.install(p.traits, id, h, unseal); err != nil {
 			return err
 		}
+		if want.More {
+			return nil
+		}
 		if left := s.destroy(key); left != nil { // the next NewTransfer tries again
 			p.cfg.Logger.Warn("hsm transfer key not destroyed", "error", left)
 		}

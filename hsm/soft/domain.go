@@ -109,6 +109,27 @@ func (p *Partition) CreateDomain(ctx context.Context, cluster hsm.ID, number uin
 	return p.install(cluster, number, keys)
 }
 
+// DestroyDomain implements hsm.Partition.
+func (p *Partition) DestroyDomain(ctx context.Context, cluster hsm.ID, number uint32) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.usable(ctx); err != nil {
+		return err
+	}
+	old, err := p.held(cluster, number)
+	if err != nil {
+		return err
+	}
+	if len(old.Generations) == 1 {
+		return fmt.Errorf("%w: generation %d is the only one", hsm.ErrRefused, number)
+	}
+	d := &domain{LogRoot: old.LogRoot, Generations: maps.Clone(old.Generations)}
+	delete(d.Generations, number)
+	next := &contents{Identity: p.contents.Identity, Domains: maps.Clone(p.contents.Domains)}
+	next.Domains[hex.EncodeToString(cluster[:])] = d
+	return p.store(next)
+}
+
 // Generations implements hsm.Partition.
 func (p *Partition) Generations(ctx context.Context, cluster hsm.ID) ([]hsm.Generation, error) {
 	p.mu.RLock()

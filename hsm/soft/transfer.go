@@ -106,7 +106,9 @@ func (p *Partition) Import(ctx context.Context, message []byte, want hsm.ImportE
 	if err != nil {
 		return hsm.Generation{}, err
 	}
-	p.transfer = nil
+	if !want.More {
+		p.transfer = nil
+	}
 	return g, nil
 }
 

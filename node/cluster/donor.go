@@ -14,19 +14,36 @@ import (
 	"github.com/quorumkms/quorumkms/hsm"
 )
 
-// HandleJoin is the donor's side. peer is the name in the joiner's certificate.
-// announce is told the transfer key that waits for the Security Officer.
-func (m *Member) HandleJoin(ctx context.Context, stream JoinStream, peer string, announce func(spki []byte) error) error {
+// The acts that HandleJoin tells of, for the record.
+const (
+	ActJoin    = "JoinNode"
+	ActInstall = "InstallGeneration"
+)
+
+// HandleJoin is the donor's side. peer is the name in the other's certificate. announce
+// is told the transfer key that waits for the Security Officer. The act is empty if there
+// is nothing to record.
+func (m *Member) HandleJoin(ctx context.Context, stream JoinStream, peer string, announce func(spki []byte) error) (act string, err error) {
 	e, err := m.engine()
 	if err != nil {
-		return err
+		return ActJoin, err
 	}
+	first, err := stream.Receive()
+	if err != nil {
+		return ActJoin, err
+	}
+	switch x := first.(type) {
+	case JoinHello:
+		return ActJoin, e.handleJoin(ctx, x, stream, peer, announce)
+	case JoinPull:
+		return e.handlePull(ctx, x, stream, peer, announce)
+	}
+	return ActJoin, fmt.Errorf("%w: unexpected message %T", ErrJoin, first)
+}
+
+func (e *engine) handleJoin(ctx context.Context, hello JoinHello, stream JoinStream, peer string, announce func(spki []byte) error) error {
 	s := e.machine.State()
 	cluster := s.Cluster()
-	hello, err := receive[JoinHello](stream)
-	if err != nil {
-		return err
-	}
 	if hello.Cluster != cluster.ID {
 		return fmt.Errorf("%w: the invitation is to cluster %s, this is %s", ErrJoin, hello.Cluster, cluster.ID)
 	}
@@ -141,30 +158,16 @@ func (e *engine) handOver(ctx context.Context, stream JoinStream, cluster fsm.Cl
 		return err
 	}
 	transfer := JoinTransfer{DonorIdentity: e.config.Domain.Identity(), Generation: hsmGeneration(g)}
+	for _, other := range cluster.Generations {
+		transfer.More = transfer.More || other.InUse() && other.Number != g.Number
+	}
 	if p.HoldsGeneration != g.Number {
 		if transfer.Message, err = e.export(ctx, stream, cluster, g.Number, p, announce); err != nil {
 			return err
 		}
 	}
-	if transfer.Nonce, err = freshNonce(); err != nil {
+	if err := e.demandPossession(ctx, stream, transfer, p.RaftID, channel); err != nil {
 		return err
-	}
-	if err := stream.Send(transfer); err != nil {
-		return err
-	}
-	possession, err := receive[JoinPossession](stream)
-	if err != nil {
-		return err
-	}
-	want, err := e.config.Domain.Possess(ctx, hsm.Possession{
-		Cluster: hsm.ID(cluster.ID), Generation: g.Number, Verifier: e.id, Prover: p.RaftID,
-		Exporter: channel.Exporter, Nonce: transfer.Nonce,
-	})
-	if err != nil {
-		return err
-	}
-	if !hmac.Equal(want, possession.Proof) {
-		return fmt.Errorf("%w: the node did not prove possession of the domain key", ErrJoin)
 	}
 	if _, err := e.member.Propose(ctx, fsm.Proposal{Command: &fsm.ActivateNode{ID: p.RaftID}, Principal: e.principal()}); err != nil {
 		return err
@@ -176,6 +179,33 @@ func (e *engine) handOver(ctx context.Context, stream JoinStream, cluster fsm.Cl
 		}
 	}
 	return stream.Send(JoinAccepted{PeerAddresses: addresses})
+}
+
+// demandPossession sends a transfer, with a nonce, and has the other side prove that its
+// HSM holds the generation.
+func (e *engine) demandPossession(ctx context.Context, stream JoinStream, transfer JoinTransfer, prover string, channel Channel) error {
+	var err error
+	if transfer.Nonce, err = freshNonce(); err != nil {
+		return err
+	}
+	if err := stream.Send(transfer); err != nil {
+		return err
+	}
+	possession, err := receive[JoinPossession](stream)
+	if err != nil {
+		return err
+	}
+	want, err := e.config.Domain.Possess(ctx, hsm.Possession{
+		Cluster: hsm.ID(e.cluster), Generation: transfer.Generation.Number, Verifier: e.id, Prover: prover,
+		Exporter: channel.Exporter, Nonce: transfer.Nonce,
+	})
+	if err != nil {
+		return err
+	}
+	if !hmac.Equal(want, possession.Proof) {
+		return fmt.Errorf("%w: the node did not prove possession of the domain key", ErrJoin)
+	}
+	return nil
 }
 
 // export waits for the Security Officer and wraps the domain key for the joiner.

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
 )
 
 // The sentinels of this package. Those of fsm pass through it.
@@ -17,6 +18,9 @@ var (
 	// ErrOutcomeUnknown means: the command may or may not be committed; repeat it with
 	// the same request id.
 	ErrOutcomeUnknown = errors.New("outcome unknown")
+	// ErrUnopened means: nothing was done; too few voters' HSM partitions have opened a
+	// new key.
+	ErrUnopened = errors.New("too few HSMs have opened the new key")
 	// ErrBusy means: too many commands wait.
 	ErrBusy = errors.New("too many proposals are waiting")
 	// ErrRemoved means: this node is no longer a member.
@@ -54,6 +58,7 @@ var coded = fsm.Codes{
 	{Code: "NO_LEASE", Err: ErrNoLease},
 	{Code: "DIVERGED", Err: ErrDiverged},
 	{Code: "JOIN", Err: ErrJoin},
+	{Code: "NO_GENERATION", Err: hsm.ErrNotFound},
 	{Code: "NO_LEADER", Err: ErrShutdown}, // another node takes over
 }
 

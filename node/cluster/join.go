@@ -73,6 +73,7 @@ type JoinTransfer struct {
 	DonorIdentity []byte // SPKI
 	Generation    hsm.Generation
 	Nonce         []byte // 32 bytes
+	More          bool   // the cluster uses further generations: the joiner keeps its transfer key, and pulls them
 }
 
 // JoinPossession proves that the joiner's HSM holds the domain key.
@@ -236,9 +237,12 @@ func (m *Member) joinThrough(ctx context.Context, j Joining, address string) (hi
 	if proof.HoldsGeneration != transfer.Generation.Number {
 		if _, err := m.config.Domain.Import(ctx, transfer.Message, hsm.ImportExpectation{
 			Cluster: hsm.ID(j.Token.Cluster), Epoch: challenge.History.Epoch, Donor: challenge.Donor, Recipient: m.ID(),
-			DonorIdentity: transfer.DonorIdentity, Generation: transfer.Generation,
+			DonorIdentity: transfer.DonorIdentity, Generation: transfer.Generation, More: transfer.More,
 		}); err != nil {
 			return history, fmt.Errorf("taking the domain key in: %w", err)
+		}
+		if !transfer.More {
+			m.transfer = hsm.Transfer{} // it is destroyed
 		}
 	}
 	possession, err := m.config.Domain.Possess(ctx, hsm.Possession{

@@ -766,5 +766,9 @@ func (m *Member) Serves(s *fsm.State) error {
 	if self, ok := s.Member(m.ID()); (!ok || !self.Serves()) && !rules.Membership.Off() {
 		return fmt.Errorf("%w: %s", ErrRemoved, m.ID())
 	}
-	return nil
+	e, err := m.engine()
+	if err != nil {
+		return err
+	}
+	return e.domain.complete(s)
 }

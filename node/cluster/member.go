@@ -24,12 +24,15 @@ type Domain interface {
 	Identity() []byte
 	SignIdentity(ctx context.Context, message []byte) ([]byte, error)
 	CreateDomain(ctx context.Context, cluster hsm.ID, number uint32) (hsm.Generation, error)
+	DestroyDomain(ctx context.Context, cluster hsm.ID, number uint32) error
 	Generations(ctx context.Context, cluster hsm.ID) ([]hsm.Generation, error)
 	LogKey(ctx context.Context, cluster hsm.ID) ([]byte, error)
 	NewTransfer(ctx context.Context) (hsm.Transfer, error)
 	Export(ctx context.Context, r hsm.ExportRequest) ([]byte, error)
 	Import(ctx context.Context, message []byte, want hsm.ImportExpectation) (hsm.Generation, error)
 	Possess(ctx context.Context, p hsm.Possession) ([]byte, error)
+	Open(ctx context.Context, token []byte, want hsm.TokenHeader) (hsm.BlockKey, error)
+	OpenSecret(ctx context.Context, ref hsm.Ref) (hsm.SecretKey, error)
 }
 
 // Peers reaches other nodes at their peer addresses.
@@ -41,8 +44,13 @@ type Peers interface {
 	// Progress asks the leader at address how far the members are.
 	Progress(ctx context.Context, address string) ([]Progress, error)
 	Survey(ctx context.Context, address string, r SurveyRequest) (Survey, error)
+	// Open has a member open tokens with its partition. The answers are in the order of
+	// the request: empty, or why a token was not opened.
+	Open(ctx context.Context, address string, r OpenRequest) (problems []string, err error)
 	// Join opens the conversation with a member at address whose CA's keys hash to pin.
 	Join(ctx context.Context, address string, pin []byte) (JoinStream, error)
+	// Domain asks a member which generations of the domain key it holds.
+	Domain(ctx context.Context, address, node string) (DomainHolding, error)
 }
 
 // RaftTiming is Raft's timing. Timeouts are drawn from [T, 2T].
@@ -71,6 +79,9 @@ type Config struct {
 	// Storage, optional, opens Raft's storage for the directory in DataDir that belongs
 	// to it. Default: files there, the snapshots sealed as the log always is.
 	Storage func(dir string) (Storage, error)
+	// Waiting, optional, is told, for a person, what this member waits for: not more than
+	// once a transfer key.
+	Waiting func(DomainWait)
 	// HandedOver returns when every result whose checks began before the call has been
 	// handed over or wiped (gate.Releases).
 	HandedOver func(context.Context) error
@@ -93,7 +104,7 @@ type Member struct {
 	mu       sync.Mutex
 	identity identity
 	running  *engine
-	transfer hsm.Transfer // of the one who has reserved joining
+	transfer hsm.Transfer // of the one who has reserved joining, and later of installLoop
 	busy     bool         // founding or joining
 	closed   bool
 	empty    *fsm.State
@@ -115,6 +126,8 @@ type engine struct {
 	transport  raft.Transport
 	lessee     *lessee
 	grantor    *grantor
+	openings   *openings
+	domain     domainKeys
 	refusal    atomic.Pointer[string] // why the leader grants no lease, if it says
 	clockWrong atomic.Bool            // most other nodes' wall clocks are far from this leader's
 	ticks      tickWatch
@@ -216,6 +229,10 @@ func (m *Member) start(ctx context.Context, id identity, prepare prepare) (*engi
 	if err != nil {
 		return nil, fmt.Errorf("the HSM of this node does not hold the domain key of cluster %s: %w", id.Cluster, err)
 	}
+	held, err := c.Domain.Generations(ctx, hsm.ID(id.Cluster))
+	if err != nil {
+		return nil, fmt.Errorf("the HSM of this node does not tell which domain keys it holds: %w", err)
+	}
 	var random [8]byte
 	if _, err := rand.Read(random[:]); err != nil {
 		return nil, err
@@ -237,6 +254,8 @@ func (m *Member) start(ctx context.Context, id identity, prepare prepare) (*engi
 	duration := func() time.Duration { return leaseDuration(e.machine.State()) }
 	e.lessee = surviving(e.id, newLessee(duration, c.Clock, c.Now, binary.BigEndian.Uint64(random[:])))
 	e.grantor = newGrantor(duration, c.Clock)
+	e.domain.held.Store(&held)
+	e.openings = &openings{call: e.askToOpen, refuses: e.openRefused, queues: map[string]*openQueue{}}
 	if err := e.startRaft(prepare); err != nil {
 		return nil, err
 	}
@@ -247,6 +266,7 @@ func (m *Member) start(ctx context.Context, id identity, prepare prepare) (*engi
 	e.wait.Go(e.confirmLoop)
 	e.wait.Go(e.ackLoop)
 	e.wait.Go(e.dutyLoop)
+	e.wait.Go(e.installLoop)
 	e.wait.Go(e.splitLoop)
 	return e, nil
 }
@@ -377,6 +397,7 @@ func (e *engine) principal() string {
 
 func (e *engine) stop() error {
 	e.cancel()
+	e.openings.stop()
 	e.wait.Wait()
 	e.lessee.forget()
 	stopped := e.raft.Shutdown()

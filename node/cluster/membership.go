@@ -65,6 +65,9 @@ func (e *engine) duty(s *fsm.State) error {
 		e.log.Error("the wall clock of this leader is not that of most other nodes: it hands the leadership over; set the clock right")
 		return e.transfer(e.ctx, "")
 	}
+	if g, ok := s.ProposedGeneration(); ok && s.Activable(g) == nil {
+		return e.activate(g)
+	}
 	servers := e.servers()
 	members := s.Members()
 	slices.SortStableFunc(members, func(a, b *fsm.Member) int { return rank(a) - rank(b) })

@@ -60,7 +60,7 @@ func (m *Member) RestoreKey(ctx context.Context, cluster fsm.ID) (fsm.LogKey, er
 }
 
 // HoldsDomain fails unless this node's HSM partition holds every domain key generation
-// of a state, by their check values.
+// that is in use in a state, by their check values.
 func (m *Member) HoldsDomain(ctx context.Context, s *fsm.State) error {
 	c := s.Cluster()
 	held, err := m.config.Domain.Generations(ctx, hsm.ID(c.ID))
@@ -68,10 +68,7 @@ func (m *Member) HoldsDomain(ctx context.Context, s *fsm.State) error {
 		return err
 	}
 	for _, g := range c.Generations {
-		same := func(h hsm.Generation) bool {
-			return h.Number == g.Number && slices.Equal(h.Checks, hsmGeneration(g).Checks)
-		}
-		if !slices.ContainsFunc(held, same) {
+		if g.InUse() && !slices.ContainsFunc(held, sameAs(g)) {
 			return fmt.Errorf("%w: the HSM partition of this node does not hold generation %d of the domain key as the backup knows it", ErrRecovery, g.Number)
 		}
 	}

@@ -185,6 +185,42 @@ type testHSM struct {
 	fail func() error
 	// random, unless nil, is called before random bytes are had.
 	random func()
+	// unopened, unless nil, is why other partitions do not open what this one makes.
+	unopened error
+	opened   int
+	// meanwhile, unless nil, happens once while others open a token.
+	meanwhile func()
+}
+
+func (h *testHSM) Opened(ctx context.Context, key fsm.ID, version uint32, kind hsm.Kind, made hsm.NewKey) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.unopened != nil {
+		return h.unopened
+	}
+	h.opened++
+	if f := h.meanwhile; f != nil {
+		h.meanwhile = nil
+		f()
+	}
+	t, err := hsm.ParseToken(made.Token)
+	if err != nil {
+		return err
+	}
+	want := t.Header
+	want.Class, want.Key, want.Version = kind.Class, hsm.ID(key), version
+	if kind.Class != hsm.ClassAES {
+		k, err := h.OpenSecret(ctx, hsm.Ref{Token: made.Token, Want: want, Kind: kind, SPKI: made.SPKI})
+		if err == nil {
+			k.Close()
+		}
+		return err
+	}
+	k, err := h.Open(ctx, made.Token, want)
+	if err == nil {
+		k.Close()
+	}
+	return err
 }
 
 func (h *testHSM) Random(ctx context.Context, b []byte) error {
@@ -308,7 +344,7 @@ func newEnvAt(t testing.TB, now func() time.Time) *env {
 	}
 	began := now()
 	e.Service = New(Config{
-		Log: e.log, Fresh: testFresh{e.log}, Keys: e.hsm, Deriver: keyring, Audit: e.audit, Out: gate.NewReleases(),
+		Log: e.log, Fresh: testFresh{e.log}, Keys: e.hsm, Opener: e.hsm, Deriver: keyring, Audit: e.audit, Out: gate.NewReleases(),
 		Now: now, Clock: func() time.Duration { return now().Sub(began) },
 		Principal: principalOf, Leader: e.leader, Limits: limit.New(limit.Config{}, now), MinRotation: time.Minute,
 		Self: who(node), Logger: slog.New(slog.DiscardHandler),

@@ -166,9 +166,9 @@ func (s *Service) propose(ctx context.Context, c change, e *audit.Event) (fsm.Re
 			return fsm.Result{}, nil, ErrDryRun
 		}
 		result, err := s.log.Propose(ctx, p)
-		st = s.log.State()
-		if !errors.Is(err, fsm.ErrConflict) || !c.again(ctx, try) {
-			return result, st, err
+		after := s.log.State()
+		if !errors.Is(err, fsm.ErrConflict) || !c.again(ctx, try) && !overtaken(st, after) {
+			return result, after, err
 		}
 	}
 }
@@ -178,6 +178,15 @@ func (s *Service) propose(ctx context.Context, c change, e *audit.Event) (fsm.Re
 // holds it up by changing its key.
 func (c change) again(ctx context.Context, try int) bool {
 	return c.expect == 0 && !c.pinned && ctx.Err() == nil && (c.restricts() || try < conflictTries)
+}
+
+// overtaken tells whether another generation of the domain key has become active between
+// two states: a token that was made on the first is taken no more, whatever revision the
+// caller has named.
+func overtaken(before, after *fsm.State) bool {
+	a, _ := before.ActiveGeneration() // there is one since the first entry
+	b, _ := after.ActiveGeneration()
+	return a.Number != b.Number
 }
 
 // present is a state that a decision may be made on: the lease first, then the state, as
@@ -289,7 +298,8 @@ func (p KeyParams) command(id fsm.ID, tenant string) fsm.Command {
 	return &fsm.CreateKeyOfSpec{ID: id, Tenant: tenant, Description: p.Description, Usage: p.Usage, Spec: p.Spec, Tags: p.Tags}
 }
 
-// CreateKey makes a key in the HSM and returns when it is committed.
+// CreateKey makes a key in the HSM and returns when a majority of HSMs have opened it and
+// it is committed.
 func (s *Service) CreateKey(ctx context.Context, c Call, p KeyParams) (Metadata, *fsm.State, error) {
 	if usages := p.Spec.Usages(); p.Usage == "" && len(usages) == 1 {
 		p.Usage = usages[0] // here, because the request id stands for it too
@@ -331,8 +341,9 @@ func (s *Service) resultKey(st *fsm.State, r fsm.Result) (*fsm.Key, error) {
 	return k, nil
 }
 
-// makeToken puts a wrapped key into a command that would otherwise be accepted: what the
-// state refuses anyway, and a dry run, cost the HSM nothing.
+// makeToken puts a wrapped key into a command that would otherwise be accepted, and returns
+// when a majority of HSMs have opened it: what the state refuses anyway, and a dry run, cost
+// no HSM anything.
 func (s *Service) makeToken(ctx context.Context, st *fsm.State, c Call, command fsm.Command, id fsm.ID, version uint32) error {
 	g, err := st.ActiveGeneration()
 	if err != nil {
@@ -347,8 +358,11 @@ func (s *Service) makeToken(ctx context.Context, st *fsm.State, c Call, command 
 		Cluster: hsm.ID(st.Cluster().ID), Generation: g.Number, Class: kind.Class, Bits: kind.Bits, Decrypts: kind.Decrypts,
 		Key: hsm.ID(id), Version: version, Created: s.now(),
 	})
+	if err != nil {
+		return err
+	}
 	putKey(command, g.Number, made)
-	return err
+	return s.opener.Opened(ctx, id, version, kind, made)
 }
 
 // putKey puts a new key into a command, and tells of which kind it must be.

@@ -40,6 +40,13 @@ type KeyMaker interface {
 	Random(ctx context.Context, b []byte) error
 }
 
+// Opener has others open what this node's HSM has made.
+type Opener interface {
+	// Opened returns when a majority of the cluster's HSM partitions have opened a new
+	// key version, this node's own included.
+	Opened(ctx context.Context, key fsm.ID, version uint32, kind hsm.Kind, made hsm.NewKey) error
+}
+
 // Deriver uses keys in the HSM: it derives the keys of one message under symmetric ones,
 // and applies the others.
 type Deriver interface {
@@ -52,6 +59,7 @@ type Config struct {
 	Log     Log
 	Fresh   gate.Freshness
 	Keys    KeyMaker
+	Opener  Opener
 	Deriver Deriver
 	Audit   gate.Recorder
 	Out     *gate.Releases
@@ -78,6 +86,7 @@ type Service struct {
 	log     Log
 	fresh   gate.Freshness
 	keys    KeyMaker
+	opener  Opener
 	deriver Deriver
 	audit   gate.Recorder
 	gate    *gate.Gate
@@ -110,7 +119,7 @@ type Leadership interface {
 // New makes the key service.
 func New(c Config) *Service {
 	return &Service{
-		log: c.Log, fresh: c.Fresh, keys: c.Keys, deriver: c.Deriver, audit: c.Audit,
+		log: c.Log, fresh: c.Fresh, keys: c.Keys, opener: c.Opener, deriver: c.Deriver, audit: c.Audit,
 		gate:   gate.New(c.Fresh, c.Audit, c.Out, c.Clock),
 		random: newEntropy(c.Keys),
 		pairs:  make(chan struct{}, maxPairs),

@@ -51,6 +51,9 @@ func (s *Service) serviceKey(ctx context.Context, st *fsm.State, c Call, pairs [
 	if errors.Is(err, fsm.ErrExists) { // another call was first, and this node knows its key now
 		return ref, s.log.State(), nil
 	}
+	if now := s.log.State(); errors.Is(err, fsm.ErrConflict) && overtaken(st, now) {
+		return s.serviceKey(ctx, now, c, pairs, e)
+	}
 	if err != nil {
 		return ref, st, s.refuse(record, err)
 	}

@@ -65,6 +65,9 @@ func (d *Duties) GenerateKey(ctx context.Context, _ hsm.KeySpec) (hsm.NewKey, er
 // Supports implements kms.KeyMaker. Nobody asks.
 func (d *Duties) Supports(hsm.Algorithm) bool { return false }
 
+// Opened implements kms.Opener: no partition is here that could open a token.
+func (d *Duties) Opened(context.Context, fsm.ID, uint32, hsm.Kind, hsm.NewKey) error { return nil }
+
 // Random implements kms.KeyMaker. Nobody asks.
 func (d *Duties) Random(context.Context, []byte) error { return errNoDomain }
 
@@ -101,7 +104,7 @@ func (x dutiful) Propose(ctx context.Context, p fsm.Proposal) (fsm.Result, error
 func (c *Cluster) serve(l *life) {
 	m, clock := l.opened.Load(), l.node.Clock
 	service := kms.New(kms.Config{
-		Log: dutiful{m, c.Duties}, Fresh: m, Keys: c.Duties, Audit: c.Duties, Out: l.releases,
+		Log: dutiful{m, c.Duties}, Fresh: m, Keys: c.Duties, Opener: c.Duties, Audit: c.Duties, Out: l.releases,
 		Deriver: nil, // nobody calls
 		Now:     clock.wall, Clock: clock.Now, Leader: m, Limits: limit.New(limit.Config{}, clock.wall),
 		Principal:   func(uri string) (kms.Caller, error) { return kms.Caller{Principal: uri}, nil },

@@ -250,8 +250,10 @@ func (d domain) CreateDomain(_ context.Context, _ hsm.ID, number uint32) (hsm.Ge
 func (d domain) SignIdentity(context.Context, []byte) ([]byte, error) { return nil, errNoDomain }
 
 func (d domain) Generations(context.Context, hsm.ID) ([]hsm.Generation, error) {
-	return nil, errNoDomain
+	return []hsm.Generation{{Number: 1, Checks: []hsm.KeyCheck{{Kind: hsm.KindLog}}}}, nil
 }
+
+func (d domain) DestroyDomain(context.Context, hsm.ID, uint32) error { return errNoDomain }
 
 func (d domain) NewTransfer(context.Context) (hsm.Transfer, error) {
 	return hsm.Transfer{}, errNoDomain
@@ -261,6 +263,14 @@ func (d domain) Export(context.Context, hsm.ExportRequest) ([]byte, error) { ret
 
 func (d domain) Import(context.Context, []byte, hsm.ImportExpectation) (hsm.Generation, error) {
 	return hsm.Generation{}, errNoDomain
+}
+
+func (d domain) Open(context.Context, []byte, hsm.TokenHeader) (hsm.BlockKey, error) {
+	return nil, errNoDomain
+}
+
+func (d domain) OpenSecret(context.Context, hsm.Ref) (hsm.SecretKey, error) {
+	return nil, errNoDomain
 }
 
 func (d domain) Possess(context.Context, hsm.Possession) ([]byte, error) { return nil, errNoDomain }

@@ -114,6 +114,23 @@ func (p peers) Survey(ctx context.Context, address string, r cluster.SurveyReque
 	})
 }
 
+// Open implements cluster.Peers.
+func (p peers) Open(ctx context.Context, address string, r cluster.OpenRequest) ([]string, error) {
+	return to(ctx, p, address, r, func(ctx context.Context, m *cluster.Member) ([]string, error) {
+		if err := known(m, r.Node); err != nil {
+			return nil, err
+		}
+		return m.HandleOpen(ctx, r)
+	})
+}
+
+// Domain implements cluster.Peers.
+func (p peers) Domain(ctx context.Context, address, _ string) (cluster.DomainHolding, error) {
+	return to(ctx, p, address, nil, func(_ context.Context, m *cluster.Member) (cluster.DomainHolding, error) {
+		return m.HandleDomain()
+	})
+}
+
 // Join implements cluster.Peers. Nodes are admitted by the test.
 func (p peers) Join(context.Context, string, []byte) (cluster.JoinStream, error) {
 	return nil, errRefused

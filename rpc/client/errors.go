@@ -71,6 +71,7 @@ var (
 	ErrTenantFrozen          error = reason(quorumkmsv1.Reason_REASON_TENANT_FROZEN)
 	ErrPolicyInvalid         error = reason(quorumkmsv1.Reason_REASON_POLICY_INVALID)
 	ErrPolicyLockout         error = reason(quorumkmsv1.Reason_REASON_POLICY_LOCKOUT)
+	ErrGenerationRefused     error = reason(quorumkmsv1.Reason_REASON_GENERATION_REFUSED)
 	ErrConflict              error = reason(quorumkmsv1.Reason_REASON_CONFLICT)
 	ErrLimit                 error = reason(quorumkmsv1.Reason_REASON_LIMIT)
 	ErrBusy                  error = reason(quorumkmsv1.Reason_REASON_BUSY)
@@ -87,6 +88,8 @@ var (
 	ErrBehind           error = reason(quorumkmsv1.Reason_REASON_BEHIND)
 	ErrShuttingDown     error = reason(quorumkmsv1.Reason_REASON_SHUTTING_DOWN)
 	ErrAuditUnavailable error = reason(quorumkmsv1.Reason_REASON_AUDIT_UNAVAILABLE)
+	// ErrKeyNotOpened means: nothing was made; too few nodes' HSMs have opened the new key.
+	ErrKeyNotOpened error = reason(quorumkmsv1.Reason_REASON_KEY_NOT_OPENED)
 )
 
 var (

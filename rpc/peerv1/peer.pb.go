@@ -981,10 +981,387 @@ func (x *SurveyResponse) GetFailure() *Failure {
 	return nil
 }
 
+type OpenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // raft id
+	ClusterId     []byte                 `protobuf:"bytes,2,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Keys          []*NewKey              `protobuf:"bytes,3,rep,name=keys,proto3" json:"keys,omitempty"` // 1 to 64
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenRequest) Reset() {
+	*x = OpenRequest{}
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenRequest) ProtoMessage() {}
+
+func (x *OpenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenRequest.ProtoReflect.Descriptor instead.
+func (*OpenRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *OpenRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *OpenRequest) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *OpenRequest) GetKeys() []*NewKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type NewKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         []byte                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Version       uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	Token         []byte                 `protobuf:"bytes,3,opt,name=token,proto3" json:"token,omitempty"`                          // KWT1
+	Class         uint32                 `protobuf:"varint,4,opt,name=class,proto3" json:"class,omitempty"`                         // of KWT1
+	Bits          uint32                 `protobuf:"varint,5,opt,name=bits,proto3" json:"bits,omitempty"`                           // of HMAC, RSA and EC keys
+	Decrypts      bool                   `protobuf:"varint,6,opt,name=decrypts,proto3" json:"decrypts,omitempty"`                   // of RSA keys: they sign nothing
+	PublicKey     []byte                 `protobuf:"bytes,7,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // of pairs: DER SubjectPublicKeyInfo
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NewKey) Reset() {
+	*x = NewKey{}
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NewKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NewKey) ProtoMessage() {}
+
+func (x *NewKey) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NewKey.ProtoReflect.Descriptor instead.
+func (*NewKey) Descriptor() ([]byte, []int) {
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *NewKey) GetKeyId() []byte {
+	if x != nil {
+		return x.KeyId
+	}
+	return nil
+}
+
+func (x *NewKey) GetVersion() uint32 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *NewKey) GetToken() []byte {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *NewKey) GetClass() uint32 {
+	if x != nil {
+		return x.Class
+	}
+	return 0
+}
+
+func (x *NewKey) GetBits() uint32 {
+	if x != nil {
+		return x.Bits
+	}
+	return 0
+}
+
+func (x *NewKey) GetDecrypts() bool {
+	if x != nil {
+		return x.Decrypts
+	}
+	return false
+}
+
+func (x *NewKey) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+type OpenResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Problems      []string               `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"` // one a key: empty, or why it was not opened
+	Failure       *Failure               `protobuf:"bytes,2,opt,name=failure,proto3" json:"failure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenResponse) Reset() {
+	*x = OpenResponse{}
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenResponse) ProtoMessage() {}
+
+func (x *OpenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenResponse.ProtoReflect.Descriptor instead.
+func (*OpenResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *OpenResponse) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *OpenResponse) GetFailure() *Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
+type DomainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // raft id
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DomainRequest) Reset() {
+	*x = DomainRequest{}
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DomainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DomainRequest) ProtoMessage() {}
+
+func (x *DomainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DomainRequest.ProtoReflect.Descriptor instead.
+func (*DomainRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *DomainRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+type DomainResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Holds         []uint32               `protobuf:"varint,1,rep,packed,name=holds,proto3" json:"holds,omitempty"` // numbers of the generations in its partition
+	Waiting       *DomainWait            `protobuf:"bytes,2,opt,name=waiting,proto3" json:"waiting,omitempty"`     // unset: it waits for nobody
+	Problem       string                 `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`     // why it does not get on; empty: it does
+	Failure       *Failure               `protobuf:"bytes,4,opt,name=failure,proto3" json:"failure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DomainResponse) Reset() {
+	*x = DomainResponse{}
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DomainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DomainResponse) ProtoMessage() {}
+
+func (x *DomainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DomainResponse.ProtoReflect.Descriptor instead.
+func (*DomainResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *DomainResponse) GetHolds() []uint32 {
+	if x != nil {
+		return x.Holds
+	}
+	return nil
+}
+
+func (x *DomainResponse) GetWaiting() *DomainWait {
+	if x != nil {
+		return x.Waiting
+	}
+	return nil
+}
+
+func (x *DomainResponse) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *DomainResponse) GetFailure() *Failure {
+	if x != nil {
+		return x.Failure
+	}
+	return nil
+}
+
+type DomainWait struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint32                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	Fingerprint   string                 `protobuf:"bytes,2,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"` // of its transfer key
+	Donors        []string               `protobuf:"bytes,3,rep,name=donors,proto3" json:"donors,omitempty"`           // names of the members of whose Security Officers one must trust it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DomainWait) Reset() {
+	*x = DomainWait{}
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DomainWait) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DomainWait) ProtoMessage() {}
+
+func (x *DomainWait) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DomainWait.ProtoReflect.Descriptor instead.
+func (*DomainWait) Descriptor() ([]byte, []int) {
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *DomainWait) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *DomainWait) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *DomainWait) GetDonors() []string {
+	if x != nil {
+		return x.Donors
+	}
+	return nil
+}
+
 type JoinRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Step:
 	//
+	//	*JoinRequest_Pull
 	//	*JoinRequest_Hello
 	//	*JoinRequest_Proof
 	//	*JoinRequest_Possession
@@ -995,7 +1372,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1384,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,12 +1397,21 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *JoinRequest) GetStep() isJoinRequest_Step {
 	if x != nil {
 		return x.Step
+	}
+	return nil
+}
+
+func (x *JoinRequest) GetPull() *JoinPull {
+	if x != nil {
+		if x, ok := x.Step.(*JoinRequest_Pull); ok {
+			return x.Pull
+		}
 	}
 	return nil
 }
@@ -1061,6 +1447,10 @@ type isJoinRequest_Step interface {
 	isJoinRequest_Step()
 }
 
+type JoinRequest_Pull struct {
+	Pull *JoinPull `protobuf:"bytes,4,opt,name=pull,proto3,oneof"` // of a member; it takes the place of hello and proof
+}
+
 type JoinRequest_Hello struct {
 	Hello *JoinHello `protobuf:"bytes,1,opt,name=hello,proto3,oneof"`
 }
@@ -1072,6 +1462,8 @@ type JoinRequest_Proof struct {
 type JoinRequest_Possession struct {
 	Possession *JoinPossession `protobuf:"bytes,3,opt,name=possession,proto3,oneof"`
 }
+
+func (*JoinRequest_Pull) isJoinRequest_Step() {}
 
 func (*JoinRequest_Hello) isJoinRequest_Step() {}
 
@@ -1095,7 +1487,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1107,7 +1499,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1120,7 +1512,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *JoinResponse) GetStep() isJoinResponse_Step {
@@ -1219,7 +1611,7 @@ type JoinHello struct {
 
 func (x *JoinHello) Reset() {
 	*x = JoinHello{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1623,7 @@ func (x *JoinHello) String() string {
 func (*JoinHello) ProtoMessage() {}
 
 func (x *JoinHello) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1636,7 @@ func (x *JoinHello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinHello.ProtoReflect.Descriptor instead.
 func (*JoinHello) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *JoinHello) GetClusterId() []byte {
@@ -1261,6 +1653,98 @@ func (x *JoinHello) GetRelease() uint32 {
 	return 0
 }
 
+type JoinPull struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId         []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Node              string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"` // raft id
+	Generation        uint32                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
+	TransferKey       []byte                 `protobuf:"bytes,4,opt,name=transfer_key,json=transferKey,proto3" json:"transfer_key,omitempty"`                   // SPKI of the one-time RSA key
+	TransferSignature []byte                 `protobuf:"bytes,5,opt,name=transfer_signature,json=transferSignature,proto3" json:"transfer_signature,omitempty"` // of the node identity key over it and oaep_hash
+	OaepHash          uint32                 `protobuf:"varint,6,opt,name=oaep_hash,json=oaepHash,proto3" json:"oaep_hash,omitempty"`
+	Holds             bool                   `protobuf:"varint,7,opt,name=holds,proto3" json:"holds,omitempty"` // it holds the generation and only proves it
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *JoinPull) Reset() {
+	*x = JoinPull{}
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinPull) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinPull) ProtoMessage() {}
+
+func (x *JoinPull) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinPull.ProtoReflect.Descriptor instead.
+func (*JoinPull) Descriptor() ([]byte, []int) {
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *JoinPull) GetClusterId() []byte {
+	if x != nil {
+		return x.ClusterId
+	}
+	return nil
+}
+
+func (x *JoinPull) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *JoinPull) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *JoinPull) GetTransferKey() []byte {
+	if x != nil {
+		return x.TransferKey
+	}
+	return nil
+}
+
+func (x *JoinPull) GetTransferSignature() []byte {
+	if x != nil {
+		return x.TransferSignature
+	}
+	return nil
+}
+
+func (x *JoinPull) GetOaepHash() uint32 {
+	if x != nil {
+		return x.OaepHash
+	}
+	return 0
+}
+
+func (x *JoinPull) GetHolds() bool {
+	if x != nil {
+		return x.Holds
+	}
+	return false
+}
+
 type JoinChallenge struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Nonce         []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"` // 32 bytes
@@ -1273,7 +1757,7 @@ type JoinChallenge struct {
 
 func (x *JoinChallenge) Reset() {
 	*x = JoinChallenge{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1285,7 +1769,7 @@ func (x *JoinChallenge) String() string {
 func (*JoinChallenge) ProtoMessage() {}
 
 func (x *JoinChallenge) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1298,7 +1782,7 @@ func (x *JoinChallenge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinChallenge.ProtoReflect.Descriptor instead.
 func (*JoinChallenge) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *JoinChallenge) GetNonce() []byte {
@@ -1349,7 +1833,7 @@ type JoinProof struct {
 
 func (x *JoinProof) Reset() {
 	*x = JoinProof{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +1845,7 @@ func (x *JoinProof) String() string {
 func (*JoinProof) ProtoMessage() {}
 
 func (x *JoinProof) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +1858,7 @@ func (x *JoinProof) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinProof.ProtoReflect.Descriptor instead.
 func (*JoinProof) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{19}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *JoinProof) GetTicketId() string {
@@ -1471,7 +1955,7 @@ type JoinWaiting struct {
 
 func (x *JoinWaiting) Reset() {
 	*x = JoinWaiting{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1483,7 +1967,7 @@ func (x *JoinWaiting) String() string {
 func (*JoinWaiting) ProtoMessage() {}
 
 func (x *JoinWaiting) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1496,7 +1980,7 @@ func (x *JoinWaiting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinWaiting.ProtoReflect.Descriptor instead.
 func (*JoinWaiting) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *JoinWaiting) GetFingerprint() string {
@@ -1523,7 +2007,7 @@ type DomainCheck struct {
 
 func (x *DomainCheck) Reset() {
 	*x = DomainCheck{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1535,7 +2019,7 @@ func (x *DomainCheck) String() string {
 func (*DomainCheck) ProtoMessage() {}
 
 func (x *DomainCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1548,7 +2032,7 @@ func (x *DomainCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DomainCheck.ProtoReflect.Descriptor instead.
 func (*DomainCheck) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{21}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DomainCheck) GetKind() uint32 {
@@ -1572,13 +2056,14 @@ type JoinTransfer struct {
 	Generation    uint32                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`
 	Checks        []*DomainCheck         `protobuf:"bytes,4,rep,name=checks,proto3" json:"checks,omitempty"`
 	Nonce         []byte                 `protobuf:"bytes,5,opt,name=nonce,proto3" json:"nonce,omitempty"` // to be answered in JoinPossession
+	More          bool                   `protobuf:"varint,6,opt,name=more,proto3" json:"more,omitempty"`  // the cluster uses further generations: they are pulled with the same transfer key
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *JoinTransfer) Reset() {
 	*x = JoinTransfer{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +2075,7 @@ func (x *JoinTransfer) String() string {
 func (*JoinTransfer) ProtoMessage() {}
 
 func (x *JoinTransfer) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +2088,7 @@ func (x *JoinTransfer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinTransfer.ProtoReflect.Descriptor instead.
 func (*JoinTransfer) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{22}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *JoinTransfer) GetMessage() []byte {
@@ -1641,6 +2126,13 @@ func (x *JoinTransfer) GetNonce() []byte {
 	return nil
 }
 
+func (x *JoinTransfer) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
 type JoinPossession struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Proof         []byte                 `protobuf:"bytes,1,opt,name=proof,proto3" json:"proof,omitempty"`
@@ -1650,7 +2142,7 @@ type JoinPossession struct {
 
 func (x *JoinPossession) Reset() {
 	*x = JoinPossession{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1662,7 +2154,7 @@ func (x *JoinPossession) String() string {
 func (*JoinPossession) ProtoMessage() {}
 
 func (x *JoinPossession) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1675,7 +2167,7 @@ func (x *JoinPossession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinPossession.ProtoReflect.Descriptor instead.
 func (*JoinPossession) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{23}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *JoinPossession) GetProof() []byte {
@@ -1694,7 +2186,7 @@ type JoinAccepted struct {
 
 func (x *JoinAccepted) Reset() {
 	*x = JoinAccepted{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1706,7 +2198,7 @@ func (x *JoinAccepted) String() string {
 func (*JoinAccepted) ProtoMessage() {}
 
 func (x *JoinAccepted) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1719,7 +2211,7 @@ func (x *JoinAccepted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinAccepted.ProtoReflect.Descriptor instead.
 func (*JoinAccepted) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{24}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *JoinAccepted) GetPeerAddresses() []string {
@@ -1807,8 +2299,40 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\x0elast_log_index\x18\x05 \x01(\x04R\flastLogIndex\x12#\n" +
 	"\rapplied_index\x18\x06 \x01(\x04R\fappliedIndex\x12\x1b\n" +
 	"\tleader_id\x18\a \x01(\tR\bleaderId\x124\n" +
-	"\afailure\x18\b \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"\xc6\x01\n" +
-	"\vJoinRequest\x124\n" +
+	"\afailure\x18\b \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"o\n" +
+	"\vOpenRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x02 \x01(\fR\tclusterId\x12-\n" +
+	"\x04keys\x18\x03 \x03(\v2\x19.quorumkms.peer.v1.NewKeyR\x04keys\"\xb4\x01\n" +
+	"\x06NewKey\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\fR\x05keyId\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\rR\aversion\x12\x14\n" +
+	"\x05token\x18\x03 \x01(\fR\x05token\x12\x14\n" +
+	"\x05class\x18\x04 \x01(\rR\x05class\x12\x12\n" +
+	"\x04bits\x18\x05 \x01(\rR\x04bits\x12\x1a\n" +
+	"\bdecrypts\x18\x06 \x01(\bR\bdecrypts\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\a \x01(\fR\tpublicKey\"`\n" +
+	"\fOpenResponse\x12\x1a\n" +
+	"\bproblems\x18\x01 \x03(\tR\bproblems\x124\n" +
+	"\afailure\x18\x02 \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"#\n" +
+	"\rDomainRequest\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\"\xaf\x01\n" +
+	"\x0eDomainResponse\x12\x14\n" +
+	"\x05holds\x18\x01 \x03(\rR\x05holds\x127\n" +
+	"\awaiting\x18\x02 \x01(\v2\x1d.quorumkms.peer.v1.DomainWaitR\awaiting\x12\x18\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\x124\n" +
+	"\afailure\x18\x04 \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"f\n" +
+	"\n" +
+	"DomainWait\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\rR\n" +
+	"generation\x12 \n" +
+	"\vfingerprint\x18\x02 \x01(\tR\vfingerprint\x12\x16\n" +
+	"\x06donors\x18\x03 \x03(\tR\x06donors\"\xf9\x01\n" +
+	"\vJoinRequest\x121\n" +
+	"\x04pull\x18\x04 \x01(\v2\x1b.quorumkms.peer.v1.JoinPullH\x00R\x04pull\x124\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1c.quorumkms.peer.v1.JoinHelloH\x00R\x05hello\x124\n" +
 	"\x05proof\x18\x02 \x01(\v2\x1c.quorumkms.peer.v1.JoinProofH\x00R\x05proof\x12C\n" +
 	"\n" +
@@ -1825,7 +2349,18 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\tJoinHello\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x18\n" +
-	"\arelease\x18\x02 \x01(\rR\arelease\"\x83\x01\n" +
+	"\arelease\x18\x02 \x01(\rR\arelease\"\xe2\x01\n" +
+	"\bJoinPull\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x03 \x01(\rR\n" +
+	"generation\x12!\n" +
+	"\ftransfer_key\x18\x04 \x01(\fR\vtransferKey\x12-\n" +
+	"\x12transfer_signature\x18\x05 \x01(\fR\x11transferSignature\x12\x1b\n" +
+	"\toaep_hash\x18\x06 \x01(\rR\boaepHash\x12\x14\n" +
+	"\x05holds\x18\a \x01(\bR\x05holds\"\x83\x01\n" +
 	"\rJoinChallenge\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x14\n" +
 	"\x05donor\x18\x02 \x01(\tR\x05donor\x12%\n" +
@@ -1852,7 +2387,7 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"donor_name\x18\x02 \x01(\tR\tdonorName\"7\n" +
 	"\vDomainCheck\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value\"\xbd\x01\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"\xd1\x01\n" +
 	"\fJoinTransfer\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\fR\amessage\x12%\n" +
 	"\x0edonor_identity\x18\x02 \x01(\fR\rdonorIdentity\x12\x1e\n" +
@@ -1860,18 +2395,21 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"generation\x18\x03 \x01(\rR\n" +
 	"generation\x126\n" +
 	"\x06checks\x18\x04 \x03(\v2\x1e.quorumkms.peer.v1.DomainCheckR\x06checks\x12\x14\n" +
-	"\x05nonce\x18\x05 \x01(\fR\x05nonce\"&\n" +
+	"\x05nonce\x18\x05 \x01(\fR\x05nonce\x12\x12\n" +
+	"\x04more\x18\x06 \x01(\bR\x04more\"&\n" +
 	"\x0eJoinPossession\x12\x14\n" +
 	"\x05proof\x18\x01 \x01(\fR\x05proof\"5\n" +
 	"\fJoinAccepted\x12%\n" +
-	"\x0epeer_addresses\x18\x01 \x03(\tR\rpeerAddresses2\xc1\x04\n" +
+	"\x0epeer_addresses\x18\x01 \x03(\tR\rpeerAddresses2\xd9\x05\n" +
 	"\vPeerService\x12P\n" +
 	"\aPropose\x12!.quorumkms.peer.v1.ProposeRequest\x1a\".quorumkms.peer.v1.ProposeResponse\x12J\n" +
 	"\x05Lease\x12\x1f.quorumkms.peer.v1.LeaseRequest\x1a .quorumkms.peer.v1.LeaseResponse\x12D\n" +
 	"\x03Ack\x12\x1d.quorumkms.peer.v1.AckRequest\x1a\x1e.quorumkms.peer.v1.AckResponse\x12]\n" +
 	"\x12TransferLeadership\x12\".quorumkms.peer.v1.TransferRequest\x1a#.quorumkms.peer.v1.TransferResponse\x12S\n" +
 	"\bProgress\x12\".quorumkms.peer.v1.ProgressRequest\x1a#.quorumkms.peer.v1.ProgressResponse\x12M\n" +
-	"\x06Survey\x12 .quorumkms.peer.v1.SurveyRequest\x1a!.quorumkms.peer.v1.SurveyResponse\x12K\n" +
+	"\x06Survey\x12 .quorumkms.peer.v1.SurveyRequest\x1a!.quorumkms.peer.v1.SurveyResponse\x12G\n" +
+	"\x04Open\x12\x1e.quorumkms.peer.v1.OpenRequest\x1a\x1f.quorumkms.peer.v1.OpenResponse\x12M\n" +
+	"\x06Domain\x12 .quorumkms.peer.v1.DomainRequest\x1a!.quorumkms.peer.v1.DomainResponse\x12K\n" +
 	"\x04Join\x12\x1e.quorumkms.peer.v1.JoinRequest\x1a\x1f.quorumkms.peer.v1.JoinResponse(\x010\x01B2Z0github.com/quorumkms/quorumkms/rpc/peerv1;peerv1b\x06proto3"
 
 var (
@@ -1886,7 +2424,7 @@ func file_quorumkms_peer_v1_peer_proto_rawDescGZIP() []byte {
 	return file_quorumkms_peer_v1_peer_proto_rawDescData
 }
 
-var file_quorumkms_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_quorumkms_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_quorumkms_peer_v1_peer_proto_goTypes = []any{
 	(*Failure)(nil),             // 0: quorumkms.peer.v1.Failure
 	(*ProposeRequest)(nil),      // 1: quorumkms.peer.v1.ProposeRequest
@@ -1903,57 +2441,73 @@ var file_quorumkms_peer_v1_peer_proto_goTypes = []any{
 	(*History)(nil),             // 12: quorumkms.peer.v1.History
 	(*SurveyRequest)(nil),       // 13: quorumkms.peer.v1.SurveyRequest
 	(*SurveyResponse)(nil),      // 14: quorumkms.peer.v1.SurveyResponse
-	(*JoinRequest)(nil),         // 15: quorumkms.peer.v1.JoinRequest
-	(*JoinResponse)(nil),        // 16: quorumkms.peer.v1.JoinResponse
-	(*JoinHello)(nil),           // 17: quorumkms.peer.v1.JoinHello
-	(*JoinChallenge)(nil),       // 18: quorumkms.peer.v1.JoinChallenge
-	(*JoinProof)(nil),           // 19: quorumkms.peer.v1.JoinProof
-	(*JoinWaiting)(nil),         // 20: quorumkms.peer.v1.JoinWaiting
-	(*DomainCheck)(nil),         // 21: quorumkms.peer.v1.DomainCheck
-	(*JoinTransfer)(nil),        // 22: quorumkms.peer.v1.JoinTransfer
-	(*JoinPossession)(nil),      // 23: quorumkms.peer.v1.JoinPossession
-	(*JoinAccepted)(nil),        // 24: quorumkms.peer.v1.JoinAccepted
-	(*durationpb.Duration)(nil), // 25: google.protobuf.Duration
+	(*OpenRequest)(nil),         // 15: quorumkms.peer.v1.OpenRequest
+	(*NewKey)(nil),              // 16: quorumkms.peer.v1.NewKey
+	(*OpenResponse)(nil),        // 17: quorumkms.peer.v1.OpenResponse
+	(*DomainRequest)(nil),       // 18: quorumkms.peer.v1.DomainRequest
+	(*DomainResponse)(nil),      // 19: quorumkms.peer.v1.DomainResponse
+	(*DomainWait)(nil),          // 20: quorumkms.peer.v1.DomainWait
+	(*JoinRequest)(nil),         // 21: quorumkms.peer.v1.JoinRequest
+	(*JoinResponse)(nil),        // 22: quorumkms.peer.v1.JoinResponse
+	(*JoinHello)(nil),           // 23: quorumkms.peer.v1.JoinHello
+	(*JoinPull)(nil),            // 24: quorumkms.peer.v1.JoinPull
+	(*JoinChallenge)(nil),       // 25: quorumkms.peer.v1.JoinChallenge
+	(*JoinProof)(nil),           // 26: quorumkms.peer.v1.JoinProof
+	(*JoinWaiting)(nil),         // 27: quorumkms.peer.v1.JoinWaiting
+	(*DomainCheck)(nil),         // 28: quorumkms.peer.v1.DomainCheck
+	(*JoinTransfer)(nil),        // 29: quorumkms.peer.v1.JoinTransfer
+	(*JoinPossession)(nil),      // 30: quorumkms.peer.v1.JoinPossession
+	(*JoinAccepted)(nil),        // 31: quorumkms.peer.v1.JoinAccepted
+	(*durationpb.Duration)(nil), // 32: google.protobuf.Duration
 }
 var file_quorumkms_peer_v1_peer_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.peer.v1.ProposeResponse.failure:type_name -> quorumkms.peer.v1.Failure
 	0,  // 1: quorumkms.peer.v1.LeaseResponse.failure:type_name -> quorumkms.peer.v1.Failure
 	0,  // 2: quorumkms.peer.v1.TransferResponse.failure:type_name -> quorumkms.peer.v1.Failure
-	25, // 3: quorumkms.peer.v1.MemberProgress.ago:type_name -> google.protobuf.Duration
-	25, // 4: quorumkms.peer.v1.MemberProgress.lease_left:type_name -> google.protobuf.Duration
+	32, // 3: quorumkms.peer.v1.MemberProgress.ago:type_name -> google.protobuf.Duration
+	32, // 4: quorumkms.peer.v1.MemberProgress.lease_left:type_name -> google.protobuf.Duration
 	10, // 5: quorumkms.peer.v1.ProgressResponse.members:type_name -> quorumkms.peer.v1.MemberProgress
 	0,  // 6: quorumkms.peer.v1.ProgressResponse.failure:type_name -> quorumkms.peer.v1.Failure
 	12, // 7: quorumkms.peer.v1.SurveyRequest.history:type_name -> quorumkms.peer.v1.History
 	12, // 8: quorumkms.peer.v1.SurveyResponse.history:type_name -> quorumkms.peer.v1.History
 	0,  // 9: quorumkms.peer.v1.SurveyResponse.failure:type_name -> quorumkms.peer.v1.Failure
-	17, // 10: quorumkms.peer.v1.JoinRequest.hello:type_name -> quorumkms.peer.v1.JoinHello
-	19, // 11: quorumkms.peer.v1.JoinRequest.proof:type_name -> quorumkms.peer.v1.JoinProof
-	23, // 12: quorumkms.peer.v1.JoinRequest.possession:type_name -> quorumkms.peer.v1.JoinPossession
-	18, // 13: quorumkms.peer.v1.JoinResponse.challenge:type_name -> quorumkms.peer.v1.JoinChallenge
-	20, // 14: quorumkms.peer.v1.JoinResponse.waiting:type_name -> quorumkms.peer.v1.JoinWaiting
-	22, // 15: quorumkms.peer.v1.JoinResponse.transfer:type_name -> quorumkms.peer.v1.JoinTransfer
-	24, // 16: quorumkms.peer.v1.JoinResponse.accepted:type_name -> quorumkms.peer.v1.JoinAccepted
-	0,  // 17: quorumkms.peer.v1.JoinResponse.failure:type_name -> quorumkms.peer.v1.Failure
-	21, // 18: quorumkms.peer.v1.JoinTransfer.checks:type_name -> quorumkms.peer.v1.DomainCheck
-	1,  // 19: quorumkms.peer.v1.PeerService.Propose:input_type -> quorumkms.peer.v1.ProposeRequest
-	3,  // 20: quorumkms.peer.v1.PeerService.Lease:input_type -> quorumkms.peer.v1.LeaseRequest
-	5,  // 21: quorumkms.peer.v1.PeerService.Ack:input_type -> quorumkms.peer.v1.AckRequest
-	7,  // 22: quorumkms.peer.v1.PeerService.TransferLeadership:input_type -> quorumkms.peer.v1.TransferRequest
-	9,  // 23: quorumkms.peer.v1.PeerService.Progress:input_type -> quorumkms.peer.v1.ProgressRequest
-	13, // 24: quorumkms.peer.v1.PeerService.Survey:input_type -> quorumkms.peer.v1.SurveyRequest
-	15, // 25: quorumkms.peer.v1.PeerService.Join:input_type -> quorumkms.peer.v1.JoinRequest
-	2,  // 26: quorumkms.peer.v1.PeerService.Propose:output_type -> quorumkms.peer.v1.ProposeResponse
-	4,  // 27: quorumkms.peer.v1.PeerService.Lease:output_type -> quorumkms.peer.v1.LeaseResponse
-	6,  // 28: quorumkms.peer.v1.PeerService.Ack:output_type -> quorumkms.peer.v1.AckResponse
-	8,  // 29: quorumkms.peer.v1.PeerService.TransferLeadership:output_type -> quorumkms.peer.v1.TransferResponse
-	11, // 30: quorumkms.peer.v1.PeerService.Progress:output_type -> quorumkms.peer.v1.ProgressResponse
-	14, // 31: quorumkms.peer.v1.PeerService.Survey:output_type -> quorumkms.peer.v1.SurveyResponse
-	16, // 32: quorumkms.peer.v1.PeerService.Join:output_type -> quorumkms.peer.v1.JoinResponse
-	26, // [26:33] is the sub-list for method output_type
-	19, // [19:26] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	16, // 10: quorumkms.peer.v1.OpenRequest.keys:type_name -> quorumkms.peer.v1.NewKey
+	0,  // 11: quorumkms.peer.v1.OpenResponse.failure:type_name -> quorumkms.peer.v1.Failure
+	20, // 12: quorumkms.peer.v1.DomainResponse.waiting:type_name -> quorumkms.peer.v1.DomainWait
+	0,  // 13: quorumkms.peer.v1.DomainResponse.failure:type_name -> quorumkms.peer.v1.Failure
+	24, // 14: quorumkms.peer.v1.JoinRequest.pull:type_name -> quorumkms.peer.v1.JoinPull
+	23, // 15: quorumkms.peer.v1.JoinRequest.hello:type_name -> quorumkms.peer.v1.JoinHello
+	26, // 16: quorumkms.peer.v1.JoinRequest.proof:type_name -> quorumkms.peer.v1.JoinProof
+	30, // 17: quorumkms.peer.v1.JoinRequest.possession:type_name -> quorumkms.peer.v1.JoinPossession
+	25, // 18: quorumkms.peer.v1.JoinResponse.challenge:type_name -> quorumkms.peer.v1.JoinChallenge
+	27, // 19: quorumkms.peer.v1.JoinResponse.waiting:type_name -> quorumkms.peer.v1.JoinWaiting
+	29, // 20: quorumkms.peer.v1.JoinResponse.transfer:type_name -> quorumkms.peer.v1.JoinTransfer
+	31, // 21: quorumkms.peer.v1.JoinResponse.accepted:type_name -> quorumkms.peer.v1.JoinAccepted
+	0,  // 22: quorumkms.peer.v1.JoinResponse.failure:type_name -> quorumkms.peer.v1.Failure
+	28, // 23: quorumkms.peer.v1.JoinTransfer.checks:type_name -> quorumkms.peer.v1.DomainCheck
+	1,  // 24: quorumkms.peer.v1.PeerService.Propose:input_type -> quorumkms.peer.v1.ProposeRequest
+	3,  // 25: quorumkms.peer.v1.PeerService.Lease:input_type -> quorumkms.peer.v1.LeaseRequest
+	5,  // 26: quorumkms.peer.v1.PeerService.Ack:input_type -> quorumkms.peer.v1.AckRequest
+	7,  // 27: quorumkms.peer.v1.PeerService.TransferLeadership:input_type -> quorumkms.peer.v1.TransferRequest
+	9,  // 28: quorumkms.peer.v1.PeerService.Progress:input_type -> quorumkms.peer.v1.ProgressRequest
+	13, // 29: quorumkms.peer.v1.PeerService.Survey:input_type -> quorumkms.peer.v1.SurveyRequest
+	15, // 30: quorumkms.peer.v1.PeerService.Open:input_type -> quorumkms.peer.v1.OpenRequest
+	18, // 31: quorumkms.peer.v1.PeerService.Domain:input_type -> quorumkms.peer.v1.DomainRequest
+	21, // 32: quorumkms.peer.v1.PeerService.Join:input_type -> quorumkms.peer.v1.JoinRequest
+	2,  // 33: quorumkms.peer.v1.PeerService.Propose:output_type -> quorumkms.peer.v1.ProposeResponse
+	4,  // 34: quorumkms.peer.v1.PeerService.Lease:output_type -> quorumkms.peer.v1.LeaseResponse
+	6,  // 35: quorumkms.peer.v1.PeerService.Ack:output_type -> quorumkms.peer.v1.AckResponse
+	8,  // 36: quorumkms.peer.v1.PeerService.TransferLeadership:output_type -> quorumkms.peer.v1.TransferResponse
+	11, // 37: quorumkms.peer.v1.PeerService.Progress:output_type -> quorumkms.peer.v1.ProgressResponse
+	14, // 38: quorumkms.peer.v1.PeerService.Survey:output_type -> quorumkms.peer.v1.SurveyResponse
+	17, // 39: quorumkms.peer.v1.PeerService.Open:output_type -> quorumkms.peer.v1.OpenResponse
+	19, // 40: quorumkms.peer.v1.PeerService.Domain:output_type -> quorumkms.peer.v1.DomainResponse
+	22, // 41: quorumkms.peer.v1.PeerService.Join:output_type -> quorumkms.peer.v1.JoinResponse
+	33, // [33:42] is the sub-list for method output_type
+	24, // [24:33] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_peer_v1_peer_proto_init() }
@@ -1961,12 +2515,13 @@ func file_quorumkms_peer_v1_peer_proto_init() {
 	if File_quorumkms_peer_v1_peer_proto != nil {
 		return
 	}
-	file_quorumkms_peer_v1_peer_proto_msgTypes[15].OneofWrappers = []any{
+	file_quorumkms_peer_v1_peer_proto_msgTypes[21].OneofWrappers = []any{
+		(*JoinRequest_Pull)(nil),
 		(*JoinRequest_Hello)(nil),
 		(*JoinRequest_Proof)(nil),
 		(*JoinRequest_Possession)(nil),
 	}
-	file_quorumkms_peer_v1_peer_proto_msgTypes[16].OneofWrappers = []any{
+	file_quorumkms_peer_v1_peer_proto_msgTypes[22].OneofWrappers = []any{
 		(*JoinResponse_Challenge)(nil),
 		(*JoinResponse_Waiting)(nil),
 		(*JoinResponse_Transfer)(nil),
@@ -1979,7 +2534,7 @@ func file_quorumkms_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_peer_v1_peer_proto_rawDesc), len(file_quorumkms_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,8 @@ const (
 	PeerService_TransferLeadership_FullMethodName = "/quorumkms.peer.v1.PeerService/TransferLeadership"
 	PeerService_Progress_FullMethodName           = "/quorumkms.peer.v1.PeerService/Progress"
 	PeerService_Survey_FullMethodName             = "/quorumkms.peer.v1.PeerService/Survey"
+	PeerService_Open_FullMethodName               = "/quorumkms.peer.v1.PeerService/Open"
+	PeerService_Domain_FullMethodName             = "/quorumkms.peer.v1.PeerService/Domain"
 	PeerService_Join_FullMethodName               = "/quorumkms.peer.v1.PeerService/Join"
 )
 
@@ -47,7 +49,12 @@ type PeerServiceClient interface {
 	Progress(ctx context.Context, in *ProgressRequest, opts ...grpc.CallOption) (*ProgressResponse, error)
 	// Survey asks a node what it has of the cluster. It is answered to any node.
 	Survey(ctx context.Context, in *SurveyRequest, opts ...grpc.CallOption) (*SurveyResponse, error)
-	// Join is one conversation on one connection; its proofs are bound to it.
+	// Open asks a member to open new keys with its HSM partition, before they are proposed.
+	Open(ctx context.Context, in *OpenRequest, opts ...grpc.CallOption) (*OpenResponse, error)
+	// Domain asks a member which generations of the domain key it holds.
+	Domain(ctx context.Context, in *DomainRequest, opts ...grpc.CallOption) (*DomainResponse, error)
+	// Join is one conversation on one connection; its proofs are bound to it: of a node
+	// that joins, or of a member that pulls a generation of the domain key.
 	Join(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[JoinRequest, JoinResponse], error)
 }
 
@@ -119,6 +126,26 @@ func (c *peerServiceClient) Survey(ctx context.Context, in *SurveyRequest, opts 
 	return out, nil
 }
 
+func (c *peerServiceClient) Open(ctx context.Context, in *OpenRequest, opts ...grpc.CallOption) (*OpenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OpenResponse)
+	err := c.cc.Invoke(ctx, PeerService_Open_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *peerServiceClient) Domain(ctx context.Context, in *DomainRequest, opts ...grpc.CallOption) (*DomainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DomainResponse)
+	err := c.cc.Invoke(ctx, PeerService_Domain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *peerServiceClient) Join(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[JoinRequest, JoinResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &PeerService_ServiceDesc.Streams[0], PeerService_Join_FullMethodName, cOpts...)
@@ -151,7 +178,12 @@ type PeerServiceServer interface {
 	Progress(context.Context, *ProgressRequest) (*ProgressResponse, error)
 	// Survey asks a node what it has of the cluster. It is answered to any node.
 	Survey(context.Context, *SurveyRequest) (*SurveyResponse, error)
-	// Join is one conversation on one connection; its proofs are bound to it.
+	// Open asks a member to open new keys with its HSM partition, before they are proposed.
+	Open(context.Context, *OpenRequest) (*OpenResponse, error)
+	// Domain asks a member which generations of the domain key it holds.
+	Domain(context.Context, *DomainRequest) (*DomainResponse, error)
+	// Join is one conversation on one connection; its proofs are bound to it: of a node
+	// that joins, or of a member that pulls a generation of the domain key.
 	Join(grpc.BidiStreamingServer[JoinRequest, JoinResponse]) error
 	mustEmbedUnimplementedPeerServiceServer()
 }
@@ -180,6 +212,12 @@ func (UnimplementedPeerServiceServer) Progress(context.Context, *ProgressRequest
 }
 func (UnimplementedPeerServiceServer) Survey(context.Context, *SurveyRequest) (*SurveyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Survey not implemented")
+}
+func (UnimplementedPeerServiceServer) Open(context.Context, *OpenRequest) (*OpenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Open not implemented")
+}
+func (UnimplementedPeerServiceServer) Domain(context.Context, *DomainRequest) (*DomainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Domain not implemented")
 }
 func (UnimplementedPeerServiceServer) Join(grpc.BidiStreamingServer[JoinRequest, JoinResponse]) error {
 	return status.Error(codes.Unimplemented, "method Join not implemented")
@@ -313,6 +351,42 @@ func _PeerService_Survey_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PeerService_Open_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(OpenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServiceServer).Open(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PeerService_Open_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServiceServer).Open(ctx, req.(*OpenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PeerService_Domain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DomainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServiceServer).Domain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PeerService_Domain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServiceServer).Domain(ctx, req.(*DomainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _PeerService_Join_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(PeerServiceServer).Join(&grpc.GenericServerStream[JoinRequest, JoinResponse]{ServerStream: stream})
 }
@@ -350,6 +424,14 @@ var PeerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Survey",
 			Handler:    _PeerService_Survey_Handler,
+		},
+		{
+			MethodName: "Open",
+			Handler:    _PeerService_Open_Handler,
+		},
+		{
+			MethodName: "Domain",
+			Handler:    _PeerService_Domain_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -78,6 +78,61 @@ func (MemberState) EnumDescriptor() ([]byte, []int) {
 	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{0}
 }
 
+type GenerationState int32
+
+const (
+	GenerationState_GENERATION_STATE_UNSPECIFIED  GenerationState = 0
+	GenerationState_GENERATION_STATE_PROPOSED     GenerationState = 1 // nodes install it
+	GenerationState_GENERATION_STATE_ACTIVE       GenerationState = 2 // wraps new and rotated keys
+	GenerationState_GENERATION_STATE_DECRYPT_ONLY GenerationState = 3 // what it has wrapped is opened
+	GenerationState_GENERATION_STATE_RETIRED      GenerationState = 4 // destroyed
+)
+
+// Enum value maps for GenerationState.
+var (
+	GenerationState_name = map[int32]string{
+		0: "GENERATION_STATE_UNSPECIFIED",
+		1: "GENERATION_STATE_PROPOSED",
+		2: "GENERATION_STATE_ACTIVE",
+		3: "GENERATION_STATE_DECRYPT_ONLY",
+		4: "GENERATION_STATE_RETIRED",
+	}
+	GenerationState_value = map[string]int32{
+		"GENERATION_STATE_UNSPECIFIED":  0,
+		"GENERATION_STATE_PROPOSED":     1,
+		"GENERATION_STATE_ACTIVE":       2,
+		"GENERATION_STATE_DECRYPT_ONLY": 3,
+		"GENERATION_STATE_RETIRED":      4,
+	}
+)
+
+func (x GenerationState) Enum() *GenerationState {
+	p := new(GenerationState)
+	*p = x
+	return p
+}
+
+func (x GenerationState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (GenerationState) Descriptor() protoreflect.EnumDescriptor {
+	return file_quorumkms_v1_cluster_proto_enumTypes[1].Descriptor()
+}
+
+func (GenerationState) Type() protoreflect.EnumType {
+	return &file_quorumkms_v1_cluster_proto_enumTypes[1]
+}
+
+func (x GenerationState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use GenerationState.Descriptor instead.
+func (GenerationState) EnumDescriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{1}
+}
+
 type Member struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
 	RaftId              string                 `protobuf:"bytes,1,opt,name=raft_id,json=raftId,proto3" json:"raft_id,omitempty"`
@@ -668,9 +723,12 @@ type StatusResponse struct {
 	Certificate       *Certificate           `protobuf:"bytes,31,opt,name=certificate,proto3" json:"certificate,omitempty"`                             // of the node
 	CaCertificates    []*Certificate         `protobuf:"bytes,32,rep,name=ca_certificates,json=caCertificates,proto3" json:"ca_certificates,omitempty"` // that it trusts
 	Backup            *BackupStatus          `protobuf:"bytes,40,opt,name=backup,proto3" json:"backup,omitempty"`                                       // of the node that answers
-	Splits            []string               `protobuf:"bytes,41,rep,name=splits,proto3" json:"splits,omitempty"`                                       // other histories of this cluster that were found alive: an alarm
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Removed nodes whose partitions may hold the newest generation of the domain key: while
+	// there are any, another generation is advised (RotateDomain).
+	ExposedTo     []string `protobuf:"bytes,42,rep,name=exposed_to,json=exposedTo,proto3" json:"exposed_to,omitempty"`
+	Splits        []string `protobuf:"bytes,41,rep,name=splits,proto3" json:"splits,omitempty"` // other histories of this cluster that were found alive: an alarm
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -881,6 +939,13 @@ func (x *StatusResponse) GetCaCertificates() []*Certificate {
 func (x *StatusResponse) GetBackup() *BackupStatus {
 	if x != nil {
 		return x.Backup
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetExposedTo() []string {
+	if x != nil {
+		return x.ExposedTo
 	}
 	return nil
 }
@@ -2237,6 +2302,585 @@ func (x *RecoverResponse) GetIndexToken() []byte {
 	return nil
 }
 
+type DomainGeneration struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Number             uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	State              GenerationState        `protobuf:"varint,2,opt,name=state,proto3,enum=quorumkms.v1.GenerationState" json:"state,omitempty"`
+	Created            *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created,proto3" json:"created,omitempty"`
+	Since              *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`                                                      // of the last change of state; unset: none yet
+	KeyVersions        uint64                 `protobuf:"varint,5,opt,name=key_versions,json=keyVersions,proto3" json:"key_versions,omitempty"`                      // that it wraps
+	Installed          []string               `protobuf:"bytes,6,rep,name=installed,proto3" json:"installed,omitempty"`                                              // raft ids of the nodes that proved possession while it was proposed
+	RecoveryRecipients uint32                 `protobuf:"varint,7,opt,name=recovery_recipients,json=recoveryRecipients,proto3" json:"recovery_recipients,omitempty"` // that hold it
+	NoRecovery         bool                   `protobuf:"varint,8,opt,name=no_recovery,json=noRecovery,proto3" json:"no_recovery,omitempty"`                         // an operator accepted by name that none does
+	WaitsFor           string                 `protobuf:"bytes,9,opt,name=waits_for,json=waitsFor,proto3" json:"waits_for,omitempty"`                                // of a proposed one: why it is not active yet
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *DomainGeneration) Reset() {
+	*x = DomainGeneration{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DomainGeneration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DomainGeneration) ProtoMessage() {}
+
+func (x *DomainGeneration) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DomainGeneration.ProtoReflect.Descriptor instead.
+func (*DomainGeneration) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *DomainGeneration) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *DomainGeneration) GetState() GenerationState {
+	if x != nil {
+		return x.State
+	}
+	return GenerationState_GENERATION_STATE_UNSPECIFIED
+}
+
+func (x *DomainGeneration) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *DomainGeneration) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *DomainGeneration) GetKeyVersions() uint64 {
+	if x != nil {
+		return x.KeyVersions
+	}
+	return 0
+}
+
+func (x *DomainGeneration) GetInstalled() []string {
+	if x != nil {
+		return x.Installed
+	}
+	return nil
+}
+
+func (x *DomainGeneration) GetRecoveryRecipients() uint32 {
+	if x != nil {
+		return x.RecoveryRecipients
+	}
+	return 0
+}
+
+func (x *DomainGeneration) GetNoRecovery() bool {
+	if x != nil {
+		return x.NoRecovery
+	}
+	return false
+}
+
+func (x *DomainGeneration) GetWaitsFor() string {
+	if x != nil {
+		return x.WaitsFor
+	}
+	return ""
+}
+
+// DomainNode is one member and its partition, as it says itself.
+type DomainNode struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	RaftId string                 `protobuf:"bytes,1,opt,name=raft_id,json=raftId,proto3" json:"raft_id,omitempty"`
+	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Holds  []uint32               `protobuf:"varint,3,rep,packed,name=holds,proto3" json:"holds,omitempty"` // numbers of generations
+	// What it waits for: a Security Officer of one of the donors must trust its transfer key,
+	// and compare the fingerprint with the one on the node's own console.
+	WaitsForGeneration uint32   `protobuf:"varint,4,opt,name=waits_for_generation,json=waitsForGeneration,proto3" json:"waits_for_generation,omitempty"` // 0: it waits for nobody
+	Fingerprint        string   `protobuf:"bytes,5,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	Donors             []string `protobuf:"bytes,6,rep,name=donors,proto3" json:"donors,omitempty"`   // names
+	Problem            string   `protobuf:"bytes,7,opt,name=problem,proto3" json:"problem,omitempty"` // why it does not get on, or does not answer
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *DomainNode) Reset() {
+	*x = DomainNode{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DomainNode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DomainNode) ProtoMessage() {}
+
+func (x *DomainNode) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DomainNode.ProtoReflect.Descriptor instead.
+func (*DomainNode) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *DomainNode) GetRaftId() string {
+	if x != nil {
+		return x.RaftId
+	}
+	return ""
+}
+
+func (x *DomainNode) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DomainNode) GetHolds() []uint32 {
+	if x != nil {
+		return x.Holds
+	}
+	return nil
+}
+
+func (x *DomainNode) GetWaitsForGeneration() uint32 {
+	if x != nil {
+		return x.WaitsForGeneration
+	}
+	return 0
+}
+
+func (x *DomainNode) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *DomainNode) GetDonors() []string {
+	if x != nil {
+		return x.Donors
+	}
+	return nil
+}
+
+func (x *DomainNode) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+type DescribeDomainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DescribeDomainRequest) Reset() {
+	*x = DescribeDomainRequest{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DescribeDomainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DescribeDomainRequest) ProtoMessage() {}
+
+func (x *DescribeDomainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DescribeDomainRequest.ProtoReflect.Descriptor instead.
+func (*DescribeDomainRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *DescribeDomainRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *DescribeDomainRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type DescribeDomainResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generations   []*DomainGeneration    `protobuf:"bytes,1,rep,name=generations,proto3" json:"generations,omitempty"`
+	Nodes         []*DomainNode          `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	ExposedTo     []string               `protobuf:"bytes,3,rep,name=exposed_to,json=exposedTo,proto3" json:"exposed_to,omitempty"` // names of removed nodes whose partitions may hold the newest generation
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DescribeDomainResponse) Reset() {
+	*x = DescribeDomainResponse{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DescribeDomainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DescribeDomainResponse) ProtoMessage() {}
+
+func (x *DescribeDomainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DescribeDomainResponse.ProtoReflect.Descriptor instead.
+func (*DescribeDomainResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *DescribeDomainResponse) GetGenerations() []*DomainGeneration {
+	if x != nil {
+		return x.Generations
+	}
+	return nil
+}
+
+func (x *DescribeDomainResponse) GetNodes() []*DomainNode {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *DescribeDomainResponse) GetExposedTo() []string {
+	if x != nil {
+		return x.ExposedTo
+	}
+	return nil
+}
+
+func (x *DescribeDomainResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type RotateDomainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NoRecovery    bool                   `protobuf:"varint,1,opt,name=no_recovery,json=noRecovery,proto3" json:"no_recovery,omitempty"` // accept by name that the generation has no recovery copy
+	DryRun        bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId     string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateDomainRequest) Reset() {
+	*x = RotateDomainRequest{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateDomainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateDomainRequest) ProtoMessage() {}
+
+func (x *RotateDomainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateDomainRequest.ProtoReflect.Descriptor instead.
+func (*RotateDomainRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *RotateDomainRequest) GetNoRecovery() bool {
+	if x != nil {
+		return x.NoRecovery
+	}
+	return false
+}
+
+func (x *RotateDomainRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *RotateDomainRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RotateDomainRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *RotateDomainRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type RotateDomainResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint32                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateDomainResponse) Reset() {
+	*x = RotateDomainResponse{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateDomainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateDomainResponse) ProtoMessage() {}
+
+func (x *RotateDomainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateDomainResponse.ProtoReflect.Descriptor instead.
+func (*RotateDomainResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *RotateDomainResponse) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *RotateDomainResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type RetireGenerationRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint32                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	DryRun        bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId     string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireGenerationRequest) Reset() {
+	*x = RetireGenerationRequest{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireGenerationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireGenerationRequest) ProtoMessage() {}
+
+func (x *RetireGenerationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireGenerationRequest.ProtoReflect.Descriptor instead.
+func (*RetireGenerationRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *RetireGenerationRequest) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *RetireGenerationRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *RetireGenerationRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RetireGenerationRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *RetireGenerationRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type RetireGenerationResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Generation    uint32                 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetireGenerationResponse) Reset() {
+	*x = RetireGenerationResponse{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetireGenerationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetireGenerationResponse) ProtoMessage() {}
+
+func (x *RetireGenerationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetireGenerationResponse.ProtoReflect.Descriptor instead.
+func (*RetireGenerationResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *RetireGenerationResponse) GetGeneration() uint32 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *RetireGenerationResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
 var File_quorumkms_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_cluster_proto_rawDesc = "" +
@@ -2298,7 +2942,7 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\rStatusRequest\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\xbd\b\n" +
+	"indexToken\"\xdc\b\n" +
 	"\x0eStatusResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12!\n" +
@@ -2329,7 +2973,9 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\rknown_release\x18\x1e \x01(\rR\fknownRelease\x12;\n" +
 	"\vcertificate\x18\x1f \x01(\v2\x19.quorumkms.v1.CertificateR\vcertificate\x12B\n" +
 	"\x0fca_certificates\x18  \x03(\v2\x19.quorumkms.v1.CertificateR\x0ecaCertificates\x122\n" +
-	"\x06backup\x18( \x01(\v2\x1a.quorumkms.v1.BackupStatusR\x06backup\x12\x16\n" +
+	"\x06backup\x18( \x01(\v2\x1a.quorumkms.v1.BackupStatusR\x06backup\x12\x1d\n" +
+	"\n" +
+	"exposed_to\x18* \x03(\tR\texposedTo\x12\x16\n" +
 	"\x06splits\x18) \x03(\tR\x06splits\"\x87\x02\n" +
 	"\vInitRequest\x12$\n" +
 	"\radministrator\x18\x01 \x01(\tR\radministrator\x12\x1f\n" +
@@ -2469,13 +3115,81 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\araft_id\x18\x01 \x01(\tR\x06raftId\x12%\n" +
 	"\x0erecovery_epoch\x18\x02 \x01(\rR\rrecoveryEpoch\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xf7\x02\n" +
+	"\x10DomainGeneration\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\rR\x06number\x123\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x1d.quorumkms.v1.GenerationStateR\x05state\x124\n" +
+	"\acreated\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12!\n" +
+	"\fkey_versions\x18\x05 \x01(\x04R\vkeyVersions\x12\x1c\n" +
+	"\tinstalled\x18\x06 \x03(\tR\tinstalled\x12/\n" +
+	"\x13recovery_recipients\x18\a \x01(\rR\x12recoveryRecipients\x12\x1f\n" +
+	"\vno_recovery\x18\b \x01(\bR\n" +
+	"noRecovery\x12\x1b\n" +
+	"\twaits_for\x18\t \x01(\tR\bwaitsFor\"\xd5\x01\n" +
+	"\n" +
+	"DomainNode\x12\x17\n" +
+	"\araft_id\x18\x01 \x01(\tR\x06raftId\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05holds\x18\x03 \x03(\rR\x05holds\x120\n" +
+	"\x14waits_for_generation\x18\x04 \x01(\rR\x12waitsForGeneration\x12 \n" +
+	"\vfingerprint\x18\x05 \x01(\tR\vfingerprint\x12\x16\n" +
+	"\x06donors\x18\x06 \x03(\tR\x06donors\x12\x18\n" +
+	"\aproblem\x18\a \x01(\tR\aproblem\"P\n" +
+	"\x15DescribeDomainRequest\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xca\x01\n" +
+	"\x16DescribeDomainResponse\x12@\n" +
+	"\vgenerations\x18\x01 \x03(\v2\x1e.quorumkms.v1.DomainGenerationR\vgenerations\x12.\n" +
+	"\x05nodes\x18\x02 \x03(\v2\x18.quorumkms.v1.DomainNodeR\x05nodes\x12\x1d\n" +
+	"\n" +
+	"exposed_to\x18\x03 \x03(\tR\texposedTo\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xa7\x01\n" +
+	"\x13RotateDomainRequest\x12\x1f\n" +
+	"\vno_recovery\x18\x01 \x01(\bR\n" +
+	"noRecovery\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"W\n" +
+	"\x14RotateDomainResponse\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\rR\n" +
+	"generation\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xaa\x01\n" +
+	"\x17RetireGenerationRequest\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\rR\n" +
+	"generation\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"[\n" +
+	"\x18RetireGenerationResponse\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\rR\n" +
+	"generation\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
 	"indexToken*\x90\x01\n" +
 	"\vMemberState\x12\x1c\n" +
 	"\x18MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15MEMBER_STATE_ADMITTED\x10\x01\x12\x17\n" +
 	"\x13MEMBER_STATE_ACTIVE\x10\x02\x12\x18\n" +
 	"\x14MEMBER_STATE_LEAVING\x10\x03\x12\x15\n" +
-	"\x11MEMBER_STATE_GONE\x10\x042\xb9\x05\n" +
+	"\x11MEMBER_STATE_GONE\x10\x04*\xb0\x01\n" +
+	"\x0fGenerationState\x12 \n" +
+	"\x1cGENERATION_STATE_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x19GENERATION_STATE_PROPOSED\x10\x01\x12\x1b\n" +
+	"\x17GENERATION_STATE_ACTIVE\x10\x02\x12!\n" +
+	"\x1dGENERATION_STATE_DECRYPT_ONLY\x10\x03\x12\x1c\n" +
+	"\x18GENERATION_STATE_RETIRED\x10\x042\xd0\a\n" +
 	"\x0eClusterService\x12C\n" +
 	"\x06Status\x12\x1b.quorumkms.v1.StatusRequest\x1a\x1c.quorumkms.v1.StatusResponse\x12=\n" +
 	"\x04Init\x12\x19.quorumkms.v1.InitRequest\x1a\x1a.quorumkms.v1.InitResponse\x12C\n" +
@@ -2483,7 +3197,10 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\x06Remove\x12\x1b.quorumkms.v1.RemoveRequest\x1a\x1c.quorumkms.v1.RemoveResponse\x12g\n" +
 	"\x12TransferLeadership\x12'.quorumkms.v1.TransferLeadershipRequest\x1a(.quorumkms.v1.TransferLeadershipResponse\x12I\n" +
 	"\bSetVoter\x12\x1d.quorumkms.v1.SetVoterRequest\x1a\x1e.quorumkms.v1.SetVoterResponse\x12F\n" +
-	"\aUpgrade\x12\x1c.quorumkms.v1.UpgradeRequest\x1a\x1d.quorumkms.v1.UpgradeResponse\x12U\n" +
+	"\aUpgrade\x12\x1c.quorumkms.v1.UpgradeRequest\x1a\x1d.quorumkms.v1.UpgradeResponse\x12[\n" +
+	"\x0eDescribeDomain\x12#.quorumkms.v1.DescribeDomainRequest\x1a$.quorumkms.v1.DescribeDomainResponse\x12U\n" +
+	"\fRotateDomain\x12!.quorumkms.v1.RotateDomainRequest\x1a\".quorumkms.v1.RotateDomainResponse\x12a\n" +
+	"\x10RetireGeneration\x12%.quorumkms.v1.RetireGenerationRequest\x1a&.quorumkms.v1.RetireGenerationResponse\x12U\n" +
 	"\fRecoveryPlan\x12!.quorumkms.v1.RecoveryPlanRequest\x1a\".quorumkms.v1.RecoveryPlanResponse\x12F\n" +
 	"\aRecover\x12\x1c.quorumkms.v1.RecoverRequest\x1a\x1d.quorumkms.v1.RecoverResponseB<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
 
@@ -2499,83 +3216,103 @@ func file_quorumkms_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_quorumkms_v1_cluster_proto_rawDescData
 }
 
-var file_quorumkms_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_quorumkms_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_quorumkms_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_quorumkms_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_quorumkms_v1_cluster_proto_goTypes = []any{
 	(MemberState)(0),                   // 0: quorumkms.v1.MemberState
-	(*Member)(nil),                     // 1: quorumkms.v1.Member
-	(*HsmProbe)(nil),                   // 2: quorumkms.v1.HsmProbe
-	(*HsmStatus)(nil),                  // 3: quorumkms.v1.HsmStatus
-	(*Certificate)(nil),                // 4: quorumkms.v1.Certificate
-	(*BackupStatus)(nil),               // 5: quorumkms.v1.BackupStatus
-	(*StatusRequest)(nil),              // 6: quorumkms.v1.StatusRequest
-	(*StatusResponse)(nil),             // 7: quorumkms.v1.StatusResponse
-	(*InitRequest)(nil),                // 8: quorumkms.v1.InitRequest
-	(*InitResponse)(nil),               // 9: quorumkms.v1.InitResponse
-	(*InviteRequest)(nil),              // 10: quorumkms.v1.InviteRequest
-	(*InviteResponse)(nil),             // 11: quorumkms.v1.InviteResponse
-	(*RemoveRequest)(nil),              // 12: quorumkms.v1.RemoveRequest
-	(*RemoveResponse)(nil),             // 13: quorumkms.v1.RemoveResponse
-	(*TransferLeadershipRequest)(nil),  // 14: quorumkms.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 15: quorumkms.v1.TransferLeadershipResponse
-	(*UpgradeRequest)(nil),             // 16: quorumkms.v1.UpgradeRequest
-	(*UpgradeResponse)(nil),            // 17: quorumkms.v1.UpgradeResponse
-	(*SetVoterRequest)(nil),            // 18: quorumkms.v1.SetVoterRequest
-	(*SetVoterResponse)(nil),           // 19: quorumkms.v1.SetVoterResponse
-	(*RecoveryPlanRequest)(nil),        // 20: quorumkms.v1.RecoveryPlanRequest
-	(*RecoveryPlanResponse)(nil),       // 21: quorumkms.v1.RecoveryPlanResponse
-	(*Survivor)(nil),                   // 22: quorumkms.v1.Survivor
-	(*RecoverRequest)(nil),             // 23: quorumkms.v1.RecoverRequest
-	(*RecoverResponse)(nil),            // 24: quorumkms.v1.RecoverResponse
-	(*timestamppb.Timestamp)(nil),      // 25: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 26: google.protobuf.Duration
+	(GenerationState)(0),               // 1: quorumkms.v1.GenerationState
+	(*Member)(nil),                     // 2: quorumkms.v1.Member
+	(*HsmProbe)(nil),                   // 3: quorumkms.v1.HsmProbe
+	(*HsmStatus)(nil),                  // 4: quorumkms.v1.HsmStatus
+	(*Certificate)(nil),                // 5: quorumkms.v1.Certificate
+	(*BackupStatus)(nil),               // 6: quorumkms.v1.BackupStatus
+	(*StatusRequest)(nil),              // 7: quorumkms.v1.StatusRequest
+	(*StatusResponse)(nil),             // 8: quorumkms.v1.StatusResponse
+	(*InitRequest)(nil),                // 9: quorumkms.v1.InitRequest
+	(*InitResponse)(nil),               // 10: quorumkms.v1.InitResponse
+	(*InviteRequest)(nil),              // 11: quorumkms.v1.InviteRequest
+	(*InviteResponse)(nil),             // 12: quorumkms.v1.InviteResponse
+	(*RemoveRequest)(nil),              // 13: quorumkms.v1.RemoveRequest
+	(*RemoveResponse)(nil),             // 14: quorumkms.v1.RemoveResponse
+	(*TransferLeadershipRequest)(nil),  // 15: quorumkms.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 16: quorumkms.v1.TransferLeadershipResponse
+	(*UpgradeRequest)(nil),             // 17: quorumkms.v1.UpgradeRequest
+	(*UpgradeResponse)(nil),            // 18: quorumkms.v1.UpgradeResponse
+	(*SetVoterRequest)(nil),            // 19: quorumkms.v1.SetVoterRequest
+	(*SetVoterResponse)(nil),           // 20: quorumkms.v1.SetVoterResponse
+	(*RecoveryPlanRequest)(nil),        // 21: quorumkms.v1.RecoveryPlanRequest
+	(*RecoveryPlanResponse)(nil),       // 22: quorumkms.v1.RecoveryPlanResponse
+	(*Survivor)(nil),                   // 23: quorumkms.v1.Survivor
+	(*RecoverRequest)(nil),             // 24: quorumkms.v1.RecoverRequest
+	(*RecoverResponse)(nil),            // 25: quorumkms.v1.RecoverResponse
+	(*DomainGeneration)(nil),           // 26: quorumkms.v1.DomainGeneration
+	(*DomainNode)(nil),                 // 27: quorumkms.v1.DomainNode
+	(*DescribeDomainRequest)(nil),      // 28: quorumkms.v1.DescribeDomainRequest
+	(*DescribeDomainResponse)(nil),     // 29: quorumkms.v1.DescribeDomainResponse
+	(*RotateDomainRequest)(nil),        // 30: quorumkms.v1.RotateDomainRequest
+	(*RotateDomainResponse)(nil),       // 31: quorumkms.v1.RotateDomainResponse
+	(*RetireGenerationRequest)(nil),    // 32: quorumkms.v1.RetireGenerationRequest
+	(*RetireGenerationResponse)(nil),   // 33: quorumkms.v1.RetireGenerationResponse
+	(*timestamppb.Timestamp)(nil),      // 34: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 35: google.protobuf.Duration
 }
 var file_quorumkms_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.v1.Member.state:type_name -> quorumkms.v1.MemberState
-	25, // 1: quorumkms.v1.Member.since:type_name -> google.protobuf.Timestamp
-	26, // 2: quorumkms.v1.Member.lease_left:type_name -> google.protobuf.Duration
-	2,  // 3: quorumkms.v1.HsmStatus.probes:type_name -> quorumkms.v1.HsmProbe
-	25, // 4: quorumkms.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
-	25, // 5: quorumkms.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
-	25, // 6: quorumkms.v1.BackupStatus.last_backup:type_name -> google.protobuf.Timestamp
-	25, // 7: quorumkms.v1.BackupStatus.journal_time:type_name -> google.protobuf.Timestamp
-	26, // 8: quorumkms.v1.StatusResponse.lease_left:type_name -> google.protobuf.Duration
-	1,  // 9: quorumkms.v1.StatusResponse.members:type_name -> quorumkms.v1.Member
-	3,  // 10: quorumkms.v1.StatusResponse.hsm:type_name -> quorumkms.v1.HsmStatus
-	25, // 11: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
-	25, // 12: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
-	4,  // 13: quorumkms.v1.StatusResponse.certificate:type_name -> quorumkms.v1.Certificate
-	4,  // 14: quorumkms.v1.StatusResponse.ca_certificates:type_name -> quorumkms.v1.Certificate
-	5,  // 15: quorumkms.v1.StatusResponse.backup:type_name -> quorumkms.v1.BackupStatus
-	26, // 16: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
-	26, // 17: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
-	25, // 18: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
-	22, // 19: quorumkms.v1.RecoveryPlanResponse.members:type_name -> quorumkms.v1.Survivor
-	26, // 20: quorumkms.v1.RecoveryPlanResponse.wait:type_name -> google.protobuf.Duration
-	25, // 21: quorumkms.v1.RecoveryPlanResponse.journal_time:type_name -> google.protobuf.Timestamp
-	6,  // 22: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
-	8,  // 23: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
-	10, // 24: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
-	12, // 25: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
-	14, // 26: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
-	18, // 27: quorumkms.v1.ClusterService.SetVoter:input_type -> quorumkms.v1.SetVoterRequest
-	16, // 28: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
-	20, // 29: quorumkms.v1.ClusterService.RecoveryPlan:input_type -> quorumkms.v1.RecoveryPlanRequest
-	23, // 30: quorumkms.v1.ClusterService.Recover:input_type -> quorumkms.v1.RecoverRequest
-	7,  // 31: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
-	9,  // 32: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
-	11, // 33: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
-	13, // 34: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
-	15, // 35: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
-	19, // 36: quorumkms.v1.ClusterService.SetVoter:output_type -> quorumkms.v1.SetVoterResponse
-	17, // 37: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
-	21, // 38: quorumkms.v1.ClusterService.RecoveryPlan:output_type -> quorumkms.v1.RecoveryPlanResponse
-	24, // 39: quorumkms.v1.ClusterService.Recover:output_type -> quorumkms.v1.RecoverResponse
-	31, // [31:40] is the sub-list for method output_type
-	22, // [22:31] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	34, // 1: quorumkms.v1.Member.since:type_name -> google.protobuf.Timestamp
+	35, // 2: quorumkms.v1.Member.lease_left:type_name -> google.protobuf.Duration
+	3,  // 3: quorumkms.v1.HsmStatus.probes:type_name -> quorumkms.v1.HsmProbe
+	34, // 4: quorumkms.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
+	34, // 5: quorumkms.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
+	34, // 6: quorumkms.v1.BackupStatus.last_backup:type_name -> google.protobuf.Timestamp
+	34, // 7: quorumkms.v1.BackupStatus.journal_time:type_name -> google.protobuf.Timestamp
+	35, // 8: quorumkms.v1.StatusResponse.lease_left:type_name -> google.protobuf.Duration
+	2,  // 9: quorumkms.v1.StatusResponse.members:type_name -> quorumkms.v1.Member
+	4,  // 10: quorumkms.v1.StatusResponse.hsm:type_name -> quorumkms.v1.HsmStatus
+	34, // 11: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
+	34, // 12: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
+	5,  // 13: quorumkms.v1.StatusResponse.certificate:type_name -> quorumkms.v1.Certificate
+	5,  // 14: quorumkms.v1.StatusResponse.ca_certificates:type_name -> quorumkms.v1.Certificate
+	6,  // 15: quorumkms.v1.StatusResponse.backup:type_name -> quorumkms.v1.BackupStatus
+	35, // 16: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
+	35, // 17: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
+	34, // 18: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
+	23, // 19: quorumkms.v1.RecoveryPlanResponse.members:type_name -> quorumkms.v1.Survivor
+	35, // 20: quorumkms.v1.RecoveryPlanResponse.wait:type_name -> google.protobuf.Duration
+	34, // 21: quorumkms.v1.RecoveryPlanResponse.journal_time:type_name -> google.protobuf.Timestamp
+	1,  // 22: quorumkms.v1.DomainGeneration.state:type_name -> quorumkms.v1.GenerationState
+	34, // 23: quorumkms.v1.DomainGeneration.created:type_name -> google.protobuf.Timestamp
+	34, // 24: quorumkms.v1.DomainGeneration.since:type_name -> google.protobuf.Timestamp
+	26, // 25: quorumkms.v1.DescribeDomainResponse.generations:type_name -> quorumkms.v1.DomainGeneration
+	27, // 26: quorumkms.v1.DescribeDomainResponse.nodes:type_name -> quorumkms.v1.DomainNode
+	7,  // 27: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
+	9,  // 28: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
+	11, // 29: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
+	13, // 30: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
+	15, // 31: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
+	19, // 32: quorumkms.v1.ClusterService.SetVoter:input_type -> quorumkms.v1.SetVoterRequest
+	17, // 33: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
+	28, // 34: quorumkms.v1.ClusterService.DescribeDomain:input_type -> quorumkms.v1.DescribeDomainRequest
+	30, // 35: quorumkms.v1.ClusterService.RotateDomain:input_type -> quorumkms.v1.RotateDomainRequest
+	32, // 36: quorumkms.v1.ClusterService.RetireGeneration:input_type -> quorumkms.v1.RetireGenerationRequest
+	21, // 37: quorumkms.v1.ClusterService.RecoveryPlan:input_type -> quorumkms.v1.RecoveryPlanRequest
+	24, // 38: quorumkms.v1.ClusterService.Recover:input_type -> quorumkms.v1.RecoverRequest
+	8,  // 39: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
+	10, // 40: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
+	12, // 41: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
+	14, // 42: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
+	16, // 43: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
+	20, // 44: quorumkms.v1.ClusterService.SetVoter:output_type -> quorumkms.v1.SetVoterResponse
+	18, // 45: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
+	29, // 46: quorumkms.v1.ClusterService.DescribeDomain:output_type -> quorumkms.v1.DescribeDomainResponse
+	31, // 47: quorumkms.v1.ClusterService.RotateDomain:output_type -> quorumkms.v1.RotateDomainResponse
+	33, // 48: quorumkms.v1.ClusterService.RetireGeneration:output_type -> quorumkms.v1.RetireGenerationResponse
+	22, // 49: quorumkms.v1.ClusterService.RecoveryPlan:output_type -> quorumkms.v1.RecoveryPlanResponse
+	25, // 50: quorumkms.v1.ClusterService.Recover:output_type -> quorumkms.v1.RecoverResponse
+	39, // [39:51] is the sub-list for method output_type
+	27, // [27:39] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_v1_cluster_proto_init() }
@@ -2588,8 +3325,8 @@ func file_quorumkms_v1_cluster_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_v1_cluster_proto_rawDesc), len(file_quorumkms_v1_cluster_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   24,
+			NumEnums:      2,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

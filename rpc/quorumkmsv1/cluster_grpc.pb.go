@@ -26,6 +26,9 @@ const (
 	ClusterService_TransferLeadership_FullMethodName = "/quorumkms.v1.ClusterService/TransferLeadership"
 	ClusterService_SetVoter_FullMethodName           = "/quorumkms.v1.ClusterService/SetVoter"
 	ClusterService_Upgrade_FullMethodName            = "/quorumkms.v1.ClusterService/Upgrade"
+	ClusterService_DescribeDomain_FullMethodName     = "/quorumkms.v1.ClusterService/DescribeDomain"
+	ClusterService_RotateDomain_FullMethodName       = "/quorumkms.v1.ClusterService/RotateDomain"
+	ClusterService_RetireGeneration_FullMethodName   = "/quorumkms.v1.ClusterService/RetireGeneration"
 	ClusterService_RecoveryPlan_FullMethodName       = "/quorumkms.v1.ClusterService/RecoveryPlan"
 	ClusterService_Recover_FullMethodName            = "/quorumkms.v1.ClusterService/Recover"
 )
@@ -51,6 +54,17 @@ type ClusterServiceClient interface {
 	// Upgrade raises the cluster's release of the formats, once every node runs a
 	// version that knows it. It never falls again.
 	Upgrade(ctx context.Context, in *UpgradeRequest, opts ...grpc.CallOption) (*UpgradeResponse, error)
+	// DescribeDomain tells of every generation of the domain key, and what every node has
+	// and waits for.
+	DescribeDomain(ctx context.Context, in *DescribeDomainRequest, opts ...grpc.CallOption) (*DescribeDomainResponse, error)
+	// RotateDomain makes a new generation of the domain key in the partition of the node
+	// that is called, and proposes it: the other nodes install it, and it becomes active
+	// when every node that may serve has it. New and rotated keys use it from then on.
+	RotateDomain(ctx context.Context, in *RotateDomainRequest, opts ...grpc.CallOption) (*RotateDomainResponse, error)
+	// RetireGeneration gives a proposed generation up, or ends one under which no key
+	// version is wrapped any more: every node destroys it. Backups with key versions under
+	// it can never be used again.
+	RetireGeneration(ctx context.Context, in *RetireGenerationRequest, opts ...grpc.CallOption) (*RetireGenerationResponse, error)
 	// RecoveryPlan tells what a recovery of the cluster from the node that is called
 	// would mean. It reads the node's whole log and asks the other members.
 	RecoveryPlan(ctx context.Context, in *RecoveryPlanRequest, opts ...grpc.CallOption) (*RecoveryPlanResponse, error)
@@ -137,6 +151,36 @@ func (c *clusterServiceClient) Upgrade(ctx context.Context, in *UpgradeRequest, 
 	return out, nil
 }
 
+func (c *clusterServiceClient) DescribeDomain(ctx context.Context, in *DescribeDomainRequest, opts ...grpc.CallOption) (*DescribeDomainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DescribeDomainResponse)
+	err := c.cc.Invoke(ctx, ClusterService_DescribeDomain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterServiceClient) RotateDomain(ctx context.Context, in *RotateDomainRequest, opts ...grpc.CallOption) (*RotateDomainResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateDomainResponse)
+	err := c.cc.Invoke(ctx, ClusterService_RotateDomain_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterServiceClient) RetireGeneration(ctx context.Context, in *RetireGenerationRequest, opts ...grpc.CallOption) (*RetireGenerationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RetireGenerationResponse)
+	err := c.cc.Invoke(ctx, ClusterService_RetireGeneration_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *clusterServiceClient) RecoveryPlan(ctx context.Context, in *RecoveryPlanRequest, opts ...grpc.CallOption) (*RecoveryPlanResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RecoveryPlanResponse)
@@ -178,6 +222,17 @@ type ClusterServiceServer interface {
 	// Upgrade raises the cluster's release of the formats, once every node runs a
 	// version that knows it. It never falls again.
 	Upgrade(context.Context, *UpgradeRequest) (*UpgradeResponse, error)
+	// DescribeDomain tells of every generation of the domain key, and what every node has
+	// and waits for.
+	DescribeDomain(context.Context, *DescribeDomainRequest) (*DescribeDomainResponse, error)
+	// RotateDomain makes a new generation of the domain key in the partition of the node
+	// that is called, and proposes it: the other nodes install it, and it becomes active
+	// when every node that may serve has it. New and rotated keys use it from then on.
+	RotateDomain(context.Context, *RotateDomainRequest) (*RotateDomainResponse, error)
+	// RetireGeneration gives a proposed generation up, or ends one under which no key
+	// version is wrapped any more: every node destroys it. Backups with key versions under
+	// it can never be used again.
+	RetireGeneration(context.Context, *RetireGenerationRequest) (*RetireGenerationResponse, error)
 	// RecoveryPlan tells what a recovery of the cluster from the node that is called
 	// would mean. It reads the node's whole log and asks the other members.
 	RecoveryPlan(context.Context, *RecoveryPlanRequest) (*RecoveryPlanResponse, error)
@@ -214,6 +269,15 @@ func (UnimplementedClusterServiceServer) SetVoter(context.Context, *SetVoterRequ
 }
 func (UnimplementedClusterServiceServer) Upgrade(context.Context, *UpgradeRequest) (*UpgradeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Upgrade not implemented")
+}
+func (UnimplementedClusterServiceServer) DescribeDomain(context.Context, *DescribeDomainRequest) (*DescribeDomainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DescribeDomain not implemented")
+}
+func (UnimplementedClusterServiceServer) RotateDomain(context.Context, *RotateDomainRequest) (*RotateDomainResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateDomain not implemented")
+}
+func (UnimplementedClusterServiceServer) RetireGeneration(context.Context, *RetireGenerationRequest) (*RetireGenerationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RetireGeneration not implemented")
 }
 func (UnimplementedClusterServiceServer) RecoveryPlan(context.Context, *RecoveryPlanRequest) (*RecoveryPlanResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RecoveryPlan not implemented")
@@ -368,6 +432,60 @@ func _ClusterService_Upgrade_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ClusterService_DescribeDomain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DescribeDomainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).DescribeDomain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_DescribeDomain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).DescribeDomain(ctx, req.(*DescribeDomainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ClusterService_RotateDomain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateDomainRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).RotateDomain(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_RotateDomain_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).RotateDomain(ctx, req.(*RotateDomainRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ClusterService_RetireGeneration_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RetireGenerationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).RetireGeneration(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_RetireGeneration_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).RetireGeneration(ctx, req.(*RetireGenerationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ClusterService_RecoveryPlan_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RecoveryPlanRequest)
 	if err := dec(in); err != nil {
@@ -438,6 +556,18 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Upgrade",
 			Handler:    _ClusterService_Upgrade_Handler,
+		},
+		{
+			MethodName: "DescribeDomain",
+			Handler:    _ClusterService_DescribeDomain_Handler,
+		},
+		{
+			MethodName: "RotateDomain",
+			Handler:    _ClusterService_RotateDomain_Handler,
+		},
+		{
+			MethodName: "RetireGeneration",
+			Handler:    _ClusterService_RetireGeneration_Handler,
 		},
 		{
 			MethodName: "RecoveryPlan",

@@ -64,6 +64,7 @@ const (
 	Reason_REASON_TENANT_FROZEN            Reason = 48
 	Reason_REASON_POLICY_LOCKOUT           Reason = 49 // nobody could change the policy again
 	Reason_REASON_KEY_VERSION_CURRENT      Reason = 59 // it cannot be destroyed: rotate the key first
+	Reason_REASON_GENERATION_REFUSED       Reason = 58 // of the domain key, see DescribeDomain
 	// Aborted.
 	Reason_REASON_CONFLICT Reason = 50
 	// ResourceExhausted.
@@ -79,6 +80,7 @@ const (
 	Reason_REASON_BEHIND            Reason = 74 // this node has not reached the index token yet
 	Reason_REASON_SHUTTING_DOWN     Reason = 75
 	Reason_REASON_AUDIT_UNAVAILABLE Reason = 76
+	Reason_REASON_KEY_NOT_OPENED    Reason = 77 // nothing was made: too few nodes' HSMs have opened the new key
 )
 
 // Enum value maps for Reason.
@@ -118,6 +120,7 @@ var (
 		48: "REASON_TENANT_FROZEN",
 		49: "REASON_POLICY_LOCKOUT",
 		59: "REASON_KEY_VERSION_CURRENT",
+		58: "REASON_GENERATION_REFUSED",
 		50: "REASON_CONFLICT",
 		60: "REASON_LIMIT",
 		61: "REASON_BUSY",
@@ -129,6 +132,7 @@ var (
 		74: "REASON_BEHIND",
 		75: "REASON_SHUTTING_DOWN",
 		76: "REASON_AUDIT_UNAVAILABLE",
+		77: "REASON_KEY_NOT_OPENED",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":              0,
@@ -165,6 +169,7 @@ var (
 		"REASON_TENANT_FROZEN":            48,
 		"REASON_POLICY_LOCKOUT":           49,
 		"REASON_KEY_VERSION_CURRENT":      59,
+		"REASON_GENERATION_REFUSED":       58,
 		"REASON_CONFLICT":                 50,
 		"REASON_LIMIT":                    60,
 		"REASON_BUSY":                     61,
@@ -176,6 +181,7 @@ var (
 		"REASON_BEHIND":                   74,
 		"REASON_SHUTTING_DOWN":            75,
 		"REASON_AUDIT_UNAVAILABLE":        76,
+		"REASON_KEY_NOT_OPENED":           77,
 	}
 )
 
@@ -210,7 +216,7 @@ var File_quorumkms_v1_error_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x18quorumkms/v1/error.proto\x12\fquorumkms.v1*\xac\t\n" +
+	"\x18quorumkms/v1/error.proto\x12\fquorumkms.v1*\xe6\t\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_INVALID\x10\x01\x12\x1f\n" +
@@ -246,7 +252,8 @@ const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\x1aREASON_KEY_SERVICE_MANAGED\x10/\x12\x18\n" +
 	"\x14REASON_TENANT_FROZEN\x100\x12\x19\n" +
 	"\x15REASON_POLICY_LOCKOUT\x101\x12\x1e\n" +
-	"\x1aREASON_KEY_VERSION_CURRENT\x10;\x12\x13\n" +
+	"\x1aREASON_KEY_VERSION_CURRENT\x10;\x12\x1d\n" +
+	"\x19REASON_GENERATION_REFUSED\x10:\x12\x13\n" +
 	"\x0fREASON_CONFLICT\x102\x12\x10\n" +
 	"\fREASON_LIMIT\x10<\x12\x0f\n" +
 	"\vREASON_BUSY\x10=\x12\x17\n" +
@@ -257,7 +264,8 @@ const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\x16REASON_OUTCOME_UNKNOWN\x10I\x12\x11\n" +
 	"\rREASON_BEHIND\x10J\x12\x18\n" +
 	"\x14REASON_SHUTTING_DOWN\x10K\x12\x1c\n" +
-	"\x18REASON_AUDIT_UNAVAILABLE\x10LB<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
+	"\x18REASON_AUDIT_UNAVAILABLE\x10L\x12\x19\n" +
+	"\x15REASON_KEY_NOT_OPENED\x10MB<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
 
 var (
 	file_quorumkms_v1_error_proto_rawDescOnce sync.Once

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+)
+
+// fakeDomain is the domain key: generation 2 is proposed, and becomes active when it was
+// looked at three times.
+type fakeDomain struct {
+	proposed, retired bool
+	looks             int
+}
+
+func (n *fakeNode) DescribeDomain(context.Context, *quorumkmsv1.DescribeDomainRequest) (*quorumkmsv1.DescribeDomainResponse, error) {
+	d := &n.f.domain
+	first := &quorumkmsv1.DomainGeneration{
+		Number: 1, State: quorumkmsv1.GenerationState_GENERATION_STATE_ACTIVE, Created: timestamppb.New(fakeEpoch), KeyVersions: 7, NoRecovery: true,
+	}
+	out := &quorumkmsv1.DescribeDomainResponse{
+		Generations: []*quorumkmsv1.DomainGeneration{first},
+		Nodes:       []*quorumkmsv1.DomainNode{{RaftId: "raft-n1", Name: "n1", Holds: []uint32{1}}, {RaftId: "raft-n2", Name: "n2", Holds: []uint32{1}}},
+		ExposedTo:   []string{"n4\x1b"},
+	}
+	if !d.proposed {
+		return out, nil
+	}
+	second := &quorumkmsv1.DomainGeneration{Number: 2, Created: timestamppb.New(fakeEpoch), RecoveryRecipients: 2}
+	out.Generations, out.ExposedTo = append(out.Generations, second), nil
+	switch d.looks++; {
+	case d.retired:
+		second.State, second.RecoveryRecipients = quorumkmsv1.GenerationState_GENERATION_STATE_RETIRED, 0
+	case d.looks < 3:
+		second.State, second.WaitsFor = quorumkmsv1.GenerationState_GENERATION_STATE_PROPOSED, "nodes that have not installed generation 2: n2, n3"
+		out.Nodes[0].Holds = []uint32{1, 2}
+		out.Nodes[1].WaitsForGeneration, out.Nodes[1].Fingerprint, out.Nodes[1].Donors = 2, "SHA256:abcd", []string{"n1", "n5"}
+		out.Nodes = append(out.Nodes, &quorumkmsv1.DomainNode{RaftId: "raft-n3", Name: "n3", Problem: "it does not say what it holds:\x1b down"})
+	default:
+		first.State, second.State = quorumkmsv1.GenerationState_GENERATION_STATE_DECRYPT_ONLY, quorumkmsv1.GenerationState_GENERATION_STATE_ACTIVE
+	}
+	return out, nil
+}
+
+func (n *fakeNode) RotateDomain(_ context.Context, r *quorumkmsv1.RotateDomainRequest) (*quorumkmsv1.RotateDomainResponse, error) {
+	if !r.GetNoRecovery() {
+		return nil, fakeError(codes.InvalidArgument, quorumkmsv1.Reason_REASON_INVALID, "say no_recovery (--no-recovery) to accept that")
+	}
+	n.f.domain.proposed = true
+	return &quorumkmsv1.RotateDomainResponse{Generation: 2}, nil
+}
+
+func (n *fakeNode) RetireGeneration(_ context.Context, r *quorumkmsv1.RetireGenerationRequest) (*quorumkmsv1.RetireGenerationResponse, error) {
+	if r.GetGeneration() != 2 {
+		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_GENERATION_REFUSED, "generation 1 wraps 7 key versions")
+	}
+	n.f.domain.retired = true
+	return &quorumkmsv1.RetireGenerationResponse{Generation: 2}, nil
+}

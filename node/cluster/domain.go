@@ -1,0 +1,308 @@
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
+)
+
+// A new generation of the domain key is made by one node, at an operator's word, and
+// recorded as proposed. Every other node sees that in the state and pulls it from one
+// that has it (pull.go), which records that the node has proved possession. The leader
+// activates it when nobody is missing. Each step is begun anew from the state alone,
+// after a restart or under another leader. A node that comes later pulls in the same way
+// what it lacks, and answers nothing before.
+
+const (
+	// installPause is between two attempts to install what this node lacks.
+	installPause = time.Second
+	// pullTimeout bounds one conversation with one member.
+	pullTimeout = 30 * time.Second
+	// askTimeout bounds the question to one member what it holds.
+	askTimeout = 1500 * time.Millisecond
+)
+
+// DomainWait is what a node waits for that lacks a generation.
+type DomainWait struct {
+	Generation  uint32
+	Fingerprint string   // of its transfer key
+	Donors      []string // names of members: one of their Security Officers must trust it
+}
+
+// DomainHolding is what one member has of the domain key.
+type DomainHolding struct {
+	Holds   []uint32    // numbers of the generations in its partition
+	Waiting *DomainWait // nil: for nobody
+	Problem string      // why it does not get on; empty: it does
+}
+
+// domainKeys is what this node knows of its own partition.
+type domainKeys struct {
+	held atomic.Pointer[[]hsm.Generation]
+
+	mu      sync.Mutex
+	waiting *DomainWait
+	problem string
+	told    string // fingerprint of which a person was told
+}
+
+// now is what the partition holds.
+func (d *domainKeys) now() []hsm.Generation { return *d.held.Load() }
+
+func (d *domainKeys) add(g hsm.Generation) {
+	d.change(func(all []hsm.Generation) []hsm.Generation {
+		all = append(all, g)
+		slices.SortFunc(all, func(a, b hsm.Generation) int { return cmp.Compare(a.Number, b.Number) })
+		return all
+	})
+}
+
+func (d *domainKeys) drop(number uint32) {
+	d.change(func(all []hsm.Generation) []hsm.Generation { return slices.DeleteFunc(all, numbered(number)) })
+}
+
+func (d *domainKeys) change(f func([]hsm.Generation) []hsm.Generation) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := f(slices.Clone(d.now()))
+	d.held.Store(&all)
+}
+
+// sameAs tells whether a partition's generation is the one that the state knows.
+func sameAs(g fsm.Generation) func(hsm.Generation) bool {
+	checks := hsmGeneration(g).Checks
+	return func(h hsm.Generation) bool { return h.Number == g.Number && slices.Equal(h.Checks, checks) }
+}
+
+func numbered(number uint32) func(hsm.Generation) bool {
+	return func(h hsm.Generation) bool { return h.Number == number }
+}
+
+// complete fails if this node lacks a generation under which a state may have tokens: it
+// wraps hsm.ErrNotFound.
+func (d *domainKeys) complete(s *fsm.State) error {
+	held := d.now()
+	for _, g := range s.Cluster().Generations {
+		if g.InUse() && !slices.ContainsFunc(held, numbered(g.Number)) {
+			return fmt.Errorf("%w: generation %d; it is installed as soon as a Security Officer has trusted this node's transfer key, other nodes may answer", hsm.ErrNotFound, g.Number)
+		}
+	}
+	return nil
+}
+
+// RotateDomain makes a new generation in this node's partition and proposes it; it becomes
+// active by itself when every node has it. propose commits a command in the caller's name.
+func (m *Member) RotateDomain(ctx context.Context, noRecovery bool, propose func(context.Context, fsm.Command) (fsm.Result, error)) (number uint32, err error) {
+	e, err := m.engine()
+	if err != nil {
+		return 0, err
+	}
+	held, err := e.config.Domain.Generations(ctx, hsm.ID(e.cluster))
+	if err != nil {
+		return 0, err
+	}
+	s := e.machine.State()
+	all := s.Cluster().Generations
+	number = all[len(all)-1].Number + 1
+	if len(held) > 0 { // the partition may know later ones: of an attempt that failed, or of a history that was lost
+		number = max(number, held[len(held)-1].Number+1)
+	}
+	made, err := e.config.Domain.CreateDomain(ctx, hsm.ID(e.cluster), number)
+	if err != nil {
+		return 0, fmt.Errorf("making generation %d of the domain key: %w", number, err)
+	}
+	e.domain.add(made)
+	command := &fsm.ProposeGeneration{Number: number, Node: e.id, NoRecovery: noRecovery, Checks: domainChecks(made)}
+	result, err := propose(ctx, command)
+	if errors.Is(err, ErrOutcomeUnknown) {
+		return 0, err
+	}
+	if err != nil || result.ID != strconv.FormatUint(uint64(number), 10) { // another is proposed: this one is of no use
+		e.forget(number)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return GenerationOf(result)
+}
+
+// GenerationOf is the number of the generation that a command has proposed.
+func GenerationOf(proposed fsm.Result) (uint32, error) {
+	n, err := strconv.ParseUint(proposed.ID, 10, 32)
+	return uint32(n), err
+}
+
+// MayRotateDomain says why no generation can be proposed now, if so.
+func (m *Member) MayRotateDomain() error {
+	s := m.State()
+	g, err := s.ActiveGeneration()
+	if err != nil {
+		return err
+	}
+	all := s.Cluster().Generations
+	_, err = s.Try(&fsm.ProposeGeneration{Number: all[len(all)-1].Number + 1, Node: m.ID(), Checks: g.Checks})
+	return err
+}
+
+func domainChecks(g hsm.Generation) (out []fsm.DomainCheck) {
+	for _, k := range g.Checks {
+		out = append(out, fsm.DomainCheck{Kind: uint8(k.Kind), Value: k.Value[:]})
+	}
+	return out
+}
+
+// forget destroys a generation in this node's partition.
+func (e *engine) forget(number uint32) {
+	if err := e.config.Domain.DestroyDomain(e.ctx, hsm.ID(e.cluster), number); err != nil && !errors.Is(err, hsm.ErrNotFound) {
+		e.log.Warn("a generation of the domain key was not destroyed in this node's partition", "generation", number, "error", err)
+		return
+	}
+	e.domain.drop(number)
+	e.log.Info("a generation of the domain key was destroyed in this node's partition", "generation", number)
+}
+
+// activate commits that a generation wraps new keys from here on.
+func (e *engine) activate(g fsm.Generation) error {
+	ctx, cancel := context.WithTimeout(e.ctx, dutyTimeout)
+	defer cancel()
+	_, err := e.commit(ctx, fsm.Proposal{Command: &fsm.ActivateGeneration{Number: g.Number}, Principal: e.principal()}, e.id)
+	if err == nil {
+		e.log.Info("a generation of the domain key is active", "generation", g.Number)
+	}
+	return err
+}
+
+// installLoop keeps this node's partition as the state wants it.
+func (e *engine) installLoop() {
+	timer := time.NewTicker(installPause)
+	defer timer.Stop()
+	var settled uint64 // revision of the cluster's record after which there was nothing to do
+	for {
+		changed := e.machine.Changed()
+		s := e.machine.State()
+		if self, ok := s.Member(e.id); ok && self.Serves() && s.History() == e.history && s.Cluster().Revision != settled {
+			if e.install(s) {
+				settled = s.Cluster().Revision
+			}
+		}
+		select {
+		case <-changed:
+		case <-e.ctx.Done():
+			return
+		}
+		select { // changes come in bursts, and what failed is not tried again at once
+		case <-timer.C:
+		case <-e.ctx.Done():
+			return
+		}
+	}
+}
+
+// install takes the steps that are this node's; done tells that none is left.
+func (e *engine) install(s *fsm.State) (done bool) {
+	var lacking []fsm.Generation
+	for _, g := range s.Cluster().Generations {
+		held := e.domain.now()
+		switch {
+		case g.Retired():
+			if slices.ContainsFunc(held, numbered(g.Number)) {
+				e.forget(g.Number)
+			}
+		case !slices.ContainsFunc(held, sameAs(g)):
+			if slices.ContainsFunc(held, numbered(g.Number)) {
+				e.log.Warn("this node's partition holds another generation of that number, which the cluster does not know: it was left over", "generation", g.Number)
+				e.forget(g.Number)
+			}
+			lacking = append(lacking, g)
+		case g.State == fsm.GenerationProposed && !slices.Contains(g.Installed, e.id):
+			lacking = append(lacking, g)
+		}
+	}
+	for i, g := range lacking {
+		more := slices.ContainsFunc(lacking[i+1:], func(g fsm.Generation) bool { return !slices.ContainsFunc(e.domain.now(), sameAs(g)) })
+		if err := e.pullFromAny(s, g, more); err != nil {
+			if e.ctx.Err() == nil {
+				e.domain.problemIs(err)
+				e.log.Debug("a generation of the domain key is not installed yet", "generation", g.Number, "error", err)
+			}
+			return false
+		}
+		e.log.Info("a generation of the domain key is installed", "generation", g.Number)
+	}
+	e.domain.problemIs(nil)
+	return len(lacking) == 0
+}
+
+// problemIs notes why this node does not get on; nil: it waits for nobody.
+func (d *domainKeys) problemIs(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case err == nil:
+		d.waiting, d.problem = nil, ""
+	case errors.Is(err, hsm.ErrNotTrusted):
+		d.problem = ""
+	default:
+		d.problem = err.Error()
+	}
+}
+
+// HandleDomain tells what this node has of the domain key.
+func (m *Member) HandleDomain() (DomainHolding, error) {
+	e, err := m.engine()
+	if err != nil {
+		return DomainHolding{}, err
+	}
+	var out DomainHolding
+	for _, g := range e.domain.now() {
+		out.Holds = append(out.Holds, g.Number)
+	}
+	e.domain.mu.Lock()
+	defer e.domain.mu.Unlock()
+	out.Waiting, out.Problem = e.domain.waiting, e.domain.problem
+	return out, nil
+}
+
+// Domain asks every member what it has of the domain key; by raft id.
+func (m *Member) Domain(ctx context.Context) (map[string]DomainHolding, error) {
+	e, err := m.engine()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	out := map[string]DomainHolding{}
+	for _, x := range e.machine.State().Members() {
+		if !x.LeaseHolder() {
+			continue
+		}
+		all.Go(func() {
+			var h DomainHolding
+			var err error
+			if x.ID == e.id {
+				h, err = m.HandleDomain()
+			} else {
+				h, err = e.config.Peers.Domain(ctx, x.PeerAddress, e.id)
+			}
+			if err != nil {
+				h.Problem = "it does not say what it holds: " + err.Error()
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			out[x.ID] = h
+		})
+	}
+	all.Wait()
+	return out, nil
+}

@@ -1,0 +1,82 @@
+package cluster
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
+)
+
+// rotated is a state with generation 1, and others in given states.
+func rotated(t *testing.T, commands ...fsm.Command) *fsm.State {
+	t.Helper()
+	key := fsm.LogKey(make([]byte, 32))
+	s := fsm.NewState()
+	check := []fsm.DomainCheck{{Kind: uint8(hsm.KindMAC), Value: make([]byte, 16)}}
+	first := &fsm.InitCluster{
+		Cluster: uuid.New(), TrustDomain: "kms.example", Operator: "spiffe://kms.example/operator/o", Administrator: "spiffe://kms.example/tenant/default/admin/a",
+		LeaseMillis: 6000, Generation: 1, Checks: check, Node: "n1", Name: "n1", PeerAddress: "n1:1", ClientAddress: "n1:2", Identity: []byte("i"), Release: fsm.NewestRelease,
+	}
+	for _, c := range append([]fsm.Command{first}, commands...) {
+		if p, ok := c.(*fsm.ProposeGeneration); ok {
+			p.Checks, p.Node, p.NoRecovery = check, "n1", true
+		}
+		raw, err := fsm.EncodeEntry(fsm.Entry{Principal: "p", Proposer: "n1", Time: 1}, c, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		next, _, err := s.Apply(s.Index()+1, 1, raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s = next
+	}
+	return s
+}
+
+// TestCompleteDomain: a node serves when it holds every generation that is in use, neither
+// more nor less.
+func TestCompleteDomain(t *testing.T) {
+	propose, activate := &fsm.ProposeGeneration{Number: 2}, &fsm.ActivateGeneration{Number: 2}
+	for _, row := range []struct {
+		what     string
+		commands []fsm.Command
+		holds    []uint32
+		ok       bool
+	}{
+		{"the first one", nil, []uint32{1}, true},
+		{"none", nil, nil, false},
+		{"another", nil, []uint32{2}, false},
+		{"without the proposed one", []fsm.Command{propose}, []uint32{1}, true},
+		{"without the active one", []fsm.Command{propose, activate}, []uint32{1}, false},
+		{"without the one before", []fsm.Command{propose, activate}, []uint32{2}, false},
+		{"both", []fsm.Command{propose, activate}, []uint32{1, 2}, true},
+		{"without a retired one", []fsm.Command{propose, activate, &fsm.RetireGeneration{Number: 1}}, []uint32{2}, true},
+	} {
+		var d domainKeys
+		d.held.Store(&[]hsm.Generation{})
+		for _, n := range row.holds {
+			d.add(hsm.Generation{Number: n})
+		}
+		err := d.complete(rotated(t, row.commands...))
+		if (err == nil) != row.ok || err != nil && !errors.Is(err, hsm.ErrNotFound) {
+			t.Errorf("%s: %v", row.what, err)
+		}
+	}
+}
+
+// TestSameGeneration: what has the number only is another.
+func TestSameGeneration(t *testing.T) {
+	g, _ := rotated(t).Generation(1)
+	h := hsm.Generation{Number: 1, Checks: []hsm.KeyCheck{{Kind: hsm.KindMAC}}}
+	if !sameAs(g)(h) {
+		t.Error("a generation is not itself")
+	}
+	h.Checks[0].Value[3] = 1
+	if sameAs(g)(h) {
+		t.Error("another check value is the same generation")
+	}
+}

@@ -1,0 +1,177 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/hashicorp/raft"
+
+	"github.com/quorumkms/quorumkms/hsm"
+)
+
+func threeVoters() []raft.Server {
+	return []raft.Server{{ID: "a", Address: "a:1"}, {ID: "b", Address: "b:1"}, {ID: "c", Address: "c:1"}}
+}
+
+// others is openings whose members answer as a test says.
+func others(t *testing.T, call func(address string, all []Opening) ([]string, error)) *openings {
+	o := &openings{queues: map[string]*openQueue{}, refuses: func(string, string) {}, call: func(_ context.Context, address string, all []Opening) ([]string, error) {
+		return call(address, all)
+	}}
+	t.Cleanup(o.stop)
+	return o
+}
+
+func anOpening() Opening {
+	return Opening{Key: uuid.New(), Version: 1, Made: hsm.NewKey{Token: []byte("token")}}
+}
+
+// TestMajorityOpens: this node and one other are enough of three; the third may be silent,
+// broken or down.
+func TestMajorityOpens(t *testing.T) {
+	silent := make(chan struct{})
+	for name, third := range map[string]func() ([]string, error){
+		"silent":  func() ([]string, error) { <-silent; return nil, errors.New("late") },
+		"broken":  func() ([]string, error) { return []string{"corrupt"}, nil },
+		"down":    func() ([]string, error) { return nil, errors.New("connection refused") },
+		"strange": func() ([]string, error) { return nil, nil },
+	} {
+		o := &openings{queues: map[string]*openQueue{}, refuses: func(string, string) {}, call: func(_ context.Context, address string, all []Opening) ([]string, error) {
+			if address == "b:1" {
+				return make([]string, len(all)), nil
+			}
+			return third()
+		}}
+		if err := o.majority(t.Context(), threeVoters(), "a", anOpening()); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		t.Cleanup(o.stop)
+	}
+	close(silent)
+}
+
+func TestAloneIsAMajority(t *testing.T) {
+	o := others(t, func(string, []Opening) ([]string, error) { panic("nobody is there to ask") })
+	if err := o.majority(t.Context(), threeVoters()[:1], "a", anOpening()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTooFewOpen: the error says who did not open the token and why, at once where a
+// majority is out of reach, and otherwise when the time is over.
+func TestTooFewOpen(t *testing.T) {
+	o := others(t, func(address string, _ []Opening) ([]string, error) {
+		return []string{"its HSM says no at " + address}, nil
+	})
+	err := o.majority(t.Context(), threeVoters(), "a", anOpening())
+	if !errors.Is(err, ErrUnopened) || !strings.Contains(err.Error(), "b: its HSM says no at b:1; c: its HSM says no at c:1") {
+		t.Errorf("%v", err)
+	}
+	err = o.majority(t.Context(), threeVoters(), "elsewhere", anOpening())
+	if !errors.Is(err, ErrUnopened) {
+		t.Errorf("asked by a node without a vote: %v", err)
+	}
+	tries := make(chan struct{}, 1000)
+	down := others(t, func(string, []Opening) ([]string, error) {
+		tries <- struct{}{}
+		return nil, errors.New("connection refused")
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		for range 4 { // it asks again
+			<-tries
+		}
+		cancel()
+	}()
+	err = down.majority(ctx, threeVoters(), "a", anOpening())
+	if !errors.Is(err, ErrUnopened) || !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "connection refused") {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestOpeningsShareCalls: what comes while a member is being asked goes into its next
+// request, and what nobody waits for is not asked.
+func TestOpeningsShareCalls(t *testing.T) {
+	const n = 200
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	var mu sync.Mutex
+	var sizes []int
+	o := others(t, func(_ string, all []Opening) ([]string, error) {
+		mu.Lock()
+		first := len(sizes) == 0
+		sizes = append(sizes, len(all))
+		mu.Unlock()
+		if first {
+			close(begun)
+			<-goOn
+		}
+		return make([]string, len(all)), nil
+	})
+	two := threeVoters()[:2]
+	var wait sync.WaitGroup
+	errs := make(chan error, n+1)
+	open := func(ctx context.Context) { errs <- o.majority(ctx, two, "a", anOpening()) }
+	wait.Go(func() { open(t.Context()) })
+	<-begun
+	gone, leave := context.WithCancel(t.Context())
+	for range n {
+		wait.Go(func() { open(t.Context()) })
+	}
+	wait.Go(func() { _ = o.majority(gone, two, "a", anOpening()) })
+	waiting := func() int {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		return len(o.queues["b"].waiting)
+	}
+	for waiting() != n+1 {
+		time.Sleep(time.Millisecond)
+	}
+	leave()
+	close(goOn)
+	wait.Wait()
+	for range n + 1 {
+		if err := <-errs; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := []int{1, MaxOpenings, MaxOpenings, MaxOpenings, n - 3*MaxOpenings}; !slices.Equal(sizes, want) {
+		t.Errorf("requests of %v tokens, want %v", sizes, want)
+	}
+}
+
+// TestOpeningsEnd: a member that stops answers nobody any more, and waits for its calls.
+func TestOpeningsEnd(t *testing.T) {
+	o := others(t, func(string, []Opening) ([]string, error) { return nil, fmt.Errorf("down") })
+	o.stop()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := o.majority(ctx, threeVoters(), "a", anOpening()); !errors.Is(err, ErrUnopened) {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestRefusalsAreToldOnce: an operator hears when a member's partition begins to refuse,
+// and when it has stopped.
+func TestRefusalsAreToldOnce(t *testing.T) {
+	answers := []string{"broken", "broken", "", "", "broken"}
+	var told []string
+	o := others(t, func(string, []Opening) ([]string, error) {
+		problem := answers[0]
+		answers = answers[1:]
+		return []string{problem}, nil
+	})
+	o.refuses = func(node, problem string) { told = append(told, node+":"+problem) }
+	for len(answers) > 0 {
+		_ = o.majority(t.Context(), threeVoters()[:2], "a", anOpening())
+	}
+	if want := []string{"b:broken", "b:", "b:broken"}; !slices.Equal(told, want) {
+		t.Errorf("told %q, want %q", told, want)
+	}
+}

@@ -1,0 +1,40 @@
+package node
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/quorumkms/quorumkms/node/cluster"
+)
+
+// tellFingerprint tells a person what a joining node waits for.
+func (n *Node) tellFingerprint(w cluster.JoinWaiting) {
+	n.log.Info("waiting for the security officer", "donor", w.DonorName, "fingerprint", w.Fingerprint)
+	_, err := fmt.Fprintf(n.options.Console, `
+This node asks node %s for the domain key. The Security Officer of %s must
+compare this fingerprint with the one below and trust it, on that host:
+
+  kmsd hsm trust --config <configuration of %s> --so-pin-file <file> %s
+
+`, w.DonorName, w.DonorName, w.DonorName, w.Fingerprint)
+	if err != nil {
+		n.log.Debug("console", "error", err)
+	}
+}
+
+// tellWaiting tells a person what a member waits for that lacks a generation.
+func (n *Node) tellWaiting(w cluster.DomainWait) {
+	donors := strings.Join(w.Donors, ", ")
+	n.log.Info("waiting for a security officer", "generation", w.Generation, "donors", donors, "fingerprint", w.Fingerprint)
+	_, err := fmt.Fprintf(n.options.Console, `
+This node asks for generation %d of the domain key. The Security Officer of one of
+these nodes must compare this fingerprint with the one below and trust it, on that
+host: %s
+
+  kmsd hsm trust --config <configuration> --so-pin-file <file> %s
+
+`, w.Generation, donors, w.Fingerprint)
+	if err != nil {
+		n.log.Debug("console", "error", err)
+	}
+}
