@@ -9,6 +9,7 @@ import (
 // Limits of domain key generations.
 const (
 	MaxGenerations      = 1000 // of a cluster's life, retired ones included
+	generationBits      = 10   // of a generation's number count those of one recovery epoch
 	MaxGenerationsInUse = 16   // that are not retired
 	MaxChecks           = 16   // check values of one generation: one a kind of domain key
 	// MinRecipients is how many recovery recipients hold a generation before it becomes
@@ -88,8 +89,8 @@ func (c *ProposeGeneration) validate() error {
 	if err := validChecks(c.Checks); err != nil {
 		return err
 	}
-	if c.Number < 2 || c.Number > MaxGenerations {
-		return invalid("generation %d: must be 2 to %d", c.Number, MaxGenerations)
+	if c.Number < 2 {
+		return invalid("generation %d: must be 2 or more", c.Number)
 	}
 	return validRaftID(c.Node)
 }
@@ -110,8 +111,10 @@ func (c *ProposeGeneration) apply(t *tx) (Result, error) {
 	switch {
 	case last.State == GenerationProposed:
 		return Result{}, fmt.Errorf("%w: generation %d is proposed already; it becomes active, or is retired, before another is", ErrGeneration, last.Number)
-	case c.Number <= last.Number:
-		return Result{}, fmt.Errorf("%w: generation %d was asked for, the last one is %d", ErrConflict, c.Number, last.Number)
+	case c.Number < t.s.NextGeneration():
+		return Result{}, fmt.Errorf("%w: generation %d was asked for, the last one is %d, and the next at least %d", ErrConflict, c.Number, last.Number, t.s.NextGeneration())
+	case len(all) >= MaxGenerations:
+		return Result{}, fmt.Errorf("%w: the cluster has had %d domain key generations", ErrLimit, len(all))
 	case !ok || !node.Serves():
 		return Result{}, fmt.Errorf("%w: %s is no active member", ErrMember, c.Node)
 	case !sameKinds(c.Checks, active.Checks):
@@ -185,6 +188,16 @@ func (c *ActivateGeneration) apply(t *tx) (Result, error) {
 		return nil
 	})
 	return result, err
+}
+
+// NextGeneration is the least number that the next generation may have: one more than the
+// last one's, and beyond those of lost histories, of which partitions may still hold keys.
+func (s *State) NextGeneration() uint32 {
+	all := s.cluster.Generations
+	if len(all) == 0 {
+		return 1
+	}
+	return max(all[len(all)-1].Number+1, s.cluster.RecoveryEpoch<<generationBits+1)
 }
 
 // Lacks are the names of the nodes that have not proved possession of a proposed

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"bytes"
+	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -19,38 +20,39 @@ func proposeGeneration(number uint32) *ProposeGeneration {
 // goldenGenerations adds domain key generations to the end of a golden log.
 func goldenGenerations(w *world) {
 	node := "n9-4" // of the last restore
+	nth := func(n uint32) uint32 { return w.s.Cluster().RecoveryEpoch<<generationBits + n }
 	propose := func(number uint32) *ProposeGeneration {
 		return edited(proposeGeneration(number), func(c *ProposeGeneration) { c.Node = node })
 	}
 	w.join("n11", true, MemberActive)
 	w.join("n12", false, MemberGone)
-	w.refuse(proposeGeneration(2), ErrMember, "")
+	w.refuse(proposeGeneration(nth(2)), ErrMember, "")
 	w.refuse(propose(1), ErrInvalid, "")
-	w.ask("rotate domain", "2", propose(2))
-	w.ask("rotate domain", "2", propose(3))
-	w.refuse(propose(3), ErrGeneration, "")
-	w.refuse(&InstallGeneration{2, nodeID("n12")}, ErrMember, "")
-	w.refuse(&InstallGeneration{3, node}, ErrNotFound, "")
-	w.do(&InstallGeneration{2, node})
-	w.refuse(&ActivateGeneration{2}, ErrGeneration, "n11")
-	w.do(&RetireGeneration{2})
-	w.do(&RetireGeneration{2})
-	w.refuse(&InstallGeneration{2, node}, ErrGeneration, "")
-	w.do(edited(propose(3), func(c *ProposeGeneration) { c.NoRecovery = false }))
-	w.do(&InstallGeneration{3, nodeID("n11")})
-	w.refuse(&ActivateGeneration{3}, ErrGeneration, "recovery recipients")
-	w.do(&RetireGeneration{3})
-	w.refuse(propose(3), ErrConflict, "")
-	w.do(propose(4))
-	w.do(&InstallGeneration{4, nodeID("n11")})
-	w.do(&ActivateGeneration{4})
-	w.do(&ActivateGeneration{4})
+	w.ask("rotate domain", fmt.Sprint(nth(2)), propose(nth(2)))
+	w.ask("rotate domain", fmt.Sprint(nth(2)), propose(nth(3)))
+	w.refuse(propose(nth(3)), ErrGeneration, "")
+	w.refuse(&InstallGeneration{nth(2), nodeID("n12")}, ErrMember, "")
+	w.refuse(&InstallGeneration{nth(3), node}, ErrNotFound, "")
+	w.do(&InstallGeneration{nth(2), node})
+	w.refuse(&ActivateGeneration{nth(2)}, ErrGeneration, "n11")
+	w.do(&RetireGeneration{nth(2)})
+	w.do(&RetireGeneration{nth(2)})
+	w.refuse(&InstallGeneration{nth(2), node}, ErrGeneration, "")
+	w.do(edited(propose(nth(3)), func(c *ProposeGeneration) { c.NoRecovery = false }))
+	w.do(&InstallGeneration{nth(3), nodeID("n11")})
+	w.refuse(&ActivateGeneration{nth(3)}, ErrGeneration, "recovery recipients")
+	w.do(&RetireGeneration{nth(3)})
+	w.refuse(propose(nth(3)), ErrConflict, "")
+	w.do(propose(nth(4)))
+	w.do(&InstallGeneration{nth(4), nodeID("n11")})
+	w.do(&ActivateGeneration{nth(4)})
+	w.do(&ActivateGeneration{nth(4)})
 	w.do(&InstallGeneration{1, node})
 	w.refuse(&RetireGeneration{1}, ErrGeneration, "")
-	w.refuse(&RetireGeneration{4}, ErrGeneration, "")
+	w.refuse(&RetireGeneration{nth(4)}, ErrGeneration, "")
 	w.refuse(&ActivateGeneration{1}, ErrGeneration, "")
 	w.refuse(createKey(50), ErrConflict, "")
-	w.do(edited(createKey(50), func(c *CreateKey) { c.Generation = 4 }))
+	w.do(edited(createKey(50), func(c *CreateKey) { c.Generation = nth(4) }))
 }
 
 // generations are the states of all generations, in order.
@@ -129,8 +131,7 @@ func TestGenerationsAreRefused(t *testing.T) {
 		want error
 		text string
 	}{
-		{func(c *ProposeGeneration) { c.Number = 1 }, ErrInvalid, "must be 2 to 1000"},
-		{func(c *ProposeGeneration) { c.Number = 1001 }, ErrInvalid, "must be 2 to 1000"},
+		{func(c *ProposeGeneration) { c.Number = 1 }, ErrInvalid, "must be 2 or more"},
 		{func(c *ProposeGeneration) { c.Node = nodeID("n2") }, ErrMember, "no active member"},
 		{func(c *ProposeGeneration) { c.Checks = nil }, ErrInvalid, "no check values"},
 		{func(c *ProposeGeneration) { c.Checks[1].Value = []byte{1} }, ErrInvalid, "has 1 bytes"},
@@ -148,6 +149,12 @@ func TestGenerationsAreRefused(t *testing.T) {
 	w.refuse(proposeGeneration(MaxGenerationsInUse+1), ErrLimit, "retire some")
 	w.do(&RetireGeneration{3})
 	w.do(proposeGeneration(MaxGenerationsInUse + 1))
+	for n := uint32(MaxGenerationsInUse + 1); n < MaxGenerations; n++ {
+		w.do(&RetireGeneration{n})
+		w.do(proposeGeneration(n + 1))
+	}
+	w.do(&RetireGeneration{MaxGenerations})
+	w.refuse(proposeGeneration(MaxGenerations+1), ErrLimit, "has had 1000")
 }
 
 // TestExposedGeneration: the partition of a removed node is a reason for another
@@ -191,8 +198,9 @@ func TestGenerationsAfterRecovery(t *testing.T) {
 	if got := w.s.Exposed(); !slices.Equal(got, []string{"n2"}) {
 		t.Errorf("exposed to %v, want n2", got)
 	}
-	w.do(proposeGeneration(3))
-	w.do(&ActivateGeneration{3})
+	w.refuse(proposeGeneration(3), ErrConflict, "the next at least 1025") // a lost history may have had it
+	w.do(proposeGeneration(w.s.NextGeneration()))
+	w.do(&ActivateGeneration{1025})
 	if got := w.s.Exposed(); len(got) != 0 {
 		t.Errorf("exposed to %v after the rotation", got)
 	}

@@ -357,3 +357,41 @@ func testDomainNewcomer(ctx context.Context, c *testCluster) {
 		}
 	}
 }
+
+// TestRestoreAfterRetirement: a backup that knows a generation which has been retired since
+// is restored, if nothing in it needs that generation.
+func TestRestoreAfterRetirement(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	p := c.nodes[0]
+	number := c.rotateDomain(ctx, p)
+	c.eventually("the generation is active", func() bool {
+		r, err := c.describeDomain(p)
+		return err == nil && isActive(number)(r)
+	}, p)
+	o := c.object(ctx, "alias/kept")
+	var backup bytes.Buffer
+	must(t, c.dial(operatorID, p).CreateBackup(ctx, &backup))
+	must(t, second(c.dial(operatorID, p).Cluster().RetireGeneration(ctx, &pb.RetireGenerationRequest{Generation: 1})))
+	c.eventually("the generation is destroyed", func() bool {
+		r, err := c.describeDomain(p)
+		return err == nil && slices.Equal(r.GetNodes()[0].GetHolds(), []uint32{number})
+	}, p)
+	p.kill()
+	c.newNode(p)
+	must(t, second(restoreOf(backup.Bytes(), nil).into(ctx, c, operatorID, p)))
+	c.eventually("the node serves", func() bool {
+		s, err := c.status(p)
+		return err == nil && s.GetServing()
+	}, p)
+	if g := c.generation(p, 1); g.GetState() != pb.GenerationState_GENERATION_STATE_RETIRED {
+		t.Errorf("the generation that no node holds is %v", g)
+	}
+	must(t, second(c.dial(adminID, p).Keys().EnableKey(ctx, &pb.EnableKeyRequest{KeyId: o.key}))) // without a journal all come back disabled
+	must(t, second(c.dial(userID, p).Decrypt(ctx, o.blob, nil)))
+	if next := c.rotateDomain(ctx, p); next < 1<<10 {
+		t.Errorf("after a restore the next generation is %d, which the lost history may have had", next)
+	}
+}

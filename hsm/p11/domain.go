@@ -291,19 +291,21 @@ func (p *Partition) DestroyDomain(ctx context.Context, cluster hsm.ID, number ui
 		switch {
 		case err != nil:
 			return err
-		case !h.complete(number):
+		case len(h.generations[number]) == 0:
 			return fmt.Errorf("generation %d: %w", number, hsm.ErrNotFound)
-		case len(h.numbers()) == 1:
+		case h.complete(number) && len(h.numbers()) == 1:
 			return fmt.Errorf("%w: generation %d is the only one", hsm.ErrRefused, number)
 		}
 		s.link.mu.Lock()
 		delete(s.link.domains, id)
 		s.link.mu.Unlock()
 		keys := h.generations[number]
-		if err := s.destroy(keys[hsm.KindMAC]); err != nil {
-			return err
+		if first, ok := keys[hsm.KindMAC]; ok { // otherwise an earlier attempt got no further
+			if err := s.destroy(first); err != nil {
+				return err
+			}
+			delete(keys, hsm.KindMAC)
 		}
-		delete(keys, hsm.KindMAC)
 		return s.destroyAll(slices.Collect(maps.Values(keys)))
 	})
 }

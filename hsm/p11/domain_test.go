@@ -221,3 +221,38 @@ func TestGenerationsShareTheLogKey(t *testing.T) {
 		}
 	}
 }
+
+// TestDestroyDomainGoesOn: what an earlier attempt has left of a generation is destroyed.
+func TestDestroyDomainGoesOn(t *testing.T) {
+	p := withDomain(t)
+	if _, err := p.CreateDomain(t.Context(), testCluster, 7); err != nil {
+		t.Fatal(err)
+	}
+	left := func() (n int) {
+		onSession(t, p, func(s *session) error {
+			h, err := s.holdings(testCluster)
+			n = len(h.generations[7])
+			return err
+		})
+		return n
+	}
+	onSession(t, p, func(s *session) error {
+		h, err := s.holdings(testCluster)
+		if err != nil {
+			return err
+		}
+		return s.destroy(h.generations[7][hsm.KindMAC])
+	})
+	if n := left(); n == 0 {
+		t.Fatal("nothing is left to destroy")
+	}
+	if err := p.DestroyDomain(t.Context(), testCluster, 7); err != nil {
+		t.Fatal(err)
+	}
+	if n := left(); n != 0 {
+		t.Errorf("%d keys of the generation are left", n)
+	}
+	if err := p.DestroyDomain(t.Context(), testCluster, 7); !errors.Is(err, hsm.ErrNotFound) {
+		t.Errorf("destroying it again: %v, want %v", err, hsm.ErrNotFound)
+	}
+}

@@ -110,10 +110,8 @@ func (m *Member) RotateDomain(ctx context.Context, noRecovery bool, propose func
 	if err != nil {
 		return 0, err
 	}
-	s := e.machine.State()
-	all := s.Cluster().Generations
-	number = all[len(all)-1].Number + 1
-	if len(held) > 0 { // the partition may know later ones: of an attempt that failed, or of a history that was lost
+	number = e.machine.State().NextGeneration()
+	if len(held) > 0 { // the partition may know later ones, of an attempt that failed
 		number = max(number, held[len(held)-1].Number+1)
 	}
 	made, err := e.config.Domain.CreateDomain(ctx, hsm.ID(e.cluster), number)
@@ -135,6 +133,40 @@ func (m *Member) RotateDomain(ctx context.Context, noRecovery bool, propose func
 	return GenerationOf(result)
 }
 
+// keepsGenerations refuses to let go of the only node in reach that holds a generation
+// under which keys are wrapped: after a removal its partition is destroyed.
+func (e *engine) keepsGenerations(ctx context.Context, without string) error {
+	holds, err := e.member.Domain(ctx)
+	if err != nil {
+		return err
+	}
+	return keepsGenerations(e.machine.State(), holds, without)
+}
+
+func keepsGenerations(s *fsm.State, holds map[string]DomainHolding, without string) error {
+	wrapped := s.CountTokens()
+	for _, g := range s.Cluster().Generations {
+		kept := !g.InUse() || wrapped[g.Number] == 0
+		for id, h := range holds {
+			kept = kept || id != without && slices.Contains(h.Holds, g.Number)
+		}
+		if !kept {
+			return fmt.Errorf("%w: without %s no node in reach would hold generation %d of the domain key, which wraps %d key versions: let another install it first, see kmsctl domain status",
+				fsm.ErrMember, without, g.Number, wrapped[g.Number])
+		}
+	}
+	return nil
+}
+
+// holdsAll tells whether a member says that it holds every generation in use.
+func (e *engine) holdsAll(m *fsm.Member) bool {
+	ctx, cancel := context.WithTimeout(e.ctx, askTimeout)
+	defer cancel()
+	h, err := e.config.Peers.Domain(ctx, m.PeerAddress, e.id)
+	lacks := func(g fsm.Generation) bool { return g.InUse() && !slices.Contains(h.Holds, g.Number) }
+	return err == nil && !slices.ContainsFunc(e.machine.State().Cluster().Generations, lacks)
+}
+
 // GenerationOf is the number of the generation that a command has proposed.
 func GenerationOf(proposed fsm.Result) (uint32, error) {
 	n, err := strconv.ParseUint(proposed.ID, 10, 32)
@@ -148,8 +180,7 @@ func (m *Member) MayRotateDomain() error {
 	if err != nil {
 		return err
 	}
-	all := s.Cluster().Generations
-	_, err = s.Try(&fsm.ProposeGeneration{Number: all[len(all)-1].Number + 1, Node: m.ID(), Checks: g.Checks})
+	_, err = s.Try(&fsm.ProposeGeneration{Number: s.NextGeneration(), Node: m.ID(), Checks: g.Checks})
 	return err
 }
 
@@ -160,14 +191,15 @@ func domainChecks(g hsm.Generation) (out []fsm.DomainCheck) {
 	return out
 }
 
-// forget destroys a generation in this node's partition.
-func (e *engine) forget(number uint32) {
+// forget destroys a generation in this node's partition, and tells whether it is gone.
+func (e *engine) forget(number uint32) (gone bool) {
 	if err := e.config.Domain.DestroyDomain(e.ctx, hsm.ID(e.cluster), number); err != nil && !errors.Is(err, hsm.ErrNotFound) {
 		e.log.Warn("a generation of the domain key was not destroyed in this node's partition", "generation", number, "error", err)
-		return
+		return false
 	}
 	e.domain.drop(number)
 	e.log.Info("a generation of the domain key was destroyed in this node's partition", "generation", number)
+	return true
 }
 
 // activate commits that a generation wraps new keys from here on.
@@ -210,12 +242,13 @@ func (e *engine) installLoop() {
 // install takes the steps that are this node's; done tells that none is left.
 func (e *engine) install(s *fsm.State) (done bool) {
 	var lacking []fsm.Generation
+	left := false // of what is to be destroyed
 	for _, g := range s.Cluster().Generations {
 		held := e.domain.now()
 		switch {
 		case g.Retired():
 			if slices.ContainsFunc(held, numbered(g.Number)) {
-				e.forget(g.Number)
+				left = !e.forget(g.Number) || left
 			}
 		case !slices.ContainsFunc(held, sameAs(g)):
 			if slices.ContainsFunc(held, numbered(g.Number)) {
@@ -239,7 +272,7 @@ func (e *engine) install(s *fsm.State) (done bool) {
 		e.log.Info("a generation of the domain key is installed", "generation", g.Number)
 	}
 	e.domain.problemIs(nil)
-	return len(lacking) == 0
+	return len(lacking) == 0 && !left
 }
 
 // problemIs notes why this node does not get on; nil: it waits for nobody.

@@ -80,3 +80,31 @@ func TestSameGeneration(t *testing.T) {
 		t.Error("another check value is the same generation")
 	}
 }
+
+// TestOnlyHolder: who alone holds a generation under which keys are wrapped does not leave.
+func TestOnlyHolder(t *testing.T) {
+	key := func(n uint32) fsm.Command {
+		return &fsm.CreateKey{
+			ID: uuid.New(), Tenant: fsm.DefaultTenant, Usage: fsm.UsageEncryptDecrypt, Spec: fsm.SpecSymmetric, Version: 1, Generation: n, Token: []byte("token"),
+		}
+	}
+	propose, activate := &fsm.ProposeGeneration{Number: 2}, &fsm.ActivateGeneration{Number: 2}
+	both, newest := DomainHolding{Holds: []uint32{1, 2}}, DomainHolding{Holds: []uint32{2}}
+	used, unused := rotated(t, key(1), propose, activate, key(2)), rotated(t, propose, activate, key(2))
+	for _, row := range []struct {
+		what  string
+		s     *fsm.State
+		holds map[string]DomainHolding
+		ok    bool
+	}{
+		{"another holds all", used, map[string]DomainHolding{"n1": both, "n2": both, "n3": newest}, true},
+		{"nobody else holds what is used", used, map[string]DomainHolding{"n1": both, "n2": newest, "n3": newest}, false},
+		{"others say nothing", used, map[string]DomainHolding{"n1": both, "n2": {Problem: "down"}}, false},
+		{"nobody else holds what is not used", unused, map[string]DomainHolding{"n1": both, "n2": newest}, true},
+	} {
+		err := keepsGenerations(row.s, row.holds, "n1")
+		if (err == nil) != row.ok || err != nil && !errors.Is(err, fsm.ErrMember) {
+			t.Errorf("%s: %v", row.what, err)
+		}
+	}
+}

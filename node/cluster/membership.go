@@ -109,7 +109,7 @@ func (e *engine) step(m *fsm.Member, srv raft.Server, there bool) (done bool, er
 			return true, e.raft.DemoteVoter(id, 0, dutyTimeout).Error()
 		case !there || srv.Address != address && !voter:
 			return true, e.raft.AddNonvoter(id, address, 0, dutyTimeout).Error()
-		case srv.Address != address, m.Voter && !voter && e.caughtUp(m):
+		case srv.Address != address, m.Voter && !voter && e.caughtUp(m) && e.holdsAll(m):
 			return true, e.raft.AddVoter(id, address, 0, dutyTimeout).Error()
 		}
 	case fsm.MemberLeaving:

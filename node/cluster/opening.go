@@ -229,6 +229,9 @@ func (o *openings) next(q *openQueue) []asked {
 	defer o.mu.Unlock()
 	q.waiting = slices.DeleteFunc(q.waiting, func(a asked) bool { return a.ctx.Err() != nil }) // others were enough
 	n := min(len(q.waiting), MaxOpenings)
+	if slow := slices.IndexFunc(q.waiting[:n], func(a asked) bool { return a.opening.Kind.Class != hsm.ClassAES }); slow >= 0 {
+		n = min(n, openAtOnce) // a private key is used once when it is opened, which takes a while
+	}
 	if q.busy = n > 0 && !o.stopped; !q.busy {
 		return nil
 	}

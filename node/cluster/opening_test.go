@@ -30,7 +30,7 @@ func others(t *testing.T, call func(address string, all []Opening) ([]string, er
 }
 
 func anOpening() Opening {
-	return Opening{Key: uuid.New(), Version: 1, Made: hsm.NewKey{Token: []byte("token")}}
+	return Opening{Key: uuid.New(), Version: 1, Kind: hsm.Kind{Class: hsm.ClassAES}, Made: hsm.NewKey{Token: []byte("token")}}
 }
 
 // TestMajorityOpens: this node and one other are enough of three; the third may be silent,
@@ -143,6 +143,20 @@ func TestOpeningsShareCalls(t *testing.T) {
 	}
 	if want := []int{1, MaxOpenings, MaxOpenings, MaxOpenings, n - 3*MaxOpenings}; !slices.Equal(sizes, want) {
 		t.Errorf("requests of %v tokens, want %v", sizes, want)
+	}
+}
+
+// TestPrivateKeysAreOpenedByFew: what takes long to open comes in small requests.
+func TestPrivateKeysAreOpenedByFew(t *testing.T) {
+	o := others(t, func(string, []Opening) ([]string, error) { return nil, nil })
+	q := &openQueue{busy: true}
+	for range 20 {
+		x := anOpening()
+		x.Kind = hsm.Kind{Class: hsm.ClassRSA, Bits: 2048}
+		q.waiting = append(q.waiting, asked{ctx: t.Context(), opening: x})
+	}
+	if n := len(o.next(q)); n != openAtOnce {
+		t.Errorf("a request of %d, want %d", n, openAtOnce)
 	}
 }
 

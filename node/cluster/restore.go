@@ -60,15 +60,18 @@ func (m *Member) RestoreKey(ctx context.Context, cluster fsm.ID) (fsm.LogKey, er
 }
 
 // HoldsDomain fails unless this node's HSM partition holds every domain key generation
-// that is in use in a state, by their check values.
+// that a state needs, by their check values: the active one and those that wrap key
+// versions.
 func (m *Member) HoldsDomain(ctx context.Context, s *fsm.State) error {
 	c := s.Cluster()
 	held, err := m.config.Domain.Generations(ctx, hsm.ID(c.ID))
 	if err != nil {
 		return err
 	}
+	wrapped := s.CountTokens()
 	for _, g := range c.Generations {
-		if g.InUse() && !slices.ContainsFunc(held, sameAs(g)) {
+		needed := g.State == fsm.GenerationActive || wrapped[g.Number] > 0
+		if needed && !slices.ContainsFunc(held, sameAs(g)) {
 			return fmt.Errorf("%w: the HSM partition of this node does not hold generation %d of the domain key as the backup knows it", ErrRecovery, g.Number)
 		}
 	}
@@ -143,7 +146,26 @@ func (e *engine) restore(ctx context.Context, r Restoration) (refused int, err e
 	if refused, err = e.replayAll(ctx, r.Replay, r.Proposal.Principal, progress); err != nil {
 		return 0, err
 	}
+	if err := e.retireUnheld(ctx, r.Proposal.Principal); err != nil {
+		return 0, err
+	}
 	return refused, e.waitFloor(ctx)
+}
+
+// retireUnheld retires generations that wrap nothing and that this node, the only one,
+// does not hold: they were retired after the backup.
+func (e *engine) retireUnheld(ctx context.Context, principal string) error {
+	s := e.machine.State()
+	wrapped := s.CountTokens()
+	for _, g := range s.Cluster().Generations {
+		if g.State != fsm.GenerationDecryptOnly || wrapped[g.Number] > 0 || slices.ContainsFunc(e.domain.now(), sameAs(g)) {
+			continue
+		}
+		if _, err := e.commit(ctx, fsm.Proposal{Command: &fsm.RetireGeneration{Number: g.Number}, Principal: principal}, e.id); err != nil {
+			return fmt.Errorf("retiring generation %d of the domain key, which no node holds: %w", g.Number, err)
+		}
+	}
+	return nil
 }
 
 // replayAll makes restrictions of a lost history again, and counts those that change

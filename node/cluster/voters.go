@@ -51,6 +51,11 @@ func (e *engine) mayLose(ctx context.Context, c fsm.Command) error {
 	switch x := c.(type) {
 	case *fsm.RemoveNode:
 		id = x.ID
+		if m, ok := e.machine.State().Member(id); ok && m.Serves() {
+			if err := e.keepsGenerations(ctx, id); err != nil {
+				return err
+			}
+		}
 	case *fsm.SetVoter:
 		if !x.Voter {
 			id = x.ID

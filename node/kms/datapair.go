@@ -66,18 +66,18 @@ func (s *Service) dataKeyPair(ctx context.Context, c Call, name, key string, spe
 // data keys, the HSM's and the process's, stretched by SHAKE256; Go's own generation of RSA
 // keys takes no other than the process's.
 func (s *Service) makePair(ctx context.Context, spec fsm.KeySpec) (private, public []byte, err error) {
-	select {
-	case s.pairs <- struct{}{}:
-		defer func() { <-s.pairs }()
-	case <-ctx.Done():
-		return nil, nil, ctx.Err()
+	free, err := s.place(ctx)
+	if err != nil {
+		return nil, nil, err
 	}
+	defer free()
 	seed := make([]byte, pairSeed)
 	defer clear(seed)
 	if err := s.random.read(ctx, seed); err != nil {
 		return nil, nil, err
 	}
 	stream := sha3.NewSHAKE256()
+	defer stream.Reset()
 	_, _ = stream.Write([]byte(pairLabel)) // which never fails
 	_, _ = stream.Write(seed)
 	kind := kindOf(spec, "")
@@ -86,7 +86,7 @@ func (s *Service) makePair(ctx context.Context, spec fsm.KeySpec) (private, publ
 		if err != nil {
 			return nil, nil, err
 		}
-		defer wipe(append(key.Primes, key.D)...)
+		defer wipe(append(key.Primes, key.D, key.Precomputed.Dp, key.Precomputed.Dq, key.Precomputed.Qinv)...)
 		return marshalPair(key, &key.PublicKey)
 	}
 	key, err := ecPair(stream, kind)
@@ -94,6 +94,17 @@ func (s *Service) makePair(ctx context.Context, spec fsm.KeySpec) (private, publ
 		return nil, nil, err
 	}
 	return marshalPair(key, &key.PublicKey)
+}
+
+// place waits for one of the places for pairs: RSA keys are searched for, in the process
+// and in the HSM, for up to seconds each, and must not hold up what others do.
+func (s *Service) place(ctx context.Context) (free func(), err error) {
+	select {
+	case s.pairs <- struct{}{}:
+		return func() { <-s.pairs }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 func marshalPair(key, half any) (private, public []byte, err error) {
@@ -132,6 +143,7 @@ func rsaPair(ctx context.Context, random io.Reader, bits int) (*rsa.PrivateKey, 
 		}
 		q, err := prime(ctx, random, bits/2)
 		if err != nil {
+			wipe(p)
 			return nil, err
 		}
 		if new(big.Int).Sub(p, q).BitLen() <= bits/2-100 { // never seen

@@ -265,8 +265,10 @@ func (s *Service) commands(st *fsm.State, q question, k *fsm.Key) []fsm.Command 
 			return one(&fsm.DeleteAlias{Tenant: k.Tenant, Name: all[0].Name})
 		}
 		return nil
-	case "UpdateKeyDescription", "TagResource", "UntagResource", "CreateAlias", "UpdateAlias", "SetDeletionProtection", "SetRequiredContext":
+	case "UpdateKeyDescription", "TagResource", "UntagResource", "CreateAlias", "UpdateAlias", "SetDeletionProtection":
 		return one(&fsm.UpdateKeyDescription{KeyRef: ref, Description: k.Description})
+	case "SetRequiredContext":
+		return one(&fsm.SetRequiredContext{KeyRef: ref, Keys: k.Required})
 	}
 	return onVersions(q.operation, ref, k)
 }
