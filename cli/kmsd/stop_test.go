@@ -87,6 +87,7 @@ func testStopWatched(ctx context.Context, c *testCluster) {
 func testStopStuck(ctx context.Context, c *testCluster) {
 	for _, signals := range []int{1, 2} {
 		leader, followers := c.split()
+		key := c.createKey(ctx, leader)
 		for _, p := range followers {
 			p.pause()
 			defer p.resume()
@@ -95,7 +96,7 @@ func testStopStuck(ctx context.Context, c *testCluster) {
 		keys := pb.NewKeyServiceClient(c.connect(leader.client, c.clientTLS(filepath.Join(c.certs(), "alice"))))
 		before, err := c.status(leader)
 		must(c.t, err)
-		go func() { answer <- second(keys.CreateKey(ctx, &pb.CreateKeyRequest{})) }()
+		go func() { answer <- second(keys.UpdateKeyDescription(ctx, &pb.UpdateKeyDescriptionRequest{KeyId: key, Description: "x"})) }()
 		c.eventually("the call is under way", func() bool {
 			s, err := c.status(leader)
 			return err == nil && s.GetLastLogIndex() > before.GetLastLogIndex()
@@ -121,7 +122,7 @@ func testStopStuck(ctx context.Context, c *testCluster) {
 		}
 		c.t.Logf("%d signals: ended within %s", signals, time.Since(began).Round(time.Millisecond))
 		if err := <-answer; err == nil {
-			c.t.Error("a key was made in a minority")
+			c.t.Error("a key was changed in a minority")
 		}
 		for _, p := range followers {
 			p.resume()

@@ -55,6 +55,7 @@ func (c *testCluster) kmsctl(program string, to []*process, args ...string) (out
 // and then no node of the old version comes back.
 func TestUpgrade(t *testing.T) {
 	t.Parallel()
+	const oldLimits, newLimits = "limits: { }", "limits: {" + testLimits + "}" // the version before knows no quotas
 	old, version := released(t)
 	kmsctl := filepath.Join(t.TempDir(), "kmsctl")
 	if out, err := exec.Command("go", "build", "-o", kmsctl, "../kmsctl").CombinedOutput(); err != nil {
@@ -63,7 +64,7 @@ func TestUpgrade(t *testing.T) {
 	c := newCluster(t, 3)
 	for _, p := range c.nodes {
 		p.program = filepath.Join(old, "kmsd")
-		p.limits = " " // it knows no quotas
+		p.limits = " "
 		p.raft = ", snapshot_interval: 2s, snapshot_threshold: 64, trailing_logs: 64"
 	}
 	c.begin()
@@ -86,7 +87,8 @@ func TestUpgrade(t *testing.T) {
 	for i, p := range order {
 		l.during("%s is upgraded", p.name)
 		p.terminate()
-		p.program = ""
+		p.program, p.limits = "", ""
+		p.edit(oldLimits, newLimits)
 		p.start()
 		c.until(p.name+" serves again", func(s *pb.StatusResponse) bool { return s.GetServing() && s.GetKnownRelease() > 1 }, p)
 		l.goesOn()
@@ -142,6 +144,7 @@ func TestUpgrade(t *testing.T) {
 	late := order[0]
 	late.terminate()
 	late.program = filepath.Join(old, "kmsd")
+	late.edit(newLimits, oldLimits)
 	c.failsToStart("the old version", late, exitConfig, "data directory", "of a later release")
 	late.program = ""
 	late.start()
