@@ -96,7 +96,9 @@ func testStopStuck(ctx context.Context, c *testCluster) {
 		keys := pb.NewKeyServiceClient(c.connect(leader.client, c.clientTLS(filepath.Join(c.certs(), "alice"))))
 		before, err := c.status(leader)
 		must(c.t, err)
-		go func() { answer <- second(keys.UpdateKeyDescription(ctx, &pb.UpdateKeyDescriptionRequest{KeyId: key, Description: "x"})) }()
+		go func() {
+			answer <- second(keys.UpdateKeyDescription(ctx, &pb.UpdateKeyDescriptionRequest{KeyId: key, Description: "x"}))
+		}()
 		c.eventually("the call is under way", func() bool {
 			s, err := c.status(leader)
 			return err == nil && s.GetLastLogIndex() > before.GetLastLogIndex()
