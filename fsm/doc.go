@@ -23,7 +23,7 @@
 //
 // Reading order: errors.go, keyspec.go, key.go, version.go, rotation.go, deletion.go, alias.go,
 // tag.go, requiredcontext.go, binding.go, use.go, servicekey.go, tenant.go, principal.go,
-// policy.go, grant.go, member.go, cluster.go, domain.go (what there is), state.go and tables.go (how
+// policy.go, operation.go, grant.go, member.go, cluster.go, domain.go (what there is), state.go and tables.go (how
 // it is held, indexed and applied), due.go (what comes by itself), command.go (the table),
 // entry.go (the bytes) and proposal.go, request.go (idempotence), recovery.go, snapshot.go,
 // check.go (invariants), raft.go (the only file that knows Raft).

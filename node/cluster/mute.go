@@ -2,9 +2,14 @@ package cluster
 
 import (
 	"errors"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
+
+// pipelinePatience is how long a pipeline of Raft's messages may give no room for another:
+// longer than a message and its answer may take.
+const pipelinePatience = 5 * time.Second
 
 var errMute = errors.New("this leader commits nothing, and lets others elect another")
 
@@ -64,10 +69,13 @@ type mutablePipeline struct {
 	mute func() bool
 }
 
-// AppendEntries implements raft.AppendPipeline.
+// AppendEntries implements raft.AppendPipeline. Raft stops reading a pipeline's answers when
+// a follower rejects a message, and closes it only when its sender comes back, who then waits
+// here for room for ever: so the pipeline is closed when it gives none.
 func (p *mutablePipeline) AppendEntries(r *raft.AppendEntriesRequest, into *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
 	if p.mute() {
 		return nil, errMute
 	}
+	defer time.AfterFunc(pipelinePatience, func() { _ = p.Close() }).Stop()
 	return p.AppendPipeline.AppendEntries(r, into)
 }

@@ -210,21 +210,12 @@ func (s *Service) takes(st *fsm.State, q question, k *fsm.Key) error {
 // whoever opens any that can be used.
 func (s *Service) usable(st *fsm.State, q question, k *fsm.Key) error {
 	t := target{service: s, q: q, op: fsm.OpOpen, version: k.Current().Version}
-	if seals(q.operation) {
+	if fsm.GrantOperation(q.operation).Seals() {
 		t.op = fsm.OpSeal
 	} else if i := slices.IndexFunc(k.Versions, func(v fsm.KeyVersion) bool { return v.Usable() == nil }); i >= 0 {
 		t.version = k.Versions[i].Version
 	}
 	return t.usable(st, k)
-}
-
-// seals tells whether an operation makes something new under a key.
-func seals(operation string) bool {
-	switch operation {
-	case "Decrypt", "ReEncryptFrom", "Verify", "VerifyMac", "GetPublicKey":
-		return false
-	}
-	return true
 }
 
 // commands are what a call could have the state do: if it refuses all of them it refuses
