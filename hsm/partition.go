@@ -6,7 +6,8 @@
 // derive.go and message.go (message keys; concurrent derivations under one key
 // share one HSM call, whose answers are checked), algorithm.go and public.go (keys of
 // other classes, and what their public halves do), transferkey.go and transfer.go
-// (DKX1, how the domain key travels from one partition to another). Providers live
+// (DKX1, how the domain key travels from one partition to another), rewrap.go (how keys move
+// to another generation of it). Providers live
 // below: p11 (PKCS#11) and soft (pure Go). One conformance suite, hsmtest, runs on
 // both.
 //
@@ -111,6 +112,8 @@ type Partition interface {
 	OpenSecret(ctx context.Context, ref Ref) (SecretKey, error)
 	// Supports tells whether the token has an algorithm. It makes no HSM call.
 	Supports(a Algorithm) bool
+
+	Rewrapper
 
 	// Close releases the sessions. Keys that are still open become unusable.
 	Close() error

@@ -48,6 +48,7 @@ func Run(t *testing.T, open func(t *testing.T) Env) {
 		{"foreign tokens", testForeignTokens},
 		{"transfer", testTransfer},
 		{"generations", testGenerations},
+		{"rewrap", testRewrap},
 		{"transfer refused", testTransferRefused},
 		{"transfer hashes", testTransferHashes},
 		{"concurrency", testConcurrency},

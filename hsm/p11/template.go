@@ -246,6 +246,23 @@ func (t traits) domainKey(kind hsm.KeyKind, name template, token bool) template 
 		}, frozen())
 }
 
+// twin is the template of the twin of a wrapping key. It wraps nothing, and unwraps keys
+// that can be wrapped again; for the rest they are as the wrapping key imposes.
+func (t traits) twin(kind hsm.KeyKind, name template, token bool) template {
+	var imposed template
+	for _, a := range t.unwrapTemplate(hsm.Class(kind)) {
+		if a.kind != pkcs11.CKA_EXTRACTABLE {
+			imposed = append(imposed, a)
+		}
+	}
+	return join(secret(pkcs11.CKK_AES, token, false), name,
+		usages(secretUsages(), pkcs11.CKA_UNWRAP),
+		template{
+			flag(pkcs11.CKA_WRAP_WITH_TRUSTED, true), mechanisms(t.kwp),
+			{kind: pkcs11.CKA_UNWRAP_TEMPLATE, nested: imposed},
+		}, frozen())
+}
+
 // masterKey is the template of a customer master key of class AES in a session. An
 // opened key has every entry that the domain key imposes: tokens refuse a request
 // without them. While it is being made it is extractable, so that it can be wrapped.

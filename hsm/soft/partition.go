@@ -49,6 +49,7 @@ type Partition struct {
 	contents *contents       // replaced as a whole, never changed
 	transfer *rsa.PrivateKey // nil: no transfer is under way
 	trusted  map[string]bool // fingerprints, of a partition in memory only
+	twins    map[twin]bool   // they end with the process
 
 	// Of a partition with a directory; nil otherwise.
 	root   *os.Root
@@ -69,7 +70,7 @@ func Open(c Config) (*Partition, error) {
 	if _, err := hsm.NewOAEPHash(c.OAEPHash); err != nil {
 		return nil, err
 	}
-	p := &Partition{trustAll: c.TrustAll, oaepHash: c.OAEPHash, trusted: make(map[string]bool)}
+	p := &Partition{trustAll: c.TrustAll, oaepHash: c.OAEPHash, trusted: make(map[string]bool), twins: make(map[twin]bool)}
 	if err := p.load(c); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
