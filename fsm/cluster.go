@@ -28,6 +28,7 @@ type Cluster struct {
 	Operator      string       `json:"operator"`             // SPIFFE URI of the first operator
 	LeaseMillis   int64        `json:"lease_ms"`             // how long a lease lasts: the same for all nodes
 	Generations   []Generation `json:"generations"`
+	Rewrap        *Rewrap      `json:"rewrap,omitempty"` // under way
 	Revision      uint64       `json:"revision"`
 }
 

@@ -99,6 +99,9 @@ var commands = []spec{
 	{"InstallGeneration", 2, Loosens, func() Command { return new(InstallGeneration) }},
 	{"ActivateGeneration", 2, Loosens, func() Command { return new(ActivateGeneration) }},
 	{"RetireGeneration", 2, Loosens, func() Command { return new(RetireGeneration) }},
+	{"BeginRewrap", 2, Loosens, func() Command { return new(BeginRewrap) }},
+	{"EndRewrap", 2, Loosens, func() Command { return new(EndRewrap) }},
+	{"RewrapKeyVersions", 2, Loosens, func() Command { return new(RewrapKeyVersions) }},
 
 	{"FreezeTenant", 2, Restricts, func() Command { return new(FreezeTenant) }},
 	{"ThawTenant", 2, Loosens, func() Command { return new(ThawTenant) }},

@@ -238,6 +238,9 @@ func (c *RetireGeneration) apply(t *tx) (Result, error) {
 		if g.Retired() {
 			return nil
 		}
+		if now, ok := t.s.Rewrapping(); ok && now.Generation == g.Number {
+			return fmt.Errorf("%w: key versions are being moved from generation %d: that ends by itself, or stop it", ErrGeneration, g.Number)
+		}
 		if n := t.s.CountTokens()[g.Number]; n > 0 {
 			return fmt.Errorf("%w: generation %d wraps %d key versions", ErrGeneration, g.Number, n)
 		}

@@ -53,6 +53,15 @@ func goldenGenerations(w *world) {
 	w.refuse(&ActivateGeneration{1}, ErrGeneration, "")
 	w.refuse(createKey(50), ErrConflict, "")
 	w.do(edited(createKey(50), func(c *CreateKey) { c.Generation = nth(4) }))
+	w.refuse(&BeginRewrap{nth(4), node}, ErrGeneration, "")
+	w.do(&BeginRewrap{1, node})
+	w.do(&BeginRewrap{1, node})
+	w.refuse(&BeginRewrap{1, nodeID("n11")}, ErrGeneration, "")
+	w.refuse(&RetireGeneration{1}, ErrGeneration, "")
+	w.do(&RewrapKeyVersions{nth(4), []RewrapItem{rewrapped(w, 1, 1), {keyID(1), 2, make([]byte, 32), []byte("stale")}, rewrapped(w, 2, 1)}})
+	w.refuse(&RewrapKeyVersions{1, []RewrapItem{rewrapped(w, 5, 1)}}, ErrConflict, "")
+	w.do(&EndRewrap{1})
+	w.refuse(&EndRewrap{1}, ErrNotFound, "")
 }
 
 // generations are the states of all generations, in order.

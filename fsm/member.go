@@ -300,6 +300,9 @@ func (t *tx) memberIs(old *Member, to MemberState) {
 	m := *old
 	m.State, m.Since = to, t.seconds()
 	t.putMember(&m)
+	if now, ok := t.s.Rewrapping(); ok && now.Node == m.ID {
+		t.endRewrap() // with the node's partition the twin is gone
+	}
 }
 
 const nameRule = "must be 1 to 64 of a-z 0-9 . _ - and begin with a letter or digit"

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"crypto/sha256"
 	"bytes"
 	"fmt"
 	"slices"
@@ -161,6 +162,8 @@ func (d drawer) command() Command {
 		return d.uses()
 	case "ProposeGeneration", "InstallGeneration", "ActivateGeneration", "RetireGeneration":
 		return d.generationCommand(name)
+	case "BeginRewrap", "EndRewrap", "RewrapKeyVersions":
+		return d.rewrapCommand(name)
 	}
 	return d.keyCommand(name)
 }
@@ -190,6 +193,27 @@ func (d drawer) generationCommand(name string) Command {
 		return &ActivateGeneration{number}
 	}
 	return &RetireGeneration{uint32(d.upTo(int(number)))}
+}
+
+// rewrapCommand moves versions from whatever generation they are under, as a rule.
+func (d drawer) rewrapCommand(name string) Command {
+	number := uint32(d.upTo(3))
+	switch name {
+	case "BeginRewrap":
+		return &BeginRewrap{number, d.or(firstNode, nodeID("n2"), nodeID("n9"))}
+	case "EndRewrap":
+		return &EndRewrap{number}
+	}
+	c := &RewrapKeyVersions{Generation: d.generation()}
+	for range 1 + d.upTo(2) {
+		item := RewrapItem{Key: keyID(d.key()), Version: 1, Old: make([]byte, 32), Token: []byte("moved")}
+		if k, ok := d.w.s.Key(item.Key); ok && !d.oneIn(6) {
+			sum := sha256.Sum256(k.Current().Token)
+			item.Version, item.Old = k.Current().Version, sum[:]
+		}
+		c.Items = append(c.Items, item)
+	}
+	return c
 }
 
 func (d drawer) principal() string { return d.or(d.word(user, other, storage), "uma", "") }
