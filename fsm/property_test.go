@@ -1,8 +1,8 @@
 package fsm
 
 import (
-	"crypto/sha256"
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"slices"
 	"strings"

@@ -16,10 +16,10 @@ type Rewrapper interface {
 	// message to this partition, and destroys the transfer key. ErrNotFound if it does not
 	// hold the generation; ErrExists if the twin is there; otherwise as Import.
 	InstallTwin(ctx context.Context, message []byte, want ImportExpectation) error
-	// Twins lists the generations of the cluster that have a twin here, by number.
+	// Twins lists the generations of the cluster that have a twin here, by number. What an
+	// InstallTwin that was cut short has left is destroyed.
 	Twins(ctx context.Context, cluster ID) ([]uint32, error)
-	// DestroyTwin destroys the twin of a generation, complete or not. ErrNotFound if there
-	// is none.
+	// DestroyTwin destroys the twin of a generation. ErrNotFound if there is none.
 	DestroyTwin(ctx context.Context, cluster ID, number uint32) error
 	// Rewrap checks a token as Open does and wraps the key in it under another generation:
 	// the token that it returns differs in the generation, the wrapped key and the MAC, and

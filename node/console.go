@@ -24,6 +24,10 @@ compare this fingerprint with the one below and trust it, on that host:
 
 // tellWaiting tells a person what a member waits for that lacks a generation.
 func (n *Node) tellWaiting(w cluster.DomainWait) {
+	if w.Twin {
+		n.tellTwin(w)
+		return
+	}
 	donors := strings.Join(w.Donors, ", ")
 	n.log.Info("waiting for a security officer", "generation", w.Generation, "donors", donors, "fingerprint", w.Fingerprint)
 	_, err := fmt.Fprintf(n.options.Console, `
@@ -34,6 +38,22 @@ host: %s
   kmsd hsm trust --config <configuration> --so-pin-file <file> %s
 
 `, w.Generation, donors, w.Fingerprint)
+	if err != nil {
+		n.log.Debug("console", "error", err)
+	}
+}
+
+// tellTwin tells a person what a node waits for that is to move key versions.
+func (n *Node) tellTwin(w cluster.DomainWait) {
+	n.log.Info("waiting for this node's security officer", "generation", w.Generation, "fingerprint", w.Fingerprint)
+	_, err := fmt.Fprintf(n.options.Console, `
+This node is to move key versions from generation %d of the domain key to the active
+one. For that it makes the generation's twin in its HSM partition, which this node's own
+Security Officer must allow, on this host:
+
+  kmsd hsm trust --config <configuration> --so-pin-file <file> %s
+
+`, w.Generation, w.Fingerprint)
 	if err != nil {
 		n.log.Debug("console", "error", err)
 	}

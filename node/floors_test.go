@@ -23,7 +23,8 @@ var floors = map[string][]string{
 	"rpc/quorumkmsv1": {},
 	"rpc/peerv1":      {},
 	// The format of backups: the SDK's, so that kmsctl can check one without a node.
-	"rpc/client/backup": {},
+	"rpc/client/backup":     {},
+	"rpc/client/rewrapfile": {},
 
 	"hsm/soft":    {"hsm"},
 	"hsm/p11":     {"hsm"},
@@ -52,13 +53,13 @@ var floors = map[string][]string{
 	"cli/kmsd": {
 		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
 		"node/policy", "node/rules",
-		"rpc/client/backup", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
+		"rpc/client/backup", "rpc/client/rewrapfile", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 
 	"rpc/client":            {"rpc/quorumkmsv1"},
 	"rpc/client/envelope":   {},
 	"rpc/client/clienttest": {"rpc/client", "rpc/quorumkmsv1"},
-	"cli/kmsctl":            {"rpc/quorumkmsv1", "rpc/client", "rpc/client/envelope", "rpc/client/backup"},
+	"cli/kmsctl":            {"rpc/quorumkmsv1", "rpc/client", "rpc/client/envelope", "rpc/client/backup", "rpc/client/rewrapfile"},
 }
 
 // strangers are packages of others that must not be reached, directly, from some

@@ -188,7 +188,7 @@ func (n *Node) openMember(ctx context.Context) error {
 		Name: c.Name, TrustDomain: c.TrustDomain, DataDir: c.DataDir,
 		PeerAddress: c.Peer.Advertise, ClientAddress: c.Client.Advertise, Pin: n.creds.CAKeysHash,
 		Domain: n.partition, Peers: n.peers, Transport: n.raftTransport, HandedOver: n.releases.HandedOver, Clock: cluster.SystemClock{}, Now: time.Now,
-		Raft: c.Raft.timing(), Lease: c.Lease.timing(), Log: n.log, Halt: n.options.Halt, Waiting: n.tellWaiting,
+		Raft: c.Raft.timing(), Lease: c.Lease.timing(), Log: n.log, Halt: n.options.Halt, Waiting: n.tellWaiting, Announce: n.announce,
 	})
 	if err != nil {
 		return err
@@ -245,7 +245,7 @@ func (n *Node) peerName(address string) (string, bool) {
 
 func (n *Node) wire() {
 	service := kms.New(kms.Config{
-		Log: n.member, Fresh: n.member, Keys: n.partition, Opener: n.member, Deriver: n.keyring, Audit: n.audit, Out: n.releases,
+		Log: n.member, Fresh: n.member, Keys: n.partition, Opener: n.member, Rewrap: n.member, Deriver: n.keyring, Audit: n.audit, Out: n.releases,
 		Now: time.Now, Clock: cluster.SystemClock{}.Now, Quorum: n.config.Lease.Consistency == kms.ConsistencyQuorum,
 		Principal: rpc.PrincipalOf(n.config.TrustDomain), Leader: n.member, Limits: limit.New(n.config.Limits.quotas(), time.Now),
 		MinRotation: time.Duration(n.config.Rotation.MinPeriod), Self: n.creds.Identity().String(), Logger: n.log,
@@ -317,6 +317,7 @@ func (n *Node) serve(ctx context.Context) error {
 	n.background("client calls", func() error { return n.server.ServeClients(clients) })
 	n.archive.Run()
 	n.background("duties", func() error { n.service.RunDuties(serving); return nil })
+	n.background("rewrapping", func() error { n.service.RunRewraps(serving); return nil })
 	n.background("health", func() error { n.watchHealth(serving); return nil })
 	n.background("files", func() error { n.watchFiles(serving); return nil })
 	joining, stopJoining := context.WithCancel(ctx)

@@ -3,7 +3,6 @@ package rpc
 import (
 	"context"
 	"fmt"
-	"strconv"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/cluster"
@@ -34,7 +33,7 @@ func (s *clusterServer) DescribeDomain(ctx context.Context, r *pb.DescribeDomain
 }
 
 func describeDomain(st *fsm.State, holdings map[string]cluster.DomainHolding) *pb.DescribeDomainResponse {
-	out := &pb.DescribeDomainResponse{ExposedTo: st.Exposed(), IndexToken: kms.IndexToken(st)}
+	out := &pb.DescribeDomainResponse{ExposedTo: st.Exposed(), Rewrap: rewrapView(st), IndexToken: kms.IndexToken(st)}
 	tokens := st.CountTokens()
 	for _, g := range st.Cluster().Generations {
 		x := &pb.DomainGeneration{
@@ -91,7 +90,7 @@ func (s *clusterServer) RetireGeneration(ctx context.Context, r *pb.RetireGenera
 	}
 	command := &fsm.RetireGeneration{Number: r.GetGeneration()}
 	return kms.Operate(ctx, s.kms, kms.Operation[*pb.RetireGenerationResponse]{
-		Name: "RetireGeneration", Target: "generation " + strconv.FormatUint(uint64(r.GetGeneration()), 10), Call: call(ctx, r), Params: r.GetGeneration(),
+		Name: "RetireGeneration", Target: generationTarget(r.GetGeneration()), Call: call(ctx, r), Params: r.GetGeneration(),
 		Check:  func() error { return second(s.member.State().Try(command)) },
 		Repeat: func(fsm.Result) (*pb.RetireGenerationResponse, error) { return answer(), nil },
 		Run: func(ctx context.Context, _ fsm.Proposal, propose kms.Propose) (*pb.RetireGenerationResponse, error) {

@@ -20,7 +20,7 @@ const domainPoll = 2 * time.Second
 
 func (a *app) domainCommand() *cobra.Command {
 	return group("domain", "Look at the domain key's generations, and make new ones",
-		a.domainStatus(), a.domainRotate(), a.domainRetire())
+		a.domainStatus(), a.domainRotate(), a.domainRewrap(), a.domainRetire())
 }
 
 func (a *app) domainStatus() *cobra.Command {
@@ -100,11 +100,18 @@ func (a *app) awaitGeneration(ctx context.Context, kms *client.Client, number ui
 				return err
 			}
 		}
-		select {
-		case <-time.After(domainPoll):
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := pause(ctx, domainPoll); err != nil {
+			return err
 		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 
@@ -125,17 +132,17 @@ more. Every node destroys it in its HSM partition, for good: a backup with key v
 under it can never be used again.`,
 		Example: "  kmsctl domain retire 1",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
-			number, err := strconv.ParseUint(args[0], 10, 32)
-			if err != nil || number == 0 {
-				return usagef("GENERATION %q: want a number from 1 on", args[0])
+			number, err := parseGeneration(args[0])
+			if err != nil {
+				return err
 			}
 			if !a.yes && !a.dryRun {
 				question := fmt.Sprintf("Generation %d of the domain key will be destroyed in every HSM partition; no backup that needs it can be used again.\nType its number: ", number)
-				if err := a.confirm(ctx, question, strconv.FormatUint(number, 10)); err != nil {
+				if err := a.confirm(ctx, question, strconv.FormatUint(uint64(number), 10)); err != nil {
 					return err
 				}
 			}
-			r, err := kms.Cluster().RetireGeneration(ctx, &quorumkmsv1.RetireGenerationRequest{Generation: uint32(number), DryRun: a.dryRun, RequestId: a.requestID})
+			r, err := kms.Cluster().RetireGeneration(ctx, &quorumkmsv1.RetireGenerationRequest{Generation: number, DryRun: a.dryRun, RequestId: a.requestID})
 			if err != nil {
 				return err
 			}
@@ -170,6 +177,9 @@ func writeDomain(w io.Writer, r *quorumkmsv1.DescribeDomainResponse) error {
 		if g.GetState() == quorumkmsv1.GenerationState_GENERATION_STATE_PROPOSED {
 			notes = append(notes, waitText(r, g))
 		}
+	}
+	if text := rewrapText(r); text != "" {
+		notes = append(notes, text)
 	}
 	if names := r.GetExposedTo(); len(names) > 0 {
 		notes = append(notes, "ADVICE: "+exposedText(names))

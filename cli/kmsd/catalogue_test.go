@@ -88,7 +88,7 @@ func catalogue(o object) []named {
 // needsOther are the calls that end what another one begins, and how they are refused
 // before.
 var needsOther = map[string]*refusal{
-	"CancelKeyDeletion": notPending, "CancelKeyVersionDestruction": notPendingVersion, "ReleaseResource": notFound, "EnablePrincipal": notFound, "RetireGeneration": notFound,
+	"CancelKeyDeletion": notPending, "CancelKeyVersionDestruction": notPendingVersion, "ReleaseResource": notFound, "EnablePrincipal": notFound, "RetireGeneration": notFound, "StartRewrap": notFound, "StopRewrap": notFound,
 }
 
 func usingCalls(o object) []named {
@@ -200,6 +200,9 @@ func wholeCalls(o object) []named {
 			&pb.DescribeDomainRequest{},
 			&pb.RotateDomainRequest{NoRecovery: true},
 			&pb.RetireGenerationRequest{Generation: 2},
+			&pb.StartRewrapRequest{Generation: 2},
+			&pb.StopRewrapRequest{Generation: 2},
+			&pb.ApplyRewrapsRequest{Items: []*pb.RewrapItem{{KeyId: o.key, Version: 1, OldSha256: make([]byte, 32), Token: []byte{1}}}},
 		),
 	)
 }

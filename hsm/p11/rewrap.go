@@ -61,10 +61,19 @@ func completes(d domain) bool { return d[hsm.KeyKind(hsm.ClassAES)] != 0 }
 
 // Twins implements hsm.Rewrapper.
 func (p *Partition) Twins(ctx context.Context, cluster hsm.ID) (numbers []uint32, err error) {
-	err = p.do(ctx, func(s *session) error {
+	err = p.ceremonial(ctx, func(s *session) error {
 		all, err := s.twins(cluster)
-		numbers = slices.Sorted(maps.Keys(all))
-		return err
+		if err != nil {
+			return err
+		}
+		for _, number := range slices.Sorted(maps.Keys(all)) {
+			if completes(all[number]) {
+				numbers = append(numbers, number)
+			} else if err := s.destroyAll(slices.Collect(maps.Values(all[number]))); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, err

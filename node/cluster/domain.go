@@ -36,6 +36,7 @@ type DomainWait struct {
 	Generation  uint32
 	Fingerprint string   // of its transfer key
 	Donors      []string // names of members: one of their Security Officers must trust it
+	Twin        bool     // it is for the twin of a generation that this node holds
 }
 
 // DomainHolding is what one member has of the domain key.
@@ -271,8 +272,11 @@ func (e *engine) install(s *fsm.State) (done bool) {
 		}
 		e.log.Info("a generation of the domain key is installed", "generation", g.Number)
 	}
-	e.domain.problemIs(nil)
-	return len(lacking) == 0 && !left
+	err := e.keepTwin(s)
+	if e.ctx.Err() == nil {
+		e.domain.problemIs(err)
+	}
+	return len(lacking) == 0 && !left && err == nil
 }
 
 // problemIs notes why this node does not get on; nil: it waits for nobody.

@@ -21,6 +21,7 @@ import (
 
 // Domain is what the member needs of its HSM partition.
 type Domain interface {
+	hsm.Rewrapper
 	Identity() []byte
 	SignIdentity(ctx context.Context, message []byte) ([]byte, error)
 	CreateDomain(ctx context.Context, cluster hsm.ID, number uint32) (hsm.Generation, error)
@@ -82,6 +83,8 @@ type Config struct {
 	// Waiting, optional, is told, for a person, what this member waits for: not more than
 	// once a transfer key.
 	Waiting func(DomainWait)
+	// Announce leaves a transfer key of this node where its own Security Officer finds it.
+	Announce func(spki []byte) error
 	// HandedOver returns when every result whose checks began before the call has been
 	// handed over or wiped (gate.Releases).
 	HandedOver func(context.Context) error
@@ -128,6 +131,7 @@ type engine struct {
 	grantor    *grantor
 	openings   *openings
 	domain     domainKeys
+	twin       atomic.Uint32          // generation of which this node has the twin that the state asks for; 0: none
 	refusal    atomic.Pointer[string] // why the leader grants no lease, if it says
 	clockWrong atomic.Bool            // most other nodes' wall clocks are far from this leader's
 	ticks      tickWatch

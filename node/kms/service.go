@@ -60,6 +60,7 @@ type Config struct {
 	Fresh   gate.Freshness
 	Keys    KeyMaker
 	Opener  Opener
+	Rewrap  Rewrapper
 	Deriver Deriver
 	Audit   gate.Recorder
 	Out     *gate.Releases
@@ -83,17 +84,18 @@ type Config struct {
 // Service is the key service of one node. Its methods may be called from any
 // goroutine.
 type Service struct {
-	log     Log
-	fresh   gate.Freshness
-	keys    KeyMaker
-	opener  Opener
-	deriver Deriver
-	audit   gate.Recorder
-	gate    *gate.Gate
-	random  *entropy
-	pairs   chan struct{} // holds a token for each data key pair that is being made
-	now     func() time.Time
-	quorum  bool
+	log       Log
+	fresh     gate.Freshness
+	keys      KeyMaker
+	opener    Opener
+	rewrapper Rewrapper
+	deriver   Deriver
+	audit     gate.Recorder
+	gate      *gate.Gate
+	random    *entropy
+	pairs     chan struct{} // holds a token for each data key pair that is being made
+	now       func() time.Time
+	quorum    bool
 
 	principal   func(uri string) (Caller, error)
 	leader      Leadership
@@ -119,7 +121,7 @@ type Leadership interface {
 // New makes the key service.
 func New(c Config) *Service {
 	return &Service{
-		log: c.Log, fresh: c.Fresh, keys: c.Keys, opener: c.Opener, deriver: c.Deriver, audit: c.Audit,
+		log: c.Log, fresh: c.Fresh, keys: c.Keys, opener: c.Opener, rewrapper: c.Rewrap, deriver: c.Deriver, audit: c.Audit,
 		gate:   gate.New(c.Fresh, c.Audit, c.Out, c.Clock),
 		random: newEntropy(c.Keys),
 		pairs:  make(chan struct{}, maxPairs),

@@ -255,6 +255,14 @@ func (d domain) Generations(context.Context, hsm.ID) ([]hsm.Generation, error) {
 
 func (d domain) DestroyDomain(context.Context, hsm.ID, uint32) error { return errNoDomain }
 
+func (d domain) InstallTwin(context.Context, []byte, hsm.ImportExpectation) error { return errNoDomain }
+
+func (d domain) Twins(context.Context, hsm.ID) ([]uint32, error) { return nil, nil }
+
+func (d domain) DestroyTwin(context.Context, hsm.ID, uint32) error { return errNoDomain }
+
+func (d domain) Rewrap(context.Context, hsm.Ref, uint32) ([]byte, error) { return nil, errNoDomain }
+
 func (d domain) NewTransfer(context.Context) (hsm.Transfer, error) {
 	return hsm.Transfer{}, errNoDomain
 }

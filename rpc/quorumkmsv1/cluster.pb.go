@@ -2562,6 +2562,7 @@ type DescribeDomainResponse struct {
 	Generations   []*DomainGeneration    `protobuf:"bytes,1,rep,name=generations,proto3" json:"generations,omitempty"`
 	Nodes         []*DomainNode          `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	ExposedTo     []string               `protobuf:"bytes,3,rep,name=exposed_to,json=exposedTo,proto3" json:"exposed_to,omitempty"` // names of removed nodes whose partitions may hold the newest generation
+	Rewrap        *Rewrap                `protobuf:"bytes,4,opt,name=rewrap,proto3" json:"rewrap,omitempty"`                        // under way; unset: none
 	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2614,6 +2615,13 @@ func (x *DescribeDomainResponse) GetNodes() []*DomainNode {
 func (x *DescribeDomainResponse) GetExposedTo() []string {
 	if x != nil {
 		return x.ExposedTo
+	}
+	return nil
+}
+
+func (x *DescribeDomainResponse) GetRewrap() *Rewrap {
+	if x != nil {
+		return x.Rewrap
 	}
 	return nil
 }
@@ -2885,7 +2893,7 @@ var File_quorumkms_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x1aquorumkms/v1/cluster.proto\x12\fquorumkms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd2\x03\n" +
+	"\x1aquorumkms/v1/cluster.proto\x12\fquorumkms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19quorumkms/v1/rewrap.proto\"\xd2\x03\n" +
 	"\x06Member\x12\x17\n" +
 	"\araft_id\x18\x01 \x01(\tR\x06raftId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
@@ -3139,12 +3147,13 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\x15DescribeDomainRequest\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\xca\x01\n" +
+	"indexToken\"\xf8\x01\n" +
 	"\x16DescribeDomainResponse\x12@\n" +
 	"\vgenerations\x18\x01 \x03(\v2\x1e.quorumkms.v1.DomainGenerationR\vgenerations\x12.\n" +
 	"\x05nodes\x18\x02 \x03(\v2\x18.quorumkms.v1.DomainNodeR\x05nodes\x12\x1d\n" +
 	"\n" +
-	"exposed_to\x18\x03 \x03(\tR\texposedTo\x12\x1f\n" +
+	"exposed_to\x18\x03 \x03(\tR\texposedTo\x12,\n" +
+	"\x06rewrap\x18\x04 \x01(\v2\x14.quorumkms.v1.RewrapR\x06rewrap\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
 	"indexToken\"\xa7\x01\n" +
 	"\x13RotateDomainRequest\x12\x1f\n" +
@@ -3189,7 +3198,7 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\x19GENERATION_STATE_PROPOSED\x10\x01\x12\x1b\n" +
 	"\x17GENERATION_STATE_ACTIVE\x10\x02\x12!\n" +
 	"\x1dGENERATION_STATE_DECRYPT_ONLY\x10\x03\x12\x1c\n" +
-	"\x18GENERATION_STATE_RETIRED\x10\x042\xd0\a\n" +
+	"\x18GENERATION_STATE_RETIRED\x10\x042\xcc\t\n" +
 	"\x0eClusterService\x12C\n" +
 	"\x06Status\x12\x1b.quorumkms.v1.StatusRequest\x1a\x1c.quorumkms.v1.StatusResponse\x12=\n" +
 	"\x04Init\x12\x19.quorumkms.v1.InitRequest\x1a\x1a.quorumkms.v1.InitResponse\x12C\n" +
@@ -3200,7 +3209,11 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\aUpgrade\x12\x1c.quorumkms.v1.UpgradeRequest\x1a\x1d.quorumkms.v1.UpgradeResponse\x12[\n" +
 	"\x0eDescribeDomain\x12#.quorumkms.v1.DescribeDomainRequest\x1a$.quorumkms.v1.DescribeDomainResponse\x12U\n" +
 	"\fRotateDomain\x12!.quorumkms.v1.RotateDomainRequest\x1a\".quorumkms.v1.RotateDomainResponse\x12a\n" +
-	"\x10RetireGeneration\x12%.quorumkms.v1.RetireGenerationRequest\x1a&.quorumkms.v1.RetireGenerationResponse\x12U\n" +
+	"\x10RetireGeneration\x12%.quorumkms.v1.RetireGenerationRequest\x1a&.quorumkms.v1.RetireGenerationResponse\x12R\n" +
+	"\vStartRewrap\x12 .quorumkms.v1.StartRewrapRequest\x1a!.quorumkms.v1.StartRewrapResponse\x12O\n" +
+	"\n" +
+	"StopRewrap\x12\x1f.quorumkms.v1.StopRewrapRequest\x1a .quorumkms.v1.StopRewrapResponse\x12U\n" +
+	"\fApplyRewraps\x12!.quorumkms.v1.ApplyRewrapsRequest\x1a\".quorumkms.v1.ApplyRewrapsResponse\x12U\n" +
 	"\fRecoveryPlan\x12!.quorumkms.v1.RecoveryPlanRequest\x1a\".quorumkms.v1.RecoveryPlanResponse\x12F\n" +
 	"\aRecover\x12\x1c.quorumkms.v1.RecoverRequest\x1a\x1d.quorumkms.v1.RecoverResponseB<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
 
@@ -3255,6 +3268,13 @@ var file_quorumkms_v1_cluster_proto_goTypes = []any{
 	(*RetireGenerationResponse)(nil),   // 33: quorumkms.v1.RetireGenerationResponse
 	(*timestamppb.Timestamp)(nil),      // 34: google.protobuf.Timestamp
 	(*durationpb.Duration)(nil),        // 35: google.protobuf.Duration
+	(*Rewrap)(nil),                     // 36: quorumkms.v1.Rewrap
+	(*StartRewrapRequest)(nil),         // 37: quorumkms.v1.StartRewrapRequest
+	(*StopRewrapRequest)(nil),          // 38: quorumkms.v1.StopRewrapRequest
+	(*ApplyRewrapsRequest)(nil),        // 39: quorumkms.v1.ApplyRewrapsRequest
+	(*StartRewrapResponse)(nil),        // 40: quorumkms.v1.StartRewrapResponse
+	(*StopRewrapResponse)(nil),         // 41: quorumkms.v1.StopRewrapResponse
+	(*ApplyRewrapsResponse)(nil),       // 42: quorumkms.v1.ApplyRewrapsResponse
 }
 var file_quorumkms_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.v1.Member.state:type_name -> quorumkms.v1.MemberState
@@ -3284,35 +3304,42 @@ var file_quorumkms_v1_cluster_proto_depIdxs = []int32{
 	34, // 24: quorumkms.v1.DomainGeneration.since:type_name -> google.protobuf.Timestamp
 	26, // 25: quorumkms.v1.DescribeDomainResponse.generations:type_name -> quorumkms.v1.DomainGeneration
 	27, // 26: quorumkms.v1.DescribeDomainResponse.nodes:type_name -> quorumkms.v1.DomainNode
-	7,  // 27: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
-	9,  // 28: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
-	11, // 29: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
-	13, // 30: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
-	15, // 31: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
-	19, // 32: quorumkms.v1.ClusterService.SetVoter:input_type -> quorumkms.v1.SetVoterRequest
-	17, // 33: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
-	28, // 34: quorumkms.v1.ClusterService.DescribeDomain:input_type -> quorumkms.v1.DescribeDomainRequest
-	30, // 35: quorumkms.v1.ClusterService.RotateDomain:input_type -> quorumkms.v1.RotateDomainRequest
-	32, // 36: quorumkms.v1.ClusterService.RetireGeneration:input_type -> quorumkms.v1.RetireGenerationRequest
-	21, // 37: quorumkms.v1.ClusterService.RecoveryPlan:input_type -> quorumkms.v1.RecoveryPlanRequest
-	24, // 38: quorumkms.v1.ClusterService.Recover:input_type -> quorumkms.v1.RecoverRequest
-	8,  // 39: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
-	10, // 40: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
-	12, // 41: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
-	14, // 42: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
-	16, // 43: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
-	20, // 44: quorumkms.v1.ClusterService.SetVoter:output_type -> quorumkms.v1.SetVoterResponse
-	18, // 45: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
-	29, // 46: quorumkms.v1.ClusterService.DescribeDomain:output_type -> quorumkms.v1.DescribeDomainResponse
-	31, // 47: quorumkms.v1.ClusterService.RotateDomain:output_type -> quorumkms.v1.RotateDomainResponse
-	33, // 48: quorumkms.v1.ClusterService.RetireGeneration:output_type -> quorumkms.v1.RetireGenerationResponse
-	22, // 49: quorumkms.v1.ClusterService.RecoveryPlan:output_type -> quorumkms.v1.RecoveryPlanResponse
-	25, // 50: quorumkms.v1.ClusterService.Recover:output_type -> quorumkms.v1.RecoverResponse
-	39, // [39:51] is the sub-list for method output_type
-	27, // [27:39] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	36, // 27: quorumkms.v1.DescribeDomainResponse.rewrap:type_name -> quorumkms.v1.Rewrap
+	7,  // 28: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
+	9,  // 29: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
+	11, // 30: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
+	13, // 31: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
+	15, // 32: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
+	19, // 33: quorumkms.v1.ClusterService.SetVoter:input_type -> quorumkms.v1.SetVoterRequest
+	17, // 34: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
+	28, // 35: quorumkms.v1.ClusterService.DescribeDomain:input_type -> quorumkms.v1.DescribeDomainRequest
+	30, // 36: quorumkms.v1.ClusterService.RotateDomain:input_type -> quorumkms.v1.RotateDomainRequest
+	32, // 37: quorumkms.v1.ClusterService.RetireGeneration:input_type -> quorumkms.v1.RetireGenerationRequest
+	37, // 38: quorumkms.v1.ClusterService.StartRewrap:input_type -> quorumkms.v1.StartRewrapRequest
+	38, // 39: quorumkms.v1.ClusterService.StopRewrap:input_type -> quorumkms.v1.StopRewrapRequest
+	39, // 40: quorumkms.v1.ClusterService.ApplyRewraps:input_type -> quorumkms.v1.ApplyRewrapsRequest
+	21, // 41: quorumkms.v1.ClusterService.RecoveryPlan:input_type -> quorumkms.v1.RecoveryPlanRequest
+	24, // 42: quorumkms.v1.ClusterService.Recover:input_type -> quorumkms.v1.RecoverRequest
+	8,  // 43: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
+	10, // 44: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
+	12, // 45: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
+	14, // 46: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
+	16, // 47: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
+	20, // 48: quorumkms.v1.ClusterService.SetVoter:output_type -> quorumkms.v1.SetVoterResponse
+	18, // 49: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
+	29, // 50: quorumkms.v1.ClusterService.DescribeDomain:output_type -> quorumkms.v1.DescribeDomainResponse
+	31, // 51: quorumkms.v1.ClusterService.RotateDomain:output_type -> quorumkms.v1.RotateDomainResponse
+	33, // 52: quorumkms.v1.ClusterService.RetireGeneration:output_type -> quorumkms.v1.RetireGenerationResponse
+	40, // 53: quorumkms.v1.ClusterService.StartRewrap:output_type -> quorumkms.v1.StartRewrapResponse
+	41, // 54: quorumkms.v1.ClusterService.StopRewrap:output_type -> quorumkms.v1.StopRewrapResponse
+	42, // 55: quorumkms.v1.ClusterService.ApplyRewraps:output_type -> quorumkms.v1.ApplyRewrapsResponse
+	22, // 56: quorumkms.v1.ClusterService.RecoveryPlan:output_type -> quorumkms.v1.RecoveryPlanResponse
+	25, // 57: quorumkms.v1.ClusterService.Recover:output_type -> quorumkms.v1.RecoverResponse
+	43, // [43:58] is the sub-list for method output_type
+	28, // [28:43] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_v1_cluster_proto_init() }
@@ -3320,6 +3347,7 @@ func file_quorumkms_v1_cluster_proto_init() {
 	if File_quorumkms_v1_cluster_proto != nil {
 		return
 	}
+	file_quorumkms_v1_rewrap_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -29,6 +29,9 @@ const (
 	ClusterService_DescribeDomain_FullMethodName     = "/quorumkms.v1.ClusterService/DescribeDomain"
 	ClusterService_RotateDomain_FullMethodName       = "/quorumkms.v1.ClusterService/RotateDomain"
 	ClusterService_RetireGeneration_FullMethodName   = "/quorumkms.v1.ClusterService/RetireGeneration"
+	ClusterService_StartRewrap_FullMethodName        = "/quorumkms.v1.ClusterService/StartRewrap"
+	ClusterService_StopRewrap_FullMethodName         = "/quorumkms.v1.ClusterService/StopRewrap"
+	ClusterService_ApplyRewraps_FullMethodName       = "/quorumkms.v1.ClusterService/ApplyRewraps"
 	ClusterService_RecoveryPlan_FullMethodName       = "/quorumkms.v1.ClusterService/RecoveryPlan"
 	ClusterService_Recover_FullMethodName            = "/quorumkms.v1.ClusterService/Recover"
 )
@@ -65,6 +68,15 @@ type ClusterServiceClient interface {
 	// version is wrapped any more: every node destroys it. Backups with key versions under
 	// it can never be used again.
 	RetireGeneration(ctx context.Context, in *RetireGenerationRequest, opts ...grpc.CallOption) (*RetireGenerationResponse, error)
+	// StartRewrap has a node move all key versions from a generation that has been succeeded
+	// to the active one. The node's own Security Officer must allow it to make the
+	// generation's twin; it goes on by itself until all are moved.
+	StartRewrap(ctx context.Context, in *StartRewrapRequest, opts ...grpc.CallOption) (*StartRewrapResponse, error)
+	// StopRewrap ends that before its end; what was moved stays moved.
+	StopRewrap(ctx context.Context, in *StopRewrapRequest, opts ...grpc.CallOption) (*StopRewrapResponse, error)
+	// ApplyRewraps puts tokens in their places that were made elsewhere, by kmsd recovery
+	// rewrap. The same items may be sent again.
+	ApplyRewraps(ctx context.Context, in *ApplyRewrapsRequest, opts ...grpc.CallOption) (*ApplyRewrapsResponse, error)
 	// RecoveryPlan tells what a recovery of the cluster from the node that is called
 	// would mean. It reads the node's whole log and asks the other members.
 	RecoveryPlan(ctx context.Context, in *RecoveryPlanRequest, opts ...grpc.CallOption) (*RecoveryPlanResponse, error)
@@ -181,6 +193,36 @@ func (c *clusterServiceClient) RetireGeneration(ctx context.Context, in *RetireG
 	return out, nil
 }
 
+func (c *clusterServiceClient) StartRewrap(ctx context.Context, in *StartRewrapRequest, opts ...grpc.CallOption) (*StartRewrapResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StartRewrapResponse)
+	err := c.cc.Invoke(ctx, ClusterService_StartRewrap_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterServiceClient) StopRewrap(ctx context.Context, in *StopRewrapRequest, opts ...grpc.CallOption) (*StopRewrapResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StopRewrapResponse)
+	err := c.cc.Invoke(ctx, ClusterService_StopRewrap_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterServiceClient) ApplyRewraps(ctx context.Context, in *ApplyRewrapsRequest, opts ...grpc.CallOption) (*ApplyRewrapsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ApplyRewrapsResponse)
+	err := c.cc.Invoke(ctx, ClusterService_ApplyRewraps_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *clusterServiceClient) RecoveryPlan(ctx context.Context, in *RecoveryPlanRequest, opts ...grpc.CallOption) (*RecoveryPlanResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RecoveryPlanResponse)
@@ -233,6 +275,15 @@ type ClusterServiceServer interface {
 	// version is wrapped any more: every node destroys it. Backups with key versions under
 	// it can never be used again.
 	RetireGeneration(context.Context, *RetireGenerationRequest) (*RetireGenerationResponse, error)
+	// StartRewrap has a node move all key versions from a generation that has been succeeded
+	// to the active one. The node's own Security Officer must allow it to make the
+	// generation's twin; it goes on by itself until all are moved.
+	StartRewrap(context.Context, *StartRewrapRequest) (*StartRewrapResponse, error)
+	// StopRewrap ends that before its end; what was moved stays moved.
+	StopRewrap(context.Context, *StopRewrapRequest) (*StopRewrapResponse, error)
+	// ApplyRewraps puts tokens in their places that were made elsewhere, by kmsd recovery
+	// rewrap. The same items may be sent again.
+	ApplyRewraps(context.Context, *ApplyRewrapsRequest) (*ApplyRewrapsResponse, error)
 	// RecoveryPlan tells what a recovery of the cluster from the node that is called
 	// would mean. It reads the node's whole log and asks the other members.
 	RecoveryPlan(context.Context, *RecoveryPlanRequest) (*RecoveryPlanResponse, error)
@@ -278,6 +329,15 @@ func (UnimplementedClusterServiceServer) RotateDomain(context.Context, *RotateDo
 }
 func (UnimplementedClusterServiceServer) RetireGeneration(context.Context, *RetireGenerationRequest) (*RetireGenerationResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RetireGeneration not implemented")
+}
+func (UnimplementedClusterServiceServer) StartRewrap(context.Context, *StartRewrapRequest) (*StartRewrapResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method StartRewrap not implemented")
+}
+func (UnimplementedClusterServiceServer) StopRewrap(context.Context, *StopRewrapRequest) (*StopRewrapResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method StopRewrap not implemented")
+}
+func (UnimplementedClusterServiceServer) ApplyRewraps(context.Context, *ApplyRewrapsRequest) (*ApplyRewrapsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ApplyRewraps not implemented")
 }
 func (UnimplementedClusterServiceServer) RecoveryPlan(context.Context, *RecoveryPlanRequest) (*RecoveryPlanResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RecoveryPlan not implemented")
@@ -486,6 +546,60 @@ func _ClusterService_RetireGeneration_Handler(srv interface{}, ctx context.Conte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ClusterService_StartRewrap_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StartRewrapRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).StartRewrap(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_StartRewrap_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).StartRewrap(ctx, req.(*StartRewrapRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ClusterService_StopRewrap_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StopRewrapRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).StopRewrap(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_StopRewrap_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).StopRewrap(ctx, req.(*StopRewrapRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ClusterService_ApplyRewraps_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ApplyRewrapsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).ApplyRewraps(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_ApplyRewraps_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).ApplyRewraps(ctx, req.(*ApplyRewrapsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ClusterService_RecoveryPlan_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RecoveryPlanRequest)
 	if err := dec(in); err != nil {
@@ -568,6 +682,18 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RetireGeneration",
 			Handler:    _ClusterService_RetireGeneration_Handler,
+		},
+		{
+			MethodName: "StartRewrap",
+			Handler:    _ClusterService_StartRewrap_Handler,
+		},
+		{
+			MethodName: "StopRewrap",
+			Handler:    _ClusterService_StopRewrap_Handler,
+		},
+		{
+			MethodName: "ApplyRewraps",
+			Handler:    _ClusterService_ApplyRewraps_Handler,
 		},
 		{
 			MethodName: "RecoveryPlan",
