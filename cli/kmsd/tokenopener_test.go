@@ -22,6 +22,9 @@ import (
 // label, the cluster's id and a backup's file.
 const openerEnv = "KMSD_TEST_OPENER"
 
+// twinsOf is the key of opensBackup's answer under which it lists the twins in the token.
+const twinsOf = "twins"
+
 // opensBackup has a node's own HSM token, in a process of its own, open the newest version
 // of every key of a backup; by key: "opened", or why not.
 func (c *testCluster) opensBackup(ctx context.Context, p *process, file string) map[string]string {
@@ -57,7 +60,9 @@ func TestTokenOpener(t *testing.T) {
 	must(t, err)
 	s, err := fsm.ReadSnapshot(snapshot, key)
 	must(t, err)
-	out := map[string]string{}
+	twins, err := p.Twins(ctx, id)
+	must(t, err)
+	out := map[string]string{twinsOf: fmt.Sprint(twins)}
 	for _, k := range s.Keys(fsm.DefaultTenant, fsm.ID{}, fsm.MaxKeys) {
 		v := k.Current()
 		opened, err := p.Open(ctx, v.Token, hsm.TokenHeader{

@@ -188,6 +188,10 @@ type testHSM struct {
 	// unopened, unless nil, is why other partitions do not open what this one makes.
 	unopened error
 	opened   int
+	// moving, unless 0, is the generation from which key versions are to be moved, and
+	// problem what the service has said of that.
+	moving  uint32
+	problem error
 	// meanwhile, unless nil, happens once while others open a token.
 	meanwhile func()
 }
@@ -203,25 +207,22 @@ func (h *testHSM) Opened(ctx context.Context, key fsm.ID, version uint32, kind h
 		h.meanwhile = nil
 		f()
 	}
+	return h.OpenHere(ctx, key, version, kind, made)
+}
+
+func (h *testHSM) OpenHere(ctx context.Context, key fsm.ID, version uint32, kind hsm.Kind, made hsm.NewKey) error {
 	t, err := hsm.ParseToken(made.Token)
 	if err != nil {
 		return err
 	}
 	want := t.Header
 	want.Class, want.Key, want.Version = kind.Class, hsm.ID(key), version
-	if kind.Class != hsm.ClassAES {
-		k, err := h.OpenSecret(ctx, hsm.Ref{Token: made.Token, Want: want, Kind: kind, SPKI: made.SPKI})
-		if err == nil {
-			k.Close()
-		}
-		return err
-	}
-	k, err := h.Open(ctx, made.Token, want)
-	if err == nil {
-		k.Close()
-	}
-	return err
+	return hsm.TryOpen(ctx, h, hsm.Ref{Token: made.Token, Want: want, Kind: kind, SPKI: made.SPKI})
 }
+
+func (h *testHSM) Rewrapping() (uint32, bool) { return h.moving, h.moving != 0 }
+
+func (h *testHSM) RewrapProblem(err error) { h.problem = err }
 
 func (h *testHSM) Random(ctx context.Context, b []byte) error {
 	if h.random != nil {
@@ -344,7 +345,7 @@ func newEnvAt(t testing.TB, now func() time.Time) *env {
 	}
 	began := now()
 	e.Service = New(Config{
-		Log: e.log, Fresh: testFresh{e.log}, Keys: e.hsm, Opener: e.hsm, Deriver: keyring, Audit: e.audit, Out: gate.NewReleases(),
+		Log: e.log, Fresh: testFresh{e.log}, Keys: e.hsm, Opener: e.hsm, Rewrap: e.hsm, Deriver: keyring, Audit: e.audit, Out: gate.NewReleases(),
 		Now: now, Clock: func() time.Duration { return now().Sub(began) },
 		Principal: principalOf, Leader: e.leader, Limits: limit.New(limit.Config{}, now), MinRotation: time.Minute,
 		Self: who(node), Logger: slog.New(slog.DiscardHandler),

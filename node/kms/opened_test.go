@@ -37,23 +37,26 @@ func TestUnopenedKeysAreNotMade(t *testing.T) {
 	}
 }
 
+// rotateDomain makes the next generation of the domain key the active one.
+func (e *env) rotateDomain() uint32 {
+	e.t.Helper()
+	cluster := e.log.State().Cluster()
+	g, err := e.hsm.CreateDomain(e.t.Context(), hsm.ID(cluster.ID), cluster.Generations[len(cluster.Generations)-1].Number+1)
+	e.ok(err)
+	command := &fsm.ProposeGeneration{Number: g.Number, Node: "n1-1", NoRecovery: true}
+	for _, c := range g.Checks {
+		command.Checks = append(command.Checks, fsm.DomainCheck{Kind: uint8(c.Kind), Value: c.Value[:]})
+	}
+	e.do(command)
+	e.do(&fsm.ActivateGeneration{Number: g.Number})
+	return g.Number
+}
+
 // TestRotatedMeanwhile: a call whose token is of the generation before the active one makes
 // another, and does not fail; also where its caller has named a revision.
 func TestRotatedMeanwhile(t *testing.T) {
 	e := newEnv(t)
-	cluster := e.log.State().Cluster()
-	rotate := func() {
-		t.Helper()
-		all := e.log.State().Cluster().Generations
-		g, err := e.hsm.CreateDomain(t.Context(), hsm.ID(cluster.ID), all[len(all)-1].Number+1)
-		e.ok(err)
-		command := &fsm.ProposeGeneration{Number: g.Number, Node: "n1-1", NoRecovery: true}
-		for _, c := range g.Checks {
-			command.Checks = append(command.Checks, fsm.DomainCheck{Kind: uint8(c.Kind), Value: c.Value[:]})
-		}
-		e.do(command)
-		e.do(&fsm.ActivateGeneration{Number: g.Number})
-	}
+	rotate := func() { e.rotateDomain() }
 	current := func(key string) uint32 { return e.stored(key).Current().Generation }
 
 	e.hsm.meanwhile = rotate
