@@ -4,6 +4,8 @@ package p11
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/miekg/pkcs11"
 
@@ -33,9 +35,12 @@ func (b *bench) existingTemplates(f *findings) {
 // wanted is the template an object of ours must have.
 func (b *bench) wanted(o pkcs11.ObjectHandle, class uint, label string) (template, error) {
 	id, kind, isDomain := parseName(label)
+	of, twinOf, isTwin := parseTwinName(label)
 	switch {
 	case class == pkcs11.CKO_SECRET_KEY && isDomain:
 		return b.traits.domainKey(kind, id.name(kind), true), nil
+	case class == pkcs11.CKO_SECRET_KEY && isTwin: // a rewrap was under way: it goes on
+		return b.traits.twin(twinOf, of.twinName(twinOf), true), nil
 	case class == pkcs11.CKO_PRIVATE_KEY && label == labelIdentity:
 		return identityPrivate(true), nil
 	case class == pkcs11.CKO_PUBLIC_KEY && label == labelIdentity:
@@ -48,6 +53,13 @@ func (b *bench) wanted(o pkcs11.ObjectHandle, class uint, label string) (templat
 	default:
 		return nil, fmt.Errorf("%w: unknown object", hsm.ErrCorrupt)
 	}
+}
+
+// parseTwinName is the inverse of twinName; false for other objects.
+func parseTwinName(label string) (d domainID, kind hsm.KeyKind, ok bool) {
+	name, isTwin := strings.CutSuffix(label, twinSuffix)
+	d, kind, ok = parseName(name)
+	return d, kind, isTwin && ok && slices.Contains(hsm.WrappingKinds(), kind)
 }
 
 // unwrapsReadable asks domain keys to unwrap a key with more than its class allows:
