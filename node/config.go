@@ -204,6 +204,19 @@ const maxConfigFile = 1 << 20
 // LoadConfig reads, completes and checks a configuration file. Fields that do not
 // exist are refused.
 func LoadConfig(path string) (Config, error) {
+	c, err := readConfig(path)
+	if err != nil {
+		return Config{}, err
+	}
+	c.complete()
+	if err := c.Check(); err != nil {
+		return Config{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+// readConfig reads a file and checks nothing but that it has known fields only.
+func readConfig(path string) (Config, error) {
 	b, err := readBounded(path, maxConfigFile)
 	if err != nil {
 		return Config{}, fmt.Errorf("%w: %w", ErrConfig, err)
@@ -214,11 +227,33 @@ func LoadConfig(path string) (Config, error) {
 	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
 		return Config{}, fmt.Errorf("%w: %s: %w", ErrConfig, path, err)
 	}
-	c.complete()
-	if err := c.Check(); err != nil {
-		return Config{}, fmt.Errorf("%s: %w", path, err)
-	}
 	return c, nil
+}
+
+// LoadHSM reads the part hsm of a configuration file: of a node's, or of one that has
+// nothing else, for a partition that belongs to no node.
+func LoadHSM(path string) (HSM, error) {
+	c, err := readConfig(path)
+	if err != nil {
+		return HSM{}, err
+	}
+	c.complete()
+	var problems []string
+	c.HSM.check(func(wrong bool, format string, args ...any) {
+		if wrong {
+			problems = append(problems, fmt.Sprintf(format, args...))
+		}
+	})
+	if len(problems) > 0 {
+		return HSM{}, fmt.Errorf("%s: %w: %s", path, ErrConfig, strings.Join(problems, "; "))
+	}
+	return c.HSM, nil
+}
+
+func (h HSM) check(bad func(wrong bool, format string, args ...any)) {
+	bad(h.Kind != KindPKCS11 && h.Kind != KindEmbedded, "hsm.kind %q: want %s or %s", h.Kind, KindPKCS11, KindEmbedded)
+	bad(h.Kind == KindPKCS11 && h.Token == "", "hsm.token is missing: the label of the PKCS#11 token")
+	bad(h.Kind == KindPKCS11 && (h.TrustAll || h.InMemory), "hsm.trust_all and hsm.in_memory are for the embedded partition only")
 }
 
 func (c *Config) complete() {
@@ -265,9 +300,7 @@ func (c *Config) Check() error {
 		bad(!hostPort(a.Advertise) || unspecified(a.Advertise), "%s.advertise %q: want host:port as others reach this node", name, a.Advertise)
 	}
 	bad(c.TLS.Cert == "" || c.TLS.Key == "" || c.TLS.CA == "", "tls.cert, tls.key and tls.ca are all needed")
-	bad(c.HSM.Kind != KindPKCS11 && c.HSM.Kind != KindEmbedded, "hsm.kind %q: want %s or %s", c.HSM.Kind, KindPKCS11, KindEmbedded)
-	bad(c.HSM.Kind == KindPKCS11 && c.HSM.Token == "", "hsm.token is missing: the label of the PKCS#11 token")
-	bad(c.HSM.Kind == KindPKCS11 && (c.HSM.TrustAll || c.HSM.InMemory), "hsm.trust_all and hsm.in_memory are for the embedded partition only")
+	c.HSM.check(bad)
 	bad(c.Lease.Consistency != kms.ConsistencyLease && c.Lease.Consistency != kms.ConsistencyQuorum,
 		"lease.consistency %q: want %s or %s", c.Lease.Consistency, kms.ConsistencyLease, kms.ConsistencyQuorum)
 	bad(c.Raft.Election < c.Raft.Heartbeat, "raft.election %s: must be at least raft.heartbeat, %s", time.Duration(c.Raft.Election), time.Duration(c.Raft.Heartbeat))
