@@ -46,7 +46,7 @@ when they were made.
 --config names a file with the part hsm of a node's configuration.`,
 		Example: "  kmsd recovery rewrap --config recovery.yaml --backup kms-1.qkb --to 2 --out keys.rewrap",
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := given("backup", backup, "out", out); err != nil {
+			if err := given([2]string{"backup", backup}, [2]string{"out", out}); err != nil {
 				return err
 			}
 			cfg, err := node.LoadHSM(config)
@@ -157,7 +157,7 @@ func (f *twinFlags) add(c *cobra.Command, one bool) *cobra.Command {
 
 func (f *twinFlags) parse() (node.HSM, fsm.ID, error) {
 	if f.one {
-		if err := given("generation", strconv.FormatUint(uint64(f.generation), 10)); err != nil {
+		if err := given([2]string{"generation", strconv.FormatUint(uint64(f.generation), 10)}); err != nil {
 			return node.HSM{}, fsm.ID{}, err
 		}
 	}
@@ -245,11 +245,11 @@ func twinDestroyCommand() *cobra.Command {
 	}, true)
 }
 
-// given refuses what was left out; what are pairs of a flag and its value.
-func given(what ...string) error {
-	for i := 0; i < len(what); i += 2 {
-		if what[i+1] == "" || what[i+1] == "0" {
-			return fmt.Errorf("%w: --%s is missing", node.ErrConfig, what[i])
+// given refuses flags that were left out; each comes with its value.
+func given(flags ...[2]string) error {
+	for _, f := range flags {
+		if f[1] == "" || f[1] == "0" {
+			return fmt.Errorf("%w: --%s is missing", node.ErrConfig, f[0])
 		}
 	}
 	return nil

@@ -192,4 +192,3 @@ func (c *testCluster) useKinds(ctx context.Context, p *process, all []kindOfKey)
 		}
 	}
 }
-
