@@ -123,11 +123,11 @@ func TestWrappedUnder(t *testing.T) {
 		w.do(edited(createKey(n), func(c *CreateKey) { c.Generation = 2 }))
 	}
 	w.do(&RewrapKeyVersions{2, []RewrapItem{rewrapped(w, 1, 1)}})
-	keys, last, done := w.s.WrappedUnder(1, ID{}, 10, 100)
-	if len(keys) != 2 || !done {
+	if keys, _, done := w.s.WrappedUnder(1, ID{}, 10, 100); len(keys) != 2 || !done {
 		t.Errorf("%d keys, done %v", len(keys), done)
 	}
-	if keys, last, done = w.s.WrappedUnder(1, ID{}, 1, 100); len(keys) != 1 || keys[0].ID != keyID(1) || last != keyID(1) || done {
+	keys, last, done := w.s.WrappedUnder(1, ID{}, 1, 100)
+	if len(keys) != 1 || keys[0].ID != keyID(1) || last != keyID(1) || done {
 		t.Errorf("%d keys up to %s, done %v", len(keys), last, done)
 	}
 	if keys, last, done = w.s.WrappedUnder(1, last, 1, 3); len(keys) != 1 || keys[0].ID != keyID(2) || done {

@@ -13,7 +13,9 @@ import (
 // looked at three times.
 type fakeDomain struct {
 	proposed, retired bool
+	moved             bool
 	looks             int
+	moves             int // looks until the rewrapping ends
 }
 
 func (n *fakeNode) DescribeDomain(context.Context, *quorumkmsv1.DescribeDomainRequest) (*quorumkmsv1.DescribeDomainResponse, error) {
@@ -25,6 +27,15 @@ func (n *fakeNode) DescribeDomain(context.Context, *quorumkmsv1.DescribeDomainRe
 		Generations: []*quorumkmsv1.DomainGeneration{first},
 		Nodes:       []*quorumkmsv1.DomainNode{{RaftId: "raft-n1", Name: "n1", Holds: []uint32{1}}, {RaftId: "raft-n2", Name: "n2", Holds: []uint32{1}}},
 		ExposedTo:   []string{"n4\x1b"},
+		Rewrap:      d.rewrap(),
+	}
+	if d.moves > 0 {
+		d.moves--
+		out.Nodes[0].WaitsForGeneration, out.Nodes[0].Fingerprint, out.Nodes[0].Donors = 1, "SHA256:abcd", []string{"n1"}
+		d.moved = d.moves == 0
+	}
+	if d.moved && out.Rewrap == nil {
+		first.KeyVersions = 0
 	}
 	if !d.proposed {
 		return out, nil
@@ -59,4 +70,38 @@ func (n *fakeNode) RetireGeneration(_ context.Context, r *quorumkmsv1.RetireGene
 	}
 	n.f.domain.retired = true
 	return &quorumkmsv1.RetireGenerationResponse{Generation: 2}, nil
+}
+
+// StartRewrap begins a ceremony that ends when it was looked at three times.
+func (n *fakeNode) StartRewrap(_ context.Context, r *quorumkmsv1.StartRewrapRequest) (*quorumkmsv1.StartRewrapResponse, error) {
+	if r.GetGeneration() != 1 {
+		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_GENERATION_REFUSED, "generation 2 is ACTIVE")
+	}
+	n.f.domain.moves = 3
+	return &quorumkmsv1.StartRewrapResponse{Rewrap: n.f.domain.rewrap()}, nil
+}
+
+func (n *fakeNode) StopRewrap(context.Context, *quorumkmsv1.StopRewrapRequest) (*quorumkmsv1.StopRewrapResponse, error) {
+	n.f.domain.moves = 0
+	return &quorumkmsv1.StopRewrapResponse{Remaining: 5}, nil
+}
+
+// ApplyRewraps has one outcome after the other, whatever the items are.
+func (n *fakeNode) ApplyRewraps(_ context.Context, r *quorumkmsv1.ApplyRewrapsRequest) (*quorumkmsv1.ApplyRewrapsResponse, error) {
+	out := &quorumkmsv1.ApplyRewrapsResponse{}
+	for i := range r.GetItems() {
+		x := &quorumkmsv1.RewrapResult{Outcome: quorumkmsv1.RewrapOutcome(1 + i%5)} //nolint:gosec // a small number
+		if x.GetOutcome() == quorumkmsv1.RewrapOutcome_REWRAP_OUTCOME_REFUSED {
+			x.Problem = "other material\x1b"
+		}
+		out.Results = append(out.Results, x)
+	}
+	return out, nil
+}
+
+func (d *fakeDomain) rewrap() *quorumkmsv1.Rewrap {
+	if d.moves == 0 {
+		return nil
+	}
+	return &quorumkmsv1.Rewrap{Generation: 1, RaftId: "raft-n1", Operator: "olga", Since: timestamppb.New(fakeEpoch), Remaining: uint64(d.moves)} //nolint:gosec // a small number
 }

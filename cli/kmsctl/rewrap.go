@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -110,17 +111,21 @@ func rewrapText(r *quorumkmsv1.DescribeDomainResponse) string {
 	if now == nil {
 		return ""
 	}
-	text := fmt.Sprintf("%s moves key versions from generation %d since %s: %d are left.", now.GetRaftId(), now.GetGeneration(), timeText(now.GetSince()), now.GetRemaining())
+	lines := []string{fmt.Sprintf("%s moves key versions from generation %d since %s: %d are left.", now.GetRaftId(), now.GetGeneration(), timeText(now.GetSince()), now.GetRemaining())}
 	for _, n := range r.GetNodes() {
 		switch {
 		case n.GetRaftId() != now.GetRaftId():
 		case n.GetWaitsForGeneration() == now.GetGeneration():
-			text += fmt.Sprintf("\nIt waits for its own Security Officer, on the host of %s:\n  kmsd hsm trust --config <configuration> --so-pin-file <file> %s", n.GetName(), n.GetFingerprint())
+			lines = append(lines, fmt.Sprintf("It waits for its own Security Officer, on the host of %s:", n.GetName()),
+				"  kmsd hsm trust --config <configuration> --so-pin-file <file> "+n.GetFingerprint())
 		case n.GetProblem() != "":
-			text += "\n" + n.GetProblem()
+			lines = append(lines, n.GetProblem())
 		}
 	}
-	return clean(text)
+	for i := range lines {
+		lines[i] = clean(lines[i])
+	}
+	return strings.Join(lines, "\n")
 }
 
 func (a *app) rewrapStop() *cobra.Command {
@@ -249,8 +254,12 @@ func (a *app) applyBatch(ctx context.Context, kms *client.Client, batch []*quoru
 func (a *app) printApplied(sum applied) error {
 	return a.printValue(sum, func(w io.Writer) error {
 		rows := [][2]string{
-			{"Generation", strconv.FormatUint(uint64(sum.Generation), 10)}, {"Applied", strconv.Itoa(sum.Applied)}, {"Already there", strconv.Itoa(sum.Already)},
-			{"Deleted since", strconv.Itoa(sum.Gone)}, {"Changed since", strconv.Itoa(sum.Changed)}, {"Refused", strconv.Itoa(sum.Refused)},
+			{"Generation", strconv.FormatUint(uint64(sum.Generation), 10)},
+			{"Applied", strconv.Itoa(sum.Applied)},
+			{"Already there", strconv.Itoa(sum.Already)},
+			{"Deleted since", strconv.Itoa(sum.Gone)},
+			{"Changed since", strconv.Itoa(sum.Changed)},
+			{"Refused", strconv.Itoa(sum.Refused)},
 		}
 		for _, p := range sum.Problems {
 			rows = append(rows, [2]string{"", p})

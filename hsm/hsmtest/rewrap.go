@@ -14,7 +14,7 @@ func testRewrap(t *testing.T, env Env) {
 	createDomain(t, p, cluster, 1)
 	refs := []hsm.Ref{{Token: generate(t, p, spec(1)), Want: header(spec(1)), Kind: hsm.Kind{Class: hsm.ClassAES}}}
 	for i, k := range kinds() {
-		refs = append(refs, secret(t, p, byte(i+2), k)) //nolint:gosec // a few
+		refs = append(refs, secret(t, p, byte(i+2), k))
 	}
 	before := openKey(t, p, refs[0].Token, refs[0].Want)
 	block := encrypt(t, before, pattern(hsm.BlockSize))

@@ -121,8 +121,11 @@ func (s *Service) rewrapAll(ctx context.Context, generation uint32) error {
 	var first error
 	failed := 0
 	for done := false; !done; {
-		if now, ok := s.rewrapper.Rewrapping(); !ok || now != generation || ctx.Err() != nil {
+		if now, ok := s.rewrapper.Rewrapping(); !ok || now != generation {
 			return nil // it was stopped, or another node is to do it
+		}
+		if err := ctx.Err(); err != nil {
+			return err
 		}
 		var keys []*fsm.Key
 		st := s.log.State()
