@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/cluster"
@@ -45,7 +46,7 @@ func describeDomain(st *fsm.State, holdings map[string]cluster.DomainHolding) *p
 			x.Since = date(g.Since)
 		}
 		if err := st.Activable(g); err != nil && g.State == fsm.GenerationProposed {
-			x.WaitsFor = err.Error()
+			x.WaitsFor = strings.TrimPrefix(err.Error(), fsm.ErrGeneration.Error()+": ")
 		}
 		out.Generations = append(out.Generations, x)
 	}
