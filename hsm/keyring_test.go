@@ -388,6 +388,40 @@ func TestAnotherTokenIsOpenedAnew(t *testing.T) {
 	}
 }
 
+// anyMAC is an HSM that makes MACs.
+type anyMAC struct{ lostAtLoad }
+
+func (o *anyMAC) OpenSecret(context.Context, hsm.Ref) (hsm.SecretKey, error) {
+	o.opened++
+	return o, nil
+}
+
+func (*anyMAC) Apply(context.Context, hsm.Algorithm, []byte) ([]byte, error) { return []byte{1}, nil }
+
+// TestAnotherKindIsOpenedAnew: a loaded key serves who wants it as what it was opened as,
+// and nobody else.
+func TestAnotherKindIsOpenedAnew(t *testing.T) {
+	o := &anyMAC{}
+	k := hsm.NewKeyring(o, hsm.KeyringConfig{})
+	defer k.Close()
+	use := func(what string, ref hsm.Ref, opened int) {
+		t.Helper()
+		a := ref.Kind.Algorithms()[0]
+		if _, err := k.Apply(t.Context(), ref, a, nil); err != nil || o.opened != opened {
+			t.Errorf("%s: opened %d times, want %d; %v", what, o.opened, opened, err)
+		}
+	}
+	ref := hsm.Ref{Token: []byte{1}, Want: hsm.TokenHeader{Class: hsm.ClassHMAC}, Kind: hsm.Kind{Class: hsm.ClassHMAC, Bits: 256}}
+	use("first", ref, 1)
+	use("again", ref, 1)
+	other := ref
+	other.Kind.Bits = 384
+	use("of another size", other, 2)
+	half := other
+	half.SPKI = []byte{1}
+	use("with another public half", half, 3)
+}
+
 // The keyring keeps its own copy of the token: a caller may reuse the buffer.
 func TestTokenIsCopied(t *testing.T) {
 	fake := &fakeHSM{}

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"math/big"
 	"testing"
+	"time"
 
 	"github.com/quorumkms/quorumkms/hsm"
 )
@@ -148,6 +149,26 @@ func FuzzParsePublicKey(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestPublicHalfIsBound: the token names the public half beside it, and no other pair's.
+func TestPublicHalfIsBound(t *testing.T) {
+	half := func() []byte {
+		return spkiOf(t, &generated[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)).PublicKey)
+	}
+	own, other := half(), half()
+	want := hsm.TokenHeader{Class: hsm.ClassEC, Key: hsm.ID{1}, Version: 1, Created: time.Unix(0, 0)}
+	token, err := hsm.BuildToken(want, hsm.CheckValuePublic(want.Class, want.Key, want.Version, own), make([]byte, hsm.MinWrapped),
+		func([]byte) ([]byte, error) { return make([]byte, 32), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (hsm.Ref{Token: token, Want: want, Kind: p256, SPKI: own}).Public(); err != nil {
+		t.Error(err)
+	}
+	if _, err := (hsm.Ref{Token: token, Want: want, Kind: p256, SPKI: other}).Public(); !errors.Is(err, hsm.ErrCorrupt) {
+		t.Errorf("another pair's public half: %v", err)
+	}
 }
 
 // TestCheckValuesAreFrozen: they stand in tokens.

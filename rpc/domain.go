@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/cluster"
@@ -44,7 +45,7 @@ func describeDomain(st *fsm.State, holdings map[string]cluster.DomainHolding) *p
 			x.Since = date(g.Since)
 		}
 		if err := st.Activable(g); err != nil && g.State == fsm.GenerationProposed {
-			x.WaitsFor = err.Error()
+			x.WaitsFor = strings.TrimPrefix(err.Error(), fsm.ErrGeneration.Error()+": ")
 		}
 		out.Generations = append(out.Generations, x)
 	}

@@ -250,9 +250,17 @@ func (a *app) readSmall(ctx context.Context, path string, limit int64, tooLarge 
 	}
 	if int64(len(data)) > limit {
 		clear(data)
-		return nil, usagef("the input is larger than %d bytes%s", limit, tooLarge)
+		return nil, usagef("%s is larger than %d bytes%s", inputName(path), limit, tooLarge)
 	}
 	return data, nil
+}
+
+// inputName is how a message calls an input: commands may read more than one.
+func inputName(path string) string {
+	if path == "" || path == stdio {
+		return "the input"
+	}
+	return path
 }
 
 // confirm lets the user type one of the expected names before what cannot be

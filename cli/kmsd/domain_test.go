@@ -212,7 +212,7 @@ func testDomainUnderLoad(ctx context.Context, c *testCluster) {
 		}
 		return n.GetName() == first
 	}, installed(2))
-	if g := c.generation(maker, number); g.GetState() != pb.GenerationState_GENERATION_STATE_PROPOSED || !strings.Contains(g.GetWaitsFor(), "have not installed") {
+	if g := c.generation(maker, number); g.GetState() != pb.GenerationState_GENERATION_STATE_PROPOSED || !strings.HasPrefix(g.GetWaitsFor(), "nodes that have not installed generation ") {
 		c.t.Fatalf("with one node missing: %v", g)
 	}
 	if n := c.generation(maker, number).GetKeyVersions(); n != 0 {

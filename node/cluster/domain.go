@@ -246,18 +246,19 @@ func (e *engine) install(s *fsm.State) (done bool) {
 	left := false // of what is to be destroyed
 	for _, g := range s.Cluster().Generations {
 		held := e.domain.now()
+		if !g.Retired() && slices.ContainsFunc(held, numbered(g.Number)) && !slices.ContainsFunc(held, sameAs(g)) {
+			if err := e.leftOver(g); err != nil {
+				e.domain.problemIs(err)
+				return false
+			}
+			held = e.domain.now()
+		}
 		switch {
 		case g.Retired():
 			if slices.ContainsFunc(held, numbered(g.Number)) {
 				left = !e.forget(g.Number) || left
 			}
-		case !slices.ContainsFunc(held, sameAs(g)):
-			if slices.ContainsFunc(held, numbered(g.Number)) {
-				e.log.Warn("this node's partition holds another generation of that number, which the cluster does not know: it was left over", "generation", g.Number)
-				e.forget(g.Number)
-			}
-			lacking = append(lacking, g)
-		case g.State == fsm.GenerationProposed && !slices.Contains(g.Installed, e.id):
+		case !slices.ContainsFunc(held, sameAs(g)), g.State == fsm.GenerationProposed && !slices.Contains(g.Installed, e.id):
 			lacking = append(lacking, g)
 		}
 	}
@@ -277,6 +278,24 @@ func (e *engine) install(s *fsm.State) (done bool) {
 		e.domain.problemIs(err)
 	}
 	return len(lacking) == 0 && !left && err == nil
+}
+
+// leftOver destroys what the partition holds under a generation's number if that is
+// another one. It asks the partition again first: one wrong answer destroys nothing.
+func (e *engine) leftOver(g fsm.Generation) error {
+	held, err := e.config.Domain.Generations(e.ctx, hsm.ID(e.cluster))
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(held, sameAs(g)) {
+		e.log.Warn("this node's partition had given wrong check values", "generation", g.Number)
+		e.domain.drop(g.Number)
+		e.domain.add(hsmGeneration(g))
+		return nil
+	}
+	e.log.Warn("this node's partition holds another generation of that number, which the cluster does not know: it was left over", "generation", g.Number)
+	e.forget(g.Number)
+	return nil
 }
 
 // problemIs notes why this node does not get on; nil: it waits for nobody.

@@ -1,7 +1,10 @@
 package cluster
 
 import (
+	"context"
 	"errors"
+	"log/slog"
+	"slices"
 	"testing"
 
 	"github.com/google/uuid"
@@ -78,6 +81,59 @@ func TestSameGeneration(t *testing.T) {
 	h.Checks[0].Value[3] = 1
 	if sameAs(g)(h) {
 		t.Error("another check value is the same generation")
+	}
+}
+
+// rereading is a partition that says what it holds when it is asked again.
+type rereading struct {
+	Domain
+	holds     []hsm.Generation
+	destroyed []uint32
+}
+
+func (d *rereading) Generations(context.Context, hsm.ID) ([]hsm.Generation, error) {
+	if d.holds == nil {
+		return nil, hsm.ErrUnavailable
+	}
+	return d.holds, nil
+}
+
+func (d *rereading) DestroyDomain(_ context.Context, _ hsm.ID, number uint32) error {
+	d.destroyed = append(d.destroyed, number)
+	return nil
+}
+
+func (d *rereading) NewTransfer(context.Context) (hsm.Transfer, error) {
+	return hsm.Transfer{}, hsm.ErrUnavailable
+}
+
+// TestLeftOver: what a partition holds under a number of the cluster's is destroyed if it is
+// another generation, and not for one wrong answer of the partition.
+func TestLeftOver(t *testing.T) {
+	s := rotated(t)
+	g, _ := s.Generation(1)
+	right := hsmGeneration(g)
+	wrong := hsmGeneration(g)
+	wrong.Checks[0].Value[0] ^= 1
+	for _, row := range []struct {
+		what      string
+		holds     []hsm.Generation // asked again
+		destroyed []uint32
+		done      bool
+	}{
+		{"a wrong answer", []hsm.Generation{right}, nil, true},
+		{"no answer", nil, nil, false},
+		{"another generation", []hsm.Generation{wrong}, []uint32{1}, false},
+	} {
+		d := &rereading{holds: row.holds}
+		e := &engine{member: &Member{}, config: &Config{Domain: d}, id: "n1", ctx: t.Context(), log: slog.New(slog.DiscardHandler)}
+		e.domain.held.Store(&[]hsm.Generation{wrong})
+		if done := e.install(s); done != row.done || !slices.Equal(d.destroyed, row.destroyed) {
+			t.Errorf("%s: done %t, destroyed %v", row.what, done, d.destroyed)
+		}
+		if done := slices.ContainsFunc(e.domain.now(), sameAs(g)); done != row.done {
+			t.Errorf("%s: held afterwards: %t", row.what, done)
+		}
 	}
 }
 

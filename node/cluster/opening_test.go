@@ -146,6 +146,21 @@ func TestOpeningsShareCalls(t *testing.T) {
 	}
 }
 
+// TestOpeningsAreBounded: where too many tokens wait for a member, another is refused.
+func TestOpeningsAreBounded(t *testing.T) {
+	goOn := make(chan struct{})
+	o := others(t, func(_ string, all []Opening) ([]string, error) {
+		<-goOn
+		return make([]string, len(all)), nil
+	})
+	o.queues["b"] = &openQueue{busy: true, waiting: make([]asked, maxAsked)}
+	err := o.majority(t.Context(), threeVoters()[:2], "a", anOpening())
+	close(goOn)
+	if !errors.Is(err, ErrUnopened) || !strings.Contains(err.Error(), "b: 1024 new keys wait for it") {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestPrivateKeysAreOpenedByFew: what takes long to open comes in small requests.
 func TestPrivateKeysAreOpenedByFew(t *testing.T) {
 	o := others(t, func(string, []Opening) ([]string, error) { return nil, nil })

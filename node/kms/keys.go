@@ -354,17 +354,17 @@ func (s *Service) makeToken(ctx context.Context, st *fsm.State, c Call, command 
 	if _, err := st.Try(command); err != nil || c.DryRun {
 		return err
 	}
+	free := func() {}
 	if kind.Class == hsm.ClassRSA {
-		free, err := s.place(ctx)
-		if err != nil {
+		if free, err = s.place(ctx); err != nil {
 			return err
 		}
-		defer free()
 	}
 	made, err := s.keys.GenerateKey(ctx, hsm.KeySpec{
 		Cluster: hsm.ID(st.Cluster().ID), Generation: g.Number, Class: kind.Class, Bits: kind.Bits, Decrypts: kind.Decrypts,
 		Key: hsm.ID(id), Version: version, Created: s.now(),
 	})
+	free() // who waits for other members does not hold up who makes data key pairs here
 	if err != nil {
 		return err
 	}

@@ -52,6 +52,18 @@ func (e *env) rotateDomain() uint32 {
 	return g.Number
 }
 
+// TestOpeningHoldsNoPlace: an RSA key that waits for the other HSMs keeps nobody from making
+// a data key pair.
+func TestOpeningHoldsNoPlace(t *testing.T) {
+	e := newEnv(t)
+	held := -1
+	e.hsm.meanwhile = func() { held = len(e.pairs) }
+	e.of(fsm.SpecRSA2048, fsm.UsageSignVerify)
+	if held != 0 {
+		t.Errorf("%d places for pairs are taken while others open the key, want 0", held)
+	}
+}
+
 // TestRotatedMeanwhile: a call whose token is of the generation before the active one makes
 // another, and does not fail; also where its caller has named a revision.
 func TestRotatedMeanwhile(t *testing.T) {

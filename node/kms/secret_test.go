@@ -314,11 +314,19 @@ func TestPublicKeyOfAnother(t *testing.T) {
 		ID: uuid.New(), Tenant: "default", Spec: fsm.SpecP256, Usage: fsm.UsageSignVerify, Generation: 1, Token: key.Current().Token, Public: key.Current().Public,
 	}
 	e.do(wrong) // the token is another key's
-	_, err := e.GetPublicKey(ctx, as(uma), wrong.ID.String())
-	e.refused(err, hsm.ErrCorrupt)
-	e.refused(e.sign(as(uma), wrong.ID.String(), hsm.ECDSASHA256), hsm.ErrCorrupt)
-	_, err = e.Verify(ctx, as(uma), wrong.ID.String(), Message{Bytes: []byte("x"), Algorithm: hsm.ECDSASHA256}, []byte("x"))
-	e.refused(err, hsm.ErrCorrupt)
+	id := uuid.New()
+	made, err := e.hsm.GenerateKey(ctx, hsm.KeySpec{
+		Cluster: hsm.ID(e.log.State().Cluster().ID), Generation: 1, Class: hsm.ClassEC, Bits: 256, Key: hsm.ID(id), Version: 1, Created: e.clock.Now(),
+	})
+	e.ok(err)
+	e.do(&fsm.CreateKeyOfSpec{ID: id, Tenant: "default", Spec: fsm.SpecP256, Usage: fsm.UsageSignVerify, Generation: 1, Token: made.Token, Public: key.Current().Public})
+	for _, id := range []string{wrong.ID.String(), id.String()} {
+		_, err := e.GetPublicKey(ctx, as(uma), id)
+		e.refused(err, hsm.ErrCorrupt)
+		e.refused(e.sign(as(uma), id, hsm.ECDSASHA256), hsm.ErrCorrupt)
+		_, err = e.Verify(ctx, as(uma), id, Message{Bytes: []byte("x"), Algorithm: hsm.ECDSASHA256}, []byte("x"))
+		e.refused(err, hsm.ErrCorrupt)
+	}
 }
 
 func TestDataKeyPairs(t *testing.T) {
