@@ -46,6 +46,25 @@ func (s *slot) open(ctx context.Context, o Opener) (err error) {
 	return err
 }
 
+// TryOpen opens a key of any kind and closes it again.
+func TryOpen(ctx context.Context, o Opener, ref Ref) error {
+	var key closer
+	var err error
+	switch {
+	case ref.isBlockKey():
+		key, err = o.Open(ctx, ref.Token, ref.Want)
+	case ref.isResident():
+		key, err = o.OpenResident(ctx, ref.Token, ref.Want)
+	default:
+		key, err = o.OpenSecret(ctx, ref)
+	}
+	if err != nil {
+		return err
+	}
+	key.Close()
+	return nil
+}
+
 // closer is a loaded key of any kind.
 type closer interface{ Close() }
 

@@ -33,19 +33,9 @@ func (p *Partition) GenerateKey(ctx context.Context, spec hsm.KeySpec) (hsm.NewK
 	if err != nil {
 		return hsm.NewKey{}, err
 	}
-	var key interface{ Close() }
-	switch h.Class {
-	case hsm.ClassAES:
-		key, err = p.Open(ctx, made.Token, h)
-	case hsm.ClassResident:
-		key, err = p.OpenResident(ctx, made.Token, h)
-	default:
-		key, err = p.OpenSecret(ctx, hsm.Ref{Token: made.Token, Want: h, Kind: spec.Kind(), SPKI: made.SPKI})
-	}
-	if err != nil {
+	if err := hsm.TryOpen(ctx, p, hsm.Ref{Token: made.Token, Want: h, Kind: spec.Kind(), SPKI: made.SPKI}); err != nil {
 		return hsm.NewKey{}, fmt.Errorf("new key does not open: %w", err)
 	}
-	key.Close()
 	return made, nil
 }
 

@@ -66,6 +66,10 @@ func (r rawOpener) Open(context.Context, []byte, hsm.TokenHeader) (hsm.BlockKey,
 	return rawKey{b}, err
 }
 
+func (rawOpener) OpenResident(context.Context, []byte, hsm.TokenHeader) (hsm.ResidentKey, error) {
+	return nil, hsm.ErrUnsupported
+}
+
 func (rawOpener) OpenSecret(context.Context, hsm.Ref) (hsm.SecretKey, error) {
 	return nil, hsm.ErrUnsupported
 }
@@ -87,7 +91,7 @@ func (v vector) seal(t *testing.T) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	header := blobHeader{key: v.KeyID, version: v.Version}
+	header := blobHeader{suite: suite1, key: v.KeyID, version: v.Version}
 	copy(header.nonce[:], unhex(t, v.Nonce))
 	plaintext := unhex(t, v.Plaintext)
 	blob := newBlob(header, len(plaintext))
