@@ -141,6 +141,9 @@ func TestUpgrade(t *testing.T) {
 		must(t, second(c.dial(userID, order[1]).Sign(ctx, key, []byte("m"), signingWays(spec)[0].algorithm)))
 	}
 
+	c.residentUnderOldDomain(ctx, order[1])
+	l.goesOn()
+
 	late := order[0]
 	late.terminate()
 	late.program = filepath.Join(old, "kmsd")

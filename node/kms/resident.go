@@ -225,20 +225,30 @@ func (s *Service) sealInside(ctx context.Context, st *fsm.State, t target, h [32
 	if err := s.countMessage(ctx, t.key, v.Version); err != nil {
 		return nil, err
 	}
-	var blob []byte
-	ciphertext, err := s.deriver.Encrypt(ctx, hsmRef(st, t.key, v), plaintext, func(iv [hsm.IVSize]byte) ([32]byte, func(*[32]byte) []byte) {
-		header := blobHeader{suite: suite2, key: t.key.ID, version: v.Version}
-		copy(header.nonce[:], iv[:])
-		blob = newBlob(header, len(plaintext))
-		return messageInput(blob, h).T, func(com *[32]byte) []byte {
-			blob = append(blob, commitment(com, blob, h)...)
-			return associatedData(blob, h)
-		}
-	})
+	b := insideBlob{header: blobHeader{suite: suite2, key: t.key.ID, version: v.Version}, context: h, plaintext: len(plaintext)}
+	ciphertext, err := s.deriver.Encrypt(ctx, hsmRef(st, t.key, v), plaintext, b.bind)
 	if err != nil {
 		return nil, err
 	}
-	return append(blob, ciphertext...), nil
+	return append(b.blob, ciphertext...), nil
+}
+
+// insideBlob is a blob of suite 2 that is being made.
+type insideBlob struct {
+	header    blobHeader // its nonce is the HSM's to make
+	context   [32]byte
+	plaintext int    // bytes
+	blob      []byte // without the ciphertext
+}
+
+// bind is the hsm.Binding of the blob.
+func (b *insideBlob) bind(iv [hsm.IVSize]byte) (t [32]byte, aad func(com *[32]byte) []byte) {
+	copy(b.header.nonce[:], iv[:])
+	b.blob = newBlob(b.header, b.plaintext)
+	return messageInput(b.blob, b.context).T, func(com *[32]byte) []byte {
+		b.blob = append(b.blob, commitment(com, b.blob, b.context)...)
+		return associatedData(b.blob, b.context)
+	}
 }
 
 // openInside opens a blob of suite 2. The commitment is compared before the HSM sees the
