@@ -30,7 +30,7 @@ const vectorFile = "testdata/qkm1.json"
 type vector struct {
 	Name      string     `json:"name"`
 	Suite     uint8      `json:"suite,omitempty"` // 2, or 1 where there is none
-	Key       string     `json:"key"` // raw AES-256 key, hex
+	Key       string     `json:"key"`             // raw AES-256 key, hex
 	KeyID     uuid.UUID  `json:"key_id"`
 	Version   uint32     `json:"version"`
 	Nonce     string     `json:"nonce"`   // 24 bytes, hex; of suite 2 the last 12 are zero
