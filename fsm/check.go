@@ -79,6 +79,9 @@ func (k *Key) check() error {
 	if err := k.checkKind(); err != nil {
 		return err
 	}
+	if err := k.checkMessages(); err != nil {
+		return err
+	}
 	if v := k.Current(); v.Destroy != 0 {
 		return fmt.Errorf("the current version %d is in state %s", v.Version, v.State)
 	}

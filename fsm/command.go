@@ -81,6 +81,9 @@ var commands = []spec{
 	{"RotateKeyOnSchedule", 2, Loosens, func() Command { return new(RotateKeyOnSchedule) }},
 	{"CreateServiceKey", 2, Loosens, func() Command { return new(CreateServiceKey) }},
 	{"CreateKeyOfSpec", 2, Loosens, func() Command { return new(CreateKeyOfSpec) }},
+	{"CreateResidentKey", 2, Loosens, func() Command { return new(CreateResidentKey) }},
+	{"ReserveMessages", 2, Loosens, func() Command { return new(ReserveMessages) }},
+	{"RotateKeyAtLimit", 2, Loosens, func() Command { return new(RotateKeyAtLimit) }},
 
 	// No result is released or withheld because of these: the log alone, which puts
 	// commands in order, decides by them.

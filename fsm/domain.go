@@ -73,8 +73,20 @@ func validChecks(checks []DomainCheck) error {
 	return nil
 }
 
-func sameKinds(a, b []DomainCheck) bool {
-	return slices.EqualFunc(a, b, func(x, y DomainCheck) bool { return x.Kind == y.Kind })
+// hasKindsOf tells whether a generation has every kind of key of the one before, in its
+// order, and none twice: releases add kinds, and what is wrapped needs those that there were.
+func hasKindsOf(now, before []DomainCheck) bool {
+	seen := map[uint8]bool{}
+	for _, k := range now {
+		if seen[k.Kind] {
+			return false
+		}
+		seen[k.Kind] = true
+		if len(before) > 0 && before[0].Kind == k.Kind {
+			before = before[1:]
+		}
+	}
+	return len(before) == 0
 }
 
 // ProposeGeneration records a generation that a node has made in its partition.
@@ -117,8 +129,8 @@ func (c *ProposeGeneration) apply(t *tx) (Result, error) {
 		return Result{}, fmt.Errorf("%w: the cluster has had %d domain key generations", ErrLimit, len(all))
 	case !ok || !node.Serves():
 		return Result{}, fmt.Errorf("%w: %s is no active member", ErrMember, c.Node)
-	case !sameKinds(c.Checks, active.Checks):
-		return Result{}, invalid("the generation has other kinds of keys than generation %d", active.Number)
+	case !hasKindsOf(c.Checks, active.Checks):
+		return Result{}, invalid("the generation lacks kinds of keys that generation %d has, or has other kinds of keys in their place", active.Number)
 	case inUse >= MaxGenerationsInUse:
 		return Result{}, fmt.Errorf("%w: %d domain key generations are in use: retire some", ErrLimit, inUse)
 	}

@@ -149,8 +149,16 @@ func TestGenerationsAreRefused(t *testing.T) {
 	} {
 		w.refuse(edited(proposeGeneration(2), row.edit), row.want, row.text)
 	}
-	w.refuseLate(edited(proposeGeneration(2), func(c *ProposeGeneration) { c.Checks = c.Checks[1:] }), ErrInvalid, "other kinds of keys")
-	w.refuseLate(edited(proposeGeneration(2), func(c *ProposeGeneration) { c.Checks[1].Kind = 9 }), ErrInvalid, "other kinds of keys")
+	w.refuseLate(edited(proposeGeneration(2), func(c *ProposeGeneration) { c.Checks = c.Checks[1:] }), ErrInvalid, "lacks kinds of keys")
+	for name, edit := range map[string]func(c *ProposeGeneration){
+		"another kind": func(c *ProposeGeneration) { c.Checks[1].Kind = 9 },
+		"a kind twice": func(c *ProposeGeneration) { c.Checks = append(c.Checks, c.Checks[1]) },
+		"a new twice":  func(c *ProposeGeneration) { c.Checks = append(residentChecks(2), residentChecks(2)[2]) },
+		"out of order": func(c *ProposeGeneration) { slices.Reverse(c.Checks) },
+	} {
+		t.Log(name)
+		w.refuseLate(edited(proposeGeneration(2), edit), ErrInvalid, "lacks kinds of keys")
+	}
 	for n := uint32(2); n <= MaxGenerationsInUse; n++ {
 		w.do(proposeGeneration(n))
 		w.do(&ActivateGeneration{n})

@@ -53,6 +53,9 @@ func (k *Key) due() (Due, bool) {
 			soonest(k.Versions[i].Destroy)
 		}
 	}
+	if k.LimitDue() {
+		soonest(1) // at once
+	}
 	if k.RotationDue() {
 		soonest(k.Rotation.Next)
 	}

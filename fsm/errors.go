@@ -28,6 +28,7 @@ var (
 	ErrFrozen             = errors.New("tenant is frozen")
 	ErrPrincipalDisabled  = errors.New("principal is disabled")
 	ErrGeneration         = errors.New("domain key generation refused")
+	ErrMessages           = errors.New("key version has encrypted all messages that it may")
 )
 
 // ErrHalted means: the machine met an entry that it must not apply (a broken MAC, an
@@ -95,6 +96,7 @@ var coded = Codes{
 	{"FROZEN", ErrFrozen},
 	{"PRINCIPAL_DISABLED", ErrPrincipalDisabled},
 	{"GENERATION", ErrGeneration},
+	{"MESSAGES", ErrMessages},
 }
 
 // Code names the sentinel of this package that err wraps; "" if there is none.

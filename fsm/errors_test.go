@@ -16,7 +16,7 @@ func TestCodes(t *testing.T) {
 		"NOT_INITIALIZED": ErrNotInitialized, "RELEASE": ErrRelease, "HALTED": ErrHalted, "PRINCIPAL_DISABLED": ErrPrincipalDisabled,
 		"DECRYPT_ONLY": ErrDecryptOnly, "VERSION_DISABLED": ErrVersionDisabled, "VERSION_DESTROYED": ErrVersionDestroyed,
 		"VERSION_CURRENT": ErrVersionCurrent,
-		"PROTECTED":       ErrProtected, "IN_USE": ErrInUse, "SERVICE_MANAGED": ErrServiceManaged, "FROZEN": ErrFrozen, "GENERATION": ErrGeneration,
+		"PROTECTED":       ErrProtected, "IN_USE": ErrInUse, "SERVICE_MANAGED": ErrServiceManaged, "FROZEN": ErrFrozen, "GENERATION": ErrGeneration, "MESSAGES": ErrMessages,
 	}
 	if len(want) != len(coded) {
 		t.Errorf("%d codes, want %d", len(coded), len(want))

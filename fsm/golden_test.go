@@ -50,6 +50,7 @@ func goldenUpgrade(t failer) *world {
 	w := goldenUpgraded(t)
 	goldenRecoveries(w)
 	goldenGenerations(w)
+	goldenResident(w)
 	return w
 }
 

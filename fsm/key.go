@@ -82,6 +82,7 @@ type Key struct {
 	Protected   bool         `json:"protected,omitempty"`
 	Required    []string     `json:"required,omitempty"` // keys that every encryption context must have, sorted
 	Policy      uint32       `json:"policy,omitempty"`   // number of its present policy; 0: none
+	Protection  Protection   `json:"protection,omitempty"`
 }
 
 // KeyVersion is one version of a key's material.
@@ -90,10 +91,11 @@ type KeyVersion struct {
 	Generation uint32       `json:"generation"` // of the domain key that wraps the token
 	Created    int64        `json:"created"`    // unix seconds
 	Cause      VersionCause `json:"cause"`
-	Token      []byte       `json:"token"`             // KWT1, opaque here; nil once destroyed
-	State      VersionState `json:"state,omitempty"`   // empty: enabled
-	Destroy    int64        `json:"destroy,omitempty"` // unix seconds: when it is to be destroyed, or was
-	Public     []byte       `json:"public,omitempty"`  // of a pair: DER SubjectPublicKeyInfo, which the token's check value names
+	Token      []byte       `json:"token"`              // KWT1, opaque here; nil once destroyed
+	State      VersionState `json:"state,omitempty"`    // empty: enabled
+	Destroy    int64        `json:"destroy,omitempty"`  // unix seconds: when it is to be destroyed, or was
+	Public     []byte       `json:"public,omitempty"`   // of a pair: DER SubjectPublicKeyInfo, which the token's check value names
+	Messages   uint64       `json:"messages,omitempty"` // of a resident key: reserved by nodes so far
 }
 
 // Current is the version that encrypts.
@@ -229,6 +231,7 @@ func (t *tx) createKey(k *Key, first KeyVersion) (Result, error) {
 	}
 	first.Created, first.Cause = t.seconds(), CauseCreated
 	k.Tenant, k.State, k.Usage, k.Spec, k.Origin, k.Manager = tenant.Name, KeyEnabled, once(k.Usage), once(k.Spec), OriginKMS, ManagerCustomer
+	k.Protection = once(k.Protection)
 	k.Created, k.Tags, k.Versions = first.Created, tags, []KeyVersion{first}
 	t.putKey(k)
 	return Result{ID: k.ID.String(), Version: first.Version}, nil
@@ -364,6 +367,7 @@ func once[T ~string](text T) T { return T(unique.Make(string(text)).Value()) }
 // else sees yet.
 func (k *Key) shareTexts() {
 	k.Tenant, k.State, k.Usage, k.Spec, k.Origin, k.Manager = once(k.Tenant), once(k.State), once(k.Usage), once(k.Spec), once(k.Origin), once(k.Manager)
+	k.Protection = once(k.Protection)
 	for i := range k.Versions {
 		k.Versions[i].Cause = once(k.Versions[i].Cause)
 	}

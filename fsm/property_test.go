@@ -158,6 +158,12 @@ func (d drawer) command() Command {
 		c := keyOfSpec(d.key(), spec, KeyUsage(d.word(string(UsageSignVerify), string(UsageMac), string(UsageEncryptDecrypt))))
 		c.Tenant, c.Description, c.Tags, c.Generation = d.tenant(), d.text(), d.tags(), uint32(d.oneOf(1, 1, 1, 2))
 		return c
+	case "CreateResidentKey":
+		return edited(residentKey(d.key()), func(c *CreateResidentKey) {
+			c.Tenant, c.Description, c.Tags, c.Generation = d.tenant(), d.text(), d.tags(), d.generation()
+		})
+	case "ReserveMessages":
+		return &ReserveMessages{VersionRef{d.ref(), uint32(1 + d.upTo(2))}, uint64(d.oneOf(MaxReservation, MaxReservation, 1, 0))}
 	case "RecordUse":
 		return d.uses()
 	case "ProposeGeneration", "InstallGeneration", "ActivateGeneration", "RetireGeneration":
@@ -186,7 +192,12 @@ func (d drawer) generationCommand(name string) Command {
 	node := d.or(firstNode, nodeID("n2"), nodeID("n9"))
 	switch name {
 	case "ProposeGeneration":
-		return edited(proposeGeneration(number+1), func(c *ProposeGeneration) { c.Node, c.NoRecovery = node, !d.oneIn(4) })
+		return edited(proposeGeneration(number+1), func(c *ProposeGeneration) {
+			c.Node, c.NoRecovery = node, !d.oneIn(4)
+			if !d.oneIn(3) {
+				c.Checks = residentChecks(byte(c.Number))
+			}
+		})
 	case "InstallGeneration":
 		return &InstallGeneration{number, d.word(firstNode, nodeID("n2"), node)}
 	case "ActivateGeneration":
@@ -396,6 +407,12 @@ func (d drawer) newKeyCommand(name string, r KeyRef) Command {
 		r.ID = d.coming(r.ID)
 		c := &RotateKeyOnSchedule{KeyRef: r, Due: d.dueOf(r.ID), Version: 2, Generation: d.generation(), Token: []byte("token")}
 		c.At = d.at(c.Due)
+		if k, ok := d.w.s.Key(r.ID); ok {
+			c.Version = d.w.s.NextVersion(k)
+		}
+		return c
+	case "RotateKeyAtLimit":
+		c := &RotateKeyAtLimit{KeyRef: r, Version: 2, Generation: d.generation(), Token: []byte("token")}
 		if k, ok := d.w.s.Key(r.ID); ok {
 			c.Version = d.w.s.NextVersion(k)
 		}

@@ -137,6 +137,7 @@ func (t *tx) beginHistory(h History) {
 		t.dropTicket(open)
 	}
 	t.waitAnew()
+	t.countAnew()
 	c := t.s.cluster
 	c.RecoveryEpoch, c.RecoveryID, c.Release = h.Epoch, h.ID, max(c.Release, recoveryRelease)
 	t.putCluster(c)

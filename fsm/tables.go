@@ -68,6 +68,12 @@ func (t *tx) putKey(k *Key) {
 	t.wrote(kindKey, false, k)
 }
 
+// keepKey stores what belongs to a key and is no change of it: the revision stays.
+func (t *tx) keepKey(k *Key) {
+	t.setKey(k)
+	t.wrote(kindKey, false, k)
+}
+
 func (t *tx) dropKey(k *Key) {
 	was, had := k.due()
 	t.moveDue(was, had, Due{}, false)

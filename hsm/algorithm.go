@@ -15,7 +15,7 @@ type Kind struct {
 	Class Class
 	// Bits is the size of an HMAC key (256, 384, 512), the modulus of an RSA key (2048,
 	// 3072, 4096) or the curve of an EC key (256, 384: NIST P-256, P-384). Of an AES key,
-	// which has 256 bits, it is 0.
+	// resident or not, which has 256 bits, it is 0.
 	Bits uint16
 	// Decrypts is for RSA keys: it is set for those that decrypt and sign nothing.
 	Decrypts bool
@@ -137,7 +137,7 @@ func (k Kind) has(a Algorithm) bool {
 // Valid is nil if there are keys of the kind; otherwise it wraps ErrRefused.
 func (k Kind) Valid() error {
 	sizes := map[Class][]uint16{
-		ClassAES: {0}, ClassHMAC: {256, 384, 512}, ClassRSA: {2048, 3072, 4096}, ClassEC: {256, 384},
+		ClassAES: {0}, ClassResident: {0}, ClassHMAC: {256, 384, 512}, ClassRSA: {2048, 3072, 4096}, ClassEC: {256, 384},
 	}
 	if !slices.Contains(sizes[k.Class], k.Bits) || k.Decrypts && k.Class != ClassRSA {
 		return fmt.Errorf("%w: no keys of class %d have %d bits (decrypting: %t)", ErrRefused, k.Class, k.Bits, k.Decrypts)

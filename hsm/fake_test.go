@@ -22,10 +22,19 @@ type fakeHSM struct {
 	onOpen  func(ctx context.Context, token []byte) error
 	onCall  func(ctx context.Context, src []byte) error // before encrypting
 	corrupt func(dst []byte)                            // after it
+	// resident, unless nil, is the key of OpenResident.
+	resident hsm.ResidentKey
 
 	opens, openNow, openMost atomic.Int64
 	mu                       sync.Mutex
 	sizes                    []int // blocks of every call that is no load
+}
+
+// noResident is an opener's part that opens no resident keys.
+type noResident struct{}
+
+func (noResident) OpenResident(context.Context, []byte, hsm.TokenHeader) (hsm.ResidentKey, error) {
+	return nil, hsm.ErrUnsupported
 }
 
 type fakeKey struct {
@@ -50,6 +59,15 @@ func (f *fakeHSM) Open(ctx context.Context, token []byte, _ hsm.TokenHeader) (hs
 		most = f.openMost.Load()
 	}
 	return &fakeKey{hsm: f, block: block}, nil
+}
+
+// OpenResident implements hsm.Opener.
+func (f *fakeHSM) OpenResident(context.Context, []byte, hsm.TokenHeader) (hsm.ResidentKey, error) {
+	f.opens.Add(1)
+	if f.resident == nil {
+		return nil, hsm.ErrUnsupported
+	}
+	return f.resident, nil
 }
 
 // OpenSecret implements hsm.Opener: there are AES keys only.

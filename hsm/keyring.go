@@ -11,6 +11,7 @@ import (
 // Opener loads the key of a token. Every Partition is one.
 type Opener interface {
 	Open(ctx context.Context, token []byte, want TokenHeader) (BlockKey, error)
+	OpenResident(ctx context.Context, token []byte, want TokenHeader) (ResidentKey, error)
 	OpenSecret(ctx context.Context, ref Ref) (SecretKey, error)
 }
 
@@ -18,7 +19,7 @@ type Opener interface {
 type Ref struct {
 	Token []byte // KWT1
 	Want  TokenHeader
-	Kind  Kind   // of keys that are not AES
+	Kind  Kind   // may be left out of AES keys that are not resident
 	SPKI  []byte // of pairs: DER SubjectPublicKeyInfo
 }
 
@@ -48,15 +49,15 @@ type Stats struct {
 	Evictions uint64 // keys closed to make room for others
 }
 
-// Keyring uses customer master keys: it derives message keys under AES keys and applies
-// the others. It keeps the keys used last loaded, and concurrent derivations under one
+// Keyring uses customer master keys: it derives message keys under AES keys, has resident
+// ones encrypt and decrypt, and applies the others. It keeps the keys used last loaded, and concurrent derivations under one
 // key share HSM calls. All methods may be called from any goroutine.
 type Keyring struct {
 	opener     Opener
 	maxKeys    int
 	maxWaiting int
 	shared     *shared
-	active     sync.WaitGroup // calls of Derive and Apply
+	active     sync.WaitGroup // calls that use a key
 
 	mu      sync.Mutex
 	closed  bool

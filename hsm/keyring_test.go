@@ -235,7 +235,10 @@ func TestLoadErrorsAreNotKept(t *testing.T) {
 }
 
 // lostAtLoad is an Opener whose key is lost before it has been used once.
-type lostAtLoad struct{ opened, closed int }
+type lostAtLoad struct {
+	noResident
+	opened, closed int
+}
 
 func (o *lostAtLoad) Open(context.Context, []byte, hsm.TokenHeader) (hsm.BlockKey, error) {
 	o.opened++

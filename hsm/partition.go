@@ -4,7 +4,8 @@
 // Reading order: partition.go (the contract), token.go (KWT1, the form in which
 // a customer master key leaves a partition), keyring.go (loaded keys, bounded),
 // derive.go and message.go (message keys; concurrent derivations under one key
-// share one HSM call, whose answers are checked), algorithm.go and public.go (keys of
+// share one HSM call, whose answers are checked), resident.go (messages that the partition
+// encrypts itself), algorithm.go and public.go (keys of
 // other classes, and what their public halves do), transferkey.go and transfer.go
 // (DKX1, how the domain key travels from one partition to another), rewrap.go (how keys move
 // to another generation of it). Providers live
@@ -16,6 +17,7 @@ package hsm
 
 import (
 	"context"
+	"slices"
 	"time"
 )
 
@@ -33,7 +35,16 @@ const (
 	ClassRSA       Class = 3
 	ClassEC        Class = 4
 	ClassImportRSA Class = 5
+	ClassResident  Class = 6 // AES of suite 2: its tokens, and no others, have AttrResident
 )
+
+// Attributes are those of every token of the class.
+func (c Class) Attributes() Attributes {
+	if c == ClassResident {
+		return AttrResident
+	}
+	return 0
+}
 
 // Attributes are the flag bits of a wrapped key token.
 type Attributes uint16
@@ -107,6 +118,9 @@ type Partition interface {
 	// it, in this order: the MAC, the header's fields, the generation; then unwraps it
 	// and compares the check value. A mismatch is ErrCorrupt.
 	Open(ctx context.Context, token []byte, want TokenHeader) (BlockKey, error)
+	// OpenResident is Open for a key of class resident. ErrUnsupported if the token lacks
+	// AES-GCM or AES-CMAC.
+	OpenResident(ctx context.Context, token []byte, want TokenHeader) (ResidentKey, error)
 	// OpenSecret is Open for the other kinds of keys (Ref.Prove): it returns a key that
 	// does what its kind is for and nothing else.
 	OpenSecret(ctx context.Context, ref Ref) (SecretKey, error)
@@ -135,6 +149,29 @@ type BlockKey interface {
 	Close()
 }
 
+// ResidentKey is a loaded AES-256 key of suite 2, which works in the partition alone. It
+// may be used from any goroutine.
+//
+// ErrStale means that nothing was done: the key was lost with the token's sessions before.
+// Providers keep none of the slices they are given.
+type ResidentKey interface {
+	// Commit is K_com of the message that t stands for.
+	Commit(ctx context.Context, t [32]byte) (com [32]byte, err error)
+	// Seal encrypts 1..MaxResident bytes with AES-256-GCM, an IV that the partition's
+	// generator has just made and the additional data of bind. It returns the ciphertext
+	// with the tag of 16 bytes behind it.
+	Seal(ctx context.Context, plaintext []byte, bind Binding) ([]byte, error)
+	// Open is the inverse. ErrCiphertext, if the tag is wrong, is told from a fault of the
+	// token: the token may report both alike.
+	Open(ctx context.Context, iv [IVSize]byte, ciphertext, aad []byte) ([]byte, error)
+	// Close destroys the loaded key. Closing twice is harmless.
+	Close()
+}
+
+// Binding binds a message that is being sealed to its IV: it returns t, and what makes the
+// additional data of K_com.
+type Binding func(iv [IVSize]byte) (t [32]byte, aad func(com *[32]byte) []byte)
+
 // SecretKey is a loaded HMAC key, or the private half of an RSA or EC key. It may be used
 // from any goroutine.
 type SecretKey interface {
@@ -153,6 +190,11 @@ const (
 	BlockSize = 16
 	// MaxBlocks is the ceiling of one EncryptBlocks call: 4 KiB.
 	MaxBlocks = 256
+	// IVSize is the size of the IVs of ResidentKey, in bytes, and TagSize that of its tags.
+	IVSize  = 12
+	TagSize = 16
+	// MaxResident is the most that a ResidentKey seals at once, in bytes.
+	MaxResident = 64 << 10
 	// MaxRandom is the largest request of Random, in bytes.
 	MaxRandom = 1024
 )
@@ -185,12 +227,22 @@ const (
 	KindLog KeyKind = 17 // log root key, one per cluster, the same in every generation
 )
 
-// DomainKinds are the keys of a generation, in the order of DKX1.
+// DomainKinds are the keys of a new generation, in the order of DKX1.
 func DomainKinds() []KeyKind {
 	return []KeyKind{
 		KeyKind(ClassAES), KeyKind(ClassHMAC), KeyKind(ClassRSA), KeyKind(ClassEC), KeyKind(ClassImportRSA),
-		KindMAC, KindLog,
+		KeyKind(ClassResident), KindMAC, KindLog,
 	}
+}
+
+// Later tells whether generations that earlier releases made lack the kind. Nothing is
+// wrapped under such a generation that would need it.
+func (k KeyKind) Later() bool { return k == KeyKind(ClassResident) }
+
+// kindsOfGeneration tells whether these are the kinds of a generation, of this or an
+// earlier release, in the order of DKX1.
+func kindsOfGeneration(kinds []KeyKind) bool {
+	return slices.Equal(kinds, DomainKinds()) || slices.Equal(kinds, slices.DeleteFunc(DomainKinds(), KeyKind.Later))
 }
 
 // KeyCheck is the check value of one domain key: it identifies the key and tells
@@ -203,7 +255,7 @@ type KeyCheck struct {
 // Generation is one generation of the domain key as a partition holds it.
 type Generation struct {
 	Number uint32
-	Checks []KeyCheck // of every key, in the order of DomainKinds
+	Checks []KeyCheck // of every key that it has, in the order of DomainKinds
 }
 
 // KeySpec says which key to make.

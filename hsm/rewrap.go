@@ -64,19 +64,3 @@ func Rewrapped(old, token []byte) (TokenHeader, error) {
 	}
 	return after.Header, nil
 }
-
-// TryOpen opens the key of a reference once, to prove that it can be opened.
-func TryOpen(ctx context.Context, o Opener, ref Ref) error {
-	var key closer
-	var err error
-	if ref.isBlockKey() {
-		key, err = o.Open(ctx, ref.Token, ref.Want)
-	} else {
-		key, err = o.OpenSecret(ctx, ref)
-	}
-	if err != nil {
-		return err
-	}
-	key.Close()
-	return nil
-}

@@ -15,6 +15,7 @@ type slotID struct {
 type slot struct {
 	coalescer
 	secret SecretKey
+	inside resident
 	public *PublicKey    // of a pair that signs
 	ref    Ref           // what it was opened with
 	ready  chan struct{} // closed when loading has ended
@@ -35,10 +36,33 @@ func (s *slot) open(ctx context.Context, o Opener) (err error) {
 		}
 		return s.load(ctx)
 	}
+	if s.ref.isResident() {
+		s.inside.key, err = o.OpenResident(ctx, s.ref.Token, s.ref.Want)
+		return err
+	}
 	if s.secret, err = o.OpenSecret(ctx, s.ref); err == nil && s.ref.Kind.pair() {
 		s.public, err = s.ref.Public()
 	}
 	return err
+}
+
+// TryOpen opens a key of any kind and closes it again.
+func TryOpen(ctx context.Context, o Opener, ref Ref) error {
+	var key closer
+	var err error
+	switch {
+	case ref.isBlockKey():
+		key, err = o.Open(ctx, ref.Token, ref.Want)
+	case ref.isResident():
+		key, err = o.OpenResident(ctx, ref.Token, ref.Want)
+	default:
+		key, err = o.OpenSecret(ctx, ref)
+	}
+	if err != nil {
+		return err
+	}
+	key.Close()
+	return nil
 }
 
 // closer is a loaded key of any kind.
@@ -49,6 +73,8 @@ func (s *slot) loaded() closer {
 	switch {
 	case s.key != nil:
 		return s.key
+	case s.inside.key != nil:
+		return s.inside.key
 	case s.secret != nil:
 		return s.secret
 	}

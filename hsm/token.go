@@ -66,7 +66,8 @@ const (
 
 // Header is the token header of the key that s asks for, with the creation time
 // cut to the second. ErrRefused for a kind of which there are no keys and for any
-// attribute, since a key that is made here is neither imported nor resident.
+// attribute: a key that is made here is not imported, and its class says whether it is
+// resident.
 func (s KeySpec) Header() (TokenHeader, error) {
 	if err := s.Kind().Valid(); err != nil {
 		return TokenHeader{}, err
@@ -75,7 +76,7 @@ func (s KeySpec) Header() (TokenHeader, error) {
 		return TokenHeader{}, fmt.Errorf("%w: cannot generate a key with attributes %#04x", ErrRefused, uint16(s.Attributes))
 	}
 	h := TokenHeader{
-		Class: s.Class, Attributes: s.Attributes, Generation: s.Generation,
+		Class: s.Class, Attributes: s.Class.Attributes(), Generation: s.Generation,
 		Cluster: s.Cluster, Key: s.Key, Version: s.Version, Created: s.Created.UTC().Truncate(time.Second),
 	}
 	if err := h.valid(); err != nil {
@@ -87,10 +88,12 @@ func (s KeySpec) Header() (TokenHeader, error) {
 // valid tells whether KWT1 can carry the header.
 func (h TokenHeader) valid() error {
 	switch {
-	case h.Class < ClassAES || h.Class > ClassImportRSA:
+	case h.Class < ClassAES || h.Class > ClassResident:
 		return fmt.Errorf("unknown class %d", h.Class)
 	case h.Attributes&^attrKnown != 0:
 		return fmt.Errorf("unknown attributes %#04x", uint16(h.Attributes))
+	case h.Attributes&AttrResident != h.Class.Attributes():
+		return fmt.Errorf("attributes %#04x of a key of class %d", uint16(h.Attributes), h.Class)
 	case h.Created.Unix() < 0 || h.Created.Unix() > maxCreated:
 		return errors.New("creation time out of range")
 	}
@@ -235,12 +238,30 @@ func CheckValueAES(encrypt func(dst, src []byte) error, key ID, version uint32) 
 	if err := encrypt(dst[:], src[:]); err != nil {
 		return check, fmt.Errorf("check value: %w", err)
 	}
-	mac := hmac.New(sha256.New, dst[:])
+	return checkValue(&dst, key, version), nil
+}
+
+// CheckValueCMAC is CheckValueAES of a key that makes CMACs (RFC 4493) instead: of one whole
+// block m, that is E(m ^ K1). It makes one call, with two blocks.
+func CheckValueCMAC(cmac func(dst, blocks *[2 * BlockSize]byte) error, key ID, version uint32) (check [16]byte, err error) {
+	var src, dst [2 * BlockSize]byte
+	defer clear(dst[:])
+	var none [16]byte
+	putBlock(src[:BlockSize], 1, 'V', nil, &none)
+	putBlock(src[BlockSize:], 2, 'V', nil, &none)
+	if err := cmac(&dst, &src); err != nil {
+		return check, fmt.Errorf("check value: %w", err)
+	}
+	return checkValue(&dst, key, version), nil
+}
+
+func checkValue(v *[2 * BlockSize]byte, key ID, version uint32) (check [16]byte) {
+	mac := hmac.New(sha256.New, v[:])
 	mac.Write([]byte(LabelCheckValue))
 	mac.Write(key[:])
 	mac.Write(binary.BigEndian.AppendUint32(nil, version))
 	copy(check[:], mac.Sum(nil))
-	return check, nil
+	return check
 }
 
 // Double multiplies by x in GF(2^128) with the polynomial of CMAC (NIST SP

@@ -56,12 +56,13 @@ func TestTokenGolden(t *testing.T) {
 func TestTokenRoundTrip(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		h := hsm.TokenHeader{
-			Class:      hsm.Class(rapid.IntRange(1, 5).Draw(rt, "class")),
-			Attributes: hsm.Attributes(rapid.IntRange(0, 3).Draw(rt, "attributes")),
+			Class:      hsm.Class(rapid.IntRange(1, 6).Draw(rt, "class")),
+			Attributes: hsm.Attributes(rapid.IntRange(0, 1).Draw(rt, "attributes")),
 			Generation: rapid.Uint32().Draw(rt, "generation"),
 			Version:    rapid.Uint32().Draw(rt, "version"),
 			Created:    time.Unix(rapid.Int64Range(0, 253402300799).Draw(rt, "created"), 0).UTC(),
 		}
+		h.Attributes |= h.Class.Attributes()
 		copy(h.Cluster[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(rt, "cluster"))
 		copy(h.Key[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(rt, "key"))
 		size := 8 * rapid.IntRange(2, hsm.MaxWrapped/8).Draw(rt, "size")
@@ -85,7 +86,10 @@ func TestTokenRoundTrip(t *testing.T) {
 func TestBuildTokenRefuses(t *testing.T) {
 	for name, change := range map[string]func(h *hsm.TokenHeader, wrapped *int){
 		"class 0":              func(h *hsm.TokenHeader, _ *int) { h.Class = 0 },
-		"class 6":              func(h *hsm.TokenHeader, _ *int) { h.Class = 6 },
+		"class 7":              func(h *hsm.TokenHeader, _ *int) { h.Class = 7 },
+		"resident, of AES":     func(h *hsm.TokenHeader, _ *int) { h.Attributes |= hsm.AttrResident },
+		"resident, of HMAC":    func(h *hsm.TokenHeader, _ *int) { h.Class, h.Attributes = hsm.ClassHMAC, hsm.AttrResident },
+		"resident by class":    func(h *hsm.TokenHeader, _ *int) { h.Class = hsm.ClassResident },
 		"unknown attribute":    func(h *hsm.TokenHeader, _ *int) { h.Attributes = 1 << 2 },
 		"created before 1970":  func(h *hsm.TokenHeader, _ *int) { h.Created = time.Unix(-1, 0) },
 		"no creation time":     func(h *hsm.TokenHeader, _ *int) { h.Created = time.Time{} },

@@ -168,13 +168,25 @@ func (m TransferMessage) Verify(want ImportExpectation, announced Transfer) erro
 	if field != "" {
 		return fmt.Errorf("%w: transfer message: unexpected %s", ErrRefused, field)
 	}
-	kinds := DomainKinds()
-	if len(m.Keys) != len(kinds) || len(want.Generation.Checks) != len(kinds) {
-		return fmt.Errorf("%w: transfer message: %d keys, %d expected", ErrRefused, len(m.Keys), len(want.Generation.Checks))
+	return m.verifyKeys(want.Generation.Checks)
+}
+
+// verifyKeys compares the keys of a message with the check values of the generation that
+// is expected, which has the kinds of one.
+func (m TransferMessage) verifyKeys(want []KeyCheck) error {
+	if len(m.Keys) != len(want) {
+		return fmt.Errorf("%w: transfer message: %d keys, %d expected", ErrRefused, len(m.Keys), len(want))
+	}
+	var kinds []KeyKind
+	for _, expected := range want {
+		kinds = append(kinds, expected.Kind)
+	}
+	if !kindsOfGeneration(kinds) {
+		return fmt.Errorf("%w: transfer message: kinds %d are expected, no generation has these", ErrRefused, kinds)
 	}
 	for i, kind := range kinds {
-		got, expected := m.Keys[i], want.Generation.Checks[i]
-		if got.Kind != kind || expected.Kind != kind {
+		got, expected := m.Keys[i], want[i]
+		if got.Kind != kind {
 			return fmt.Errorf("%w: transfer message: key %d is of kind %d, not %d", ErrRefused, i, got.Kind, kind)
 		}
 		if subtle.ConstantTimeCompare(got.Check[:], expected.Value[:]) != 1 {

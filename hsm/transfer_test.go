@@ -128,8 +128,9 @@ func TestTransferVerify(t *testing.T) {
 		"check value":         func(w *hsm.ImportExpectation) { w.Generation.Checks[6].Value[15]++ },
 		"keys":                func(w *hsm.ImportExpectation) { w.Generation.Checks = nil },
 		"6 expected":          func(w *hsm.ImportExpectation) { w.Generation.Checks = w.Generation.Checks[:6] },
-		"key 1 is of kind":    func(w *hsm.ImportExpectation) { w.Generation.Checks[1].Kind = hsm.KindMAC },
-		"key 0 is of kind":    func(w *hsm.ImportExpectation) { slices.Reverse(w.Generation.Checks) },
+		"kinds [1 16 3 4 5 6": func(w *hsm.ImportExpectation) { w.Generation.Checks[1].Kind = hsm.KindMAC },
+		"kinds [17 16 6 5 4":  func(w *hsm.ImportExpectation) { slices.Reverse(w.Generation.Checks) },
+		"7 expected":          func(w *hsm.ImportExpectation) { w.Generation.Checks = slices.Delete(w.Generation.Checks, 5, 6) },
 		"check value of kind": func(w *hsm.ImportExpectation) { w.Generation.Checks[0].Value = [16]byte{} },
 	} {
 		w := want
@@ -138,6 +139,35 @@ func TestTransferVerify(t *testing.T) {
 		if err := parsed.Verify(w, announced); !errors.Is(err, hsm.ErrRefused) || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestTransferOfEarlierRelease: a generation that was made before there were resident keys
+// travels as it is, and no key of it may be left out or put in.
+func TestTransferOfEarlierRelease(t *testing.T) {
+	donor := newIdentity(t, elliptic.P256())
+	m, want := testTransfer(donor)
+	whole := m.Keys
+	later := func(k hsm.KeyCheck) bool { return k.Kind.Later() }
+	want.Generation.Checks = slices.DeleteFunc(want.Generation.Checks, later)
+	m.Keys = slices.DeleteFunc(slices.Clone(m.Keys), func(k hsm.TransferKeyEntry) bool { return k.Kind.Later() })
+	m.Signature = donor.sign(t, m.Signed())
+	if err := m.Verify(want, announced); err != nil || len(m.Keys) != 7 {
+		t.Errorf("%d keys: %v", len(m.Keys), err)
+	}
+	m.Keys = whole
+	m.Signature = donor.sign(t, m.Signed())
+	if err := m.Verify(want, announced); !errors.Is(err, hsm.ErrRefused) {
+		t.Errorf("a key more: %v", err)
+	}
+	without := append(slices.Clone(whole[:5]), whole[6])
+	m.Keys, want.Generation.Checks = without, nil
+	for _, k := range without {
+		want.Generation.Checks = append(want.Generation.Checks, hsm.KeyCheck{Kind: k.Kind, Value: k.Check})
+	}
+	m.Signature = donor.sign(t, m.Signed())
+	if err := m.Verify(want, announced); !errors.Is(err, hsm.ErrRefused) || !strings.Contains(err.Error(), "no generation has these") {
+		t.Errorf("without a log key on both sides: %v", err)
 	}
 }
 

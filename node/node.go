@@ -318,6 +318,7 @@ func (n *Node) serve(ctx context.Context) error {
 	n.archive.Run()
 	n.background("duties", func() error { n.service.RunDuties(serving); return nil })
 	n.background("rewrapping", func() error { n.service.RunRewraps(serving); return nil })
+	n.background("reservations", func() error { n.service.RunReservations(serving); return nil })
 	n.background("health", func() error { n.watchHealth(serving); return nil })
 	n.background("files", func() error { n.watchFiles(serving); return nil })
 	joining, stopJoining := context.WithCancel(ctx)

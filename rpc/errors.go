@@ -45,6 +45,7 @@ var table = []struct {
 	{kms.ErrLockout, codes.FailedPrecondition, pb.Reason_REASON_POLICY_LOCKOUT},
 	{fsm.ErrPrincipalDisabled, codes.PermissionDenied, pb.Reason_REASON_PRINCIPAL_DISABLED},
 	{kms.ErrDenied, codes.PermissionDenied, pb.Reason_REASON_DENIED},
+	{kms.ErrReservation, codes.Unavailable, pb.Reason_REASON_MESSAGES_NOT_RESERVED},
 	{kms.ErrBehind, codes.Unavailable, pb.Reason_REASON_BEHIND},
 
 	{cluster.ErrUnopened, codes.Unavailable, pb.Reason_REASON_KEY_NOT_OPENED},
@@ -94,6 +95,7 @@ var table = []struct {
 	{fsm.ErrTicket, codes.FailedPrecondition, pb.Reason_REASON_TICKET_REFUSED},
 	{fsm.ErrMember, codes.FailedPrecondition, pb.Reason_REASON_MEMBERSHIP_REFUSED},
 	{fsm.ErrGeneration, codes.FailedPrecondition, pb.Reason_REASON_GENERATION_REFUSED},
+	{fsm.ErrMessages, codes.FailedPrecondition, pb.Reason_REASON_KEY_MESSAGES_EXHAUSTED},
 	{fsm.ErrNotInitialized, codes.FailedPrecondition, pb.Reason_REASON_NOT_INITIALIZED},
 	{fsm.ErrRelease, codes.FailedPrecondition, pb.Reason_REASON_RELEASE},
 	{fsm.ErrHalted, codes.Unavailable, pb.Reason_REASON_SHUTTING_DOWN},

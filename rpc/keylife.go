@@ -87,7 +87,7 @@ func (s *keyServer) ListKeyVersions(ctx context.Context, r *pb.ListKeyVersionsRe
 		Versions: each(p.Items, func(v kms.VersionView) *pb.KeyVersion {
 			return &pb.KeyVersion{
 				Version: v.Version, State: versionStates[v.State], Current: v.Current, Cause: causes[v.Cause], CreationDate: date(v.Created),
-				DestructionDate: date(v.Destroy), LastUsed: date(v.Used), DomainGeneration: v.Generation,
+				DestructionDate: date(v.Destroy), LastUsed: date(v.Used), DomainGeneration: v.Generation, ReservedMessages: v.Messages,
 			}
 		}),
 		NextMarker: p.Next, IndexToken: kms.IndexToken(st),

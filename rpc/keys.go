@@ -25,6 +25,7 @@ func (s *keyServer) CreateKey(ctx context.Context, r *pb.CreateKeyRequest) (*pb.
 	m, st, err := s.kms.CreateKey(ctx, call(ctx, r), kms.KeyParams{
 		Description: r.GetDescription(), Usage: plainName[fsm.KeyUsage](r.GetUsage(), usagePrefix),
 		Spec: cmp.Or(plainName[fsm.KeySpec](r.GetSpec(), specPrefix), fsm.SpecSymmetric), Tags: tagsFrom(r.GetTags()),
+		Protection: protectionFrom(r.GetProtectionLevel()),
 	})
 	if err != nil {
 		return nil, err
@@ -37,8 +38,6 @@ func onlyMade(r *pb.CreateKeyRequest) error {
 	switch {
 	case r.GetOrigin() != pb.KeyOrigin_KEY_ORIGIN_UNSPECIFIED && r.GetOrigin() != pb.KeyOrigin_KEY_ORIGIN_KMS:
 		return fmt.Errorf("%w: key origin %s: this release makes keys of origin KMS", fsm.ErrInvalid, r.GetOrigin())
-	case r.GetProtectionLevel() != pb.ProtectionLevel_PROTECTION_LEVEL_UNSPECIFIED && r.GetProtectionLevel() != pb.ProtectionLevel_PROTECTION_LEVEL_HSM_ROOTED:
-		return fmt.Errorf("%w: protection level %s: this release makes HSM_ROOTED keys", fsm.ErrInvalid, r.GetProtectionLevel())
 	}
 	return nil
 }
@@ -195,6 +194,7 @@ var causes = map[fsm.VersionCause]pb.RotationCause{
 	fsm.CauseCreated:  pb.RotationCause_ROTATION_CAUSE_CREATED,
 	fsm.CauseOnDemand: pb.RotationCause_ROTATION_CAUSE_ON_DEMAND,
 	fsm.CauseSchedule: pb.RotationCause_ROTATION_CAUSE_AUTOMATIC,
+	fsm.CauseLimit:    pb.RotationCause_ROTATION_CAUSE_LIMIT,
 }
 
 var states = map[fsm.KeyState]pb.KeyState{
@@ -218,7 +218,7 @@ func metadata(m kms.Metadata) *pb.KeyMetadata {
 		KeyId: k.ID.String(), Arn: m.ARN, Tenant: k.Tenant, Description: k.Description, State: states[k.State],
 		Usage: usageOf(k), Spec: specOf(k),
 		Origin: pb.KeyOrigin_KEY_ORIGIN_KMS, Manager: managers[k.Manager],
-		ProtectionLevel: pb.ProtectionLevel_PROTECTION_LEVEL_HSM_ROOTED,
+		ProtectionLevel: protectionOf(k),
 		CreationDate:    date(k.Created), DeletionDate: date(k.Deletion),
 		CurrentVersion: k.Current().Version, Revision: k.Revision, Aliases: m.Aliases,
 		Service: k.Service, DeletionProtection: k.Protected, RequiredContext: k.Required, LastUsed: date(m.Use.Used()), RefusedUse: date(m.Use.Refused),
@@ -228,6 +228,24 @@ func metadata(m kms.Metadata) *pb.KeyMetadata {
 		out.NextRotation = date(k.Rotation.Next)
 	}
 	return out
+}
+
+// protectionFrom is the level that a request asks for; one that is unknown is refused with
+// its name.
+func protectionFrom(level pb.ProtectionLevel) fsm.Protection {
+	switch level {
+	case pb.ProtectionLevel_PROTECTION_LEVEL_UNSPECIFIED, pb.ProtectionLevel_PROTECTION_LEVEL_HSM_ROOTED:
+		return fsm.ProtectionRooted
+	default:
+		return plainName[fsm.Protection](level, protectionPrefix)
+	}
+}
+
+func protectionOf(k *fsm.Key) pb.ProtectionLevel {
+	if k.Resident() {
+		return pb.ProtectionLevel_PROTECTION_LEVEL_HSM_RESIDENT
+	}
+	return pb.ProtectionLevel_PROTECTION_LEVEL_HSM_ROOTED
 }
 
 func tagsFrom(list []*pb.Tag) []fsm.Tag {

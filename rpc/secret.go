@@ -14,6 +14,7 @@ import (
 // The prefixes of the protocol's enums whose other names are the service's own.
 const (
 	specPrefix       = "KEY_SPEC_"
+	protectionPrefix = "PROTECTION_LEVEL_"
 	usagePrefix      = "KEY_USAGE_"
 	signingPrefix    = "SIGNING_ALGORITHM_"
 	macPrefix        = "MAC_ALGORITHM_"

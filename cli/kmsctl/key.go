@@ -31,7 +31,7 @@ KEY is a key's id, its ARN, or an alias such as alias/volumes.`
 }
 
 func (a *app) keyCreate() *cobra.Command {
-	var description, alias, spec, usage string
+	var description, alias, spec, usage, protection string
 	var tags pairs
 	c := &cobra.Command{
 		Use:   "create",
@@ -41,8 +41,13 @@ func (a *app) keyCreate() *cobra.Command {
 Symmetric keys encrypt, HMAC keys are for kmsctl mac, ECC keys sign; RSA keys sign or
 encrypt: say which with --usage. Only symmetric keys are rotated.
 
+With --protection hsm-resident a symmetric key encrypts in the HSM itself, for those whose
+rules demand it: slower, and rotated by the cluster before its 2^31st message. The level
+is fixed for life.
+
 An alias is made by a second call: if that fails, the key is there without it.`,
 		Example: `  kmsctl key create --alias alias/volumes --description "block volumes" --tag team=storage
+  kmsctl key create --alias alias/cards --protection hsm-resident
   kmsctl key create --alias alias/releases --spec ecc-nist-p256
   kmsctl key create --alias alias/letters --spec rsa-3072 --usage encrypt-decrypt`,
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, _ []string) error {
@@ -57,8 +62,13 @@ An alias is made by a second call: if that fails, the key is there without it.`,
 			if err != nil {
 				return err
 			}
+			level, err := protections.parse("protection", protection)
+			if err != nil {
+				return err
+			}
 			r, err := kms.Keys().CreateKey(ctx, &quorumkmsv1.CreateKeyRequest{
-				Spec: quorumkmsv1.KeySpec(kind), Usage: quorumkmsv1.KeyUsage(purpose), Description: description, Tags: tags.tags(), DryRun: a.dryRun, RequestId: a.requestID,
+				Spec: quorumkmsv1.KeySpec(kind), Usage: quorumkmsv1.KeyUsage(purpose), ProtectionLevel: quorumkmsv1.ProtectionLevel(level),
+				Description: description, Tags: tags.tags(), DryRun: a.dryRun, RequestId: a.requestID,
 			})
 			if err != nil {
 				return err
@@ -80,6 +90,7 @@ An alias is made by a second call: if that fails, the key is there without it.`,
 	c.Flags().Var(&tags, "tag", "tag as key=value; may be repeated")
 	enumFlag(c, &spec, "spec", specs, "kind of key (default symmetric)")
 	enumFlag(c, &usage, "usage", usages, "what it is for (default: the only one of the kind)")
+	enumFlag(c, &protection, "protection", protections, "where symmetric keys encrypt (default hsm-rooted; hsm-resident: in the HSM itself)")
 	c.Flags().StringVar(&alias, "alias", "", "a second name, "+aliasPrefix+"NAME")
 	return a.mutates(c)
 }

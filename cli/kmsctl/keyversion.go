@@ -26,15 +26,23 @@ func (a *app) keyVersions() *cobra.Command {
 			}
 			return a.print(all, func(w io.Writer) error {
 				rows := [][]string{{"VERSION", "STATE", "CAUSE", "CREATED", "LAST USED", "DESTRUCTION"}}
+				counts := slices.ContainsFunc(all.GetVersions(), func(v *quorumkmsv1.KeyVersion) bool { return v.GetReservedMessages() > 0 })
+				if counts { // of keys that encrypt in the HSM
+					rows[0] = append(rows[0], "MESSAGES")
+				}
 				for _, v := range all.GetVersions() {
 					state := enumName(v.GetState(), "KEY_VERSION_STATE_")
 					if v.GetCurrent() {
 						state += ", current"
 					}
-					rows = append(rows, []string{
+					row := []string{
 						number(v.GetVersion()), state, enumName(v.GetCause(), "ROTATION_CAUSE_"),
 						timeText(v.GetCreationDate()), timeText(v.GetLastUsed()), timeText(v.GetDestructionDate()),
-					})
+					}
+					if counts {
+						row = append(row, strconv.FormatUint(v.GetReservedMessages(), 10))
+					}
+					rows = append(rows, row)
 				}
 				return writePage(w, rows, all.GetNextMarker())
 			})

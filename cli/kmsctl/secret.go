@@ -22,6 +22,7 @@ import (
 var (
 	specs       = enum{"KEY_SPEC_", quorumkmsv1.KeySpec_name}
 	usages      = enum{"KEY_USAGE_", quorumkmsv1.KeyUsage_name}
+	protections = enum{"PROTECTION_LEVEL_", quorumkmsv1.ProtectionLevel_name}
 	pairSpecs   = enum{"DATA_KEY_PAIR_SPEC_", quorumkmsv1.DataKeyPairSpec_name}
 	signings    = enum{"SIGNING_ALGORITHM_", quorumkmsv1.SigningAlgorithm_name}
 	macs        = enum{"MAC_ALGORITHM_", quorumkmsv1.MacAlgorithm_name}

@@ -149,6 +149,8 @@ func TestUpgrade(t *testing.T) {
 	late.program = ""
 	late.start()
 	c.waitVoters(3)
+	// Afterwards: the old version does not know what lies in the token then.
+	c.residentUnderOldDomain(ctx, order[1])
 	l.end(ctx, late)
 }
 

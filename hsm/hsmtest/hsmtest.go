@@ -57,6 +57,9 @@ func Run(t *testing.T, open func(t *testing.T) Env) {
 		{"secrets refused", testSecretsRefused},
 		{"secret expectations", testSecretExpectations},
 		{"secret keyring", testSecretKeyring},
+		{"resident", testResident},
+		{"resident refused", testResidentRefused},
+		{"resident keyring", testResidentKeyring},
 		{"closed", testClosed},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, open(t)) })
@@ -287,6 +290,8 @@ func testClosed(t *testing.T, env Env) {
 	token := generate(t, p, spec(1))
 	key, err := p.Open(ctx, token, header(spec(1)))
 	must(t, key, err)
+	inside, err := p.OpenResident(ctx, generate(t, p, residentSpec(2)), header(residentSpec(2)))
+	must(t, inside, err)
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -296,6 +301,9 @@ func testClosed(t *testing.T, env Env) {
 	var block [hsm.BlockSize]byte
 	wantErr(t, "open key", key.EncryptBlocks(ctx, block[:], make([]byte, hsm.BlockSize)), hsm.ErrUnavailable, hsm.ErrStale)
 	key.Close()
+	_, err = inside.Seal(ctx, []byte("message"), bound(t, nil, "context"))
+	wantErr(t, "open resident key", err, hsm.ErrUnavailable, hsm.ErrStale)
+	inside.Close()
 	for name, call := range map[string]func() error{
 		"Healthy":      p.Healthy,
 		"SignIdentity": func() error { _, err := p.SignIdentity(ctx, nil); return err },
@@ -307,6 +315,7 @@ func testClosed(t *testing.T, env Env) {
 		"Possess":      func() error { _, err := p.Possess(ctx, possession()); return err },
 		"GenerateKey":  func() error { _, err := p.GenerateKey(ctx, spec(2)); return err },
 		"Open":         func() error { _, err := p.Open(ctx, token, header(spec(1))); return err },
+		"OpenResident": func() error { _, err := p.OpenResident(ctx, token, header(spec(1))); return err },
 	} {
 		wantErr(t, name, call(), hsm.ErrUnavailable)
 	}
@@ -323,7 +332,7 @@ func spec(n byte) hsm.KeySpec {
 // header is the record of a key made from s.
 func header(s hsm.KeySpec) hsm.TokenHeader {
 	return hsm.TokenHeader{
-		Class: s.Class, Attributes: s.Attributes, Generation: s.Generation,
+		Class: s.Class, Attributes: s.Attributes | s.Class.Attributes(), Generation: s.Generation,
 		Cluster: s.Cluster, Key: s.Key, Version: s.Version, Created: s.Created.Truncate(time.Second),
 	}
 }

@@ -89,20 +89,22 @@ func testKeysRefused(t *testing.T, env Env) {
 		change func(s *hsm.KeySpec)
 		want   error
 	}{
-		"no such generation":  {func(s *hsm.KeySpec) { s.Generation = 2 }, hsm.ErrNotFound},
-		"no such cluster":     {func(s *hsm.KeySpec) { s.Cluster = other }, hsm.ErrNotFound},
-		"no class":            {func(s *hsm.KeySpec) { s.Class = 0 }, hsm.ErrRefused},
-		"AES of another size": {func(s *hsm.KeySpec) { s.Bits = 128 }, hsm.ErrRefused},
-		"AES that decrypts":   {func(s *hsm.KeySpec) { s.Decrypts = true }, hsm.ErrRefused},
-		"HMAC of no size":     {func(s *hsm.KeySpec) { s.Class = hsm.ClassHMAC }, hsm.ErrRefused},
-		"short HMAC":          {func(s *hsm.KeySpec) { s.Class, s.Bits = hsm.ClassHMAC, 128 }, hsm.ErrRefused},
-		"short RSA":           {func(s *hsm.KeySpec) { s.Class, s.Bits = hsm.ClassRSA, 1024 }, hsm.ErrRefused},
-		"another curve":       {func(s *hsm.KeySpec) { s.Class, s.Bits = hsm.ClassEC, 521 }, hsm.ErrRefused},
-		"EC that decrypts":    {func(s *hsm.KeySpec) { s.Class, s.Bits, s.Decrypts = hsm.ClassEC, 256, true }, hsm.ErrRefused},
-		"import class":        {func(s *hsm.KeySpec) { s.Class = hsm.ClassImportRSA }, hsm.ErrRefused},
-		"unknown class":       {func(s *hsm.KeySpec) { s.Class = 9 }, hsm.ErrRefused},
-		"imported":            {func(s *hsm.KeySpec) { s.Attributes = hsm.AttrImported }, hsm.ErrRefused},
-		"unknown attribute":   {func(s *hsm.KeySpec) { s.Attributes = 1 << 9 }, hsm.ErrRefused},
+		"no such generation":         {func(s *hsm.KeySpec) { s.Generation = 2 }, hsm.ErrNotFound},
+		"no such cluster":            {func(s *hsm.KeySpec) { s.Cluster = other }, hsm.ErrNotFound},
+		"no class":                   {func(s *hsm.KeySpec) { s.Class = 0 }, hsm.ErrRefused},
+		"AES of another size":        {func(s *hsm.KeySpec) { s.Bits = 128 }, hsm.ErrRefused},
+		"AES that decrypts":          {func(s *hsm.KeySpec) { s.Decrypts = true }, hsm.ErrRefused},
+		"HMAC of no size":            {func(s *hsm.KeySpec) { s.Class = hsm.ClassHMAC }, hsm.ErrRefused},
+		"short HMAC":                 {func(s *hsm.KeySpec) { s.Class, s.Bits = hsm.ClassHMAC, 128 }, hsm.ErrRefused},
+		"short RSA":                  {func(s *hsm.KeySpec) { s.Class, s.Bits = hsm.ClassRSA, 1024 }, hsm.ErrRefused},
+		"another curve":              {func(s *hsm.KeySpec) { s.Class, s.Bits = hsm.ClassEC, 521 }, hsm.ErrRefused},
+		"EC that decrypts":           {func(s *hsm.KeySpec) { s.Class, s.Bits, s.Decrypts = hsm.ClassEC, 256, true }, hsm.ErrRefused},
+		"import class":               {func(s *hsm.KeySpec) { s.Class = hsm.ClassImportRSA }, hsm.ErrRefused},
+		"unknown class":              {func(s *hsm.KeySpec) { s.Class = 9 }, hsm.ErrRefused},
+		"resident of a size":         {func(s *hsm.KeySpec) { s.Class, s.Bits = hsm.ClassResident, 256 }, hsm.ErrRefused},
+		"resident, by its attribute": {func(s *hsm.KeySpec) { s.Attributes = hsm.AttrResident }, hsm.ErrRefused},
+		"imported":                   {func(s *hsm.KeySpec) { s.Attributes = hsm.AttrImported }, hsm.ErrRefused},
+		"unknown attribute":          {func(s *hsm.KeySpec) { s.Attributes = 1 << 9 }, hsm.ErrRefused},
 	} {
 		s := spec(1)
 		tc.change(&s)

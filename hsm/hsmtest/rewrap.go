@@ -16,6 +16,8 @@ func testRewrap(t *testing.T, env Env) {
 	for i, k := range kinds() {
 		refs = append(refs, secret(t, p, byte(i+2), k))
 	}
+	resident := residentSpec(byte(len(refs) + 1))
+	refs = append(refs, residentRef(generate(t, p, resident), resident))
 	before := openKey(t, p, refs[0].Token, refs[0].Want)
 	block := encrypt(t, before, pattern(hsm.BlockSize))
 	before.Close()
@@ -92,7 +94,11 @@ func testRewrap(t *testing.T, env Env) {
 	if !bytes.Equal(encrypt(t, after, pattern(hsm.BlockSize)), block) {
 		t.Error("the rewrapped token holds another key")
 	}
-	for _, ref := range moved[1:] { // the check value, or the public half, says which key it is
+	last := len(moved) - 1
+	if err := hsm.TryOpen(ctx, p, moved[last]); err != nil { // its check value says which key it is
+		t.Errorf("a resident key does not open: %v", err)
+	}
+	for _, ref := range moved[1:last] { // the check value, or the public half, says which key it is
 		useSecret(t, p, ref)
 	}
 }

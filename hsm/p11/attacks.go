@@ -66,7 +66,7 @@ func parseTwinName(label string) (d domainID, kind hsm.KeyKind, ok bool) {
 // the scratch keys of every class, and those in the token.
 func (b *bench) unwrapsReadable(f *findings) {
 	payload := domain{}
-	for _, class := range []hsm.Class{hsm.ClassAES, hsm.ClassHMAC} {
+	for _, class := range []hsm.Class{hsm.ClassAES, hsm.ClassResident, hsm.ClassHMAC} {
 		payload[hsm.KeyKind(class)] = b.payload
 	}
 	_, ec, err := b.generatePair(pkcs11.CKM_EC_KEY_PAIR_GEN, identityPublic(false),
@@ -97,7 +97,7 @@ func (b *bench) unwrapsWith(f *findings, key pkcs11.ObjectHandle, kind hsm.KeyKi
 	}
 	imposed := b.traits.unwrapTemplate(hsm.Class(kind))
 	class, keyType, usage := uint(pkcs11.CKO_SECRET_KEY), uint(pkcs11.CKK_AES), secretUsages()
-	if kind != aesKind && kind != hsm.KeyKind(hsm.ClassHMAC) {
+	if kind != aesKind && kind != residentKind && kind != hsm.KeyKind(hsm.ClassHMAC) {
 		class, keyType, usage = pkcs11.CKO_PRIVATE_KEY, pkcs11.CKK_EC, privateUsages()
 	}
 	asked := template{
@@ -123,16 +123,22 @@ func (b *bench) unwrapsWith(f *findings, key pkcs11.ObjectHandle, kind hsm.KeyKi
 	}
 }
 
-// mechanismsImposed asks a domain key for a master key that is free in its choice of
+// mechanismsImposed asks domain keys for master keys that are free in their choice of
 // mechanism.
 func (b *bench) mechanismsImposed(f *findings) {
-	imposed := masterKey(false)
+	b.mechanismsImposedBy(f, aesKind, b.wrapped, masterKey(false))
+	if b.traits.resident {
+		b.mechanismsImposedBy(f, residentKind, b.wrappedResident, residentTemplate(false))
+	}
+}
+
+func (b *bench) mechanismsImposedBy(f *findings, kind hsm.KeyKind, wrapped []byte, imposed template) {
 	for what, list := range map[string]attribute{
-		"CBC":        mechanisms(pkcs11.CKM_AES_CBC),
-		"ECB or CBC": mechanisms(pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_CBC),
+		"CBC":             mechanisms(pkcs11.CKM_AES_CBC),
+		"ECB, GCM or CBC": mechanisms(pkcs11.CKM_AES_ECB, pkcs11.CKM_AES_GCM, pkcs11.CKM_AES_CBC),
 	} {
-		o, err := b.unwrap(b.traits.keyWrap(), b.domain[aesKind], b.wrapped, imposed.with(list))
-		b.obtains(f, "unwrap a master key for "+what, o, err, imposed)
+		o, err := b.unwrap(b.traits.keyWrap(), b.domain[kind], wrapped, imposed.with(list))
+		b.obtains(f, fmt.Sprintf("unwrap a master key of kind %d for %s", kind, what), o, err, imposed)
 	}
 	free := imposed[:0:0]
 	for _, a := range imposed {
@@ -140,8 +146,8 @@ func (b *bench) mechanismsImposed(f *findings) {
 			free = append(free, a)
 		}
 	}
-	o, err := b.unwrap(b.traits.keyWrap(), b.domain[aesKind], b.wrapped, free)
-	b.obtains(f, "unwrap a master key for any mechanism", o, err, imposed)
+	o, err := b.unwrap(b.traits.keyWrap(), b.domain[kind], wrapped, free)
+	b.obtains(f, fmt.Sprintf("unwrap a master key of kind %d for any mechanism", kind), o, err, imposed)
 }
 
 // wrappings are ways to wrap with an AES key, with what they need.
@@ -236,9 +242,19 @@ func (b *bench) misused(f *findings, what string, key pkcs11.ObjectHandle, allow
 			f.refuse(what+" decrypts "+name, b.decrypts(m, key))
 		}
 	}
+	gcm := pkcs11.NewGCMParams(make([]byte, hsm.IVSize), nil, 8*hsm.TagSize)
+	defer gcm.Free()
+	for _, use := range []func([]*pkcs11.Mechanism, pkcs11.ObjectHandle) error{b.encrypts, b.decrypts} {
+		f.refuse(what+" does GCM", use([]*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_GCM, gcm)}, key))
+	}
 	for name, m := range map[string]uint{"CMAC": pkcs11.CKM_AES_CMAC, "HMAC": pkcs11.CKM_SHA_1_HMAC, "HMAC-SHA512": pkcs11.CKM_SHA512_HMAC} {
 		f.refuse(what+" signs "+name, b.signs(mechanism(m), key))
 	}
+	b.wrapsNothing(f, what, key, allowed, opened)
+}
+
+// wrapsNothing tries to wrap, unwrap and derive with a key.
+func (b *bench) wrapsNothing(f *findings, what string, key pkcs11.ObjectHandle, allowed string, opened template) {
 	for name, m := range b.wrappings() {
 		if name == allowed {
 			continue
@@ -266,6 +282,7 @@ func (b *bench) domainKeyOtherMechanism(f *findings) {
 func (b *bench) masterKeyOtherMechanism(f *findings) {
 	f.must("a master key encrypts blocks", b.encrypts(mechanism(pkcs11.CKM_AES_ECB), b.master))
 	b.misused(f, "master key", b.master, "ECB", plain(pkcs11.CKK_AES))
+	b.residentMisused(f)
 	b.secretsMisused(f)
 }
 
@@ -273,6 +290,7 @@ func (b *bench) masterKeyLeaves(f *findings) {
 	b.leaves(f, "master key", b.master)
 	_, err := b.wrap(b.traits.keyWrap(), b.domain[aesKind], b.master)
 	f.refuse("master key wrapped with a domain key", err)
+	b.residentLeaves(f)
 	b.secretsLeave(f)
 }
 
@@ -311,6 +329,7 @@ func (b *bench) masterKeyAltered(f *findings) {
 		flag(pkcs11.CKA_WRAP, true), flag(pkcs11.CKA_DERIVE, true), flag(pkcs11.CKA_MODIFIABLE, true),
 		flag(ckaCopyable, true), mechanisms(pkcs11.CKM_AES_CBC),
 	}, masterKey(false))
+	b.residentAltered(f)
 	b.secretsAltered(f)
 }
 

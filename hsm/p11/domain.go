@@ -30,10 +30,21 @@ type domainID struct {
 // domain is the handles of a complete generation whose templates were checked.
 type domain map[hsm.KeyKind]pkcs11.ObjectHandle
 
+// wrapping is the key that wraps a key. ErrNotFound if the generation was made by a release
+// that knew no keys of that class.
+func (d domain) wrapping(h hsm.TokenHeader) (pkcs11.ObjectHandle, error) {
+	kind := hsm.KeyKind(h.Class)
+	key, ok := d[kind]
+	if !ok {
+		return 0, fmt.Errorf("generation %d has no key of kind %d: %w", h.Generation, kind, hsm.ErrNotFound)
+	}
+	return key, nil
+}
+
 func kindNames() map[hsm.KeyKind]string {
 	return map[hsm.KeyKind]string{
 		hsm.KeyKind(hsm.ClassAES): "aes", hsm.KeyKind(hsm.ClassHMAC): "hmac", hsm.KeyKind(hsm.ClassRSA): "rsa",
-		hsm.KeyKind(hsm.ClassEC): "ec", hsm.KeyKind(hsm.ClassImportRSA): "import-rsa",
+		hsm.KeyKind(hsm.ClassEC): "ec", hsm.KeyKind(hsm.ClassImportRSA): "import-rsa", residentKind: "resident",
 		hsm.KindMAC: "mac", hsm.KindLog: "log",
 	}
 }
@@ -152,6 +163,9 @@ func (p *Partition) domain(s *session, id domainID) (domain, error) {
 	}
 	for _, kind := range hsm.DomainKinds() {
 		o, ok := d[kind]
+		if !ok && kind.Later() {
+			continue
+		}
 		if !ok {
 			return nil, fmt.Errorf("%w: generation %d has no key of kind %d", hsm.ErrCorrupt, id.number, kind)
 		}
@@ -191,6 +205,9 @@ func (s *session) checkValue(t traits, kind hsm.KeyKind, key pkcs11.ObjectHandle
 func (s *session) generation(t traits, number uint32, d domain) (hsm.Generation, error) {
 	g := hsm.Generation{Number: number}
 	for _, kind := range hsm.DomainKinds() {
+		if _, ok := d[kind]; !ok && kind.Later() {
+			continue
+		}
 		value, err := s.checkValue(t, kind, d[kind])
 		if err != nil {
 			return hsm.Generation{}, err
@@ -237,8 +254,8 @@ func (s *session) vacate(id domainID) (holdings, error) {
 	return h, err
 }
 
-// install makes the keys of a generation, all or none. h is what vacate left.
-func (s *session) install(t traits, id domainID, h holdings, makeKey func(hsm.KeyKind, template) (pkcs11.ObjectHandle, error)) (g hsm.Generation, err error) {
+// install makes the keys of a generation, of these kinds, all or none. h is what vacate left.
+func (s *session) install(t traits, id domainID, h holdings, kinds []hsm.KeyKind, makeKey func(hsm.KeyKind, template) (pkcs11.ObjectHandle, error)) (g hsm.Generation, err error) {
 	d := domain{}
 	var made []pkcs11.ObjectHandle // newest first
 	defer func() {
@@ -249,7 +266,7 @@ func (s *session) install(t traits, id domainID, h holdings, makeKey func(hsm.Ke
 	if h.log != 0 {
 		d[hsm.KindLog] = h.log
 	}
-	for _, kind := range append(slices.DeleteFunc(hsm.DomainKinds(), isMAC), hsm.KindMAC) {
+	for _, kind := range append(slices.DeleteFunc(slices.Clone(kinds), isMAC), hsm.KindMAC) {
 		if _, there := d[kind]; there {
 			continue
 		}
@@ -277,7 +294,7 @@ func (p *Partition) CreateDomain(ctx context.Context, cluster hsm.ID, number uin
 		if err != nil {
 			return err
 		}
-		g, err = s.install(p.traits, id, h, s.generateDomainKey)
+		g, err = s.install(p.traits, id, h, hsm.DomainKinds(), s.generateDomainKey)
 		return err
 	})
 	return g, err

@@ -109,7 +109,7 @@ func TestInstallIsAllOrNothing(t *testing.T) {
 				return err
 			}
 			left := steps
-			_, err = s.install(p.traits, id, h, func(kind hsm.KeyKind, want template) (pkcs11.ObjectHandle, error) {
+			_, err = s.install(p.traits, id, h, hsm.DomainKinds(), func(kind hsm.KeyKind, want template) (pkcs11.ObjectHandle, error) {
 				if left == 0 {
 					return 0, errStep
 				}
@@ -132,7 +132,7 @@ func TestInstallIsAllOrNothing(t *testing.T) {
 		return s.generateDomainKey(kind, want.with(flag(pkcs11.CKA_WRAP_WITH_TRUSTED, false)))
 	}
 	err = p.do(t.Context(), func(s *session) error {
-		_, err := s.install(p.traits, id, holdings{}, func(kind hsm.KeyKind, want template) (pkcs11.ObjectHandle, error) {
+		_, err := s.install(p.traits, id, holdings{}, hsm.DomainKinds(), func(kind hsm.KeyKind, want template) (pkcs11.ObjectHandle, error) {
 			return wrong(s, kind, want)
 		})
 		return err

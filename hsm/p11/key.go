@@ -24,20 +24,18 @@ func (p *Partition) GenerateKey(ctx context.Context, spec hsm.KeySpec) (hsm.NewK
 	if err != nil {
 		return hsm.NewKey{}, err
 	}
+	if h.Class == hsm.ClassResident {
+		if err := p.traits.makesResident(); err != nil {
+			return hsm.NewKey{}, err
+		}
+	}
 	made, err := p.makeToken(ctx, spec.Kind(), h)
 	if err != nil {
 		return hsm.NewKey{}, err
 	}
-	var key interface{ Close() }
-	if h.Class == hsm.ClassAES {
-		key, err = p.Open(ctx, made.Token, h)
-	} else {
-		key, err = p.OpenSecret(ctx, hsm.Ref{Token: made.Token, Want: h, Kind: spec.Kind(), SPKI: made.SPKI})
-	}
-	if err != nil {
+	if err := hsm.TryOpen(ctx, p, hsm.Ref{Token: made.Token, Want: h, Kind: spec.Kind(), SPKI: made.SPKI}); err != nil {
 		return hsm.NewKey{}, fmt.Errorf("new key does not open: %w", err)
 	}
-	key.Close()
 	return made, nil
 }
 
@@ -48,12 +46,16 @@ func (p *Partition) makeToken(ctx context.Context, k hsm.Kind, h hsm.TokenHeader
 		if err != nil {
 			return err
 		}
+		domainKey, err := d.wrapping(h)
+		if err != nil {
+			return err
+		}
 		var check [16]byte
 		var wrapped []byte
-		if k.Class == hsm.ClassAES {
-			check, wrapped, err = s.makeKey(p.traits, h, d[hsm.KeyKind(h.Class)])
+		if k.Class == hsm.ClassAES || k.Class == hsm.ClassResident {
+			check, wrapped, err = s.makeKey(p.traits, h, domainKey)
 		} else {
-			check, wrapped, made.SPKI, err = s.makeSecret(p.traits, k, h, d[hsm.KeyKind(h.Class)])
+			check, wrapped, made.SPKI, err = s.makeSecret(p.traits, k, h, domainKey)
 		}
 		if err != nil {
 			return fmt.Errorf("generate key: %w", err)
@@ -69,12 +71,16 @@ func (p *Partition) makeToken(ctx context.Context, k hsm.Kind, h hsm.TokenHeader
 // makeKey makes an AES key, wraps it and destroys it. A key that cannot be destroyed dies
 // with the session, which its caller replaces after a failed call.
 func (s *session) makeKey(t traits, h hsm.TokenHeader, domainKey pkcs11.ObjectHandle) (check [16]byte, wrapped []byte, err error) {
-	key, err := s.generate(pkcs11.CKM_AES_KEY_GEN, masterKey(true).with(number(pkcs11.CKA_VALUE_LEN, keySize)))
+	key, err := s.generate(pkcs11.CKM_AES_KEY_GEN, templateOf(hsm.Kind{Class: h.Class}, true).with(number(pkcs11.CKA_VALUE_LEN, keySize)))
 	if err != nil {
 		return check, nil, err
 	}
 	defer func() { err = errors.Join(err, s.destroy(key)) }()
-	check, err = hsm.CheckValueAES(func(dst, src []byte) error { return s.encryptBlocks(key, dst, src) }, h.Key, h.Version)
+	if h.Class == hsm.ClassResident {
+		check, err = hsm.CheckValueCMAC(s.cmac(key), h.Key, h.Version)
+	} else {
+		check, err = hsm.CheckValueAES(func(dst, src []byte) error { return s.encryptBlocks(key, dst, src) }, h.Key, h.Version)
+	}
 	if err != nil {
 		return check, nil, err
 	}
@@ -123,13 +129,9 @@ func (p *Partition) load(ctx context.Context, token []byte, want hsm.TokenHeader
 	if t.Header.Class != as.Class {
 		return t, nil, fmt.Errorf("%w: a key of class %d as one of class %d", hsm.ErrRefused, t.Header.Class, as.Class)
 	}
-	opened := masterKey(false)
-	if as.Class != hsm.ClassAES {
-		opened = secretKeyTemplate(as, false)
-	}
 	k := &loadedKey{partition: p, link: l}
 	err = p.held(ctx, l, func(s *session) error {
-		k.handle, err = s.unwrap(p.traits.keyWrap(), domainKey, t.Wrapped, opened)
+		k.handle, err = s.unwrap(p.traits.keyWrap(), domainKey, t.Wrapped, templateOf(as, false))
 		return blame(err, hsm.ErrCorrupt, func() error { return s.opensKeys(p.traits, want.Class, domainKey) })
 	})
 	if err != nil {
@@ -160,10 +162,7 @@ func (p *Partition) authenticate(s *session, t hsm.Token, want hsm.TokenHeader) 
 	if missing != nil {
 		return 0, missing
 	}
-	if t.Header.Attributes&hsm.AttrResident != 0 {
-		return 0, fmt.Errorf("%w: not a key of suite 1", hsm.ErrRefused)
-	}
-	return d[hsm.KeyKind(t.Header.Class)], nil
+	return d.wrapping(t.Header)
 }
 
 // opensKeys wraps and opens a key of its class, to tell whether a domain key works at all.
@@ -185,7 +184,7 @@ func (s *session) opensKeys(t traits, c hsm.Class, domainKey pkcs11.ObjectHandle
 	if err = errors.Join(err, s.destroy(key)); err != nil {
 		return err
 	}
-	opened, err := s.unwrap(t.keyWrap(), domainKey, w, masterKey(false))
+	opened, err := s.unwrap(t.keyWrap(), domainKey, w, templateOf(hsm.Kind{Class: c}, false))
 	if err != nil {
 		return err
 	}

@@ -137,6 +137,7 @@ func (b *bench) algorithms(f *findings) {
 			b.traits.algorithms = append(b.traits.algorithms, a)
 		}
 	}
+	b.findResident(f)
 }
 
 // answers uses the known key of a kind and compares the answer with what it must be.

@@ -13,7 +13,9 @@ typedef struct { ck_ulong mechanism; void *parameter; ck_ulong len; } ck_mechani
 typedef struct { unsigned char major, minor; void *fn[68]; } ck_function_list;
 
 // Places in CK_FUNCTION_LIST, PKCS #11 v2.40.
-enum { GET_ATTRIBUTE_VALUE = 24, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, DECRYPT = 34 };
+enum {
+	GET_ATTRIBUTE_VALUE = 24, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, DECRYPT = 34, SIGN_INIT = 42, SIGN = 43,
+};
 
 typedef ck_ulong (*get_function_list_t)(ck_function_list **);
 typedef ck_ulong (*get_attribute_value_t)(ck_ulong, ck_ulong, ck_attribute *, ck_ulong);
@@ -41,6 +43,34 @@ static ck_ulong encrypt(ck_function_list *l, ck_ulong session, ck_ulong mechanis
 	ck_ulong rv = ((encrypt_init_t)l->fn[ENCRYPT_INIT])(session, &m, key);
 	if (rv != 0) return rv;
 	return ((encrypt_t)l->fn[ENCRYPT])(session, in, *n, out, n);
+}
+
+typedef struct { unsigned char *iv; ck_ulong iv_len, iv_bits; unsigned char *aad; ck_ulong aad_len, tag_bits; } ck_gcm;
+
+// CKM_AES_GCM = 0x1087, with an IV of 12 bytes and a tag of 16. init is ENCRYPT_INIT or
+// DECRYPT_INIT; the call itself stands behind it. out has room for *n bytes, which are
+// enough, so that it is one call: another to ask for the size would be one too many for
+// tokens that count messages, and leaves the operation pending on others.
+static ck_ulong gcm(ck_function_list *l, int init, ck_ulong session, ck_ulong key, unsigned char *iv,
+		unsigned char *aad, ck_ulong aad_len, unsigned char *in, ck_ulong in_len, unsigned char *out, ck_ulong *n) {
+	ck_gcm gcm = { iv, 12, 96, aad, aad_len, 128 };
+	ck_mechanism m = { 0x1087, &gcm, sizeof gcm };
+	ck_ulong rv = ((encrypt_init_t)l->fn[init])(session, &m, key);
+	if (rv != 0) return rv;
+	return ((encrypt_t)l->fn[init + 1])(session, in, in_len, out, n);
+}
+
+// CKM_AES_CMAC = 0x108A, of each of two blocks of 16 bytes.
+static ck_ulong cmac_blocks(ck_function_list *l, ck_ulong session, ck_ulong key, unsigned char *in, unsigned char *out, ck_ulong *n) {
+	ck_mechanism m = { 0x108A, NULL, 0 };
+	for (int i = 0; i < 2; i++) {
+		ck_ulong rv = ((encrypt_init_t)l->fn[SIGN_INIT])(session, &m, key);
+		if (rv != 0) return rv;
+		*n = 16;
+		rv = ((encrypt_t)l->fn[SIGN])(session, in + 16*i, 16, out + 16*i, n);
+		if (rv != 0 || *n != 16) return rv;
+	}
+	return 0;
 }
 
 typedef struct { ck_ulong hash, mgf, source; void *data; ck_ulong len; } ck_oaep;
@@ -119,6 +149,53 @@ func (n native) decryptOAEP(h pkcs11.SessionHandle, key pkcs11.ObjectHandle, has
 		return nil, fmt.Errorf("%w: %d bytes decrypt to %d", hsm.ErrCorrupt, len(ciphertext), int(size))
 	}
 	return out[:size], nil
+}
+
+// encryptGCM seals plaintext; the tag is behind the ciphertext.
+func (n native) encryptGCM(h pkcs11.SessionHandle, key pkcs11.ObjectHandle, iv *[hsm.IVSize]byte, aad, plaintext []byte) ([]byte, error) {
+	out := make([]byte, len(plaintext)+hsm.TagSize)
+	size := C.ck_ulong(len(out))
+	rv := C.gcm(n.list, C.ENCRYPT_INIT, C.ck_ulong(h), C.ck_ulong(key), (*C.uchar)(&iv[0]),
+		(*C.uchar)(unsafe.SliceData(aad)), C.ck_ulong(len(aad)), (*C.uchar)(&plaintext[0]), C.ck_ulong(len(plaintext)), (*C.uchar)(&out[0]), &size)
+	if rv != pkcs11.CKR_OK {
+		return nil, fmt.Errorf("encrypt: %w", pkcs11.Error(rv))
+	}
+	if int(size) != len(out) {
+		return nil, fmt.Errorf("%w: %d bytes encrypt to %d", hsm.ErrCorrupt, len(plaintext), int(size))
+	}
+	return out, nil
+}
+
+// decryptGCM opens a ciphertext with the tag behind it. What a token writes before it finds
+// the tag to be wrong is wiped. The buffer is as long as the ciphertext, since there are
+// tokens that want that much.
+func (n native) decryptGCM(h pkcs11.SessionHandle, key pkcs11.ObjectHandle, iv *[hsm.IVSize]byte, aad, ciphertext []byte) ([]byte, error) {
+	out := make([]byte, len(ciphertext))
+	size := C.ck_ulong(len(out))
+	rv := C.gcm(n.list, C.DECRYPT_INIT, C.ck_ulong(h), C.ck_ulong(key), (*C.uchar)(&iv[0]),
+		(*C.uchar)(unsafe.SliceData(aad)), C.ck_ulong(len(aad)), (*C.uchar)(&ciphertext[0]), C.ck_ulong(len(ciphertext)), (*C.uchar)(&out[0]), &size)
+	if rv != pkcs11.CKR_OK {
+		clear(out)
+		return nil, fmt.Errorf("decrypt: %w", pkcs11.Error(rv))
+	}
+	if int(size) != len(ciphertext)-hsm.TagSize {
+		clear(out)
+		return nil, fmt.Errorf("%w: %d bytes decrypt to %d", hsm.ErrCorrupt, len(ciphertext), int(size))
+	}
+	return out[:size], nil
+}
+
+// cmacBlocks makes the CMACs of two blocks.
+func (n native) cmacBlocks(h pkcs11.SessionHandle, key pkcs11.ObjectHandle, dst, blocks *[2 * hsm.BlockSize]byte) error {
+	var size C.ck_ulong
+	rv := C.cmac_blocks(n.list, C.ck_ulong(h), C.ck_ulong(key), (*C.uchar)(&blocks[0]), (*C.uchar)(&dst[0]), &size)
+	if rv != pkcs11.CKR_OK {
+		return fmt.Errorf("cmac: %w", pkcs11.Error(rv))
+	}
+	if size != hsm.BlockSize {
+		return fmt.Errorf("%w: a cmac of %d bytes", hsm.ErrCorrupt, int(size))
+	}
+	return nil
 }
 
 // rawTemplate is t as an array of CK_ATTRIBUTE whose pointers stay valid until pin

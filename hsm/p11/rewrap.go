@@ -110,7 +110,7 @@ func (p *Partition) InstallTwin(ctx context.Context, message []byte, want hsm.Im
 		if err := p.rehearse(s, id, m, unseal); err != nil {
 			return err
 		}
-		if err := s.installTwin(p.traits, id, unseal); err != nil {
+		if err := s.installTwin(p.traits, id, own, unseal); err != nil {
 			return err
 		}
 		if err := s.destroy(key); err != nil { // the next NewTransfer tries again
@@ -121,7 +121,7 @@ func (p *Partition) InstallTwin(ctx context.Context, message []byte, want hsm.Im
 }
 
 // installTwin makes the twin of a generation, whole or not at all.
-func (s *session) installTwin(t traits, id domainID, unseal func(hsm.KeyKind, template) (pkcs11.ObjectHandle, error)) (err error) {
+func (s *session) installTwin(t traits, id domainID, g hsm.Generation, unseal func(hsm.KeyKind, template) (pkcs11.ObjectHandle, error)) (err error) {
 	all, err := s.twins(id.cluster)
 	if err != nil {
 		return err
@@ -142,6 +142,9 @@ func (s *session) installTwin(t traits, id domainID, unseal func(hsm.KeyKind, te
 	kinds := hsm.WrappingKinds()
 	slices.Reverse(kinds) // AES last
 	for _, kind := range kinds {
+		if !slices.ContainsFunc(g.Checks, func(k hsm.KeyCheck) bool { return k.Kind == kind }) {
+			continue // of a release that did not know it
+		}
 		want := t.twin(kind, id.twinName(kind), true)
 		o, err := unseal(kind, want)
 		if err != nil {
@@ -208,7 +211,12 @@ func (p *Partition) rewrap(s *session, old hsm.Token, ref hsm.Ref, to uint32) (t
 	if err != nil {
 		return nil, err
 	}
-	kind := hsm.KeyKind(old.Header.Class)
+	h := old.Header
+	h.Generation = to
+	wrapping, err := next.wrapping(h)
+	if err != nil {
+		return nil, err
+	}
 	all, err := s.twins(old.Header.Cluster)
 	if err != nil {
 		return nil, err
@@ -217,21 +225,19 @@ func (p *Partition) rewrap(s *session, old hsm.Token, ref hsm.Ref, to uint32) (t
 	if !completes(twin) {
 		return nil, fmt.Errorf("twin of generation %d: %w", old.Header.Generation, hsm.ErrNotFound)
 	}
-	opened := masterKey(true)
-	if ref.Kind.Class != hsm.ClassAES {
-		opened = secretKeyTemplate(ref.Kind, true)
+	twinKey, err := twin.wrapping(old.Header)
+	if err != nil {
+		return nil, err
 	}
-	key, err := s.unwrap(p.traits.keyWrap(), twin[kind], old.Wrapped, opened)
+	key, err := s.unwrap(p.traits.keyWrap(), twinKey, old.Wrapped, templateOf(ref.Kind, true))
 	if err != nil {
 		return nil, fmt.Errorf("open key: %w", blame(err, hsm.ErrCorrupt, func() error { return s.opensKeys(p.traits, ref.Kind.Class, domainKey) }))
 	}
 	defer func() { err = errors.Join(err, s.destroy(key)) }()
-	wrapped, err := s.wrap(p.traits.keyWrap(), next[kind], key)
+	wrapped, err := s.wrap(p.traits.keyWrap(), wrapping, key)
 	if err != nil {
 		return nil, err
 	}
-	h := old.Header
-	h.Generation = to
 	return hsm.BuildToken(h, old.Check, wrapped, func(message []byte) ([]byte, error) {
 		return s.mac(next[hsm.KindMAC], message)
 	})

@@ -173,7 +173,7 @@ func (p *Partition) OpenSecret(ctx context.Context, ref hsm.Ref) (hsm.SecretKey,
 	if err := ref.Valid(); err != nil {
 		return nil, err
 	}
-	if ref.Kind.Class == hsm.ClassAES {
+	if c := ref.Kind.Class; c == hsm.ClassAES || c == hsm.ClassResident {
 		return nil, fmt.Errorf("%w: a block key", hsm.ErrRefused)
 	}
 	a, err := p.traits.first(ref.Kind)

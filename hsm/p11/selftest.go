@@ -129,6 +129,9 @@ type bench struct {
 	master   pkcs11.ObjectHandle // payload as it is when opened
 	wrapped  []byte              // payload under the domain key of class AES
 	secrets  []openedSecret      // a key of every other kind that the token has
+
+	resident        pkcs11.ObjectHandle // a known key as resident ones are when opened, if the token can
+	wrappedResident []byte              // it, under the domain key of class resident
 }
 
 // selfTest tries on l what the token must do and what it must refuse, the latter on

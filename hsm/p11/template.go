@@ -163,6 +163,7 @@ type traits struct {
 	oaep       []uint8 // the hashes it has for OAEP; transfer keys ask for the first
 	nestedList bool    // honours ALLOWED_MECHANISMS inside UNWRAP_TEMPLATE
 	algorithms []hsm.Algorithm
+	resident   bool // has what resident keys need
 }
 
 func (t traits) keyWrap() []*pkcs11.Mechanism { return mechanism(t.kwp) }
@@ -197,6 +198,11 @@ func (t traits) unwrapTemplate(c hsm.Class) template {
 			sealed = append(sealed, mechanisms(pkcs11.CKM_AES_ECB))
 		}
 		return join(sealed, usages(secretUsages(), pkcs11.CKA_ENCRYPT), frozen())
+	case hsm.ClassResident:
+		if t.nestedList {
+			sealed = append(sealed, mechanisms(pkcs11.CKM_AES_GCM, pkcs11.CKM_AES_CMAC))
+		}
+		return join(sealed, usages(secretUsages(), residentUsages()...), frozen())
 	case hsm.ClassHMAC:
 		return join(sealed, usages(secretUsages(), pkcs11.CKA_SIGN), frozen())
 	case hsm.ClassRSA:
@@ -269,6 +275,29 @@ func (t traits) twin(kind hsm.KeyKind, name template, token bool) template {
 func masterKey(extractable bool) template {
 	return join(secret(pkcs11.CKK_AES, false, extractable), usages(secretUsages(), pkcs11.CKA_ENCRYPT),
 		template{mechanisms(pkcs11.CKM_AES_ECB)}, frozen())
+}
+
+// residentTemplate is masterKey of a resident key. It signs with CMAC, which only the
+// commitment needs.
+func residentTemplate(extractable bool) template {
+	return join(secret(pkcs11.CKK_AES, false, extractable), usages(secretUsages(), residentUsages()...),
+		template{mechanisms(pkcs11.CKM_AES_GCM, pkcs11.CKM_AES_CMAC)}, frozen())
+}
+
+func residentUsages() []uint {
+	return []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT, pkcs11.CKA_SIGN}
+}
+
+// templateOf is the template of a key of a kind in a session.
+func templateOf(k hsm.Kind, extractable bool) template {
+	switch k.Class {
+	case hsm.ClassAES:
+		return masterKey(extractable)
+	case hsm.ClassResident:
+		return residentTemplate(extractable)
+	default:
+		return secretKeyTemplate(k, extractable)
+	}
 }
 
 // arriving is what a transfer key imposes on the domain keys it unwraps: what all of

@@ -207,7 +207,11 @@ func (p *Partition) Import(ctx context.Context, message []byte, want hsm.ImportE
 		if err := p.rehearse(s, id, m, unseal); err != nil {
 			return err
 		}
-		if g, err = s.install(p.traits, id, h, unseal); err != nil {
+		var kinds []hsm.KeyKind
+		for _, k := range m.Keys {
+			kinds = append(kinds, k.Kind)
+		}
+		if g, err = s.install(p.traits, id, h, kinds, unseal); err != nil {
 			return err
 		}
 		if want.More {

@@ -26,6 +26,9 @@ func (d *domain) key(number uint32, kind hsm.KeyKind) []byte {
 func (d *domain) generation(number uint32) (hsm.Generation, error) {
 	g := hsm.Generation{Number: number}
 	for _, kind := range hsm.DomainKinds() {
+		if kind.Later() && d.key(number, kind) == nil {
+			continue
+		}
 		value, err := checkValue(kind, d.key(number, kind))
 		if err != nil {
 			return hsm.Generation{}, err

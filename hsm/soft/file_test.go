@@ -38,11 +38,13 @@ func TestParseContents(t *testing.T) {
 		t.Fatalf("%v", err)
 	}
 	for name, change := range map[string]func(d *domain){
-		"short log key": func(d *domain) { d.LogRoot = d.LogRoot[1:] },
-		"key missing":   func(d *domain) { delete(d.Generations[1], hsm.KindMAC) },
-		"short key":     func(d *domain) { d.Generations[1][hsm.KindMAC] = []byte{1} },
-		"key too many":  func(d *domain) { d.Generations[1][99] = make([]byte, hsm.DomainKeySize) },
-		"no keys":       func(d *domain) { d.Generations[2] = nil },
+		"short log key":             func(d *domain) { d.LogRoot = d.LogRoot[1:] },
+		"a later key that is short": func(d *domain) { d.Generations[1][hsm.KeyKind(hsm.ClassResident)] = []byte{1} },
+		"a later key that is empty": func(d *domain) { d.Generations[1][hsm.KeyKind(hsm.ClassResident)] = []byte{} },
+		"key missing":               func(d *domain) { delete(d.Generations[1], hsm.KindMAC) },
+		"short key":                 func(d *domain) { d.Generations[1][hsm.KindMAC] = []byte{1} },
+		"key too many":              func(d *domain) { d.Generations[1][99] = make([]byte, hsm.DomainKeySize) },
+		"no keys":                   func(d *domain) { d.Generations[2] = nil },
 	} {
 		c := testContents()
 		change(c.Domains["cluster"])

@@ -31,9 +31,9 @@ func (p *Partition) GenerateKey(ctx context.Context, s hsm.KeySpec) (hsm.NewKey,
 	if err != nil {
 		return hsm.NewKey{}, err
 	}
-	kek, err := aes.NewCipher(d.key(h.Generation, hsm.KeyKind(h.Class)))
+	kek, err := d.wrapping(h)
 	if err != nil {
-		return hsm.NewKey{}, fmt.Errorf("%w: domain key: %w", hsm.ErrCorrupt, err)
+		return hsm.NewKey{}, err
 	}
 	made, err := p.generate(s.Kind(), h)
 	if err != nil {
@@ -46,9 +46,12 @@ func (p *Partition) GenerateKey(ctx context.Context, s hsm.KeySpec) (hsm.NewKey,
 	if err != nil {
 		return hsm.NewKey{}, err
 	}
-	if h.Class == hsm.ClassAES {
+	switch h.Class {
+	case hsm.ClassAES:
 		_, err = p.open(token, h)
-	} else {
+	case hsm.ClassResident:
+		_, err = p.openResident(token, h)
+	default:
 		_, err = p.openSecret(hsm.Ref{Token: token, Want: h, Kind: s.Kind(), SPKI: made.spki})
 	}
 	if err != nil {
@@ -66,7 +69,7 @@ type material struct {
 }
 
 func (p *Partition) generate(k hsm.Kind, h hsm.TokenHeader) (material, error) {
-	if k.Class != hsm.ClassAES {
+	if k.Class != hsm.ClassAES && k.Class != hsm.ClassResident {
 		return generateSecret(k, h)
 	}
 	m := material{raw: make([]byte, keySize)}
@@ -77,8 +80,23 @@ func (p *Partition) generate(k hsm.Kind, h hsm.TokenHeader) (material, error) {
 	if err != nil {
 		return m, err
 	}
-	m.check, err = key.check(h)
+	m.check, err = key.check(h) // of resident keys too: both ways give the same value
 	return m, err
+}
+
+// wrapping is the domain key that wraps a key. ErrNotFound if the generation was made by a
+// release that knew no keys of that class.
+func (d *domain) wrapping(h hsm.TokenHeader) (cipher.Block, error) {
+	kind := hsm.KeyKind(h.Class)
+	raw := d.key(h.Generation, kind)
+	if raw == nil && kind.Later() {
+		return nil, fmt.Errorf("generation %d has no key of kind %d: %w", h.Generation, kind, hsm.ErrNotFound)
+	}
+	kek, err := aes.NewCipher(raw)
+	if err != nil {
+		return nil, fmt.Errorf("%w: domain key: %w", hsm.ErrCorrupt, err)
+	}
+	return kek, nil
 }
 
 // Open implements hsm.Partition.
@@ -134,12 +152,9 @@ func (p *Partition) unwrap(token []byte, want hsm.TokenHeader) (hsm.Token, []byt
 	if missing != nil {
 		return t, nil, missing
 	}
-	if t.Header.Attributes&hsm.AttrResident != 0 {
-		return t, nil, fmt.Errorf("%w: not a key of suite 1", hsm.ErrRefused)
-	}
-	kek, err := aes.NewCipher(d.key(t.Header.Generation, hsm.KeyKind(t.Header.Class)))
+	kek, err := d.wrapping(t.Header)
 	if err != nil {
-		return t, nil, fmt.Errorf("%w: domain key: %w", hsm.ErrCorrupt, err)
+		return t, nil, err
 	}
 	raw, err := unwrapKWP(kek, t.Wrapped)
 	if err != nil {

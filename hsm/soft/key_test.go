@@ -43,7 +43,7 @@ func TestOpenTokensWithAGoodMAC(t *testing.T) {
 		t.Fatal(err)
 	}
 	resident, imported, hmacKey := base, base, base
-	resident.Attributes, imported.Attributes, hmacKey.Class = hsm.AttrResident, hsm.AttrImported, hsm.ClassHMAC
+	resident.Class, resident.Attributes, imported.Attributes, hmacKey.Class = hsm.ClassResident, hsm.AttrResident, hsm.AttrImported, hsm.ClassHMAC
 
 	for _, tc := range []struct {
 		name    string
@@ -60,7 +60,7 @@ func TestOpenTokensWithAGoodMAC(t *testing.T) {
 		{"a long key", base, good, wrap(hsm.ClassAES, make([]byte, 40)), hsm.ErrCorrupt},
 		{"under another class", base, good, wrap(hsm.ClassHMAC, raw), hsm.ErrCorrupt},
 		{"noise", base, good, make([]byte, 40), hsm.ErrCorrupt},
-		{"resident", resident, good, wrap(hsm.ClassAES, raw), hsm.ErrRefused},
+		{"resident", resident, good, wrap(hsm.ClassResident, raw), hsm.ErrRefused},
 		{"mac key", hmacKey, good, wrap(hsm.ClassHMAC, raw), hsm.ErrRefused},
 	} {
 		token, err := hsm.BuildToken(tc.header, tc.check, tc.wrapped, func(m []byte) ([]byte, error) {

@@ -3,7 +3,6 @@ package soft
 import (
 	"cmp"
 	"context"
-	"crypto/aes"
 	"fmt"
 	"slices"
 
@@ -124,9 +123,9 @@ func (p *Partition) rewrap(ctx context.Context, ref hsm.Ref, to uint32) ([]byte,
 		return nil, err
 	}
 	h.Generation = to
-	kek, err := aes.NewCipher(d.key(to, hsm.KeyKind(h.Class)))
+	kek, err := d.wrapping(h)
 	if err != nil {
-		return nil, fmt.Errorf("%w: domain key: %w", hsm.ErrCorrupt, err)
+		return nil, err
 	}
 	return hsm.BuildToken(h, t.Check, wrapKWP(kek, raw), func(message []byte) ([]byte, error) {
 		return mac(d.key(to, hsm.KindMAC), message), nil

@@ -93,7 +93,7 @@ func (p *Partition) openSecret(ref hsm.Ref) (*secretKey, error) {
 		return nil, err
 	}
 	defer clear(raw)
-	if ref.Kind.Class == hsm.ClassAES {
+	if c := ref.Kind.Class; c == hsm.ClassAES || c == hsm.ClassResident {
 		return nil, fmt.Errorf("%w: a block key", hsm.ErrRefused)
 	}
 	key, err := newSecret(ref.Kind, raw)

@@ -33,6 +33,7 @@ type Domain interface {
 	Import(ctx context.Context, message []byte, want hsm.ImportExpectation) (hsm.Generation, error)
 	Possess(ctx context.Context, p hsm.Possession) ([]byte, error)
 	Open(ctx context.Context, token []byte, want hsm.TokenHeader) (hsm.BlockKey, error)
+	OpenResident(ctx context.Context, token []byte, want hsm.TokenHeader) (hsm.ResidentKey, error)
 	OpenSecret(ctx context.Context, ref hsm.Ref) (hsm.SecretKey, error)
 }
 

@@ -229,7 +229,9 @@ func (o *openings) next(q *openQueue) []asked {
 	defer o.mu.Unlock()
 	q.waiting = slices.DeleteFunc(q.waiting, func(a asked) bool { return a.ctx.Err() != nil }) // others were enough
 	n := min(len(q.waiting), MaxOpenings)
-	if slices.ContainsFunc(q.waiting[:n], func(a asked) bool { return a.opening.Kind.Class != hsm.ClassAES }) {
+	if slices.ContainsFunc(q.waiting[:n], func(a asked) bool {
+		return a.opening.Kind.Class != hsm.ClassAES && a.opening.Kind.Class != hsm.ClassResident
+	}) {
 		n = min(n, openAtOnce) // a private key is used once when it is opened, which takes a while
 	}
 	if q.busy = n > 0 && !o.stopped; !q.busy {
@@ -305,17 +307,7 @@ func (e *engine) open(ctx context.Context, o Opening) error {
 	if !slices.ContainsFunc(e.machine.State().Cluster().Generations, known) {
 		return fmt.Errorf("%w: generation %d, which this node's state does not know", errGeneration, want.Generation)
 	}
-	var key interface{ Close() }
-	if o.Kind.Class == hsm.ClassAES {
-		key, err = e.config.Domain.Open(ctx, o.Made.Token, want)
-	} else {
-		key, err = e.config.Domain.OpenSecret(ctx, hsm.Ref{Token: o.Made.Token, Want: want, Kind: o.Kind, SPKI: o.Made.SPKI})
-	}
-	if err != nil {
-		return err
-	}
-	key.Close()
-	return nil
+	return hsm.TryOpen(ctx, e.config.Domain, hsm.Ref{Token: o.Made.Token, Want: want, Kind: o.Kind, SPKI: o.Made.SPKI})
 }
 
 var errGeneration = errors.New("token of an unknown domain key generation")

@@ -24,9 +24,14 @@ import (
 //	K_msg from N[0:12] and K_com from t, derived in the HSM (package hsm)
 //	C     = HMAC-SHA256(K_com, "quorumkms/commit/v1" || blob[0:50] || H)
 //	sealed with AES-256-GCM under K_msg, nonce N[12:24], AAD blob[0:82] || H
+//
+// Suite 2 has the HSM do all of it: N is the IV that the HSM's generator made, 12 bytes, and
+// 12 zero bytes; K_com is the same, as two CMACs; sealed with AES-256-GCM under the key
+// itself, nonce N[0:12], with the same additional data. A key has one suite for life.
 const (
 	blobMagic  = "QKM1"
 	suite1     = 1
+	suite2     = 2
 	blobNonce  = 26
 	blobCommit = 50
 	blobBody   = 82
@@ -41,6 +46,7 @@ const (
 
 // blobHeader is what a blob says of itself in clear.
 type blobHeader struct {
+	suite   uint8
 	key     fsm.ID
 	version uint32
 	nonce   [24]byte
@@ -56,11 +62,14 @@ func parseBlob(b []byte) (blobHeader, error) {
 		return h, fmt.Errorf("%w: %d bytes, a ciphertext has at most %d", ErrMalformed, len(b), BlobOverhead+MaxPlaintext)
 	case string(b[:4]) != blobMagic:
 		return h, fmt.Errorf("%w: it does not begin with %s", ErrMalformed, blobMagic)
-	case b[4] != suite1:
+	case b[4] != suite1 && b[4] != suite2:
 		return h, fmt.Errorf("%w: unknown suite %d", ErrMalformed, b[4])
 	case b[5] != 0:
 		return h, fmt.Errorf("%w: unknown flags %#02x", ErrMalformed, b[5])
+	case b[4] == suite2 && [12]byte(b[blobNonce+hsm.IVSize:]) != [12]byte{}:
+		return h, fmt.Errorf("%w: the nonce of suite 2 is longer than %d bytes", ErrMalformed, hsm.IVSize)
 	}
+	h.suite = b[4]
 	copy(h.key[:], b[6:22])
 	h.version = binary.BigEndian.Uint32(b[22:26])
 	copy(h.nonce[:], b[blobNonce:blobCommit])
@@ -71,7 +80,7 @@ func parseBlob(b []byte) (blobHeader, error) {
 func newBlob(h blobHeader, plaintext int) []byte {
 	b := make([]byte, 0, BlobOverhead+plaintext)
 	b = append(b, blobMagic...)
-	b = append(b, suite1, 0)
+	b = append(b, h.suite, 0)
 	b = append(b, h.key[:]...)
 	b = binary.BigEndian.AppendUint32(b, h.version)
 	return append(b, h.nonce[:]...)
@@ -89,12 +98,17 @@ func messageInput(blob []byte, context [32]byte) hsm.MessageInput {
 	return in
 }
 
-func commitment(keys *hsm.MessageKeys, blob []byte, context [32]byte) []byte {
-	h := hmac.New(sha256.New, keys.Com[:])
+func commitment(com *[32]byte, blob []byte, context [32]byte) []byte {
+	h := hmac.New(sha256.New, com[:])
 	h.Write([]byte("quorumkms/commit/v1"))
 	h.Write(blob[:blobCommit])
 	h.Write(context[:])
 	return h.Sum(nil)
+}
+
+// commits tells whether a blob's commitment is of a key and context, in constant time.
+func commits(com *[32]byte, blob []byte, context [32]byte) bool {
+	return hmac.Equal(blob[blobCommit:blobBody], commitment(com, blob, context))
 }
 
 func messageAEAD(keys *hsm.MessageKeys) (cipher.AEAD, error) {
@@ -116,13 +130,13 @@ func sealBlob(keys *hsm.MessageKeys, blob []byte, context [32]byte, plaintext []
 	if err != nil {
 		return nil, err
 	}
-	blob = append(blob, commitment(keys, blob, context)...)
+	blob = append(blob, commitment(&keys.Com, blob, context)...)
 	return aead.Seal(blob, blob[blobCommit-gcmNonce:blobCommit], plaintext, associatedData(blob, context)), nil
 }
 
 // openBlob opens a blob. Whatever does not fit is the one ErrCiphertext.
 func openBlob(keys *hsm.MessageKeys, blob []byte, context [32]byte) ([]byte, error) {
-	if !hmac.Equal(blob[blobCommit:blobBody], commitment(keys, blob, context)) {
+	if !commits(&keys.Com, blob, context) {
 		return nil, ErrCiphertext
 	}
 	aead, err := messageAEAD(keys)

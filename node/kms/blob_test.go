@@ -29,10 +29,11 @@ const vectorFile = "testdata/qkm1.json"
 // vector is one published blob with all that is needed to open it.
 type vector struct {
 	Name      string     `json:"name"`
-	Key       string     `json:"key"` // raw AES-256 key, hex
+	Suite     uint8      `json:"suite,omitempty"` // 2, or 1 where there is none
+	Key       string     `json:"key"`             // raw AES-256 key, hex
 	KeyID     uuid.UUID  `json:"key_id"`
 	Version   uint32     `json:"version"`
-	Nonce     string     `json:"nonce"`   // 24 bytes, hex
+	Nonce     string     `json:"nonce"`   // 24 bytes, hex; of suite 2 the last 12 are zero
 	Context   [][]string `json:"context"` // pairs, in no order
 	Canonical string     `json:"canonical_context"`
 	Plaintext string     `json:"plaintext"`
@@ -59,11 +60,53 @@ func (k rawKey) EncryptBlocks(_ context.Context, dst, src []byte) error {
 
 func (rawKey) Close() {}
 
+// rawResident is a raw key that does what an HSM does of suite 2, with an IV that is given.
+type rawResident struct {
+	rawKey
+	iv [hsm.IVSize]byte
+}
+
+func (k rawResident) Commit(_ context.Context, t [32]byte) (com [32]byte, err error) {
+	blocks := hsm.CommitBlocks(t)
+	for i := range 2 {
+		mac := hsm.BlockCMAC(k.Block, [16]byte(blocks[16*i:]))
+		copy(com[16*i:], mac[:])
+	}
+	return com, nil
+}
+
+func (k rawResident) Seal(ctx context.Context, plaintext []byte, bind hsm.Binding) ([]byte, error) {
+	t, aad := bind(k.iv)
+	com, err := k.Commit(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	gcm, err := cipher.NewGCM(k.Block)
+	if err != nil {
+		return nil, err
+	}
+	return gcm.Seal(nil, k.iv[:], plaintext, aad(&com)), nil
+}
+
+func (k rawResident) Open(_ context.Context, iv [hsm.IVSize]byte, ciphertext, aad []byte) ([]byte, error) {
+	gcm, err := cipher.NewGCM(k.Block)
+	if err != nil {
+		return nil, err
+	}
+	return gcm.Open(nil, iv[:], ciphertext, aad)
+}
+
 type rawOpener []byte
 
 func (r rawOpener) Open(context.Context, []byte, hsm.TokenHeader) (hsm.BlockKey, error) {
 	b, err := aes.NewCipher(r)
 	return rawKey{b}, err
+}
+
+// OpenResident has the IV in the place of the token.
+func (r rawOpener) OpenResident(_ context.Context, iv []byte, _ hsm.TokenHeader) (hsm.ResidentKey, error) {
+	b, err := aes.NewCipher(r)
+	return rawResident{rawKey{b}, [hsm.IVSize]byte(iv)}, err
 }
 
 func (rawOpener) OpenSecret(context.Context, hsm.Ref) (hsm.SecretKey, error) {
@@ -87,9 +130,20 @@ func (v vector) seal(t *testing.T) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	header := blobHeader{key: v.KeyID, version: v.Version}
+	header := blobHeader{suite: suite1, key: v.KeyID, version: v.Version}
 	copy(header.nonce[:], unhex(t, v.Nonce))
 	plaintext := unhex(t, v.Plaintext)
+	if v.Suite == suite2 {
+		header.suite = suite2
+		ring := hsm.NewKeyring(rawOpener(unhex(t, v.Key)), hsm.KeyringConfig{})
+		defer ring.Close()
+		b := insideBlob{header: header, context: h, plaintext: len(plaintext)}
+		ciphertext, err := ring.Encrypt(t.Context(), hsm.Ref{Token: header.nonce[:12], Kind: hsm.Kind{Class: hsm.ClassResident}}, plaintext, b.bind)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return append(b.blob, ciphertext...)
+	}
 	blob := newBlob(header, len(plaintext))
 	keys := deriveRaw(t, unhex(t, v.Key), messageInput(blob, h), hsm.Seal)
 	blob, err = sealBlob(&keys, blob, h, plaintext)
@@ -111,8 +165,8 @@ func unhex(t *testing.T, s string) []byte {
 // openRaw opens a blob with the raw key, after the format's description alone: it
 // shares no code with this package.
 func openRaw(key, blob, canonicalContext []byte) ([]byte, error) {
-	if len(blob) < 99 || string(blob[:4]) != "QKM1" || blob[4] != 1 || blob[5] != 0 {
-		return nil, errors.New("not a QKM1 blob of suite 1")
+	if len(blob) < 99 || string(blob[:4]) != "QKM1" || blob[4] != 1 && blob[4] != 2 || blob[5] != 0 {
+		return nil, errors.New("not a QKM1 blob")
 	}
 	block, err := aes.NewCipher(key)
 	if err != nil {
@@ -150,6 +204,10 @@ func openRaw(key, blob, canonicalContext []byte) ([]byte, error) {
 	if !hmac.Equal(m.Sum(nil), blob[50:82]) {
 		return nil, errors.New("commitment does not fit")
 	}
+	nonce := blob[38:50]
+	if blob[4] == 2 { // under the key itself
+		msg, nonce = key, blob[26:38]
+	}
 	inner, err := aes.NewCipher(msg)
 	if err != nil {
 		return nil, err
@@ -158,7 +216,7 @@ func openRaw(key, blob, canonicalContext []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return gcm.Open(nil, blob[38:50], blob[82:], append(bytes.Clone(blob[:82]), h[:]...))
+	return gcm.Open(nil, nonce, blob[82:], append(bytes.Clone(blob[:82]), h[:]...))
 }
 
 // canonicalRaw is KEC1 after its description.
@@ -192,7 +250,7 @@ func TestVectors(t *testing.T) {
 		writeVectors(t)
 	}
 	vectors := loadVectors(t)
-	if len(vectors) < 4 {
+	if len(vectors) < 8 {
 		t.Fatalf("only %d vectors", len(vectors))
 	}
 	for _, v := range vectors {
@@ -224,6 +282,10 @@ func writeVectors(t *testing.T) {
 		{Name: "unsorted, empty value", Plaintext: strings.Repeat("00", 32), Context: [][]string{{"z", ""}, {"a", "ä€😀"}, {"Z", "1"}}},
 		{Name: "largest", Plaintext: strings.Repeat("5a", MaxPlaintext), Context: [][]string{{"tenant", "default"}}},
 	}
+	for _, v := range vectors {
+		v.Name, v.Suite = "suite 2: "+v.Name, suite2
+		vectors = append(vectors, v)
+	}
 	for i := range vectors {
 		v := &vectors[i]
 		n := byte(i + 1)
@@ -231,6 +293,9 @@ func writeVectors(t *testing.T) {
 		v.KeyID = uuid.UUID(bytes.Repeat([]byte{0x10 + n}, 16))
 		v.Version = uint32(i)*1000 + 1
 		v.Nonce = hex.EncodeToString(bytes.Repeat([]byte{0x40 + n, n}, 12))
+		if v.Suite == suite2 {
+			v.Nonce = v.Nonce[:24] + strings.Repeat("00", 12)
+		}
 		canonical, err := CanonicalContext(v.pairs())
 		if err != nil {
 			t.Fatal(err)
@@ -292,7 +357,7 @@ func TestTampering(t *testing.T) {
 }
 
 func TestParseBlobSizes(t *testing.T) {
-	valid := newBlob(blobHeader{key: uuid.New(), version: 1}, 1)
+	valid := newBlob(blobHeader{suite: suite1, key: uuid.New(), version: 1}, 1)
 	for n := range BlobOverhead + 1 {
 		b := append(bytes.Clone(valid[:min(n, len(valid))]), make([]byte, max(0, n-len(valid)))...)
 		if _, err := parseBlob(b); !errors.Is(err, ErrMalformed) {
@@ -309,7 +374,8 @@ func TestParseBlobSizes(t *testing.T) {
 
 func FuzzParseBlob(f *testing.F) {
 	f.Add([]byte("QKM1"))
-	f.Add(append(newBlob(blobHeader{version: 7}, 20), make([]byte, 68)...))
+	f.Add(append(newBlob(blobHeader{suite: suite1, version: 7}, 20), make([]byte, 68)...))
+	f.Add(append(newBlob(blobHeader{suite: suite2, version: 7, nonce: [24]byte{11: 1}}, 20), make([]byte, 68)...))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := parseBlob(b)
 		if err != nil {

@@ -102,7 +102,13 @@ func through[T any](ctx context.Context, s *Service, c Call, e audit.Event, auth
 // seal makes a blob under the key's current version.
 func (s *Service) seal(ctx context.Context, st *fsm.State, t target, h [32]byte, plaintext []byte) (Sealed, error) {
 	v := t.key.Current()
-	header := blobHeader{key: t.key.ID, version: v.Version}
+	sealed := Sealed{KeyARN: t.arn(st), Version: v.Version, IndexToken: IndexToken(st)}
+	if t.key.Resident() {
+		var err error
+		sealed.Ciphertext, err = s.sealInside(ctx, st, t, h, plaintext)
+		return sealed, err
+	}
+	header := blobHeader{suite: suite1, key: t.key.ID, version: v.Version}
 	if err := s.random.read(ctx, header.nonce[:]); err != nil {
 		return Sealed{}, err
 	}
@@ -112,19 +118,19 @@ func (s *Service) seal(ctx context.Context, st *fsm.State, t target, h [32]byte,
 		return Sealed{}, err
 	}
 	defer keys.Wipe()
-	blob, err = sealBlob(&keys, blob, h, plaintext)
-	if err != nil {
-		return Sealed{}, err
-	}
-	return Sealed{Ciphertext: blob, KeyARN: t.arn(st), Version: v.Version, IndexToken: IndexToken(st)}, nil
+	sealed.Ciphertext, err = sealBlob(&keys, blob, h, plaintext)
+	return sealed, err
 }
 
 // open opens a blob under the version it names. Every failure that is the
 // ciphertext's fault is the same one.
 func (s *Service) open(ctx context.Context, st *fsm.State, t target, header blobHeader, h [32]byte, blob []byte) ([]byte, error) {
 	v := t.key.Version(header.version)
-	if v == nil || v.Token == nil {
+	if v == nil || v.Token == nil || (header.suite == suite2) != t.key.Resident() {
 		return nil, ErrCiphertext
+	}
+	if t.key.Resident() {
+		return s.openInside(ctx, hsmRef(st, t.key, v), h, blob)
 	}
 	keys, err := s.deriver.Derive(ctx, hsmRef(st, t.key, v), messageInput(blob, h), hsm.Open)
 	if err != nil {

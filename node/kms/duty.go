@@ -193,6 +193,15 @@ func (s *Service) dueCommand(ctx context.Context, st *fsm.State, d fsm.Due, at t
 		return "DeleteKey", &fsm.DeleteKey{KeyRef: ref, At: now}, nil
 	case k.DestructionDue(now):
 		return "DestroyKeyVersions", &fsm.DestroyKeyVersions{KeyRef: ref, At: now}, nil
+	case k.LimitDue():
+		if noToken != nil {
+			return "", nil, noToken
+		}
+		command := &fsm.RotateKeyAtLimit{KeyRef: ref, Version: st.NextVersion(k)}
+		if err := s.makeToken(ctx, st, Call{}, command, k.ID, command.Version); err != nil {
+			return "", nil, fmt.Errorf("%w: rotating key %s, which has encrypted nearly as many messages as it may: %w", errNoToken, k.ID, err)
+		}
+		return "RotateKey", command, nil
 	case k.RotationDue() && k.Rotation.Next <= now:
 		if noToken != nil {
 			return "", nil, noToken

@@ -26,6 +26,9 @@ var (
 	ErrLockout = errors.New("the policy would lock its administrators out")
 	// ErrDryRun means: a dry run that would have succeeded.
 	ErrDryRun = errors.New("dry run: the call would have succeeded")
+	// ErrReservation means: this node has encrypted as many messages under a key of
+	// protection level HSM_RESIDENT as it had reserved, and could not reserve more.
+	ErrReservation = errors.New("this node may encrypt no more messages under the key before the cluster's leader has counted them")
 	// ErrBehind means: the node's state has not reached the caller's index token.
 	ErrBehind = errors.New("this node is behind what the caller has seen")
 )

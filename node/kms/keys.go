@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 
 	"github.com/google/uuid"
 
@@ -284,15 +285,35 @@ func (s *Service) ofTenant(st *fsm.State, c Call, q question, e *audit.Event) (t
 
 // KeyParams says which key to make. Without a usage it is the only one of the spec.
 type KeyParams struct {
-	Description string       `json:"description,omitempty"`
-	Usage       fsm.KeyUsage `json:"usage,omitempty"`
-	Spec        fsm.KeySpec  `json:"spec,omitempty"`
-	Tags        []fsm.Tag    `json:"tags,omitempty"`
+	Description string         `json:"description,omitempty"`
+	Usage       fsm.KeyUsage   `json:"usage,omitempty"`
+	Spec        fsm.KeySpec    `json:"spec,omitempty"`
+	Tags        []fsm.Tag      `json:"tags,omitempty"`
+	Protection  fsm.Protection `json:"protection,omitempty"`
+}
+
+// syntax says what is wrong with the parameters that the command cannot say.
+func (p KeyParams) syntax() error {
+	switch {
+	case p.Protection == fsm.ProtectionRooted:
+		return nil
+	case p.Protection != fsm.ProtectionResident:
+		return invalid("protection level %.80q is unknown", p.Protection)
+	case p.Spec != fsm.SpecSymmetric && len(p.Spec.Usages()) > 0:
+		return fmt.Errorf("%w: protection level %s is for keys of spec %s: those of spec %s work in the HSM in any case, name no level", fsm.ErrUnsupported, p.Protection, fsm.SpecSymmetric, p.Spec)
+	}
+	p.Protection = fsm.ProtectionRooted
+	same := p.command(uuid.Max, "")
+	putKey(same, 1, hsm.NewKey{Token: []byte{0}})
+	return fsm.WellFormed(same)
 }
 
 // command makes the command that creates the key; its token and public half are missing.
 func (p KeyParams) command(id fsm.ID, tenant string) fsm.Command {
-	if p.Spec == fsm.SpecSymmetric {
+	switch {
+	case p.Protection == fsm.ProtectionResident:
+		return &fsm.CreateResidentKey{ID: id, Tenant: tenant, Description: p.Description, Tags: p.Tags}
+	case p.Spec == fsm.SpecSymmetric:
 		return &fsm.CreateKey{ID: id, Tenant: tenant, Description: p.Description, Usage: p.Usage, Spec: p.Spec, Tags: p.Tags, Version: 1}
 	}
 	return &fsm.CreateKeyOfSpec{ID: id, Tenant: tenant, Description: p.Description, Usage: p.Usage, Spec: p.Spec, Tags: p.Tags}
@@ -307,7 +328,7 @@ func (s *Service) CreateKey(ctx context.Context, c Call, p KeyParams) (Metadata,
 	shown := p.command(uuid.Max, "")
 	putKey(shown, 1, hsm.NewKey{Token: []byte{0}})
 	result, st, err := s.apply(ctx, change{
-		name: "CreateKey", call: c, needs: mayAdminister, params: p, shown: shown,
+		name: "CreateKey", call: c, needs: mayAdminister, params: p, shown: shown, wrong: p.syntax(),
 		build: func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
 			tenant, err := s.ofTenant(st, c, question{caller: c.Caller, needs: mayAdminister, operation: "CreateKey"}, e)
 			if err != nil {
@@ -351,6 +372,9 @@ func (s *Service) makeToken(ctx context.Context, st *fsm.State, c Call, command 
 	}
 	stand := hsm.NewKey{Token: []byte{0}} // stands for the key in the trial
 	kind := putKey(command, g.Number, stand)
+	if k, ok := st.Key(id); ok { // another version of it
+		kind = kindOfKey(k)
+	}
 	if _, err := st.Try(command); err != nil || c.DryRun {
 		return err
 	}
@@ -381,6 +405,11 @@ func putKey(command fsm.Command, generation uint32, made hsm.NewKey) hsm.Kind {
 		t.Generation, t.Token = generation, made.Token
 	case *fsm.RotateKeyOnSchedule:
 		t.Generation, t.Token = generation, made.Token
+	case *fsm.RotateKeyAtLimit:
+		t.Generation, t.Token = generation, made.Token
+	case *fsm.CreateResidentKey:
+		t.Generation, t.Token = generation, made.Token
+		return hsm.Kind{Class: hsm.ClassResident}
 	case *fsm.CreateServiceKey:
 		t.Generation, t.Token = generation, made.Token
 	case *fsm.CreateKeyOfSpec:

@@ -2,7 +2,7 @@
 // the ciphertext format. It knows neither Raft nor PKCS#11 nor gRPC.
 //
 // Reading order: service.go, caller.go (roles), authorise.go and policies.go (who may),
-// reference.go (how a key is named), target.go, usage.go, crypto.go, secret.go and datapair.go
+// reference.go (how a key is named), target.go, usage.go, crypto.go, resident.go, secret.go and datapair.go
 // (what is done with keys, through the gate),
 // blob.go and context.go (the formats), keys.go (what is done to keys, through the log),
 // keylife.go, aliases.go, grants.go, policy.go, tenants.go, servicekey.go, read.go and
@@ -48,10 +48,12 @@ type Opener interface {
 }
 
 // Deriver uses keys in the HSM: it derives the keys of one message under symmetric ones,
-// and applies the others.
+// has resident ones encrypt and decrypt, and applies the others.
 type Deriver interface {
 	Apply(ctx context.Context, ref hsm.Ref, a hsm.Algorithm, input []byte) ([]byte, error)
 	Derive(ctx context.Context, ref hsm.Ref, in hsm.MessageInput, use hsm.Use) (hsm.MessageKeys, error)
+	Encrypt(ctx context.Context, ref hsm.Ref, plaintext []byte, bind hsm.Binding) ([]byte, error)
+	Decrypt(ctx context.Context, ref hsm.Ref, iv [hsm.IVSize]byte, t [32]byte, ciphertext []byte, verify func(com *[32]byte) ([]byte, error)) ([]byte, error)
 }
 
 // Config is what a Service needs; all of it is required.
@@ -105,6 +107,7 @@ type Service struct {
 	logger      *slog.Logger
 	policies    *policies
 	uses        *uses
+	meters      *meters
 	unsettled   []openAct     // of RunDuties alone
 	unrecorded  atomic.Uint64 // refusals without a record of their own
 }
@@ -129,7 +132,7 @@ func New(c Config) *Service {
 		quorum: c.Quorum,
 
 		principal: c.Principal, leader: c.Leader, limits: c.Limits, minRotation: c.MinRotation, self: c.Self, logger: c.Logger,
-		policies: newPolicies(), uses: newUses(),
+		policies: newPolicies(), uses: newUses(), meters: newMeters(),
 	}
 }
 

@@ -94,10 +94,11 @@ func (t target) describe(e *audit.Event) {
 
 // hsmRef names a key version for the HSM.
 func hsmRef(st *fsm.State, k *fsm.Key, v *fsm.KeyVersion) hsm.Ref {
+	kind := kindOfKey(k)
 	return hsm.Ref{Token: v.Token, Want: hsm.TokenHeader{
-		Class: kinds[k.Spec].Class, Generation: v.Generation,
+		Class: kind.Class, Attributes: kind.Class.Attributes(), Generation: v.Generation,
 		Cluster: hsm.ID(st.Cluster().ID), Key: hsm.ID(k.ID), Version: v.Version, Created: time.Unix(v.Created, 0).UTC(),
-	}, Kind: kindOf(k.Spec, k.Usage), SPKI: v.Public}
+	}, Kind: kind, SPKI: v.Public}
 }
 
 // source is a ciphertext that a call is about to open.

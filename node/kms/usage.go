@@ -28,6 +28,14 @@ func kindOf(spec fsm.KeySpec, usage fsm.KeyUsage) hsm.Kind {
 	return k
 }
 
+// kindOfKey is what a key is to the HSM.
+func kindOfKey(k *fsm.Key) hsm.Kind {
+	if k.Resident() {
+		return hsm.Kind{Class: hsm.ClassResident}
+	}
+	return kindOf(k.Spec, k.Usage)
+}
+
 // hasContext tells whether an operation has an encryption context.
 func hasContext(operation string) bool {
 	switch fsm.GrantOperation(operation) {
@@ -41,7 +49,7 @@ func hasContext(operation string) bool {
 // fitsAlgorithm is nil if an algorithm is one of a key's; symmetric keys have none that is
 // named.
 func fitsAlgorithm(k *fsm.Key, a hsm.Algorithm) error {
-	known := kindOf(k.Spec, k.Usage).Algorithms()
+	known := kindOfKey(k).Algorithms()
 	switch {
 	case a == "" && len(known) == 0, a == anyAlgorithm, slices.Contains(known, a):
 		return nil

@@ -277,6 +277,10 @@ func (d domain) Open(context.Context, []byte, hsm.TokenHeader) (hsm.BlockKey, er
 	return nil, errNoDomain
 }
 
+func (d domain) OpenResident(context.Context, []byte, hsm.TokenHeader) (hsm.ResidentKey, error) {
+	return nil, errNoDomain
+}
+
 func (d domain) OpenSecret(context.Context, hsm.Ref) (hsm.SecretKey, error) {
 	return nil, errNoDomain
 }

@@ -72,6 +72,8 @@ var (
 	ErrPolicyInvalid         error = reason(quorumkmsv1.Reason_REASON_POLICY_INVALID)
 	ErrPolicyLockout         error = reason(quorumkmsv1.Reason_REASON_POLICY_LOCKOUT)
 	ErrGenerationRefused     error = reason(quorumkmsv1.Reason_REASON_GENERATION_REFUSED)
+	ErrMessagesExhausted     error = reason(quorumkmsv1.Reason_REASON_KEY_MESSAGES_EXHAUSTED)
+	ErrMessagesNotReserved   error = reason(quorumkmsv1.Reason_REASON_MESSAGES_NOT_RESERVED)
 	ErrConflict              error = reason(quorumkmsv1.Reason_REASON_CONFLICT)
 	ErrLimit                 error = reason(quorumkmsv1.Reason_REASON_LIMIT)
 	ErrBusy                  error = reason(quorumkmsv1.Reason_REASON_BUSY)

@@ -45,6 +45,8 @@ var sentinels = map[quorumkmsv1.Reason]error{
 	quorumkmsv1.Reason_REASON_SHUTTING_DOWN:            client.ErrShuttingDown,
 	quorumkmsv1.Reason_REASON_AUDIT_UNAVAILABLE:        client.ErrAuditUnavailable,
 	quorumkmsv1.Reason_REASON_KEY_NOT_OPENED:           client.ErrKeyNotOpened,
+	quorumkmsv1.Reason_REASON_KEY_MESSAGES_EXHAUSTED:   client.ErrMessagesExhausted,
+	quorumkmsv1.Reason_REASON_MESSAGES_NOT_RESERVED:    client.ErrMessagesNotReserved,
 	quorumkmsv1.Reason_REASON_GENERATION_REFUSED:       client.ErrGenerationRefused,
 	quorumkmsv1.Reason_REASON_PRINCIPAL_DISABLED:       client.ErrPrincipalDisabled,
 	quorumkmsv1.Reason_REASON_KEY_DECRYPT_ONLY:         client.ErrKeyDecryptOnly,

@@ -313,8 +313,8 @@ type ProtectionLevel int32
 
 const (
 	ProtectionLevel_PROTECTION_LEVEL_UNSPECIFIED  ProtectionLevel = 0 // in a request: HSM_ROOTED
-	ProtectionLevel_PROTECTION_LEVEL_HSM_ROOTED   ProtectionLevel = 1
-	ProtectionLevel_PROTECTION_LEVEL_HSM_RESIDENT ProtectionLevel = 2
+	ProtectionLevel_PROTECTION_LEVEL_HSM_ROOTED   ProtectionLevel = 1 // the HSM derives each message's keys, the node encrypts
+	ProtectionLevel_PROTECTION_LEVEL_HSM_RESIDENT ProtectionLevel = 2 // the HSM encrypts whole messages; of SYMMETRIC keys only
 )
 
 // Enum value maps for ProtectionLevel.
@@ -365,6 +365,7 @@ const (
 	RotationCause_ROTATION_CAUSE_CREATED     RotationCause = 1
 	RotationCause_ROTATION_CAUSE_ON_DEMAND   RotationCause = 2
 	RotationCause_ROTATION_CAUSE_AUTOMATIC   RotationCause = 3 // by its schedule
+	RotationCause_ROTATION_CAUSE_LIMIT       RotationCause = 8 // the version before had encrypted nearly as many messages as it may
 )
 
 // Enum value maps for RotationCause.
@@ -374,12 +375,14 @@ var (
 		1: "ROTATION_CAUSE_CREATED",
 		2: "ROTATION_CAUSE_ON_DEMAND",
 		3: "ROTATION_CAUSE_AUTOMATIC",
+		8: "ROTATION_CAUSE_LIMIT",
 	}
 	RotationCause_value = map[string]int32{
 		"ROTATION_CAUSE_UNSPECIFIED": 0,
 		"ROTATION_CAUSE_CREATED":     1,
 		"ROTATION_CAUSE_ON_DEMAND":   2,
 		"ROTATION_CAUSE_AUTOMATIC":   3,
+		"ROTATION_CAUSE_LIMIT":       8,
 	}
 )
 
@@ -4027,6 +4030,7 @@ type KeyVersion struct {
 	DestructionDate  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=destruction_date,json=destructionDate,proto3" json:"destruction_date,omitempty"` // to come, or past
 	LastUsed         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=last_used,json=lastUsed,proto3" json:"last_used,omitempty"`                      // up to an hour older than it was; unset: not as far as is known
 	DomainGeneration uint32                 `protobuf:"varint,8,opt,name=domain_generation,json=domainGeneration,proto3" json:"domain_generation,omitempty"`
+	ReservedMessages uint64                 `protobuf:"varint,24,opt,name=reserved_messages,json=reservedMessages,proto3" json:"reserved_messages,omitempty"` // of an HSM_RESIDENT key: what nodes may have encrypted under it, at most 2^31
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -4113,6 +4117,13 @@ func (x *KeyVersion) GetLastUsed() *timestamppb.Timestamp {
 func (x *KeyVersion) GetDomainGeneration() uint32 {
 	if x != nil {
 		return x.DomainGeneration
+	}
+	return 0
+}
+
+func (x *KeyVersion) GetReservedMessages() uint64 {
+	if x != nil {
+		return x.ReservedMessages
 	}
 	return 0
 }
@@ -5627,7 +5638,7 @@ const file_quorumkms_v1_key_proto_rawDesc = "" +
 	"indexToken\"@\n" +
 	"\x1dSetDeletionProtectionResponse\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\x96\x03\n" +
+	"indexToken\"\xc3\x03\n" +
 	"\n" +
 	"KeyVersion\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x123\n" +
@@ -5637,7 +5648,8 @@ const file_quorumkms_v1_key_proto_rawDesc = "" +
 	"\rcreation_date\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\fcreationDate\x12E\n" +
 	"\x10destruction_date\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x0fdestructionDate\x127\n" +
 	"\tlast_used\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\blastUsed\x12+\n" +
-	"\x11domain_generation\x18\b \x01(\rR\x10domainGeneration\"\x96\x01\n" +
+	"\x11domain_generation\x18\b \x01(\rR\x10domainGeneration\x12+\n" +
+	"\x11reserved_messages\x18\x18 \x01(\x04R\x10reservedMessages\"\x96\x01\n" +
 	"\x16ListKeyVersionsRequest\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\x12\x16\n" +
@@ -5785,12 +5797,13 @@ const file_quorumkms_v1_key_proto_rawDesc = "" +
 	"\x0fProtectionLevel\x12 \n" +
 	"\x1cPROTECTION_LEVEL_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bPROTECTION_LEVEL_HSM_ROOTED\x10\x01\x12!\n" +
-	"\x1dPROTECTION_LEVEL_HSM_RESIDENT\x10\x02*\x87\x01\n" +
+	"\x1dPROTECTION_LEVEL_HSM_RESIDENT\x10\x02*\xa1\x01\n" +
 	"\rRotationCause\x12\x1e\n" +
 	"\x1aROTATION_CAUSE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16ROTATION_CAUSE_CREATED\x10\x01\x12\x1c\n" +
 	"\x18ROTATION_CAUSE_ON_DEMAND\x10\x02\x12\x1c\n" +
-	"\x18ROTATION_CAUSE_AUTOMATIC\x10\x03*\xbd\x01\n" +
+	"\x18ROTATION_CAUSE_AUTOMATIC\x10\x03\x12\x18\n" +
+	"\x14ROTATION_CAUSE_LIMIT\x10\b*\xbd\x01\n" +
 	"\x0fKeyVersionState\x12!\n" +
 	"\x1dKEY_VERSION_STATE_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19KEY_VERSION_STATE_ENABLED\x10\x01\x12\x1e\n" +
