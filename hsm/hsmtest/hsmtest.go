@@ -56,6 +56,8 @@ func Run(t *testing.T, open func(t *testing.T) Env) {
 		{"secrets refused", testSecretsRefused},
 		{"secret expectations", testSecretExpectations},
 		{"secret keyring", testSecretKeyring},
+		{"import", testImport},
+		{"import refused", testImportRefused},
 		{"closed", testClosed},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, open(t)) })
