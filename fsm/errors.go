@@ -28,6 +28,8 @@ var (
 	ErrFrozen             = errors.New("tenant is frozen")
 	ErrPrincipalDisabled  = errors.New("principal is disabled")
 	ErrGeneration         = errors.New("domain key generation refused")
+	ErrPendingImport      = errors.New("key is pending import")
+	ErrMaterial           = errors.New("other key material than was imported before")
 )
 
 // ErrHalted means: the machine met an entry that it must not apply (a broken MAC, an
@@ -95,6 +97,8 @@ var coded = Codes{
 	{"FROZEN", ErrFrozen},
 	{"PRINCIPAL_DISABLED", ErrPrincipalDisabled},
 	{"GENERATION", ErrGeneration},
+	{"PENDING_IMPORT", ErrPendingImport},
+	{"MATERIAL", ErrMaterial},
 }
 
 // Code names the sentinel of this package that err wraps; "" if there is none.

@@ -30,6 +30,7 @@ const conflictTries = 5
 type Metadata struct {
 	Key       *fsm.Key
 	ARN       string
+	State     fsm.KeyState // its condition now
 	Aliases   []string
 	Use       fsm.LastUse // what is known of it
 	Resources int         // that it protects
@@ -37,8 +38,8 @@ type Metadata struct {
 	Hidden    bool        // of a list: the caller may not describe it, and learns no more than its id, tenant and ARN
 }
 
-func metadata(st *fsm.State, k *fsm.Key) Metadata {
-	m := Metadata{Key: k, ARN: KeyARN(st.Cluster().ID, k.Tenant, k.ID), Resources: st.CountBindings(k.ID)}
+func (s *Service) metadata(st *fsm.State, k *fsm.Key) Metadata {
+	m := Metadata{Key: k, State: k.Condition(s.at(st, k)), ARN: KeyARN(st.Cluster().ID, k.Tenant, k.ID), Resources: st.CountBindings(k.ID)}
 	for _, a := range st.AliasesOf(k.ID) {
 		m.Aliases = append(m.Aliases, a.Name)
 	}
@@ -288,10 +289,14 @@ type KeyParams struct {
 	Usage       fsm.KeyUsage `json:"usage,omitempty"`
 	Spec        fsm.KeySpec  `json:"spec,omitempty"`
 	Tags        []fsm.Tag    `json:"tags,omitempty"`
+	Origin      fsm.Origin   `json:"origin,omitempty"` // empty: KMS
 }
 
 // command makes the command that creates the key; its token and public half are missing.
 func (p KeyParams) command(id fsm.ID, tenant string) fsm.Command {
+	if p.Origin == fsm.OriginExternal {
+		return &fsm.CreateExternalKey{ID: id, Tenant: tenant, Description: p.Description, Usage: p.Usage, Spec: p.Spec, Tags: p.Tags}
+	}
 	if p.Spec == fsm.SpecSymmetric {
 		return &fsm.CreateKey{ID: id, Tenant: tenant, Description: p.Description, Usage: p.Usage, Spec: p.Spec, Tags: p.Tags, Version: 1}
 	}
@@ -299,7 +304,7 @@ func (p KeyParams) command(id fsm.ID, tenant string) fsm.Command {
 }
 
 // CreateKey makes a key in the HSM and returns when a majority of HSMs have opened it and
-// it is committed.
+// it is committed; or one without material, which is to be imported.
 func (s *Service) CreateKey(ctx context.Context, c Call, p KeyParams) (Metadata, *fsm.State, error) {
 	if usages := p.Spec.Usages(); p.Usage == "" && len(usages) == 1 {
 		p.Usage = usages[0] // here, because the request id stands for it too
@@ -316,6 +321,9 @@ func (s *Service) CreateKey(ctx context.Context, c Call, p KeyParams) (Metadata,
 			id := uuid.New()
 			e.KeyID = id.String()
 			command := p.command(id, tenant)
+			if p.Origin == fsm.OriginExternal {
+				return command, nil
+			}
 			return command, s.makeToken(ctx, st, c, command, id, 1)
 		},
 	})
@@ -326,7 +334,7 @@ func (s *Service) CreateKey(ctx context.Context, c Call, p KeyParams) (Metadata,
 	if err != nil {
 		return Metadata{}, nil, err
 	}
-	return metadata(st, k), st, nil
+	return s.metadata(st, k), st, nil
 }
 
 func (s *Service) resultKey(st *fsm.State, r fsm.Result) (*fsm.Key, error) {
