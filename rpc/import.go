@@ -19,7 +19,7 @@ const wrappingPrefix = "WRAPPING_ALGORITHM_"
 // wrappingBits are the sizes of the keys that wrap material; one that the protocol does
 // not know has none, which is refused.
 var wrappingBits = map[pb.WrappingKeySpec]uint16{
-	pb.WrappingKeySpec_WRAPPING_KEY_SPEC_UNSPECIFIED: 4096,
+	pb.WrappingKeySpec_WRAPPING_KEY_SPEC_UNSPECIFIED: 3072,
 	pb.WrappingKeySpec_WRAPPING_KEY_SPEC_RSA_2048:    2048,
 	pb.WrappingKeySpec_WRAPPING_KEY_SPEC_RSA_3072:    3072,
 	pb.WrappingKeySpec_WRAPPING_KEY_SPEC_RSA_4096:    4096,

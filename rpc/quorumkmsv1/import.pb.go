@@ -25,7 +25,7 @@ const (
 type WrappingKeySpec int32
 
 const (
-	WrappingKeySpec_WRAPPING_KEY_SPEC_UNSPECIFIED WrappingKeySpec = 0 // in a request: RSA_4096
+	WrappingKeySpec_WRAPPING_KEY_SPEC_UNSPECIFIED WrappingKeySpec = 0 // in a request: RSA_3072
 	WrappingKeySpec_WRAPPING_KEY_SPEC_RSA_2048    WrappingKeySpec = 1
 	WrappingKeySpec_WRAPPING_KEY_SPEC_RSA_3072    WrappingKeySpec = 2
 	WrappingKeySpec_WRAPPING_KEY_SPEC_RSA_4096    WrappingKeySpec = 3
