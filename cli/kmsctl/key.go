@@ -66,7 +66,7 @@ An alias is made by a second call: if that fails, the key is there without it.`,
 			}
 			r, err := kms.Keys().CreateKey(ctx, &quorumkmsv1.CreateKeyRequest{
 				Origin: quorumkmsv1.KeyOrigin(from),
-				Spec: quorumkmsv1.KeySpec(kind), Usage: quorumkmsv1.KeyUsage(purpose), Description: description, Tags: tags.tags(), DryRun: a.dryRun, RequestId: a.requestID,
+				Spec:   quorumkmsv1.KeySpec(kind), Usage: quorumkmsv1.KeyUsage(purpose), Description: description, Tags: tags.tags(), DryRun: a.dryRun, RequestId: a.requestID,
 			})
 			if err != nil {
 				return err
