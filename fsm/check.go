@@ -61,10 +61,13 @@ func (k *Key) check() error {
 		if err := v.Usable(); errors.Is(err, ErrUnsupported) {
 			return err
 		}
-		if (v.State == VersionDestroyed) != (v.Token == nil) {
+		if err := k.checkImport(i); err != nil {
+			return err
+		}
+		if destroyed := v.State == VersionDestroyed; destroyed != (v.Token == nil) && (destroyed || v.Import == nil) {
 			return fmt.Errorf("version %d in state %q has a token of %d bytes", v.Version, v.State, len(v.Token))
 		}
-		if v.State != VersionDestroyed {
+		if v.Token != nil {
 			if err := validToken(v.Token); err != nil {
 				return err
 			}
@@ -85,7 +88,10 @@ func (k *Key) check() error {
 	if v := k.Current(); v.Destroy != 0 {
 		return fmt.Errorf("the current version %d is in state %s", v.Version, v.State)
 	}
-	if _, known := forbidden[k.State]; !known {
+	if k.Rotation != nil && k.Origin == OriginExternal {
+		return fmt.Errorf("of origin %s, it is rotated by itself", k.Origin)
+	}
+	if _, known := forbidden[k.State]; !known || k.State == KeyPendingImport {
 		return fmt.Errorf("unknown state %q", k.State)
 	}
 	if r := k.Rotation; r != nil && (r.Period <= 0 || r.Next <= 0) {

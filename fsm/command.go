@@ -13,7 +13,7 @@ type Command interface {
 type Result struct {
 	Index   uint64 `json:"index"`             // log index of the entry
 	ID      string `json:"id,omitempty"`      // of what was made or changed
-	Version uint32 `json:"version,omitempty"` // current key version afterwards
+	Version uint32 `json:"version,omitempty"` // current key version afterwards, or the one whose material it is about
 }
 
 // Effect says what a command does to what callers may do.
@@ -84,6 +84,14 @@ var commands = []spec{
 	{"CreateResidentKey", 2, Loosens, func() Command { return new(CreateResidentKey) }},
 	{"ReserveMessages", 2, Loosens, func() Command { return new(ReserveMessages) }},
 	{"RotateKeyAtLimit", 2, Loosens, func() Command { return new(RotateKeyAtLimit) }},
+
+	// An import only adds: material that is there is made to end no earlier.
+	{"CreateExternalKey", 2, Loosens, func() Command { return new(CreateExternalKey) }},
+	{"ImportKeyMaterial", 2, Loosens, func() Command { return new(ImportKeyMaterial) }},
+	{"RotateToImported", 2, Loosens, func() Command { return new(RotateToImported) }},
+	{"DeleteKeyMaterial", 2, Restricts, func() Command { return new(DeleteKeyMaterial) }},
+	{"ExpireKeyMaterial", 2, Restricts, func() Command { return new(ExpireKeyMaterial) }},
+	{"DisableAwaitedKey", 2, Restricts, func() Command { return new(DisableAwaitedKey) }},
 
 	// No result is released or withheld because of these: the log alone, which puts
 	// commands in order, decides by them.

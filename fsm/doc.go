@@ -21,7 +21,7 @@
 // A wrapped key is an opaque string here, and so is its public half: this package never
 // looks into either.
 //
-// Reading order: errors.go, keyspec.go, key.go, version.go, rotation.go, deletion.go, alias.go,
+// Reading order: errors.go, keyspec.go, key.go, version.go, rotation.go, import.go, deletion.go, alias.go,
 // tag.go, requiredcontext.go, binding.go, use.go, servicekey.go, tenant.go, principal.go,
 // policy.go, operation.go, grant.go, member.go, cluster.go, domain.go (what there is), state.go and tables.go (how
 // it is held, indexed and applied), due.go (what comes by itself), command.go (the table),

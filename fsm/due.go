@@ -7,7 +7,7 @@ import (
 )
 
 // Due is something that the cluster does by itself at a time: rotate or delete a key,
-// destroy a version, end a grant.
+// destroy a version, take imported material away, end a grant.
 type Due struct {
 	At    int64 // unix seconds
 	Grant bool  // of a grant; otherwise of a key
@@ -51,6 +51,9 @@ func (k *Key) due() (Due, bool) {
 	for i := range k.Versions {
 		if k.Versions[i].State == VersionDestroyScheduled {
 			soonest(k.Versions[i].Destroy)
+		}
+		if v := &k.Versions[i]; v.Import != nil && v.Token != nil {
+			soonest(v.Import.Expires)
 		}
 	}
 	if k.LimitDue() {

@@ -29,6 +29,8 @@ var (
 	ErrPrincipalDisabled  = errors.New("principal is disabled")
 	ErrGeneration         = errors.New("domain key generation refused")
 	ErrMessages           = errors.New("key version has encrypted all messages that it may")
+	ErrPendingImport      = errors.New("key is pending import")
+	ErrMaterial           = errors.New("other key material than was imported before")
 )
 
 // ErrHalted means: the machine met an entry that it must not apply (a broken MAC, an
@@ -97,6 +99,8 @@ var coded = Codes{
 	{"PRINCIPAL_DISABLED", ErrPrincipalDisabled},
 	{"GENERATION", ErrGeneration},
 	{"MESSAGES", ErrMessages},
+	{"PENDING_IMPORT", ErrPendingImport},
+	{"MATERIAL", ErrMaterial},
 }
 
 // Code names the sentinel of this package that err wraps; "" if there is none.

@@ -73,6 +73,7 @@ func goldenUpgraded(t failer) *world {
 	goldenVersions(w)
 	goldenSchedules(w)
 	goldenSpecs(w)
+	goldenImports(w)
 	goldenGrants(w)
 	goldenPolicies(w)
 	goldenUses(w)
@@ -202,6 +203,38 @@ func goldenSpecs(w *world) {
 	w.do(&SetKeyDecryptOnly{ref(34)})
 	w.do(&DisableKeyVersion{version(35, 1)})
 	w.do(&ScheduleKeyDeletion{ref(36), 7})
+}
+
+func goldenImports(w *world) {
+	now := w.s.Now() / second
+	w.ask("external", "41", edited(externalKey(41, SpecSymmetric), func(c *CreateExternalKey) {
+		c.Description, c.Tags = "<&>\u2028", []Tag{{"b", "2"}, {"a", "<"}}
+	}))
+	w.do(externalKey(42, SpecHMAC512))
+	w.refuse(externalKey(43, SpecP256), ErrUnsupported, "")
+	w.refuse(createGrant(41, 41), ErrPendingImport, "")
+	w.ask("import", "41", edited(material(41, 1), func(c *ImportKeyMaterial) { c.Expires, c.Description = now+MaxImportSeconds, "<v>\u2028" }))
+	w.do(material(42, 1))
+	w.refuse(material(11, 1), ErrUnsupported, "")
+	w.refuse(edited(material(41, 1), func(c *ImportKeyMaterial) { c.Check[0]++ }), ErrMaterial, "")
+	w.do(material(41, 2))
+	w.refuse(material(41, 3), ErrExists, "")
+	w.refuse(material(42, 2), ErrUnsupported, "")
+	w.do(&RotateToImported{ref(41), 2})
+	w.refuse(&RotateToImported{ref(41), 2}, ErrUnsupported, "")
+	w.refuse(&EnableKeyRotation{ref(41), 60}, ErrUnsupported, "")
+	w.refuse(rotateKey(41, 3), ErrUnsupported, "")
+	w.ask("delete material", "41", &DeleteKeyMaterial{version(41, 1)})
+	w.do(&DeleteKeyMaterial{version(41, 1)})
+	w.refuse(&DisableKey{ref(41)}, ErrPendingImport, "")
+	w.do(&DisableAwaitedKey{ref(41)})
+	w.do(edited(material(41, 1), func(c *ImportKeyMaterial) { c.Expires = now + 100 }))
+	w.refuse(&ExpireKeyMaterial{ref(41), now + 99}, ErrConflict, "")
+	w.do(&ExpireKeyMaterial{ref(41), now + 100})
+	w.do(material(41, 1))
+	w.do(edited(material(41, 3), func(c *ImportKeyMaterial) { c.Expires = now + 1000 }))
+	w.do(&ScheduleKeyDeletion{ref(42), 7})
+	w.do(&DeleteKeyMaterial{version(42, 1)})
 }
 
 func goldenGrants(w *world) {

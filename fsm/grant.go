@@ -298,7 +298,7 @@ func (c *CreateGrant) apply(t *tx) (Result, error) {
 
 // permitted checks a grant against the key's state, the time and its parent.
 func (g *Grant) permitted(t *tx, k *Key) error {
-	if err := k.Allows(OpGrant); err != nil {
+	if err := k.AllowsAt(OpGrant, t.seconds()); err != nil {
 		return err
 	}
 	if err := k.manageable(OpGrant); err != nil {

@@ -76,7 +76,7 @@ type Key struct {
 	Deletion    int64        `json:"deletion,omitempty"` // unix seconds; set while pending deletion
 	Revision    uint64       `json:"revision"`           // log index of the last change
 	Tags        []Tag        `json:"tags,omitempty"`     // sorted by key
-	Versions    []KeyVersion `json:"versions"`           // ascending; the last is the current one
+	Versions    []KeyVersion `json:"versions"`           // ascending; see Current
 	Service     string       `json:"service,omitempty"`  // name of the service that manages it
 	Rotation    *Rotation    `json:"rotation,omitempty"` // nil: it is not rotated by itself
 	Protected   bool         `json:"protected,omitempty"`
@@ -91,15 +91,22 @@ type KeyVersion struct {
 	Generation uint32       `json:"generation"` // of the domain key that wraps the token
 	Created    int64        `json:"created"`    // unix seconds
 	Cause      VersionCause `json:"cause"`
-	Token      []byte       `json:"token"`              // KWT1, opaque here; nil once destroyed
+	Token      []byte       `json:"token"`              // KWT1, opaque here; nil once destroyed, or while there is no material
 	State      VersionState `json:"state,omitempty"`    // empty: enabled
 	Destroy    int64        `json:"destroy,omitempty"`  // unix seconds: when it is to be destroyed, or was
 	Public     []byte       `json:"public,omitempty"`   // of a pair: DER SubjectPublicKeyInfo, which the token's check value names
 	Messages   uint64       `json:"messages,omitempty"` // of a resident key: reserved by nodes so far
+	Import     *Import      `json:"import,omitempty"`   // of a key of origin EXTERNAL, whose token may be missing
 }
 
-// Current is the version that encrypts.
-func (k *Key) Current() *KeyVersion { return &k.Versions[len(k.Versions)-1] }
+// Current is the version that encrypts: the last one, but for imported material that waits
+// for the key's rotation.
+func (k *Key) Current() *KeyVersion {
+	if k.Waiting() != nil {
+		return &k.Versions[len(k.Versions)-2]
+	}
+	return &k.Versions[len(k.Versions)-1]
+}
 
 // Version returns the version with that number, or nil.
 func (k *Key) Version(n uint32) *KeyVersion {
@@ -124,7 +131,9 @@ const (
 	OpEnable                             // enable
 	OpDisable                            // disable
 	OpDecryptOnly                        // set decrypt only
-	OpRotate                             // rotation on demand, and its schedule
+	OpRotate                             // rotation on demand
+	OpRotation                           // the schedule of rotations
+	OpImport                             // import of material
 	OpSchedule                           // schedule deletion
 	OpCancelDeletion                     // cancel deletion
 )
@@ -134,24 +143,33 @@ const (
 var forbidden = map[KeyState]map[KeyOperation]error{
 	KeyEnabled: {OpCancelDeletion: ErrNotPendingDeletion},
 	KeyDecryptOnly: {
-		OpSeal: ErrDecryptOnly, OpRotate: ErrDecryptOnly,
+		OpSeal: ErrDecryptOnly, OpRotate: ErrDecryptOnly, OpRotation: ErrDecryptOnly,
 		OpCancelDeletion: ErrNotPendingDeletion,
 	},
 	KeyDisabled: {
-		OpOpen: ErrDisabled, OpSeal: ErrDisabled, OpGrant: ErrDisabled, OpRotate: ErrDisabled, OpDecryptOnly: ErrDisabled,
+		OpOpen: ErrDisabled, OpSeal: ErrDisabled, OpGrant: ErrDisabled, OpRotate: ErrDisabled, OpRotation: ErrDisabled, OpDecryptOnly: ErrDisabled,
 		OpCancelDeletion: ErrNotPendingDeletion,
 	},
 	KeyPendingDeletion: {
 		OpOpen: ErrPendingDeletion, OpSeal: ErrPendingDeletion, OpGrant: ErrPendingDeletion, OpEdit: ErrPendingDeletion,
 		OpEnable: ErrPendingDeletion, OpDisable: ErrPendingDeletion, OpDecryptOnly: ErrPendingDeletion,
-		OpRotate: ErrPendingDeletion, OpSchedule: ErrPendingDeletion,
+		OpRotate: ErrPendingDeletion, OpRotation: ErrPendingDeletion, OpImport: ErrPendingDeletion, OpSchedule: ErrPendingDeletion,
+	},
+	KeyPendingImport: {
+		OpOpen: ErrPendingImport, OpSeal: ErrPendingImport, OpGrant: ErrPendingImport, OpEnable: ErrPendingImport,
+		OpDisable: ErrPendingImport, OpDecryptOnly: ErrPendingImport, OpRotate: ErrPendingImport, OpRotation: ErrUnsupported,
+		OpCancelDeletion: ErrNotPendingDeletion,
 	},
 }
 
 // Allows tells whether a key's state allows an operation: nil, or the sentinel of the
 // state that forbids it.
-func (k *Key) Allows(op KeyOperation) error {
-	row, known := forbidden[k.State]
+func (k *Key) Allows(op KeyOperation) error { return k.AllowsAt(op, 0) }
+
+// AllowsAt is Allows at a time (unix seconds), on which it depends whether imported
+// material is there; at 0 it is if it was not taken away yet.
+func (k *Key) AllowsAt(op KeyOperation, at int64) error {
+	row, known := forbidden[k.Condition(at)]
 	if !known || op < 0 || op > OpCancelDeletion {
 		return fmt.Errorf("%w: operation %d on key %s in state %q", ErrUnsupported, op, k.ID, k.State)
 	}
@@ -164,7 +182,7 @@ func (k *Key) Allows(op KeyOperation) error {
 // manageable refuses what a tenant may not do with a key that a service manages: it may
 // rotate it, and enable what a restore has disabled.
 func (k *Key) manageable(op KeyOperation) error {
-	if k.Manager != ManagerService || op == OpRotate || op == OpEnable {
+	if k.Manager != ManagerService || op == OpRotate || op == OpRotation || op == OpEnable {
 		return nil
 	}
 	return fmt.Errorf("%w: %s belongs to service %s", ErrServiceManaged, k.ID, k.Service)
@@ -222,15 +240,18 @@ func (t *tx) createKey(k *Key, first KeyVersion) (Result, error) {
 	if err := t.s.roomForKey(k.Tenant); err != nil {
 		return Result{}, err
 	}
-	if err := t.s.generationActive(first.Generation); err != nil {
-		return Result{}, err
+	if k.Origin == "" {
+		k.Origin = OriginKMS
+		if err := t.s.generationActive(first.Generation); err != nil {
+			return Result{}, err
+		}
 	}
 	tags, err := normalTags(k.Tags)
 	if err != nil {
 		return Result{}, err
 	}
 	first.Created, first.Cause = t.seconds(), CauseCreated
-	k.Tenant, k.State, k.Usage, k.Spec, k.Origin, k.Manager = tenant.Name, KeyEnabled, once(k.Usage), once(k.Spec), OriginKMS, ManagerCustomer
+	k.Tenant, k.State, k.Usage, k.Spec, k.Origin, k.Manager = tenant.Name, KeyEnabled, once(k.Usage), once(k.Spec), once(k.Origin), ManagerCustomer
 	k.Protection = once(k.Protection)
 	k.Created, k.Tags, k.Versions = first.Created, tags, []KeyVersion{first}
 	t.putKey(k)
@@ -270,7 +291,7 @@ func (r KeyRef) change(t *tx, op KeyOperation, f func(k *Key) error) (Result, er
 	if err != nil {
 		return Result{}, err
 	}
-	if err := old.Allows(op); err != nil {
+	if err := old.AllowsAt(op, t.seconds()); err != nil {
 		return Result{}, err
 	}
 	if err := old.manageable(op); err != nil {

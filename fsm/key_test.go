@@ -254,15 +254,16 @@ func TestStates(t *testing.T) {
 }
 
 func TestAllows(t *testing.T) {
-	ops := []KeyOperation{OpOpen, OpSeal, OpGrant, OpEdit, OpEnable, OpDisable, OpDecryptOnly, OpRotate, OpSchedule, OpCancelDeletion}
-	not, pending, unknown := ErrNotPendingDeletion, ErrPendingDeletion, ErrUnsupported
+	ops := []KeyOperation{OpOpen, OpSeal, OpGrant, OpEdit, OpEnable, OpDisable, OpDecryptOnly, OpRotate, OpSchedule, OpCancelDeletion, OpRotation, OpImport}
+	not, pending, unknown, missing := ErrNotPendingDeletion, ErrPendingDeletion, ErrUnsupported, ErrPendingImport
 	table := map[KeyState][]error{
-		KeyEnabled:         {nil, nil, nil, nil, nil, nil, nil, nil, nil, not},
-		KeyDecryptOnly:     {nil, ErrDecryptOnly, nil, nil, nil, nil, nil, ErrDecryptOnly, nil, not},
-		KeyDisabled:        {ErrDisabled, ErrDisabled, ErrDisabled, nil, nil, nil, ErrDisabled, ErrDisabled, nil, not},
-		KeyPendingDeletion: {pending, pending, pending, pending, pending, pending, pending, pending, pending, nil},
-		"FROM_LATER":       {unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown},
-		"":                 {unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown},
+		KeyEnabled:         {nil, nil, nil, nil, nil, nil, nil, nil, nil, not, nil, nil},
+		KeyDecryptOnly:     {nil, ErrDecryptOnly, nil, nil, nil, nil, nil, ErrDecryptOnly, nil, not, ErrDecryptOnly, nil},
+		KeyDisabled:        {ErrDisabled, ErrDisabled, ErrDisabled, nil, nil, nil, ErrDisabled, ErrDisabled, nil, not, ErrDisabled, nil},
+		KeyPendingDeletion: {pending, pending, pending, pending, pending, pending, pending, pending, pending, nil, pending, pending},
+		KeyPendingImport:   {missing, missing, missing, nil, missing, missing, missing, missing, nil, not, ErrUnsupported, nil},
+		"FROM_LATER":       {unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown},
+		"":                 {unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown},
 	}
 	for state, row := range table {
 		for i, op := range ops {

@@ -393,6 +393,19 @@ func (d drawer) keyCommand(name string) Command {
 
 func (d drawer) newKeyCommand(name string, r KeyRef) Command {
 	switch name {
+	case "CreateExternalKey":
+		return &CreateExternalKey{ID: r.ID, Tenant: r.Tenant, Usage: UsageEncryptDecrypt, Spec: KeySpec(d.or(string(SpecSymmetric), string(SpecHMAC256))), Tags: d.tags()}
+	case "ImportKeyMaterial":
+		return d.material(r)
+	case "RotateToImported":
+		return &RotateToImported{r, d.waiting(r)}
+	case "DeleteKeyMaterial":
+		return &DeleteKeyMaterial{VersionRef{r, d.waiting(r)}}
+	case "ExpireKeyMaterial":
+		r.ID = d.coming(r.ID)
+		return &ExpireKeyMaterial{r, d.at(d.dueOf(r.ID))}
+	case "DisableAwaitedKey":
+		return &DisableAwaitedKey{r}
 	case "SetKeyDecryptOnly":
 		return &SetKeyDecryptOnly{r}
 	case "SetRequiredContext":
@@ -433,6 +446,26 @@ func (d drawer) newKeyCommand(name string, r KeyRef) Command {
 	}
 	d.t.Fatalf("command %s is not drawn", name)
 	return nil
+}
+
+// waiting is the last version of a key, as a rule.
+func (d drawer) waiting(r KeyRef) uint32 {
+	if k, ok := d.w.s.Key(r.ID); ok && !d.oneIn(4) {
+		return k.Versions[len(k.Versions)-1].Version
+	}
+	return uint32(d.upTo(2))
+}
+
+// material is an import into any version of a key, or the next.
+func (d drawer) material(r KeyRef) Command {
+	c := &ImportKeyMaterial{KeyRef: r, Version: d.waiting(r), Generation: d.generation(), Token: []byte("token"), Check: bytes.Repeat([]byte{byte(d.oneOf(1, 1, 1, 2))}, 16)}
+	if k, ok := d.w.s.Key(r.ID); ok && d.oneIn(3) {
+		c.Version = d.w.s.NextVersion(k)
+	}
+	if d.oneIn(2) {
+		c.Expires = d.w.s.Now()/second + int64(d.oneOf(100, 500, 5000, -5))
+	}
+	return c
 }
 
 func (d drawer) recovery(name string) Command {

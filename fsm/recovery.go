@@ -33,10 +33,10 @@ func (s *State) History() History {
 	return History{Epoch: s.cluster.RecoveryEpoch, ID: s.cluster.RecoveryID}
 }
 
-// NextVersion is the number of the next version of a key: one more than the current
+// NextVersion is the number of the next version of a key: one more than the last
 // one's, and in an epoch of its own behind a recovery.
 func (s *State) NextVersion(k *Key) uint32 {
-	return max(k.Current().Version+1, s.cluster.RecoveryEpoch<<versionBits+1)
+	return max(k.Versions[len(k.Versions)-1].Version+1, s.cluster.RecoveryEpoch<<versionBits+1)
 }
 
 // RecoverCluster begins a new history with what the log of one member held: all
@@ -227,6 +227,14 @@ func Instead(c Command, refused error) Command {
 		return slices.ContainsFunc(sentinels, func(s error) bool { return errors.Is(refused, s) })
 	}
 	switch c := c.(type) {
+	case *DisableKey: // its material had come, and is missing again
+		if is(ErrPendingImport) {
+			return &DisableAwaitedKey{c.KeyRef}
+		}
+	case *SetKeyDecryptOnly:
+		if is(ErrPendingImport) {
+			return &DisableAwaitedKey{c.KeyRef}
+		}
 	case *UpdateAlias: // it must not lead to the key again that it was taken from
 		return &DeleteAlias{Tenant: c.Tenant, Name: c.Name}
 	case *ScheduleKeyDeletion: // it had been protected no longer, or had nothing to protect

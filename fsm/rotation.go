@@ -45,6 +45,9 @@ func (c *RotateKey) apply(t *tx) (Result, error) {
 		if err := k.symmetric("rotation"); err != nil {
 			return err
 		}
+		if k.Origin == OriginExternal {
+			return fmt.Errorf("%w: key %s rotates to material that was imported: import new material first", ErrUnsupported, k.ID)
+		}
 		return t.addVersion(k, KeyVersion{Version: c.Version, Generation: c.Generation, Cause: once(c.Cause), Token: c.Token})
 	})
 }
@@ -80,8 +83,8 @@ func (c *EnableKeyRotation) validate() error {
 }
 
 func (c *EnableKeyRotation) apply(t *tx) (Result, error) {
-	return c.change(t, OpRotate, func(k *Key) error {
-		if err := k.symmetric("rotation"); err != nil {
+	return c.change(t, OpRotation, func(k *Key) error {
+		if err := k.scheduled(); err != nil {
 			return err
 		}
 		if k.Rotation == nil || k.Rotation.Period != c.Period {
@@ -95,13 +98,21 @@ func (c *EnableKeyRotation) apply(t *tx) (Result, error) {
 type DisableKeyRotation struct{ KeyRef }
 
 func (c *DisableKeyRotation) apply(t *tx) (Result, error) {
-	return c.change(t, OpRotate, func(k *Key) error {
-		if err := k.symmetric("rotation"); err != nil {
+	return c.change(t, OpRotation, func(k *Key) error {
+		if err := k.scheduled(); err != nil {
 			return err
 		}
 		k.Rotation = nil
 		return nil
 	})
+}
+
+// scheduled refuses keys that are not rotated by themselves.
+func (k *Key) scheduled() error {
+	if k.Origin == OriginExternal {
+		return fmt.Errorf("%w: key %s is of origin %s: import new material, and rotate it on demand", ErrUnsupported, k.ID, k.Origin)
+	}
+	return k.symmetric("rotation")
 }
 
 // RotateKeyOnSchedule adds the version that is due. It is done once: it names the date

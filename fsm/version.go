@@ -26,6 +26,8 @@ func (v *KeyVersion) Usable() error {
 		return fmt.Errorf("%w: version %d", ErrVersionDisabled, v.Version)
 	case VersionDestroyed:
 		return fmt.Errorf("%w: version %d", ErrVersionDestroyed, v.Version)
+	case VersionPendingRotation:
+		return fmt.Errorf("%w: version %d is used when the key is rotated", ErrVersionDisabled, v.Version)
 	}
 	return fmt.Errorf("%w: version %d has the unknown state %q", ErrUnsupported, v.Version, v.State)
 }
@@ -50,7 +52,11 @@ func (r VersionRef) changeVersion(t *tx, f func(k *Key, v *KeyVersion) error) (R
 			return fmt.Errorf("%w: key %s has no version %d", ErrNotFound, k.ID, r.Version)
 		}
 		k.Versions = slices.Clone(k.Versions)
-		return f(k, k.Version(r.Version))
+		v := k.Version(r.Version)
+		if v.State == VersionPendingRotation {
+			return fmt.Errorf("%w of key %s: rotate the key, or delete that material", v.Usable(), k.ID)
+		}
+		return f(k, v)
 	})
 }
 
@@ -81,7 +87,7 @@ func (c *EnableKeyVersion) apply(t *tx) (Result, error) {
 			return v.goes(k)
 		case VersionDestroyed:
 			return v.Usable()
-		case VersionEnabled, VersionDisabled:
+		case VersionEnabled, VersionDisabled, VersionPendingRotation:
 		}
 		v.State = VersionEnabled
 		return nil
@@ -118,7 +124,7 @@ func (c *ScheduleKeyVersionDestruction) apply(t *tx) (Result, error) {
 			return v.goes(k)
 		case VersionDestroyed:
 			return v.Usable()
-		case VersionEnabled, VersionDisabled:
+		case VersionEnabled, VersionDisabled, VersionPendingRotation:
 		}
 		if err := t.s.deletable(k); err != nil {
 			return err

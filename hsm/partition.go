@@ -5,10 +5,10 @@
 // a customer master key leaves a partition), keyring.go (loaded keys, bounded),
 // derive.go and message.go (message keys; concurrent derivations under one key
 // share one HSM call, whose answers are checked), resident.go (messages that the partition
-// encrypts itself), algorithm.go and public.go (keys of
-// other classes, and what their public halves do), transferkey.go and transfer.go
-// (DKX1, how the domain key travels from one partition to another), rewrap.go (how keys move
-// to another generation of it). Providers live
+// encrypts itself), algorithm.go and public.go (keys of other classes, and what their
+// public halves do), import.go (how material comes in from outside), transferkey.go and
+// transfer.go (DKX1, how the domain key travels from one partition to another), rewrap.go
+// (how keys move to another generation of it). Providers live
 // below: p11 (PKCS#11) and soft (pure Go). One conformance suite, hsmtest, runs on
 // both.
 //
@@ -128,6 +128,18 @@ type Partition interface {
 	Supports(a Algorithm) bool
 
 	Rewrapper
+	// NewImportPair makes the RSA pair under which the material of a key is wrapped on its
+	// way in. The token of its private half is the import token.
+	NewImportPair(ctx context.Context, s ImportPairSpec) (NewKey, error)
+	// ImportsInside tells whether this partition unwraps an algorithm by itself, so that
+	// no plaintext comes into the process. It makes no HSM call.
+	ImportsInside(a ImportAlgorithm) bool
+	// ImportKey takes the material of a key in, AES or HMAC, and wraps it as GenerateKey
+	// does. ErrRefused if the import token is none of the domain's, or of another key;
+	// ErrNotFound if it is of a generation that is not here; ErrUnsupported if the token
+	// was made for what this partition lacks; ErrCiphertext, and no word more, if the
+	// material does not unwrap or has another size than the key's.
+	ImportKey(ctx context.Context, r ImportRequest) (NewKey, error)
 
 	// Close releases the sessions. Keys that are still open become unusable.
 	Close() error

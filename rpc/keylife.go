@@ -76,6 +76,7 @@ var versionStates = map[fsm.VersionState]pb.KeyVersionState{
 	fsm.VersionDisabled:         pb.KeyVersionState_KEY_VERSION_STATE_DISABLED,
 	fsm.VersionDestroyScheduled: pb.KeyVersionState_KEY_VERSION_STATE_DESTROY_SCHEDULED,
 	fsm.VersionDestroyed:        pb.KeyVersionState_KEY_VERSION_STATE_DESTROYED,
+	fsm.VersionPendingRotation:  pb.KeyVersionState_KEY_VERSION_STATE_PENDING_ROTATION,
 }
 
 func (s *keyServer) ListKeyVersions(ctx context.Context, r *pb.ListKeyVersionsRequest) (*pb.ListKeyVersionsResponse, error) {
@@ -85,10 +86,14 @@ func (s *keyServer) ListKeyVersions(ctx context.Context, r *pb.ListKeyVersionsRe
 	}
 	return &pb.ListKeyVersionsResponse{
 		Versions: each(p.Items, func(v kms.VersionView) *pb.KeyVersion {
-			return &pb.KeyVersion{
+			out := &pb.KeyVersion{
 				Version: v.Version, State: versionStates[v.State], Current: v.Current, Cause: causes[v.Cause], CreationDate: date(v.Created),
 				DestructionDate: date(v.Destroy), LastUsed: date(v.Used), DomainGeneration: v.Generation, ReservedMessages: v.Messages,
 			}
+			if v.Import != nil {
+				describeMaterial(out, v)
+			}
+			return out
 		}),
 		NextMarker: p.Next, IndexToken: kms.IndexToken(st),
 	}, nil

@@ -26,6 +26,7 @@ func (s *keyServer) CreateKey(ctx context.Context, r *pb.CreateKeyRequest) (*pb.
 		Description: r.GetDescription(), Usage: plainName[fsm.KeyUsage](r.GetUsage(), usagePrefix),
 		Spec: cmp.Or(plainName[fsm.KeySpec](r.GetSpec(), specPrefix), fsm.SpecSymmetric), Tags: tagsFrom(r.GetTags()),
 		Protection: protectionFrom(r.GetProtectionLevel()),
+		Origin:     originFrom[r.GetOrigin()],
 	})
 	if err != nil {
 		return nil, err
@@ -33,11 +34,19 @@ func (s *keyServer) CreateKey(ctx context.Context, r *pb.CreateKeyRequest) (*pb.
 	return &pb.CreateKeyResponse{Key: metadata(m), IndexToken: kms.IndexToken(st)}, nil
 }
 
+// originFrom are the origins that a request names; KMS is not written down.
+var originFrom = map[pb.KeyOrigin]fsm.Origin{pb.KeyOrigin_KEY_ORIGIN_EXTERNAL: fsm.OriginExternal}
+
+var origins = map[fsm.Origin]pb.KeyOrigin{
+	fsm.OriginKMS:      pb.KeyOrigin_KEY_ORIGIN_KMS,
+	fsm.OriginExternal: pb.KeyOrigin_KEY_ORIGIN_EXTERNAL,
+}
+
 // onlyMade refuses what the protocol knows and this release does not make.
 func onlyMade(r *pb.CreateKeyRequest) error {
 	switch {
-	case r.GetOrigin() != pb.KeyOrigin_KEY_ORIGIN_UNSPECIFIED && r.GetOrigin() != pb.KeyOrigin_KEY_ORIGIN_KMS:
-		return fmt.Errorf("%w: key origin %s: this release makes keys of origin KMS", fsm.ErrInvalid, r.GetOrigin())
+	case r.GetOrigin() > pb.KeyOrigin_KEY_ORIGIN_EXTERNAL || r.GetOrigin() < 0:
+		return fmt.Errorf("%w: key origin %s: must be KMS or EXTERNAL", fsm.ErrInvalid, r.GetOrigin())
 	}
 	return nil
 }
@@ -202,6 +211,7 @@ var states = map[fsm.KeyState]pb.KeyState{
 	fsm.KeyDisabled:        pb.KeyState_KEY_STATE_DISABLED,
 	fsm.KeyPendingDeletion: pb.KeyState_KEY_STATE_PENDING_DELETION,
 	fsm.KeyDecryptOnly:     pb.KeyState_KEY_STATE_DECRYPT_ONLY,
+	fsm.KeyPendingImport:   pb.KeyState_KEY_STATE_PENDING_IMPORT,
 }
 
 var managers = map[fsm.Manager]pb.KeyManager{
@@ -215,9 +225,9 @@ func metadata(m kms.Metadata) *pb.KeyMetadata {
 		return &pb.KeyMetadata{KeyId: k.ID.String(), Arn: m.ARN, Tenant: k.Tenant}
 	}
 	out := &pb.KeyMetadata{
-		KeyId: k.ID.String(), Arn: m.ARN, Tenant: k.Tenant, Description: k.Description, State: states[k.State],
+		KeyId: k.ID.String(), Arn: m.ARN, Tenant: k.Tenant, Description: k.Description, State: states[m.State],
 		Usage: usageOf(k), Spec: specOf(k),
-		Origin: pb.KeyOrigin_KEY_ORIGIN_KMS, Manager: managers[k.Manager],
+		Origin: origins[k.Origin], Manager: managers[k.Manager],
 		ProtectionLevel: protectionOf(k),
 		CreationDate:    date(k.Created), DeletionDate: date(k.Deletion),
 		CurrentVersion: k.Current().Version, Revision: k.Revision, Aliases: m.Aliases,
@@ -226,6 +236,9 @@ func metadata(m kms.Metadata) *pb.KeyMetadata {
 	}
 	if k.Rotation != nil && k.State != fsm.KeyPendingDeletion {
 		out.NextRotation = date(k.Rotation.Next)
+	}
+	if k.Origin == fsm.OriginExternal {
+		describeImport(out, k)
 	}
 	return out
 }

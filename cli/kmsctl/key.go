@@ -22,6 +22,7 @@ func (a *app) keyCommand() *cobra.Command {
 		a.keyCreate(), a.keyDescribe(), a.keyList(), a.keySetDescription(),
 		a.keyEnable(), a.keyDisable(), a.keyDecryptOnly(), a.keyRotate(), a.keyRotations(), a.rotationCommand(),
 		a.keyVersions(), a.keyVersionCommand(),
+		a.keyImport(), a.keyImportParameters(), a.keyImportMaterial(), a.keyDeleteMaterial(),
 		a.keyScheduleDeletion(), a.keyCancelDeletion(), a.keyProtect("protect", true), a.keyProtect("unprotect", false),
 		a.keyRequireContext(), a.keyResources(), a.keyBind(), a.keyRelease(), a.aliasCommand(), a.tagCommand())
 	g.Long = `Create keys and govern their life.
@@ -31,7 +32,7 @@ KEY is a key's id, its ARN, or an alias such as alias/volumes.`
 }
 
 func (a *app) keyCreate() *cobra.Command {
-	var description, alias, spec, usage, protection string
+	var description, alias, spec, usage, protection, origin string
 	var tags pairs
 	c := &cobra.Command{
 		Use:   "create",
@@ -44,6 +45,8 @@ encrypt: say which with --usage. Only symmetric keys are rotated.
 With --protection hsm-resident a symmetric key encrypts in the HSM itself, for those whose
 rules demand it: slower, and rotated by the cluster before its 2^31st message. The level
 is fixed for life.
+
+With --origin external the key is made without material: kmsctl key import brings it.
 
 An alias is made by a second call: if that fails, the key is there without it.`,
 		Example: `  kmsctl key create --alias alias/volumes --description "block volumes" --tag team=storage
@@ -66,8 +69,13 @@ An alias is made by a second call: if that fails, the key is there without it.`,
 			if err != nil {
 				return err
 			}
+			from, err := origins.parse("origin", origin)
+			if err != nil {
+				return err
+			}
 			r, err := kms.Keys().CreateKey(ctx, &quorumkmsv1.CreateKeyRequest{
-				Spec: quorumkmsv1.KeySpec(kind), Usage: quorumkmsv1.KeyUsage(purpose), ProtectionLevel: quorumkmsv1.ProtectionLevel(level),
+				Origin: quorumkmsv1.KeyOrigin(from), ProtectionLevel: quorumkmsv1.ProtectionLevel(level),
+				Spec: quorumkmsv1.KeySpec(kind), Usage: quorumkmsv1.KeyUsage(purpose),
 				Description: description, Tags: tags.tags(), DryRun: a.dryRun, RequestId: a.requestID,
 			})
 			if err != nil {
@@ -89,6 +97,7 @@ An alias is made by a second call: if that fails, the key is there without it.`,
 	c.Flags().StringVar(&description, "description", "", "what the key is for")
 	c.Flags().Var(&tags, "tag", "tag as key=value; may be repeated")
 	enumFlag(c, &spec, "spec", specs, "kind of key (default symmetric)")
+	enumFlag(c, &origin, "origin", origins, "where the material comes from (default kms: the HSM makes it)")
 	enumFlag(c, &usage, "usage", usages, "what it is for (default: the only one of the kind)")
 	enumFlag(c, &protection, "protection", protections, "where symmetric keys encrypt (default hsm-rooted; hsm-resident: in the HSM itself)")
 	c.Flags().StringVar(&alias, "alias", "", "a second name, "+aliasPrefix+"NAME")
@@ -329,6 +338,9 @@ func writeKey(w io.Writer, k *quorumkmsv1.KeyMetadata) error {
 	if k.GetRefusedUse() != nil {
 		fields = append(fields, [2]string{"Refused use", timeText(k.GetRefusedUse()) + ", while pending deletion: SOMETHING STILL NEEDS IT"})
 	}
+	if k.GetOrigin() == quorumkmsv1.KeyOrigin_KEY_ORIGIN_EXTERNAL {
+		fields = append(fields, [2]string{"Material", materialText(k)})
+	}
 	return writeFields(w, append(fields, [][2]string{
 		{"Version", number(k.GetCurrentVersion())},
 		{"Created", timeText(k.GetCreationDate())},
@@ -346,6 +358,21 @@ func writeKey(w io.Writer, k *quorumkmsv1.KeyMetadata) error {
 		{"Policy", revisionText(k.GetPolicyRevision())},
 		{"Revision", strconv.FormatUint(k.GetRevision(), 10)},
 	}...))
+}
+
+// materialText is what is known of imported material.
+func materialText(k *quorumkmsv1.KeyMetadata) string {
+	text := enumName(k.GetExpirationModel(), "EXPIRATION_MODEL_KEY_MATERIAL_")
+	switch {
+	case k.GetState() == quorumkmsv1.KeyState_KEY_STATE_PENDING_IMPORT:
+		text = "missing: kmsctl key import"
+	case k.GetValidTo() != nil:
+		text += " at " + timeText(k.GetValidTo())
+	}
+	if k.GetMaterialWaits() {
+		text += "; new material waits for kmsctl key rotate"
+	}
+	return text
 }
 
 func managerText(k *quorumkmsv1.KeyMetadata) string {

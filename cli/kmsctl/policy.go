@@ -50,7 +50,8 @@ var actionGroups = []actionGroup{
 	{"administer", []string{
 		"CreateKey*", "EnableKey", "DisableKey", "SetKeyDecryptOnly", "UpdateKeyDescription", "ScheduleKeyDeletion", "CancelKeyDeletion",
 		"SetDeletionProtection", "SetRequiredContext", "TagResource", "UntagResource", "CreateAlias+", "UpdateAlias", "DeleteAlias",
-		"EnableKeyRotation", "DisableKeyRotation", "RotateKeyOnDemand", "EnableKeyVersion", "DisableKeyVersion",
+		"EnableKeyRotation", "DisableKeyRotation", "RotateKeyOnDemand", "GetParametersForImport", "ImportKeyMaterial",
+		"DeleteImportedKeyMaterial", "EnableKeyVersion", "DisableKeyVersion",
 		"ScheduleKeyVersionDestruction", "CancelKeyVersionDestruction", "PutKeyPolicy", "DeleteKeyPolicy", "PutTenantPolicy*",
 		"DeleteTenantPolicy*", "CreateGrant", "RevokeGrant", "RetireGrant", "ForceReleaseResource", "DisablePrincipal*", "EnablePrincipal*",
 		"FreezeTenant*", "ThawTenant*",

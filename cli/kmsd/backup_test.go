@@ -84,10 +84,16 @@ func (c *testCluster) buildKmsctl() kmsctl {
 // run runs a command; to are the nodes it knows, none for a command without a cluster.
 func (k kmsctl) run(to []*process, args ...string) (output string, code int) {
 	k.c.t.Helper()
+	return k.runAs(operatorID, to, args...)
+}
+
+// runAs is run as somebody else.
+func (k kmsctl) runAs(id string, to []*process, args ...string) (output string, code int) {
+	k.c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, k.path, args...)
-	base := filepath.Join(k.c.certs(), filepath.Base(operatorID))
+	base := filepath.Join(k.c.certs(), filepath.Base(id))
 	cmd.Env = append(os.Environ(), "KMSCTL_CERT="+base+".crt", "KMSCTL_KEY="+base+".key", "KMSCTL_CA="+filepath.Join(k.c.certs(), transport.DevCACert),
 		"KMSCTL_CONFIG=/dev/null")
 	var addresses []string

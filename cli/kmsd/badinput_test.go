@@ -132,7 +132,7 @@ func testSizes(ctx context.Context, c *testCluster) {
 			"no tag keys":             {invalidWith("0 tag keys"), second(admin.UntagResource(ctx, &pb.UntagResourceRequest{KeyId: key}))},
 			"a key for signing":       {invalidWith("SIGN_VERIFY"), second(admin.CreateKey(ctx, &pb.CreateKeyRequest{Usage: pb.KeyUsage_KEY_USAGE_SIGN_VERIFY}))},
 			"an RSA key":              {invalidWith("RSA_2048"), second(admin.CreateKey(ctx, &pb.CreateKeyRequest{Spec: pb.KeySpec_KEY_SPEC_RSA_2048}))},
-			"a key of foreign origin": {invalidWith("EXTERNAL"), second(admin.CreateKey(ctx, &pb.CreateKeyRequest{Origin: pb.KeyOrigin_KEY_ORIGIN_EXTERNAL}))},
+			"a key of foreign origin": {invalidWith("key origin 9"), second(admin.CreateKey(ctx, &pb.CreateKeyRequest{Origin: 9}))},
 			"a level that is none":    {invalidWith(`protection level "9"`), second(admin.CreateKey(ctx, &pb.CreateKeyRequest{ProtectionLevel: 9}))},
 			"a spec that is none":     {invalidWith("77"), second(admin.CreateKey(ctx, &pb.CreateKeyRequest{Spec: 77}))},
 		} {

@@ -41,6 +41,7 @@ var (
 	whenPending       = refused(codes.FailedPrecondition, client.ErrKeyPendingDeletion, "key is pending deletion")
 	whenDecryptOnly   = refused(codes.FailedPrecondition, client.ErrKeyDecryptOnly, "key only decrypts")
 	whenFrozen        = refused(codes.FailedPrecondition, client.ErrTenantFrozen, "tenant is frozen")
+	notImported       = refused(codes.FailedPrecondition, client.ErrUnsupported, "of origin KMS")
 	notPending        = refused(codes.FailedPrecondition, client.ErrKeyNotPendingDeletion, "not pending deletion")
 	notPendingVersion = refused(codes.FailedPrecondition, client.ErrKeyNotPendingDeletion, "not to be destroyed")
 )
@@ -53,6 +54,9 @@ var (
 	give   = [states]*refusal{nil, whenDisabled, whenPending, nil, nil}
 	edit   = [states]*refusal{nil, nil, whenPending, nil, nil}
 	always = [states]*refusal{}
+	// The keys of the table are the HSM's; import_test.go has those whose material is imported.
+	imports  = [states]*refusal{notImported, notImported, whenPending, notImported, notImported}
+	deleting = [states]*refusal{notImported, notImported, notImported, notImported, notImported}
 )
 
 // stateRow is a row of the table: a call, by whom, and what it answers.
@@ -151,6 +155,11 @@ var stateTable = []stateRow{
 		return &pb.EnableKeyRotationRequest{KeyId: s.key, Period: durationpb.New(90 * 24 * time.Hour)}
 	}, rotate, nil},
 	{"", adminID, func(s *subject) proto.Message { return &pb.DisableKeyRotationRequest{KeyId: s.key} }, rotate, nil},
+	{"", adminID, func(s *subject) proto.Message { return &pb.GetParametersForImportRequest{KeyId: s.key} }, imports, nil},
+	{"", adminID, func(s *subject) proto.Message {
+		return &pb.ImportKeyMaterialRequest{KeyId: s.key, ImportToken: []byte{1}, EncryptedKeyMaterial: []byte{1}}
+	}, imports, nil},
+	{"", adminID, func(s *subject) proto.Message { return &pb.DeleteImportedKeyMaterialRequest{KeyId: s.key} }, deleting, nil},
 	{"", adminID, func(s *subject) proto.Message { return &pb.DisableKeyVersionRequest{KeyId: s.key, Version: 1} }, edit, nil},
 	{"", adminID, func(s *subject) proto.Message { return &pb.EnableKeyVersionRequest{KeyId: s.key, Version: 1} }, edit, nil},
 	{"", adminID, func(s *subject) proto.Message {

@@ -60,6 +60,8 @@ func Run(t *testing.T, open func(t *testing.T) Env) {
 		{"resident", testResident},
 		{"resident refused", testResidentRefused},
 		{"resident keyring", testResidentKeyring},
+		{"import", testImport},
+		{"import refused", testImportRefused},
 		{"closed", testClosed},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, open(t)) })

@@ -14,7 +14,7 @@ typedef struct { unsigned char major, minor; void *fn[68]; } ck_function_list;
 
 // Places in CK_FUNCTION_LIST, PKCS #11 v2.40.
 enum {
-	GET_ATTRIBUTE_VALUE = 24, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, DECRYPT = 34, SIGN_INIT = 42, SIGN = 43,
+	CREATE_OBJECT = 20, GET_ATTRIBUTE_VALUE = 24, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, DECRYPT = 34, SIGN_INIT = 42, SIGN = 43,
 };
 
 typedef ck_ulong (*get_function_list_t)(ck_function_list **);
@@ -83,6 +83,20 @@ static ck_ulong decrypt_oaep(ck_function_list *l, ck_ulong session, ck_ulong key
 	ck_ulong rv = ((encrypt_init_t)l->fn[DECRYPT_INIT])(session, &m, key);
 	if (rv != 0) return rv;
 	return ((encrypt_t)l->fn[DECRYPT])(session, in, *n, out, n);
+}
+// CKM_RSA_X_509 = 3.
+static ck_ulong decrypt_raw(ck_function_list *l, ck_ulong session, ck_ulong key,
+		unsigned char *in, unsigned char *out, ck_ulong *n) {
+	ck_mechanism m = { 3, NULL, 0 };
+	ck_ulong rv = ((encrypt_init_t)l->fn[DECRYPT_INIT])(session, &m, key);
+	if (rv != 0) return rv;
+	return ((encrypt_t)l->fn[DECRYPT])(session, in, *n, out, n);
+}
+
+typedef ck_ulong (*create_object_t)(ck_ulong, ck_attribute *, ck_ulong, ck_ulong *);
+
+static ck_ulong create_object(ck_function_list *l, ck_ulong session, ck_attribute *a, ck_ulong n, ck_ulong *object) {
+	return ((create_object_t)l->fn[CREATE_OBJECT])(session, a, n, object);
 }
 */
 import "C"
@@ -196,6 +210,33 @@ func (n native) cmacBlocks(h pkcs11.SessionHandle, key pkcs11.ObjectHandle, dst,
 		return fmt.Errorf("%w: a cmac of %d bytes", hsm.ErrCorrupt, int(size))
 	}
 	return nil
+}
+
+// decryptRaw applies a private RSA key to a block of the size of its modulus (CKM_RSA_X_509)
+// and has the token write the answer to dst, of the same size.
+func (n native) decryptRaw(h pkcs11.SessionHandle, key pkcs11.ObjectHandle, dst, block []byte) error {
+	size := C.ck_ulong(len(dst))
+	rv := C.decrypt_raw(n.list, C.ck_ulong(h), C.ck_ulong(key), (*C.uchar)(&block[0]), (*C.uchar)(&dst[0]), &size)
+	if rv != pkcs11.CKR_OK {
+		return fmt.Errorf("decrypt: %w", pkcs11.Error(rv))
+	}
+	if int(size) != len(dst) {
+		return fmt.Errorf("%w: %d bytes decrypt to %d", hsm.ErrCorrupt, len(block), int(size))
+	}
+	return nil
+}
+
+// create makes an object without a copy of its value, which the binding leaves behind.
+func (n native) create(h pkcs11.SessionHandle, t template) (pkcs11.ObjectHandle, error) {
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	raw := rawTemplate(&pin, t)
+	var object C.ck_ulong
+	rv := C.create_object(n.list, C.ck_ulong(h), (*C.ck_attribute)(unsafe.Pointer(&raw[0])), C.ck_ulong(len(t)), &object)
+	if rv != pkcs11.CKR_OK {
+		return 0, fmt.Errorf("create object: %w", pkcs11.Error(rv))
+	}
+	return pkcs11.ObjectHandle(object), nil
 }
 
 // rawTemplate is t as an array of CK_ATTRIBUTE whose pointers stay valid until pin

@@ -35,7 +35,7 @@ const (
 var errNoToken = errors.New("the HSM makes no key")
 
 // RunDuties does what is due until ctx ends: on the leader rotations, deletions,
-// destructions and the ends of grants, on every node the telling of keys' last uses. Each
+// destructions and the ends of imported material and of grants, on every node the telling of keys' last uses. Each
 // act names what it is for, so that done by two leaders it is done once, and has a request
 // id, by which the state tells later whether it was done where the log did not.
 func (s *Service) RunDuties(ctx context.Context) {
@@ -202,6 +202,8 @@ func (s *Service) dueCommand(ctx context.Context, st *fsm.State, d fsm.Due, at t
 			return "", nil, fmt.Errorf("%w: rotating key %s, which has encrypted nearly as many messages as it may: %w", errNoToken, k.ID, err)
 		}
 		return "RotateKey", command, nil
+	case k.ExpiryDue(now):
+		return "ExpireKeyMaterial", &fsm.ExpireKeyMaterial{KeyRef: ref, At: now}, nil
 	case k.RotationDue() && k.Rotation.Next <= now:
 		if noToken != nil {
 			return "", nil, noToken

@@ -16,6 +16,10 @@ var (
 	ErrMalformed = errors.New("malformed ciphertext")
 	// ErrCiphertext is the one answer to every ciphertext that does not open.
 	ErrCiphertext = errors.New("ciphertext does not verify: it was altered, or the encryption context is not the one it was made with")
+	// ErrImportToken means: an import token is not the key's, was altered, or is too old.
+	ErrImportToken = errors.New("import token refused: get new parameters for the import")
+	// ErrKeyMaterial is the one answer to all material that cannot be taken in.
+	ErrKeyMaterial = errors.New("the key material does not unwrap: it is not of the key's size, was altered, or was wrapped otherwise than the import token says")
 	// ErrSignature means: a signature is not the key's of the message.
 	ErrSignature = errors.New("the signature does not verify: it, the message or the algorithm is another one")
 	// ErrMac means: a MAC is not the key's of the message.

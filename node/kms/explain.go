@@ -243,7 +243,14 @@ func (s *Service) commands(st *fsm.State, q question, k *fsm.Key) []fsm.Command 
 		return one(&fsm.EnableKeyRotation{KeyRef: ref, Period: fsm.DefaultRotationPeriod})
 	case "DisableKeyRotation":
 		return one(&fsm.DisableKeyRotation{KeyRef: ref})
+	case "GetParametersForImport", "ImportKeyMaterial":
+		return one(s.importCommand(st, k, ref, Material{}))
+	case "DeleteImportedKeyMaterial":
+		return one(&fsm.DeleteKeyMaterial{VersionRef: fsm.VersionRef{KeyRef: ref, Version: k.Current().Version}})
 	case "RotateKeyOnDemand":
+		if k.Origin == fsm.OriginExternal {
+			return one(rotateToImported(st, k, ref))
+		}
 		return one(&fsm.RotateKey{KeyRef: ref, Version: st.NextVersion(k), Generation: g.Number, Cause: fsm.CauseOnDemand, Token: stand})
 	case "PutKeyPolicy", "DeleteKeyPolicy":
 		return one(&fsm.PutPolicy{Tenant: k.Tenant, Key: k.ID})

@@ -108,6 +108,15 @@ var calls = map[string]func(ctx context.Context, x *explained, c Call) error{
 	"RotateKeyOnDemand": func(ctx context.Context, x *explained, c Call) error {
 		return last(x.RotateKeyOnDemand(ctx, c, x.key, 0))
 	},
+	"GetParametersForImport": func(ctx context.Context, x *explained, c Call) error {
+		return last(x.GetParametersForImport(ctx, c, x.key, 2048, ""))
+	},
+	"ImportKeyMaterial": func(ctx context.Context, x *explained, c Call) error {
+		return last(x.ImportKeyMaterial(ctx, c, x.key, Material{Token: []byte{1}, Wrapped: []byte{1}}, 0))
+	},
+	"DeleteImportedKeyMaterial": func(ctx context.Context, x *explained, c Call) error {
+		return last(x.DeleteImportedKeyMaterial(ctx, c, x.key, 0, 0))
+	},
 	"EnableKeyVersion": func(ctx context.Context, x *explained, c Call) error {
 		return last(x.EnableKeyVersion(ctx, c, x.key, 1, 0))
 	},

@@ -17,12 +17,16 @@ func plain(command func(ref fsm.KeyRef) fsm.Command) keyCommand {
 	}
 }
 
-// RotateKeyOnDemand adds a version to a key.
+// RotateKeyOnDemand adds a version to a key, or makes imported material current that waits
+// for it.
 func (s *Service) RotateKeyOnDemand(ctx context.Context, c Call, key string, expect uint64) (fsm.Result, *fsm.State, error) {
 	return s.onKey(ctx, "RotateKeyOnDemand", c, key, expect, nil,
 		func(ctx context.Context, st *fsm.State, k *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
 			if k == nil {
 				return &fsm.RotateKey{KeyRef: ref, Version: 1, Cause: fsm.CauseOnDemand, Token: []byte{0}}, nil
+			}
+			if k.Origin == fsm.OriginExternal {
+				return rotateToImported(st, k, ref), nil
 			}
 			command := &fsm.RotateKey{KeyRef: ref, Version: st.NextVersion(k), Cause: fsm.CauseOnDemand}
 			return command, s.makeToken(ctx, st, c, command, k.ID, command.Version)

@@ -31,6 +31,7 @@ const conflictTries = 5
 type Metadata struct {
 	Key       *fsm.Key
 	ARN       string
+	State     fsm.KeyState // its condition now
 	Aliases   []string
 	Use       fsm.LastUse // what is known of it
 	Resources int         // that it protects
@@ -38,8 +39,8 @@ type Metadata struct {
 	Hidden    bool        // of a list: the caller may not describe it, and learns no more than its id, tenant and ARN
 }
 
-func metadata(st *fsm.State, k *fsm.Key) Metadata {
-	m := Metadata{Key: k, ARN: KeyARN(st.Cluster().ID, k.Tenant, k.ID), Resources: st.CountBindings(k.ID)}
+func (s *Service) metadata(st *fsm.State, k *fsm.Key) Metadata {
+	m := Metadata{Key: k, State: k.Condition(s.at(st, k)), ARN: KeyARN(st.Cluster().ID, k.Tenant, k.ID), Resources: st.CountBindings(k.ID)}
 	for _, a := range st.AliasesOf(k.ID) {
 		m.Aliases = append(m.Aliases, a.Name)
 	}
@@ -290,6 +291,7 @@ type KeyParams struct {
 	Spec        fsm.KeySpec    `json:"spec,omitempty"`
 	Tags        []fsm.Tag      `json:"tags,omitempty"`
 	Protection  fsm.Protection `json:"protection,omitempty"`
+	Origin      fsm.Origin     `json:"origin,omitempty"` // empty: KMS
 }
 
 // syntax says what is wrong with the parameters that the command cannot say.
@@ -301,6 +303,8 @@ func (p KeyParams) syntax() error {
 		return invalid("protection level %.80q is unknown", p.Protection)
 	case p.Spec != fsm.SpecSymmetric && len(p.Spec.Usages()) > 0:
 		return fmt.Errorf("%w: protection level %s is for keys of spec %s: those of spec %s work in the HSM in any case, name no level", fsm.ErrUnsupported, p.Protection, fsm.SpecSymmetric, p.Spec)
+	case p.Origin == fsm.OriginExternal:
+		return fmt.Errorf("%w: protection level %s is for keys that the HSM makes: whoever imports one has seen it outside", fsm.ErrUnsupported, p.Protection)
 	}
 	p.Protection = fsm.ProtectionRooted
 	same := p.command(uuid.Max, "")
@@ -311,6 +315,8 @@ func (p KeyParams) syntax() error {
 // command makes the command that creates the key; its token and public half are missing.
 func (p KeyParams) command(id fsm.ID, tenant string) fsm.Command {
 	switch {
+	case p.Origin == fsm.OriginExternal:
+		return &fsm.CreateExternalKey{ID: id, Tenant: tenant, Description: p.Description, Usage: p.Usage, Spec: p.Spec, Tags: p.Tags}
 	case p.Protection == fsm.ProtectionResident:
 		return &fsm.CreateResidentKey{ID: id, Tenant: tenant, Description: p.Description, Tags: p.Tags}
 	case p.Spec == fsm.SpecSymmetric:
@@ -320,7 +326,7 @@ func (p KeyParams) command(id fsm.ID, tenant string) fsm.Command {
 }
 
 // CreateKey makes a key in the HSM and returns when a majority of HSMs have opened it and
-// it is committed.
+// it is committed; or one without material, which is to be imported.
 func (s *Service) CreateKey(ctx context.Context, c Call, p KeyParams) (Metadata, *fsm.State, error) {
 	if usages := p.Spec.Usages(); p.Usage == "" && len(usages) == 1 {
 		p.Usage = usages[0] // here, because the request id stands for it too
@@ -337,6 +343,9 @@ func (s *Service) CreateKey(ctx context.Context, c Call, p KeyParams) (Metadata,
 			id := uuid.New()
 			e.KeyID = id.String()
 			command := p.command(id, tenant)
+			if p.Origin == fsm.OriginExternal {
+				return command, nil
+			}
 			return command, s.makeToken(ctx, st, c, command, id, 1)
 		},
 	})
@@ -347,7 +356,7 @@ func (s *Service) CreateKey(ctx context.Context, c Call, p KeyParams) (Metadata,
 	if err != nil {
 		return Metadata{}, nil, err
 	}
-	return metadata(st, k), st, nil
+	return s.metadata(st, k), st, nil
 }
 
 func (s *Service) resultKey(st *fsm.State, r fsm.Result) (*fsm.Key, error) {

@@ -104,7 +104,7 @@ func (s *Service) readable(ctx context.Context, r reading, e *audit.Event) (st *
 // DescribeKey returns what is known of a key.
 func (s *Service) DescribeKey(ctx context.Context, c Call, key string) (Metadata, *fsm.State, error) {
 	return read(ctx, s, reading{name: "DescribeKey", call: c, key: &key, needs: mayRead}, func(st *fsm.State, _ string, k *fsm.Key) (Metadata, error) {
-		return metadata(st, k), nil
+		return s.metadata(st, k), nil
 	})
 }
 
@@ -149,7 +149,7 @@ func (s *Service) ListKeys(ctx context.Context, c Call, limit uint32, marker str
 		var items []Metadata
 		for _, k := range st.Keys(tenant, from, n+1) {
 			if s.describable(st, c, k) {
-				items = append(items, metadata(st, k))
+				items = append(items, s.metadata(st, k))
 			} else {
 				items = append(items, Metadata{Key: &fsm.Key{ID: k.ID, Tenant: k.Tenant}, ARN: KeyARN(st.Cluster().ID, k.Tenant, k.ID), Hidden: true})
 			}
@@ -246,6 +246,7 @@ func (s *Service) GetKeyRotationStatus(ctx context.Context, c Call, key string) 
 type VersionView struct {
 	fsm.KeyVersion
 	Current bool
+	Missing bool  // it lacks its imported material
 	Used    int64 // unix seconds; 0: not as far as is known
 }
 
@@ -262,7 +263,7 @@ func (s *Service) ListKeyVersions(ctx context.Context, c Call, key string, limit
 			if v.Version <= after {
 				continue
 			}
-			view := VersionView{KeyVersion: v, Current: v.Version == k.Current().Version}
+			view := VersionView{KeyVersion: v, Current: v.Version == k.Current().Version, Missing: v.Missing(s.at(st, k))}
 			if known {
 				view.Used = use.Version(v.Version)
 			}

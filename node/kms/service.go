@@ -5,7 +5,7 @@
 // reference.go (how a key is named), target.go, usage.go, crypto.go, resident.go, secret.go and datapair.go
 // (what is done with keys, through the gate),
 // blob.go and context.go (the formats), keys.go (what is done to keys, through the log),
-// keylife.go, aliases.go, grants.go, policy.go, tenants.go, servicekey.go, read.go and
+// keylife.go, import.go, aliases.go, grants.go, policy.go, tenants.go, servicekey.go, read.go and
 // duty.go (what the cluster does by itself), uses.go.
 package kms
 
@@ -33,10 +33,13 @@ type Log interface {
 	Wait(ctx context.Context, index uint64) (*fsm.State, error)
 }
 
-// KeyMaker makes keys in the HSM, and knows what can be done with them there.
+// KeyMaker makes keys in the HSM, takes material in, and knows what can be done with them there.
 type KeyMaker interface {
 	Supports(a hsm.Algorithm) bool
 	GenerateKey(ctx context.Context, s hsm.KeySpec) (hsm.NewKey, error)
+	NewImportPair(ctx context.Context, s hsm.ImportPairSpec) (hsm.NewKey, error)
+	ImportsInside(a hsm.ImportAlgorithm) bool
+	ImportKey(ctx context.Context, r hsm.ImportRequest) (hsm.NewKey, error)
 	Random(ctx context.Context, b []byte) error
 }
 

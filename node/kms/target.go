@@ -50,7 +50,7 @@ func (t target) usable(st *fsm.State, k *fsm.Key) error {
 			return err
 		}
 	}
-	if err := k.Allows(t.op); err != nil {
+	if err := k.AllowsAt(t.op, t.service.at(st, k)); err != nil {
 		return err
 	}
 	if v := k.Version(t.version); v != nil { // what names none does not open
@@ -95,8 +95,12 @@ func (t target) describe(e *audit.Event) {
 // hsmRef names a key version for the HSM.
 func hsmRef(st *fsm.State, k *fsm.Key, v *fsm.KeyVersion) hsm.Ref {
 	kind := kindOfKey(k)
+	attributes := kind.Class.Attributes()
+	if k.Origin == fsm.OriginExternal {
+		attributes |= hsm.AttrImported
+	}
 	return hsm.Ref{Token: v.Token, Want: hsm.TokenHeader{
-		Class: kind.Class, Attributes: kind.Class.Attributes(), Generation: v.Generation,
+		Class: kind.Class, Attributes: attributes, Generation: v.Generation,
 		Cluster: hsm.ID(st.Cluster().ID), Key: hsm.ID(k.ID), Version: v.Version, Created: time.Unix(v.Created, 0).UTC(),
 	}, Kind: kind, SPKI: v.Public}
 }

@@ -65,6 +65,15 @@ func (d *Duties) GenerateKey(ctx context.Context, _ hsm.KeySpec) (hsm.NewKey, er
 // Supports implements kms.KeyMaker. Nobody asks.
 func (d *Duties) Supports(hsm.Algorithm) bool { return false }
 
+// NewImportPair, ImportsInside and ImportKey implement kms.KeyMaker. Nobody asks.
+func (d *Duties) NewImportPair(context.Context, hsm.ImportPairSpec) (hsm.NewKey, error) {
+	return hsm.NewKey{}, errNoDomain
+}
+func (d *Duties) ImportsInside(hsm.ImportAlgorithm) bool { return false }
+func (d *Duties) ImportKey(context.Context, hsm.ImportRequest) (hsm.NewKey, error) {
+	return hsm.NewKey{}, errNoDomain
+}
+
 // Opened implements kms.Opener: no partition is here that could open a token.
 func (d *Duties) Opened(context.Context, fsm.ID, uint32, hsm.Kind, hsm.NewKey) error { return nil }
 

@@ -47,7 +47,7 @@
 //	ScheduleKeyVersionDestruction CancelKeyVersionDestruction PutKeyPolicy
 //	DeleteKeyPolicy PutTenantPolicy* DeleteTenantPolicy* CreateGrant RevokeGrant
 //	RetireGrant ForceReleaseResource DisablePrincipal* EnablePrincipal* FreezeTenant*
-//	ThawTenant*
+//	ThawTenant* GetParametersForImport ImportKeyMaterial DeleteImportedKeyMaterial
 //
 // Read:
 //

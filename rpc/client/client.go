@@ -105,7 +105,7 @@ type Config struct {
 	TLS *tls.Config
 
 	// Timeout limits one attempt of a call without effect, MutationTimeout one of
-	// a mutation or of what makes a data key pair. Zero means the default.
+	// a mutation or of what makes a pair. Zero means the default.
 	Timeout         time.Duration
 	MutationTimeout time.Duration
 

@@ -57,7 +57,7 @@ func (c *Client) Invoke(ctx context.Context, method string, args, reply any, opt
 // keys of 4,096 bits for it.
 func slow(request proto.Message) bool {
 	switch request.(type) {
-	case *quorumkmsv1.GenerateDataKeyPairRequest, *quorumkmsv1.GenerateDataKeyPairWithoutPlaintextRequest:
+	case *quorumkmsv1.GenerateDataKeyPairRequest, *quorumkmsv1.GenerateDataKeyPairWithoutPlaintextRequest, *quorumkmsv1.GetParametersForImportRequest:
 		return true
 	default:
 		return false

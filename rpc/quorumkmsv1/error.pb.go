@@ -66,6 +66,11 @@ const (
 	Reason_REASON_KEY_VERSION_CURRENT      Reason = 59  // it cannot be destroyed: rotate the key first
 	Reason_REASON_KEY_MESSAGES_EXHAUSTED   Reason = 116 // the version of an HSM_RESIDENT key encrypts no more: rotate it
 	Reason_REASON_GENERATION_REFUSED       Reason = 58  // of the domain key, see DescribeDomain
+	Reason_REASON_KEY_PENDING_IMPORT       Reason = 110 // its material is missing: ImportKeyMaterial
+	Reason_REASON_IMPORT_TOKEN_REFUSED     Reason = 111 // another key's, altered, or older than a day: GetParametersForImport
+	Reason_REASON_KEY_MATERIAL_DIFFERS     Reason = 113 // the version had other bytes
+	// InvalidArgument.
+	Reason_REASON_INVALID_KEY_MATERIAL Reason = 112 // the one text for all that does not unwrap
 	// Aborted.
 	Reason_REASON_CONFLICT Reason = 50
 	// ResourceExhausted.
@@ -124,6 +129,10 @@ var (
 		59:  "REASON_KEY_VERSION_CURRENT",
 		116: "REASON_KEY_MESSAGES_EXHAUSTED",
 		58:  "REASON_GENERATION_REFUSED",
+		110: "REASON_KEY_PENDING_IMPORT",
+		111: "REASON_IMPORT_TOKEN_REFUSED",
+		113: "REASON_KEY_MATERIAL_DIFFERS",
+		112: "REASON_INVALID_KEY_MATERIAL",
 		50:  "REASON_CONFLICT",
 		60:  "REASON_LIMIT",
 		61:  "REASON_BUSY",
@@ -175,6 +184,10 @@ var (
 		"REASON_KEY_VERSION_CURRENT":      59,
 		"REASON_KEY_MESSAGES_EXHAUSTED":   116,
 		"REASON_GENERATION_REFUSED":       58,
+		"REASON_KEY_PENDING_IMPORT":       110,
+		"REASON_IMPORT_TOKEN_REFUSED":     111,
+		"REASON_KEY_MATERIAL_DIFFERS":     113,
+		"REASON_INVALID_KEY_MATERIAL":     112,
 		"REASON_CONFLICT":                 50,
 		"REASON_LIMIT":                    60,
 		"REASON_BUSY":                     61,
@@ -222,8 +235,7 @@ var File_quorumkms_v1_error_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x18quorumkms/v1/error.proto\x12\fquorumkms.v1*\xab\n" +
-	"\n" +
+	"\x18quorumkms/v1/error.proto\x12\fquorumkms.v1*\xad\v\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_INVALID\x10\x01\x12\x1f\n" +
@@ -261,7 +273,11 @@ const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\x15REASON_POLICY_LOCKOUT\x101\x12\x1e\n" +
 	"\x1aREASON_KEY_VERSION_CURRENT\x10;\x12!\n" +
 	"\x1dREASON_KEY_MESSAGES_EXHAUSTED\x10t\x12\x1d\n" +
-	"\x19REASON_GENERATION_REFUSED\x10:\x12\x13\n" +
+	"\x19REASON_GENERATION_REFUSED\x10:\x12\x1d\n" +
+	"\x19REASON_KEY_PENDING_IMPORT\x10n\x12\x1f\n" +
+	"\x1bREASON_IMPORT_TOKEN_REFUSED\x10o\x12\x1f\n" +
+	"\x1bREASON_KEY_MATERIAL_DIFFERS\x10q\x12\x1f\n" +
+	"\x1bREASON_INVALID_KEY_MATERIAL\x10p\x12\x13\n" +
 	"\x0fREASON_CONFLICT\x102\x12\x10\n" +
 	"\fREASON_LIMIT\x10<\x12\x0f\n" +
 	"\vREASON_BUSY\x10=\x12\x17\n" +

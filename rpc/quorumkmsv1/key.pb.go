@@ -421,6 +421,8 @@ const (
 	KeyVersionState_KEY_VERSION_STATE_DISABLED          KeyVersionState = 2
 	KeyVersionState_KEY_VERSION_STATE_DESTROY_SCHEDULED KeyVersionState = 3
 	KeyVersionState_KEY_VERSION_STATE_DESTROYED         KeyVersionState = 4
+	KeyVersionState_KEY_VERSION_STATE_PENDING_IMPORT    KeyVersionState = 5 // of origin EXTERNAL: its material is missing
+	KeyVersionState_KEY_VERSION_STATE_PENDING_ROTATION  KeyVersionState = 6 // of origin EXTERNAL: it becomes current with RotateKeyOnDemand
 )
 
 // Enum value maps for KeyVersionState.
@@ -431,6 +433,8 @@ var (
 		2: "KEY_VERSION_STATE_DISABLED",
 		3: "KEY_VERSION_STATE_DESTROY_SCHEDULED",
 		4: "KEY_VERSION_STATE_DESTROYED",
+		5: "KEY_VERSION_STATE_PENDING_IMPORT",
+		6: "KEY_VERSION_STATE_PENDING_ROTATION",
 	}
 	KeyVersionState_value = map[string]int32{
 		"KEY_VERSION_STATE_UNSPECIFIED":       0,
@@ -438,6 +442,8 @@ var (
 		"KEY_VERSION_STATE_DISABLED":          2,
 		"KEY_VERSION_STATE_DESTROY_SCHEDULED": 3,
 		"KEY_VERSION_STATE_DESTROYED":         4,
+		"KEY_VERSION_STATE_PENDING_IMPORT":    5,
+		"KEY_VERSION_STATE_PENDING_ROTATION":  6,
 	}
 )
 
@@ -540,12 +546,15 @@ type KeyMetadata struct {
 	Service            string                 `protobuf:"bytes,16,opt,name=service,proto3" json:"service,omitempty"` // that manages it
 	DeletionProtection bool                   `protobuf:"varint,17,opt,name=deletion_protection,json=deletionProtection,proto3" json:"deletion_protection,omitempty"`
 	RequiredContext    []string               `protobuf:"bytes,18,rep,name=required_context,json=requiredContext,proto3" json:"required_context,omitempty"`
-	LastUsed           *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=last_used,json=lastUsed,proto3" json:"last_used,omitempty"`                    // up to an hour older than it was; unset: not as far as is known
-	RefusedUse         *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=refused_use,json=refusedUse,proto3" json:"refused_use,omitempty"`              // the last attempt to use it while pending deletion
-	ResourceCount      uint64                 `protobuf:"varint,21,opt,name=resource_count,json=resourceCount,proto3" json:"resource_count,omitempty"`    // what it protects: see ListResources
-	NextRotation       *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=next_rotation,json=nextRotation,proto3" json:"next_rotation,omitempty"`        // unset: it is not rotated by itself
-	PolicyRevision     uint32                 `protobuf:"varint,23,opt,name=policy_revision,json=policyRevision,proto3" json:"policy_revision,omitempty"` // of its own policy; 0: it has none
-	TenantFrozen       string                 `protobuf:"bytes,24,opt,name=tenant_frozen,json=tenantFrozen,proto3" json:"tenant_frozen,omitempty"`        // why no key of the tenant can be used; empty: not frozen
+	LastUsed           *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=last_used,json=lastUsed,proto3" json:"last_used,omitempty"`                                                         // up to an hour older than it was; unset: not as far as is known
+	RefusedUse         *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=refused_use,json=refusedUse,proto3" json:"refused_use,omitempty"`                                                   // the last attempt to use it while pending deletion
+	ResourceCount      uint64                 `protobuf:"varint,21,opt,name=resource_count,json=resourceCount,proto3" json:"resource_count,omitempty"`                                         // what it protects: see ListResources
+	NextRotation       *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=next_rotation,json=nextRotation,proto3" json:"next_rotation,omitempty"`                                             // unset: it is not rotated by itself
+	PolicyRevision     uint32                 `protobuf:"varint,23,opt,name=policy_revision,json=policyRevision,proto3" json:"policy_revision,omitempty"`                                      // of its own policy; 0: it has none
+	TenantFrozen       string                 `protobuf:"bytes,24,opt,name=tenant_frozen,json=tenantFrozen,proto3" json:"tenant_frozen,omitempty"`                                             // why no key of the tenant can be used; empty: not frozen
+	ExpirationModel    ExpirationModel        `protobuf:"varint,25,opt,name=expiration_model,json=expirationModel,proto3,enum=quorumkms.v1.ExpirationModel" json:"expiration_model,omitempty"` // of origin EXTERNAL: of the material that ends first
+	ValidTo            *timestamppb.Timestamp `protobuf:"bytes,26,opt,name=valid_to,json=validTo,proto3" json:"valid_to,omitempty"`                                                            // when that is taken away, and the key pending import
+	MaterialWaits      bool                   `protobuf:"varint,27,opt,name=material_waits,json=materialWaits,proto3" json:"material_waits,omitempty"`                                         // imported material becomes current with RotateKeyOnDemand
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -746,6 +755,27 @@ func (x *KeyMetadata) GetTenantFrozen() string {
 		return x.TenantFrozen
 	}
 	return ""
+}
+
+func (x *KeyMetadata) GetExpirationModel() ExpirationModel {
+	if x != nil {
+		return x.ExpirationModel
+	}
+	return ExpirationModel_EXPIRATION_MODEL_UNSPECIFIED
+}
+
+func (x *KeyMetadata) GetValidTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ValidTo
+	}
+	return nil
+}
+
+func (x *KeyMetadata) GetMaterialWaits() bool {
+	if x != nil {
+		return x.MaterialWaits
+	}
+	return false
 }
 
 type CreateKeyRequest struct {
@@ -4031,8 +4061,13 @@ type KeyVersion struct {
 	LastUsed         *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=last_used,json=lastUsed,proto3" json:"last_used,omitempty"`                      // up to an hour older than it was; unset: not as far as is known
 	DomainGeneration uint32                 `protobuf:"varint,8,opt,name=domain_generation,json=domainGeneration,proto3" json:"domain_generation,omitempty"`
 	ReservedMessages uint64                 `protobuf:"varint,24,opt,name=reserved_messages,json=reservedMessages,proto3" json:"reserved_messages,omitempty"` // of an HSM_RESIDENT key: what nodes may have encrypted under it, at most 2^31
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Of origin EXTERNAL:
+	ImportDate          *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=import_date,json=importDate,proto3" json:"import_date,omitempty"` // the last one; unset: never
+	ValidTo             *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=valid_to,json=validTo,proto3" json:"valid_to,omitempty"`          // when the material is taken away; unset: never
+	MaterialDescription string                 `protobuf:"bytes,22,opt,name=material_description,json=materialDescription,proto3" json:"material_description,omitempty"`
+	MaterialCheck       []byte                 `protobuf:"bytes,23,opt,name=material_check,json=materialCheck,proto3" json:"material_check,omitempty"` // identifies the material of the version and tells nothing else of it
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *KeyVersion) Reset() {
@@ -4126,6 +4161,34 @@ func (x *KeyVersion) GetReservedMessages() uint64 {
 		return x.ReservedMessages
 	}
 	return 0
+}
+
+func (x *KeyVersion) GetImportDate() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ImportDate
+	}
+	return nil
+}
+
+func (x *KeyVersion) GetValidTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ValidTo
+	}
+	return nil
+}
+
+func (x *KeyVersion) GetMaterialDescription() string {
+	if x != nil {
+		return x.MaterialDescription
+	}
+	return ""
+}
+
+func (x *KeyVersion) GetMaterialCheck() []byte {
+	if x != nil {
+		return x.MaterialCheck
+	}
+	return nil
 }
 
 type ListKeyVersionsRequest struct {
@@ -5297,10 +5360,10 @@ var File_quorumkms_v1_key_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_key_proto_rawDesc = "" +
 	"\n" +
-	"\x16quorumkms/v1/key.proto\x12\fquorumkms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"-\n" +
+	"\x16quorumkms/v1/key.proto\x12\fquorumkms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19quorumkms/v1/import.proto\"-\n" +
 	"\x03Tag\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\xa9\b\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xd1\t\n" +
 	"\vKeyMetadata\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x10\n" +
 	"\x03arn\x18\x02 \x01(\tR\x03arn\x12\x16\n" +
@@ -5327,7 +5390,10 @@ const file_quorumkms_v1_key_proto_rawDesc = "" +
 	"\x0eresource_count\x18\x15 \x01(\x04R\rresourceCount\x12?\n" +
 	"\rnext_rotation\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\fnextRotation\x12'\n" +
 	"\x0fpolicy_revision\x18\x17 \x01(\rR\x0epolicyRevision\x12#\n" +
-	"\rtenant_frozen\x18\x18 \x01(\tR\ftenantFrozen\"\xa0\x03\n" +
+	"\rtenant_frozen\x18\x18 \x01(\tR\ftenantFrozen\x12H\n" +
+	"\x10expiration_model\x18\x19 \x01(\x0e2\x1d.quorumkms.v1.ExpirationModelR\x0fexpirationModel\x125\n" +
+	"\bvalid_to\x18\x1a \x01(\v2\x1a.google.protobuf.TimestampR\avalidTo\x12%\n" +
+	"\x0ematerial_waits\x18\x1b \x01(\bR\rmaterialWaits\"\xa0\x03\n" +
 	"\x10CreateKeyRequest\x12 \n" +
 	"\vdescription\x18\x01 \x01(\tR\vdescription\x12,\n" +
 	"\x05usage\x18\x02 \x01(\x0e2\x16.quorumkms.v1.KeyUsageR\x05usage\x12)\n" +
@@ -5638,7 +5704,7 @@ const file_quorumkms_v1_key_proto_rawDesc = "" +
 	"indexToken\"@\n" +
 	"\x1dSetDeletionProtectionResponse\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\xc3\x03\n" +
+	"indexToken\"\x91\x05\n" +
 	"\n" +
 	"KeyVersion\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x123\n" +
@@ -5649,7 +5715,12 @@ const file_quorumkms_v1_key_proto_rawDesc = "" +
 	"\x10destruction_date\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x0fdestructionDate\x127\n" +
 	"\tlast_used\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\blastUsed\x12+\n" +
 	"\x11domain_generation\x18\b \x01(\rR\x10domainGeneration\x12+\n" +
-	"\x11reserved_messages\x18\x18 \x01(\x04R\x10reservedMessages\"\x96\x01\n" +
+	"\x11reserved_messages\x18\x18 \x01(\x04R\x10reservedMessages\x12;\n" +
+	"\vimport_date\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"importDate\x125\n" +
+	"\bvalid_to\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\avalidTo\x121\n" +
+	"\x14material_description\x18\x16 \x01(\tR\x13materialDescription\x12%\n" +
+	"\x0ematerial_check\x18\x17 \x01(\fR\rmaterialCheck\"\x96\x01\n" +
 	"\x16ListKeyVersionsRequest\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\x12\x16\n" +
@@ -5803,13 +5874,15 @@ const file_quorumkms_v1_key_proto_rawDesc = "" +
 	"\x16ROTATION_CAUSE_CREATED\x10\x01\x12\x1c\n" +
 	"\x18ROTATION_CAUSE_ON_DEMAND\x10\x02\x12\x1c\n" +
 	"\x18ROTATION_CAUSE_AUTOMATIC\x10\x03\x12\x18\n" +
-	"\x14ROTATION_CAUSE_LIMIT\x10\b*\xbd\x01\n" +
+	"\x14ROTATION_CAUSE_LIMIT\x10\b*\x8b\x02\n" +
 	"\x0fKeyVersionState\x12!\n" +
 	"\x1dKEY_VERSION_STATE_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19KEY_VERSION_STATE_ENABLED\x10\x01\x12\x1e\n" +
 	"\x1aKEY_VERSION_STATE_DISABLED\x10\x02\x12'\n" +
 	"#KEY_VERSION_STATE_DESTROY_SCHEDULED\x10\x03\x12\x1f\n" +
-	"\x1bKEY_VERSION_STATE_DESTROYED\x10\x042\xcc\x17\n" +
+	"\x1bKEY_VERSION_STATE_DESTROYED\x10\x04\x12$\n" +
+	" KEY_VERSION_STATE_PENDING_IMPORT\x10\x05\x12&\n" +
+	"\"KEY_VERSION_STATE_PENDING_ROTATION\x10\x062\xa5\x1a\n" +
 	"\n" +
 	"KeyService\x12L\n" +
 	"\tCreateKey\x12\x1e.quorumkms.v1.CreateKeyRequest\x1a\x1f.quorumkms.v1.CreateKeyResponse\x12R\n" +
@@ -5835,7 +5908,10 @@ const file_quorumkms_v1_key_proto_rawDesc = "" +
 	"\x14GetKeyRotationStatus\x12).quorumkms.v1.GetKeyRotationStatusRequest\x1a*.quorumkms.v1.GetKeyRotationStatusResponse\x12d\n" +
 	"\x11SetKeyDecryptOnly\x12&.quorumkms.v1.SetKeyDecryptOnlyRequest\x1a'.quorumkms.v1.SetKeyDecryptOnlyResponse\x12g\n" +
 	"\x12SetRequiredContext\x12'.quorumkms.v1.SetRequiredContextRequest\x1a(.quorumkms.v1.SetRequiredContextResponse\x12p\n" +
-	"\x15SetDeletionProtection\x12*.quorumkms.v1.SetDeletionProtectionRequest\x1a+.quorumkms.v1.SetDeletionProtectionResponse\x12^\n" +
+	"\x15SetDeletionProtection\x12*.quorumkms.v1.SetDeletionProtectionRequest\x1a+.quorumkms.v1.SetDeletionProtectionResponse\x12s\n" +
+	"\x16GetParametersForImport\x12+.quorumkms.v1.GetParametersForImportRequest\x1a,.quorumkms.v1.GetParametersForImportResponse\x12d\n" +
+	"\x11ImportKeyMaterial\x12&.quorumkms.v1.ImportKeyMaterialRequest\x1a'.quorumkms.v1.ImportKeyMaterialResponse\x12|\n" +
+	"\x19DeleteImportedKeyMaterial\x12..quorumkms.v1.DeleteImportedKeyMaterialRequest\x1a/.quorumkms.v1.DeleteImportedKeyMaterialResponse\x12^\n" +
 	"\x0fListKeyVersions\x12$.quorumkms.v1.ListKeyVersionsRequest\x1a%.quorumkms.v1.ListKeyVersionsResponse\x12a\n" +
 	"\x10EnableKeyVersion\x12%.quorumkms.v1.EnableKeyVersionRequest\x1a&.quorumkms.v1.EnableKeyVersionResponse\x12d\n" +
 	"\x11DisableKeyVersion\x12&.quorumkms.v1.DisableKeyVersionRequest\x1a'.quorumkms.v1.DisableKeyVersionResponse\x12\x88\x01\n" +
@@ -5937,7 +6013,14 @@ var file_quorumkms_v1_key_proto_goTypes = []any{
 	(*ListResourcesRequest)(nil),                  // 74: quorumkms.v1.ListResourcesRequest
 	(*ListResourcesResponse)(nil),                 // 75: quorumkms.v1.ListResourcesResponse
 	(*timestamppb.Timestamp)(nil),                 // 76: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),                   // 77: google.protobuf.Duration
+	(ExpirationModel)(0),                          // 77: quorumkms.v1.ExpirationModel
+	(*durationpb.Duration)(nil),                   // 78: google.protobuf.Duration
+	(*GetParametersForImportRequest)(nil),         // 79: quorumkms.v1.GetParametersForImportRequest
+	(*ImportKeyMaterialRequest)(nil),              // 80: quorumkms.v1.ImportKeyMaterialRequest
+	(*DeleteImportedKeyMaterialRequest)(nil),      // 81: quorumkms.v1.DeleteImportedKeyMaterialRequest
+	(*GetParametersForImportResponse)(nil),        // 82: quorumkms.v1.GetParametersForImportResponse
+	(*ImportKeyMaterialResponse)(nil),             // 83: quorumkms.v1.ImportKeyMaterialResponse
+	(*DeleteImportedKeyMaterialResponse)(nil),     // 84: quorumkms.v1.DeleteImportedKeyMaterialResponse
 }
 var file_quorumkms_v1_key_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.v1.KeyMetadata.state:type_name -> quorumkms.v1.KeyState
@@ -5951,104 +6034,114 @@ var file_quorumkms_v1_key_proto_depIdxs = []int32{
 	76, // 8: quorumkms.v1.KeyMetadata.last_used:type_name -> google.protobuf.Timestamp
 	76, // 9: quorumkms.v1.KeyMetadata.refused_use:type_name -> google.protobuf.Timestamp
 	76, // 10: quorumkms.v1.KeyMetadata.next_rotation:type_name -> google.protobuf.Timestamp
-	1,  // 11: quorumkms.v1.CreateKeyRequest.usage:type_name -> quorumkms.v1.KeyUsage
-	2,  // 12: quorumkms.v1.CreateKeyRequest.spec:type_name -> quorumkms.v1.KeySpec
-	3,  // 13: quorumkms.v1.CreateKeyRequest.origin:type_name -> quorumkms.v1.KeyOrigin
-	5,  // 14: quorumkms.v1.CreateKeyRequest.protection_level:type_name -> quorumkms.v1.ProtectionLevel
-	8,  // 15: quorumkms.v1.CreateKeyRequest.tags:type_name -> quorumkms.v1.Tag
-	9,  // 16: quorumkms.v1.CreateKeyResponse.key:type_name -> quorumkms.v1.KeyMetadata
-	9,  // 17: quorumkms.v1.DescribeKeyResponse.key:type_name -> quorumkms.v1.KeyMetadata
-	9,  // 18: quorumkms.v1.ListKeysResponse.keys:type_name -> quorumkms.v1.KeyMetadata
-	76, // 19: quorumkms.v1.ScheduleKeyDeletionResponse.deletion_date:type_name -> google.protobuf.Timestamp
-	76, // 20: quorumkms.v1.Alias.creation_date:type_name -> google.protobuf.Timestamp
-	76, // 21: quorumkms.v1.Alias.last_updated_date:type_name -> google.protobuf.Timestamp
-	26, // 22: quorumkms.v1.ListAliasesResponse.aliases:type_name -> quorumkms.v1.Alias
-	8,  // 23: quorumkms.v1.TagResourceRequest.tags:type_name -> quorumkms.v1.Tag
-	8,  // 24: quorumkms.v1.ListResourceTagsResponse.tags:type_name -> quorumkms.v1.Tag
-	6,  // 25: quorumkms.v1.KeyRotation.cause:type_name -> quorumkms.v1.RotationCause
-	76, // 26: quorumkms.v1.KeyRotation.rotation_date:type_name -> google.protobuf.Timestamp
-	43, // 27: quorumkms.v1.ListKeyRotationsResponse.rotations:type_name -> quorumkms.v1.KeyRotation
-	77, // 28: quorumkms.v1.EnableKeyRotationRequest.period:type_name -> google.protobuf.Duration
-	76, // 29: quorumkms.v1.EnableKeyRotationResponse.next_rotation:type_name -> google.protobuf.Timestamp
-	77, // 30: quorumkms.v1.GetKeyRotationStatusResponse.period:type_name -> google.protobuf.Duration
-	76, // 31: quorumkms.v1.GetKeyRotationStatusResponse.next_rotation:type_name -> google.protobuf.Timestamp
-	76, // 32: quorumkms.v1.GetKeyRotationStatusResponse.last_rotation:type_name -> google.protobuf.Timestamp
-	7,  // 33: quorumkms.v1.KeyVersion.state:type_name -> quorumkms.v1.KeyVersionState
-	6,  // 34: quorumkms.v1.KeyVersion.cause:type_name -> quorumkms.v1.RotationCause
-	76, // 35: quorumkms.v1.KeyVersion.creation_date:type_name -> google.protobuf.Timestamp
-	76, // 36: quorumkms.v1.KeyVersion.destruction_date:type_name -> google.protobuf.Timestamp
-	76, // 37: quorumkms.v1.KeyVersion.last_used:type_name -> google.protobuf.Timestamp
-	58, // 38: quorumkms.v1.ListKeyVersionsResponse.versions:type_name -> quorumkms.v1.KeyVersion
-	76, // 39: quorumkms.v1.ScheduleKeyVersionDestructionResponse.destruction_date:type_name -> google.protobuf.Timestamp
-	76, // 40: quorumkms.v1.Resource.registration_date:type_name -> google.protobuf.Timestamp
-	69, // 41: quorumkms.v1.ListResourcesResponse.resources:type_name -> quorumkms.v1.Resource
-	10, // 42: quorumkms.v1.KeyService.CreateKey:input_type -> quorumkms.v1.CreateKeyRequest
-	12, // 43: quorumkms.v1.KeyService.DescribeKey:input_type -> quorumkms.v1.DescribeKeyRequest
-	14, // 44: quorumkms.v1.KeyService.ListKeys:input_type -> quorumkms.v1.ListKeysRequest
-	16, // 45: quorumkms.v1.KeyService.UpdateKeyDescription:input_type -> quorumkms.v1.UpdateKeyDescriptionRequest
-	18, // 46: quorumkms.v1.KeyService.EnableKey:input_type -> quorumkms.v1.EnableKeyRequest
-	20, // 47: quorumkms.v1.KeyService.DisableKey:input_type -> quorumkms.v1.DisableKeyRequest
-	22, // 48: quorumkms.v1.KeyService.ScheduleKeyDeletion:input_type -> quorumkms.v1.ScheduleKeyDeletionRequest
-	24, // 49: quorumkms.v1.KeyService.CancelKeyDeletion:input_type -> quorumkms.v1.CancelKeyDeletionRequest
-	27, // 50: quorumkms.v1.KeyService.CreateAlias:input_type -> quorumkms.v1.CreateAliasRequest
-	29, // 51: quorumkms.v1.KeyService.UpdateAlias:input_type -> quorumkms.v1.UpdateAliasRequest
-	31, // 52: quorumkms.v1.KeyService.DeleteAlias:input_type -> quorumkms.v1.DeleteAliasRequest
-	33, // 53: quorumkms.v1.KeyService.ListAliases:input_type -> quorumkms.v1.ListAliasesRequest
-	35, // 54: quorumkms.v1.KeyService.TagResource:input_type -> quorumkms.v1.TagResourceRequest
-	37, // 55: quorumkms.v1.KeyService.UntagResource:input_type -> quorumkms.v1.UntagResourceRequest
-	39, // 56: quorumkms.v1.KeyService.ListResourceTags:input_type -> quorumkms.v1.ListResourceTagsRequest
-	41, // 57: quorumkms.v1.KeyService.RotateKeyOnDemand:input_type -> quorumkms.v1.RotateKeyOnDemandRequest
-	44, // 58: quorumkms.v1.KeyService.ListKeyRotations:input_type -> quorumkms.v1.ListKeyRotationsRequest
-	46, // 59: quorumkms.v1.KeyService.EnableKeyRotation:input_type -> quorumkms.v1.EnableKeyRotationRequest
-	48, // 60: quorumkms.v1.KeyService.DisableKeyRotation:input_type -> quorumkms.v1.DisableKeyRotationRequest
-	50, // 61: quorumkms.v1.KeyService.GetKeyRotationStatus:input_type -> quorumkms.v1.GetKeyRotationStatusRequest
-	52, // 62: quorumkms.v1.KeyService.SetKeyDecryptOnly:input_type -> quorumkms.v1.SetKeyDecryptOnlyRequest
-	54, // 63: quorumkms.v1.KeyService.SetRequiredContext:input_type -> quorumkms.v1.SetRequiredContextRequest
-	56, // 64: quorumkms.v1.KeyService.SetDeletionProtection:input_type -> quorumkms.v1.SetDeletionProtectionRequest
-	59, // 65: quorumkms.v1.KeyService.ListKeyVersions:input_type -> quorumkms.v1.ListKeyVersionsRequest
-	61, // 66: quorumkms.v1.KeyService.EnableKeyVersion:input_type -> quorumkms.v1.EnableKeyVersionRequest
-	63, // 67: quorumkms.v1.KeyService.DisableKeyVersion:input_type -> quorumkms.v1.DisableKeyVersionRequest
-	65, // 68: quorumkms.v1.KeyService.ScheduleKeyVersionDestruction:input_type -> quorumkms.v1.ScheduleKeyVersionDestructionRequest
-	67, // 69: quorumkms.v1.KeyService.CancelKeyVersionDestruction:input_type -> quorumkms.v1.CancelKeyVersionDestructionRequest
-	70, // 70: quorumkms.v1.KeyService.BindResource:input_type -> quorumkms.v1.BindResourceRequest
-	72, // 71: quorumkms.v1.KeyService.ReleaseResource:input_type -> quorumkms.v1.ReleaseResourceRequest
-	74, // 72: quorumkms.v1.KeyService.ListResources:input_type -> quorumkms.v1.ListResourcesRequest
-	11, // 73: quorumkms.v1.KeyService.CreateKey:output_type -> quorumkms.v1.CreateKeyResponse
-	13, // 74: quorumkms.v1.KeyService.DescribeKey:output_type -> quorumkms.v1.DescribeKeyResponse
-	15, // 75: quorumkms.v1.KeyService.ListKeys:output_type -> quorumkms.v1.ListKeysResponse
-	17, // 76: quorumkms.v1.KeyService.UpdateKeyDescription:output_type -> quorumkms.v1.UpdateKeyDescriptionResponse
-	19, // 77: quorumkms.v1.KeyService.EnableKey:output_type -> quorumkms.v1.EnableKeyResponse
-	21, // 78: quorumkms.v1.KeyService.DisableKey:output_type -> quorumkms.v1.DisableKeyResponse
-	23, // 79: quorumkms.v1.KeyService.ScheduleKeyDeletion:output_type -> quorumkms.v1.ScheduleKeyDeletionResponse
-	25, // 80: quorumkms.v1.KeyService.CancelKeyDeletion:output_type -> quorumkms.v1.CancelKeyDeletionResponse
-	28, // 81: quorumkms.v1.KeyService.CreateAlias:output_type -> quorumkms.v1.CreateAliasResponse
-	30, // 82: quorumkms.v1.KeyService.UpdateAlias:output_type -> quorumkms.v1.UpdateAliasResponse
-	32, // 83: quorumkms.v1.KeyService.DeleteAlias:output_type -> quorumkms.v1.DeleteAliasResponse
-	34, // 84: quorumkms.v1.KeyService.ListAliases:output_type -> quorumkms.v1.ListAliasesResponse
-	36, // 85: quorumkms.v1.KeyService.TagResource:output_type -> quorumkms.v1.TagResourceResponse
-	38, // 86: quorumkms.v1.KeyService.UntagResource:output_type -> quorumkms.v1.UntagResourceResponse
-	40, // 87: quorumkms.v1.KeyService.ListResourceTags:output_type -> quorumkms.v1.ListResourceTagsResponse
-	42, // 88: quorumkms.v1.KeyService.RotateKeyOnDemand:output_type -> quorumkms.v1.RotateKeyOnDemandResponse
-	45, // 89: quorumkms.v1.KeyService.ListKeyRotations:output_type -> quorumkms.v1.ListKeyRotationsResponse
-	47, // 90: quorumkms.v1.KeyService.EnableKeyRotation:output_type -> quorumkms.v1.EnableKeyRotationResponse
-	49, // 91: quorumkms.v1.KeyService.DisableKeyRotation:output_type -> quorumkms.v1.DisableKeyRotationResponse
-	51, // 92: quorumkms.v1.KeyService.GetKeyRotationStatus:output_type -> quorumkms.v1.GetKeyRotationStatusResponse
-	53, // 93: quorumkms.v1.KeyService.SetKeyDecryptOnly:output_type -> quorumkms.v1.SetKeyDecryptOnlyResponse
-	55, // 94: quorumkms.v1.KeyService.SetRequiredContext:output_type -> quorumkms.v1.SetRequiredContextResponse
-	57, // 95: quorumkms.v1.KeyService.SetDeletionProtection:output_type -> quorumkms.v1.SetDeletionProtectionResponse
-	60, // 96: quorumkms.v1.KeyService.ListKeyVersions:output_type -> quorumkms.v1.ListKeyVersionsResponse
-	62, // 97: quorumkms.v1.KeyService.EnableKeyVersion:output_type -> quorumkms.v1.EnableKeyVersionResponse
-	64, // 98: quorumkms.v1.KeyService.DisableKeyVersion:output_type -> quorumkms.v1.DisableKeyVersionResponse
-	66, // 99: quorumkms.v1.KeyService.ScheduleKeyVersionDestruction:output_type -> quorumkms.v1.ScheduleKeyVersionDestructionResponse
-	68, // 100: quorumkms.v1.KeyService.CancelKeyVersionDestruction:output_type -> quorumkms.v1.CancelKeyVersionDestructionResponse
-	71, // 101: quorumkms.v1.KeyService.BindResource:output_type -> quorumkms.v1.BindResourceResponse
-	73, // 102: quorumkms.v1.KeyService.ReleaseResource:output_type -> quorumkms.v1.ReleaseResourceResponse
-	75, // 103: quorumkms.v1.KeyService.ListResources:output_type -> quorumkms.v1.ListResourcesResponse
-	73, // [73:104] is the sub-list for method output_type
-	42, // [42:73] is the sub-list for method input_type
-	42, // [42:42] is the sub-list for extension type_name
-	42, // [42:42] is the sub-list for extension extendee
-	0,  // [0:42] is the sub-list for field type_name
+	77, // 11: quorumkms.v1.KeyMetadata.expiration_model:type_name -> quorumkms.v1.ExpirationModel
+	76, // 12: quorumkms.v1.KeyMetadata.valid_to:type_name -> google.protobuf.Timestamp
+	1,  // 13: quorumkms.v1.CreateKeyRequest.usage:type_name -> quorumkms.v1.KeyUsage
+	2,  // 14: quorumkms.v1.CreateKeyRequest.spec:type_name -> quorumkms.v1.KeySpec
+	3,  // 15: quorumkms.v1.CreateKeyRequest.origin:type_name -> quorumkms.v1.KeyOrigin
+	5,  // 16: quorumkms.v1.CreateKeyRequest.protection_level:type_name -> quorumkms.v1.ProtectionLevel
+	8,  // 17: quorumkms.v1.CreateKeyRequest.tags:type_name -> quorumkms.v1.Tag
+	9,  // 18: quorumkms.v1.CreateKeyResponse.key:type_name -> quorumkms.v1.KeyMetadata
+	9,  // 19: quorumkms.v1.DescribeKeyResponse.key:type_name -> quorumkms.v1.KeyMetadata
+	9,  // 20: quorumkms.v1.ListKeysResponse.keys:type_name -> quorumkms.v1.KeyMetadata
+	76, // 21: quorumkms.v1.ScheduleKeyDeletionResponse.deletion_date:type_name -> google.protobuf.Timestamp
+	76, // 22: quorumkms.v1.Alias.creation_date:type_name -> google.protobuf.Timestamp
+	76, // 23: quorumkms.v1.Alias.last_updated_date:type_name -> google.protobuf.Timestamp
+	26, // 24: quorumkms.v1.ListAliasesResponse.aliases:type_name -> quorumkms.v1.Alias
+	8,  // 25: quorumkms.v1.TagResourceRequest.tags:type_name -> quorumkms.v1.Tag
+	8,  // 26: quorumkms.v1.ListResourceTagsResponse.tags:type_name -> quorumkms.v1.Tag
+	6,  // 27: quorumkms.v1.KeyRotation.cause:type_name -> quorumkms.v1.RotationCause
+	76, // 28: quorumkms.v1.KeyRotation.rotation_date:type_name -> google.protobuf.Timestamp
+	43, // 29: quorumkms.v1.ListKeyRotationsResponse.rotations:type_name -> quorumkms.v1.KeyRotation
+	78, // 30: quorumkms.v1.EnableKeyRotationRequest.period:type_name -> google.protobuf.Duration
+	76, // 31: quorumkms.v1.EnableKeyRotationResponse.next_rotation:type_name -> google.protobuf.Timestamp
+	78, // 32: quorumkms.v1.GetKeyRotationStatusResponse.period:type_name -> google.protobuf.Duration
+	76, // 33: quorumkms.v1.GetKeyRotationStatusResponse.next_rotation:type_name -> google.protobuf.Timestamp
+	76, // 34: quorumkms.v1.GetKeyRotationStatusResponse.last_rotation:type_name -> google.protobuf.Timestamp
+	7,  // 35: quorumkms.v1.KeyVersion.state:type_name -> quorumkms.v1.KeyVersionState
+	6,  // 36: quorumkms.v1.KeyVersion.cause:type_name -> quorumkms.v1.RotationCause
+	76, // 37: quorumkms.v1.KeyVersion.creation_date:type_name -> google.protobuf.Timestamp
+	76, // 38: quorumkms.v1.KeyVersion.destruction_date:type_name -> google.protobuf.Timestamp
+	76, // 39: quorumkms.v1.KeyVersion.last_used:type_name -> google.protobuf.Timestamp
+	76, // 40: quorumkms.v1.KeyVersion.import_date:type_name -> google.protobuf.Timestamp
+	76, // 41: quorumkms.v1.KeyVersion.valid_to:type_name -> google.protobuf.Timestamp
+	58, // 42: quorumkms.v1.ListKeyVersionsResponse.versions:type_name -> quorumkms.v1.KeyVersion
+	76, // 43: quorumkms.v1.ScheduleKeyVersionDestructionResponse.destruction_date:type_name -> google.protobuf.Timestamp
+	76, // 44: quorumkms.v1.Resource.registration_date:type_name -> google.protobuf.Timestamp
+	69, // 45: quorumkms.v1.ListResourcesResponse.resources:type_name -> quorumkms.v1.Resource
+	10, // 46: quorumkms.v1.KeyService.CreateKey:input_type -> quorumkms.v1.CreateKeyRequest
+	12, // 47: quorumkms.v1.KeyService.DescribeKey:input_type -> quorumkms.v1.DescribeKeyRequest
+	14, // 48: quorumkms.v1.KeyService.ListKeys:input_type -> quorumkms.v1.ListKeysRequest
+	16, // 49: quorumkms.v1.KeyService.UpdateKeyDescription:input_type -> quorumkms.v1.UpdateKeyDescriptionRequest
+	18, // 50: quorumkms.v1.KeyService.EnableKey:input_type -> quorumkms.v1.EnableKeyRequest
+	20, // 51: quorumkms.v1.KeyService.DisableKey:input_type -> quorumkms.v1.DisableKeyRequest
+	22, // 52: quorumkms.v1.KeyService.ScheduleKeyDeletion:input_type -> quorumkms.v1.ScheduleKeyDeletionRequest
+	24, // 53: quorumkms.v1.KeyService.CancelKeyDeletion:input_type -> quorumkms.v1.CancelKeyDeletionRequest
+	27, // 54: quorumkms.v1.KeyService.CreateAlias:input_type -> quorumkms.v1.CreateAliasRequest
+	29, // 55: quorumkms.v1.KeyService.UpdateAlias:input_type -> quorumkms.v1.UpdateAliasRequest
+	31, // 56: quorumkms.v1.KeyService.DeleteAlias:input_type -> quorumkms.v1.DeleteAliasRequest
+	33, // 57: quorumkms.v1.KeyService.ListAliases:input_type -> quorumkms.v1.ListAliasesRequest
+	35, // 58: quorumkms.v1.KeyService.TagResource:input_type -> quorumkms.v1.TagResourceRequest
+	37, // 59: quorumkms.v1.KeyService.UntagResource:input_type -> quorumkms.v1.UntagResourceRequest
+	39, // 60: quorumkms.v1.KeyService.ListResourceTags:input_type -> quorumkms.v1.ListResourceTagsRequest
+	41, // 61: quorumkms.v1.KeyService.RotateKeyOnDemand:input_type -> quorumkms.v1.RotateKeyOnDemandRequest
+	44, // 62: quorumkms.v1.KeyService.ListKeyRotations:input_type -> quorumkms.v1.ListKeyRotationsRequest
+	46, // 63: quorumkms.v1.KeyService.EnableKeyRotation:input_type -> quorumkms.v1.EnableKeyRotationRequest
+	48, // 64: quorumkms.v1.KeyService.DisableKeyRotation:input_type -> quorumkms.v1.DisableKeyRotationRequest
+	50, // 65: quorumkms.v1.KeyService.GetKeyRotationStatus:input_type -> quorumkms.v1.GetKeyRotationStatusRequest
+	52, // 66: quorumkms.v1.KeyService.SetKeyDecryptOnly:input_type -> quorumkms.v1.SetKeyDecryptOnlyRequest
+	54, // 67: quorumkms.v1.KeyService.SetRequiredContext:input_type -> quorumkms.v1.SetRequiredContextRequest
+	56, // 68: quorumkms.v1.KeyService.SetDeletionProtection:input_type -> quorumkms.v1.SetDeletionProtectionRequest
+	79, // 69: quorumkms.v1.KeyService.GetParametersForImport:input_type -> quorumkms.v1.GetParametersForImportRequest
+	80, // 70: quorumkms.v1.KeyService.ImportKeyMaterial:input_type -> quorumkms.v1.ImportKeyMaterialRequest
+	81, // 71: quorumkms.v1.KeyService.DeleteImportedKeyMaterial:input_type -> quorumkms.v1.DeleteImportedKeyMaterialRequest
+	59, // 72: quorumkms.v1.KeyService.ListKeyVersions:input_type -> quorumkms.v1.ListKeyVersionsRequest
+	61, // 73: quorumkms.v1.KeyService.EnableKeyVersion:input_type -> quorumkms.v1.EnableKeyVersionRequest
+	63, // 74: quorumkms.v1.KeyService.DisableKeyVersion:input_type -> quorumkms.v1.DisableKeyVersionRequest
+	65, // 75: quorumkms.v1.KeyService.ScheduleKeyVersionDestruction:input_type -> quorumkms.v1.ScheduleKeyVersionDestructionRequest
+	67, // 76: quorumkms.v1.KeyService.CancelKeyVersionDestruction:input_type -> quorumkms.v1.CancelKeyVersionDestructionRequest
+	70, // 77: quorumkms.v1.KeyService.BindResource:input_type -> quorumkms.v1.BindResourceRequest
+	72, // 78: quorumkms.v1.KeyService.ReleaseResource:input_type -> quorumkms.v1.ReleaseResourceRequest
+	74, // 79: quorumkms.v1.KeyService.ListResources:input_type -> quorumkms.v1.ListResourcesRequest
+	11, // 80: quorumkms.v1.KeyService.CreateKey:output_type -> quorumkms.v1.CreateKeyResponse
+	13, // 81: quorumkms.v1.KeyService.DescribeKey:output_type -> quorumkms.v1.DescribeKeyResponse
+	15, // 82: quorumkms.v1.KeyService.ListKeys:output_type -> quorumkms.v1.ListKeysResponse
+	17, // 83: quorumkms.v1.KeyService.UpdateKeyDescription:output_type -> quorumkms.v1.UpdateKeyDescriptionResponse
+	19, // 84: quorumkms.v1.KeyService.EnableKey:output_type -> quorumkms.v1.EnableKeyResponse
+	21, // 85: quorumkms.v1.KeyService.DisableKey:output_type -> quorumkms.v1.DisableKeyResponse
+	23, // 86: quorumkms.v1.KeyService.ScheduleKeyDeletion:output_type -> quorumkms.v1.ScheduleKeyDeletionResponse
+	25, // 87: quorumkms.v1.KeyService.CancelKeyDeletion:output_type -> quorumkms.v1.CancelKeyDeletionResponse
+	28, // 88: quorumkms.v1.KeyService.CreateAlias:output_type -> quorumkms.v1.CreateAliasResponse
+	30, // 89: quorumkms.v1.KeyService.UpdateAlias:output_type -> quorumkms.v1.UpdateAliasResponse
+	32, // 90: quorumkms.v1.KeyService.DeleteAlias:output_type -> quorumkms.v1.DeleteAliasResponse
+	34, // 91: quorumkms.v1.KeyService.ListAliases:output_type -> quorumkms.v1.ListAliasesResponse
+	36, // 92: quorumkms.v1.KeyService.TagResource:output_type -> quorumkms.v1.TagResourceResponse
+	38, // 93: quorumkms.v1.KeyService.UntagResource:output_type -> quorumkms.v1.UntagResourceResponse
+	40, // 94: quorumkms.v1.KeyService.ListResourceTags:output_type -> quorumkms.v1.ListResourceTagsResponse
+	42, // 95: quorumkms.v1.KeyService.RotateKeyOnDemand:output_type -> quorumkms.v1.RotateKeyOnDemandResponse
+	45, // 96: quorumkms.v1.KeyService.ListKeyRotations:output_type -> quorumkms.v1.ListKeyRotationsResponse
+	47, // 97: quorumkms.v1.KeyService.EnableKeyRotation:output_type -> quorumkms.v1.EnableKeyRotationResponse
+	49, // 98: quorumkms.v1.KeyService.DisableKeyRotation:output_type -> quorumkms.v1.DisableKeyRotationResponse
+	51, // 99: quorumkms.v1.KeyService.GetKeyRotationStatus:output_type -> quorumkms.v1.GetKeyRotationStatusResponse
+	53, // 100: quorumkms.v1.KeyService.SetKeyDecryptOnly:output_type -> quorumkms.v1.SetKeyDecryptOnlyResponse
+	55, // 101: quorumkms.v1.KeyService.SetRequiredContext:output_type -> quorumkms.v1.SetRequiredContextResponse
+	57, // 102: quorumkms.v1.KeyService.SetDeletionProtection:output_type -> quorumkms.v1.SetDeletionProtectionResponse
+	82, // 103: quorumkms.v1.KeyService.GetParametersForImport:output_type -> quorumkms.v1.GetParametersForImportResponse
+	83, // 104: quorumkms.v1.KeyService.ImportKeyMaterial:output_type -> quorumkms.v1.ImportKeyMaterialResponse
+	84, // 105: quorumkms.v1.KeyService.DeleteImportedKeyMaterial:output_type -> quorumkms.v1.DeleteImportedKeyMaterialResponse
+	60, // 106: quorumkms.v1.KeyService.ListKeyVersions:output_type -> quorumkms.v1.ListKeyVersionsResponse
+	62, // 107: quorumkms.v1.KeyService.EnableKeyVersion:output_type -> quorumkms.v1.EnableKeyVersionResponse
+	64, // 108: quorumkms.v1.KeyService.DisableKeyVersion:output_type -> quorumkms.v1.DisableKeyVersionResponse
+	66, // 109: quorumkms.v1.KeyService.ScheduleKeyVersionDestruction:output_type -> quorumkms.v1.ScheduleKeyVersionDestructionResponse
+	68, // 110: quorumkms.v1.KeyService.CancelKeyVersionDestruction:output_type -> quorumkms.v1.CancelKeyVersionDestructionResponse
+	71, // 111: quorumkms.v1.KeyService.BindResource:output_type -> quorumkms.v1.BindResourceResponse
+	73, // 112: quorumkms.v1.KeyService.ReleaseResource:output_type -> quorumkms.v1.ReleaseResourceResponse
+	75, // 113: quorumkms.v1.KeyService.ListResources:output_type -> quorumkms.v1.ListResourcesResponse
+	80, // [80:114] is the sub-list for method output_type
+	46, // [46:80] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_v1_key_proto_init() }
@@ -6056,6 +6149,7 @@ func file_quorumkms_v1_key_proto_init() {
 	if File_quorumkms_v1_key_proto != nil {
 		return
 	}
+	file_quorumkms_v1_import_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

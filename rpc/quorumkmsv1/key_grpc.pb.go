@@ -42,6 +42,9 @@ const (
 	KeyService_SetKeyDecryptOnly_FullMethodName             = "/quorumkms.v1.KeyService/SetKeyDecryptOnly"
 	KeyService_SetRequiredContext_FullMethodName            = "/quorumkms.v1.KeyService/SetRequiredContext"
 	KeyService_SetDeletionProtection_FullMethodName         = "/quorumkms.v1.KeyService/SetDeletionProtection"
+	KeyService_GetParametersForImport_FullMethodName        = "/quorumkms.v1.KeyService/GetParametersForImport"
+	KeyService_ImportKeyMaterial_FullMethodName             = "/quorumkms.v1.KeyService/ImportKeyMaterial"
+	KeyService_DeleteImportedKeyMaterial_FullMethodName     = "/quorumkms.v1.KeyService/DeleteImportedKeyMaterial"
 	KeyService_ListKeyVersions_FullMethodName               = "/quorumkms.v1.KeyService/ListKeyVersions"
 	KeyService_EnableKeyVersion_FullMethodName              = "/quorumkms.v1.KeyService/EnableKeyVersion"
 	KeyService_DisableKeyVersion_FullMethodName             = "/quorumkms.v1.KeyService/DisableKeyVersion"
@@ -105,6 +108,14 @@ type KeyServiceClient interface {
 	SetRequiredContext(ctx context.Context, in *SetRequiredContextRequest, opts ...grpc.CallOption) (*SetRequiredContextResponse, error)
 	// SetDeletionProtection makes the key refuse its deletion, and its versions', or ends that.
 	SetDeletionProtection(ctx context.Context, in *SetDeletionProtectionRequest, opts ...grpc.CallOption) (*SetDeletionProtectionResponse, error)
+	// GetParametersForImport makes a pair to wrap a key's material with, and an import
+	// token that any node takes the material in with.
+	GetParametersForImport(ctx context.Context, in *GetParametersForImportRequest, opts ...grpc.CallOption) (*GetParametersForImportResponse, error)
+	// ImportKeyMaterial gives a key of origin EXTERNAL material: its first, the same bytes
+	// again, or new ones that wait for RotateKeyOnDemand.
+	ImportKeyMaterial(ctx context.Context, in *ImportKeyMaterialRequest, opts ...grpc.CallOption) (*ImportKeyMaterialResponse, error)
+	// DeleteImportedKeyMaterial makes the key pending import: on every node when it returns.
+	DeleteImportedKeyMaterial(ctx context.Context, in *DeleteImportedKeyMaterialRequest, opts ...grpc.CallOption) (*DeleteImportedKeyMaterialResponse, error)
 	ListKeyVersions(ctx context.Context, in *ListKeyVersionsRequest, opts ...grpc.CallOption) (*ListKeyVersionsResponse, error)
 	EnableKeyVersion(ctx context.Context, in *EnableKeyVersionRequest, opts ...grpc.CallOption) (*EnableKeyVersionResponse, error)
 	// DisableKeyVersion: what the version has sealed does not open; with the current one
@@ -361,6 +372,36 @@ func (c *keyServiceClient) SetDeletionProtection(ctx context.Context, in *SetDel
 	return out, nil
 }
 
+func (c *keyServiceClient) GetParametersForImport(ctx context.Context, in *GetParametersForImportRequest, opts ...grpc.CallOption) (*GetParametersForImportResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetParametersForImportResponse)
+	err := c.cc.Invoke(ctx, KeyService_GetParametersForImport_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) ImportKeyMaterial(ctx context.Context, in *ImportKeyMaterialRequest, opts ...grpc.CallOption) (*ImportKeyMaterialResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ImportKeyMaterialResponse)
+	err := c.cc.Invoke(ctx, KeyService_ImportKeyMaterial_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) DeleteImportedKeyMaterial(ctx context.Context, in *DeleteImportedKeyMaterialRequest, opts ...grpc.CallOption) (*DeleteImportedKeyMaterialResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DeleteImportedKeyMaterialResponse)
+	err := c.cc.Invoke(ctx, KeyService_DeleteImportedKeyMaterial_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *keyServiceClient) ListKeyVersions(ctx context.Context, in *ListKeyVersionsRequest, opts ...grpc.CallOption) (*ListKeyVersionsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListKeyVersionsResponse)
@@ -494,6 +535,14 @@ type KeyServiceServer interface {
 	SetRequiredContext(context.Context, *SetRequiredContextRequest) (*SetRequiredContextResponse, error)
 	// SetDeletionProtection makes the key refuse its deletion, and its versions', or ends that.
 	SetDeletionProtection(context.Context, *SetDeletionProtectionRequest) (*SetDeletionProtectionResponse, error)
+	// GetParametersForImport makes a pair to wrap a key's material with, and an import
+	// token that any node takes the material in with.
+	GetParametersForImport(context.Context, *GetParametersForImportRequest) (*GetParametersForImportResponse, error)
+	// ImportKeyMaterial gives a key of origin EXTERNAL material: its first, the same bytes
+	// again, or new ones that wait for RotateKeyOnDemand.
+	ImportKeyMaterial(context.Context, *ImportKeyMaterialRequest) (*ImportKeyMaterialResponse, error)
+	// DeleteImportedKeyMaterial makes the key pending import: on every node when it returns.
+	DeleteImportedKeyMaterial(context.Context, *DeleteImportedKeyMaterialRequest) (*DeleteImportedKeyMaterialResponse, error)
 	ListKeyVersions(context.Context, *ListKeyVersionsRequest) (*ListKeyVersionsResponse, error)
 	EnableKeyVersion(context.Context, *EnableKeyVersionRequest) (*EnableKeyVersionResponse, error)
 	// DisableKeyVersion: what the version has sealed does not open; with the current one
@@ -588,6 +637,15 @@ func (UnimplementedKeyServiceServer) SetRequiredContext(context.Context, *SetReq
 }
 func (UnimplementedKeyServiceServer) SetDeletionProtection(context.Context, *SetDeletionProtectionRequest) (*SetDeletionProtectionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetDeletionProtection not implemented")
+}
+func (UnimplementedKeyServiceServer) GetParametersForImport(context.Context, *GetParametersForImportRequest) (*GetParametersForImportResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetParametersForImport not implemented")
+}
+func (UnimplementedKeyServiceServer) ImportKeyMaterial(context.Context, *ImportKeyMaterialRequest) (*ImportKeyMaterialResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ImportKeyMaterial not implemented")
+}
+func (UnimplementedKeyServiceServer) DeleteImportedKeyMaterial(context.Context, *DeleteImportedKeyMaterialRequest) (*DeleteImportedKeyMaterialResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DeleteImportedKeyMaterial not implemented")
 }
 func (UnimplementedKeyServiceServer) ListKeyVersions(context.Context, *ListKeyVersionsRequest) (*ListKeyVersionsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListKeyVersions not implemented")
@@ -1048,6 +1106,60 @@ func _KeyService_SetDeletionProtection_Handler(srv interface{}, ctx context.Cont
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyService_GetParametersForImport_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetParametersForImportRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).GetParametersForImport(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_GetParametersForImport_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).GetParametersForImport(ctx, req.(*GetParametersForImportRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_ImportKeyMaterial_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ImportKeyMaterialRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).ImportKeyMaterial(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_ImportKeyMaterial_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).ImportKeyMaterial(ctx, req.(*ImportKeyMaterialRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_DeleteImportedKeyMaterial_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DeleteImportedKeyMaterialRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).DeleteImportedKeyMaterial(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_DeleteImportedKeyMaterial_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).DeleteImportedKeyMaterial(ctx, req.(*DeleteImportedKeyMaterialRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KeyService_ListKeyVersions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListKeyVersionsRequest)
 	if err := dec(in); err != nil {
@@ -1290,6 +1402,18 @@ var KeyService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SetDeletionProtection",
 			Handler:    _KeyService_SetDeletionProtection_Handler,
+		},
+		{
+			MethodName: "GetParametersForImport",
+			Handler:    _KeyService_GetParametersForImport_Handler,
+		},
+		{
+			MethodName: "ImportKeyMaterial",
+			Handler:    _KeyService_ImportKeyMaterial_Handler,
+		},
+		{
+			MethodName: "DeleteImportedKeyMaterial",
+			Handler:    _KeyService_DeleteImportedKeyMaterial_Handler,
 		},
 		{
 			MethodName: "ListKeyVersions",
