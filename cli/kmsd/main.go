@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/node"
 	"github.com/quorumkms/quorumkms/node/cluster"
@@ -29,7 +30,7 @@ var (
 const (
 	exitOK      = 0
 	exitFailed  = 1
-	exitConfig  = 2 // configuration, certificates or data directory
+	exitConfig  = 2 // configuration, certificates or data directory; or they are not this member's
 	exitPIN     = 3 // the HSM refused the PIN: it was tried once
 	exitHSM     = 4 // the HSM cannot be used, or fails its self-test
 	exitRemoved = 5 // the node was removed from the cluster
@@ -65,7 +66,8 @@ func exitCode(err error) int {
 		return exitAltered
 	case errors.Is(err, cluster.ErrStorage):
 		return exitStorage
-	case errors.Is(err, node.ErrConfig), errors.Is(err, transport.ErrCredentials), errors.Is(err, cluster.ErrDataDir):
+	case errors.Is(err, node.ErrConfig), errors.Is(err, transport.ErrCredentials), errors.Is(err, cluster.ErrDataDir),
+		errors.Is(err, cluster.ErrProfile), errors.Is(err, fsm.ErrIdentity):
 		return exitConfig
 	}
 	return exitFailed

@@ -21,13 +21,29 @@ func (b *bench) existingTemplates(f *findings) {
 		for o, label := range objects {
 			want, err := b.wanted(o, class, label)
 			if err == nil {
-				err = b.check(o, want)
+				err = b.otherProfile(o, label, b.check(o, want))
 			}
 			f.must(label, err)
 			count++
 		}
 	}
 	f.note("%d objects", count)
+}
+
+// otherProfile says so if a domain key with wrong attributes is right for the transfer
+// profile that is not configured.
+func (b *bench) otherProfile(o pkcs11.ObjectHandle, label string, err error) error {
+	id, kind, ok := parseName(label)
+	other := b.traits
+	other.cloned = !other.cloned
+	if err == nil || !ok || b.check(o, other.domainKey(kind, id.name(kind), true)) != nil {
+		return err
+	}
+	is, not := "generic", "cloned"
+	if other.cloned {
+		is, not = not, is
+	}
+	return fmt.Errorf("%w: it was made in the transfer profile %s, and %s is configured", hsm.ErrCorrupt, is, not)
 }
 
 // wanted is the template an object of ours must have.

@@ -72,6 +72,8 @@ var (
 	ErrPolicyInvalid         error = reason(quorumkmsv1.Reason_REASON_POLICY_INVALID)
 	ErrPolicyLockout         error = reason(quorumkmsv1.Reason_REASON_POLICY_LOCKOUT)
 	ErrGenerationRefused     error = reason(quorumkmsv1.Reason_REASON_GENERATION_REFUSED)
+	ErrIdentityRefused       error = reason(quorumkmsv1.Reason_REASON_IDENTITY_REFUSED)
+	ErrProfileRefused        error = reason(quorumkmsv1.Reason_REASON_PROFILE_REFUSED)
 	ErrConflict              error = reason(quorumkmsv1.Reason_REASON_CONFLICT)
 	ErrLimit                 error = reason(quorumkmsv1.Reason_REASON_LIMIT)
 	ErrBusy                  error = reason(quorumkmsv1.Reason_REASON_BUSY)

@@ -62,9 +62,11 @@ const (
 	Reason_REASON_KEY_IN_USE               Reason = 46 // resources are bound to it: see ListResources
 	Reason_REASON_KEY_SERVICE_MANAGED      Reason = 47 // a service has its life in hand
 	Reason_REASON_TENANT_FROZEN            Reason = 48
-	Reason_REASON_POLICY_LOCKOUT           Reason = 49 // nobody could change the policy again
-	Reason_REASON_KEY_VERSION_CURRENT      Reason = 59 // it cannot be destroyed: rotate the key first
-	Reason_REASON_GENERATION_REFUSED       Reason = 58 // of the domain key, see DescribeDomain
+	Reason_REASON_POLICY_LOCKOUT           Reason = 49  // nobody could change the policy again
+	Reason_REASON_KEY_VERSION_CURRENT      Reason = 59  // it cannot be destroyed: rotate the key first
+	Reason_REASON_GENERATION_REFUSED       Reason = 58  // of the domain key, see DescribeDomain
+	Reason_REASON_IDENTITY_REFUSED         Reason = 117 // a node's HSM identity key is not the one that was pinned, approved or admitted
+	Reason_REASON_PROFILE_REFUSED          Reason = 118 // the cluster has another transfer profile
 	// Aborted.
 	Reason_REASON_CONFLICT Reason = 50
 	// ResourceExhausted.
@@ -86,53 +88,55 @@ const (
 // Enum value maps for Reason.
 var (
 	Reason_name = map[int32]string{
-		0:  "REASON_UNSPECIFIED",
-		1:  "REASON_INVALID",
-		2:  "REASON_MALFORMED_CIPHERTEXT",
-		3:  "REASON_INVALID_CIPHERTEXT",
-		4:  "REASON_REQUEST_ID_REUSED",
-		5:  "REASON_POLICY_INVALID",
-		6:  "REASON_INVALID_SIGNATURE",
-		7:  "REASON_INVALID_MAC",
-		10: "REASON_NO_CERTIFICATE",
-		11: "REASON_DENIED",
-		12: "REASON_PRINCIPAL_DISABLED",
-		20: "REASON_NOT_FOUND",
-		21: "REASON_EXISTS",
-		30: "REASON_KEY_DISABLED",
-		31: "REASON_KEY_PENDING_DELETION",
-		32: "REASON_KEY_NOT_PENDING_DELETION",
-		33: "REASON_UNSUPPORTED",
-		34: "REASON_NOT_INITIALIZED",
-		35: "REASON_ALREADY_INITIALIZED",
-		36: "REASON_TICKET_REFUSED",
-		37: "REASON_MEMBERSHIP_REFUSED",
-		38: "REASON_NOT_TRUSTED",
-		39: "REASON_KEY_MATERIAL_CORRUPT",
-		40: "REASON_DRY_RUN",
-		41: "REASON_KEY_DECRYPT_ONLY",
-		42: "REASON_KEY_VERSION_DISABLED",
-		43: "REASON_KEY_VERSION_DESTROYED",
-		44: "REASON_KEY_PROTECTED",
-		45: "REASON_RELEASE",
-		46: "REASON_KEY_IN_USE",
-		47: "REASON_KEY_SERVICE_MANAGED",
-		48: "REASON_TENANT_FROZEN",
-		49: "REASON_POLICY_LOCKOUT",
-		59: "REASON_KEY_VERSION_CURRENT",
-		58: "REASON_GENERATION_REFUSED",
-		50: "REASON_CONFLICT",
-		60: "REASON_LIMIT",
-		61: "REASON_BUSY",
-		62: "REASON_RATE_LIMITED",
-		70: "REASON_NO_LEADER",
-		71: "REASON_NO_LEASE",
-		72: "REASON_HSM_UNAVAILABLE",
-		73: "REASON_OUTCOME_UNKNOWN",
-		74: "REASON_BEHIND",
-		75: "REASON_SHUTTING_DOWN",
-		76: "REASON_AUDIT_UNAVAILABLE",
-		77: "REASON_KEY_NOT_OPENED",
+		0:   "REASON_UNSPECIFIED",
+		1:   "REASON_INVALID",
+		2:   "REASON_MALFORMED_CIPHERTEXT",
+		3:   "REASON_INVALID_CIPHERTEXT",
+		4:   "REASON_REQUEST_ID_REUSED",
+		5:   "REASON_POLICY_INVALID",
+		6:   "REASON_INVALID_SIGNATURE",
+		7:   "REASON_INVALID_MAC",
+		10:  "REASON_NO_CERTIFICATE",
+		11:  "REASON_DENIED",
+		12:  "REASON_PRINCIPAL_DISABLED",
+		20:  "REASON_NOT_FOUND",
+		21:  "REASON_EXISTS",
+		30:  "REASON_KEY_DISABLED",
+		31:  "REASON_KEY_PENDING_DELETION",
+		32:  "REASON_KEY_NOT_PENDING_DELETION",
+		33:  "REASON_UNSUPPORTED",
+		34:  "REASON_NOT_INITIALIZED",
+		35:  "REASON_ALREADY_INITIALIZED",
+		36:  "REASON_TICKET_REFUSED",
+		37:  "REASON_MEMBERSHIP_REFUSED",
+		38:  "REASON_NOT_TRUSTED",
+		39:  "REASON_KEY_MATERIAL_CORRUPT",
+		40:  "REASON_DRY_RUN",
+		41:  "REASON_KEY_DECRYPT_ONLY",
+		42:  "REASON_KEY_VERSION_DISABLED",
+		43:  "REASON_KEY_VERSION_DESTROYED",
+		44:  "REASON_KEY_PROTECTED",
+		45:  "REASON_RELEASE",
+		46:  "REASON_KEY_IN_USE",
+		47:  "REASON_KEY_SERVICE_MANAGED",
+		48:  "REASON_TENANT_FROZEN",
+		49:  "REASON_POLICY_LOCKOUT",
+		59:  "REASON_KEY_VERSION_CURRENT",
+		58:  "REASON_GENERATION_REFUSED",
+		117: "REASON_IDENTITY_REFUSED",
+		118: "REASON_PROFILE_REFUSED",
+		50:  "REASON_CONFLICT",
+		60:  "REASON_LIMIT",
+		61:  "REASON_BUSY",
+		62:  "REASON_RATE_LIMITED",
+		70:  "REASON_NO_LEADER",
+		71:  "REASON_NO_LEASE",
+		72:  "REASON_HSM_UNAVAILABLE",
+		73:  "REASON_OUTCOME_UNKNOWN",
+		74:  "REASON_BEHIND",
+		75:  "REASON_SHUTTING_DOWN",
+		76:  "REASON_AUDIT_UNAVAILABLE",
+		77:  "REASON_KEY_NOT_OPENED",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":              0,
@@ -170,6 +174,8 @@ var (
 		"REASON_POLICY_LOCKOUT":           49,
 		"REASON_KEY_VERSION_CURRENT":      59,
 		"REASON_GENERATION_REFUSED":       58,
+		"REASON_IDENTITY_REFUSED":         117,
+		"REASON_PROFILE_REFUSED":          118,
 		"REASON_CONFLICT":                 50,
 		"REASON_LIMIT":                    60,
 		"REASON_BUSY":                     61,
@@ -216,7 +222,8 @@ var File_quorumkms_v1_error_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x18quorumkms/v1/error.proto\x12\fquorumkms.v1*\xe6\t\n" +
+	"\x18quorumkms/v1/error.proto\x12\fquorumkms.v1*\x9f\n" +
+	"\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_INVALID\x10\x01\x12\x1f\n" +
@@ -253,7 +260,9 @@ const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\x14REASON_TENANT_FROZEN\x100\x12\x19\n" +
 	"\x15REASON_POLICY_LOCKOUT\x101\x12\x1e\n" +
 	"\x1aREASON_KEY_VERSION_CURRENT\x10;\x12\x1d\n" +
-	"\x19REASON_GENERATION_REFUSED\x10:\x12\x13\n" +
+	"\x19REASON_GENERATION_REFUSED\x10:\x12\x1b\n" +
+	"\x17REASON_IDENTITY_REFUSED\x10u\x12\x1a\n" +
+	"\x16REASON_PROFILE_REFUSED\x10v\x12\x13\n" +
 	"\x0fREASON_CONFLICT\x102\x12\x10\n" +
 	"\fREASON_LIMIT\x10<\x12\x0f\n" +
 	"\vREASON_BUSY\x10=\x12\x17\n" +
