@@ -102,6 +102,9 @@ func (c *RequestJoin) StandsIn(k *Ticket) bool {
 }
 
 func (c *RequestJoin) apply(t *tx) (Result, error) {
+	if m, ok := t.s.Member(c.ID); ok {
+		return Result{}, fmt.Errorf("%w: node %s is a member already (%s)", ErrMember, c.ID, m.State)
+	}
 	ticket, err := c.admission().ticket(t)
 	if err != nil {
 		return Result{}, err
