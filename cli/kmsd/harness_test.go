@@ -90,6 +90,7 @@ type process struct {
 	timing       string // of its configuration's raft line, if not testTiming
 	raft         string // more of that line, beginning with a comma
 	renew        string // how often it renews its lease, if not testRenew
+	token        string // label of its token, if not its name
 	hsm          string // more of its hsm line
 	extra        string // further lines of its configuration
 	env          []string
@@ -206,7 +207,7 @@ limits: {%s}
 %s
 `, p.name, testDomain, p.path("data"), p.peer, p.client,
 		filepath.Join(certs, p.name+".crt"), filepath.Join(certs, p.name+".key"), filepath.Join(certs, transport.DevCACert),
-		strings.Join(seeds, ", "), token, p.name, p.path("pin"), p.hsm, cmp.Or(p.timing, testTiming), p.raft, cmp.Or(p.renew, testRenew), cmp.Or(p.limits, testLimits), p.extra)
+		strings.Join(seeds, ", "), token, cmp.Or(p.token, p.name), p.path("pin"), p.hsm, cmp.Or(p.timing, testTiming), p.raft, cmp.Or(p.renew, testRenew), cmp.Or(p.limits, testLimits), p.extra)
 	must(p.c.t, os.WriteFile(p.path("kmsd.yaml"), []byte(text), 0o600))
 }
 
