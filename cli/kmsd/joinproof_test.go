@@ -43,7 +43,7 @@ func newForger(ctx context.Context, c *testCluster, donor *process) *forger {
 	}
 	f.transfer, err = f.hsm.NewTransfer(ctx)
 	must(c.t, err)
-	f.token, err = cluster.ParseJoinToken(c.invite(ctx, &pb.InviteRequest{NodeName: "kms-5", Identity: hsm.Fingerprint(f.hsm.Identity())}).GetJoinToken())
+	f.token, err = cluster.ParseJoinToken(c.inviteAt(ctx, donor, &pb.InviteRequest{NodeName: "kms-5", Identity: hsm.Fingerprint(f.hsm.Identity())}))
 	must(c.t, err)
 	return f
 }
