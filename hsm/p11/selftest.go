@@ -128,6 +128,7 @@ type bench struct {
 	private  pkcs11.ObjectHandle // with the template of a transfer key
 	master   pkcs11.ObjectHandle // payload as it is when opened
 	wrapped  []byte              // payload under the domain key of class AES
+	nik      pkcs11.ObjectHandle // with the template of a node identity key
 	secrets  []openedSecret      // a key of every other kind that the token has
 }
 
