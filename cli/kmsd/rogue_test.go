@@ -117,6 +117,7 @@ func TestRogueDonors(t *testing.T) {
 		f    func(context.Context, *testCluster)
 	}{
 		{"DomainKeyOfItsOwn", testRogueDomain},
+		{"Lies", testRogueLies},
 		{"Relayed", testRelayed},
 		{"OtherCluster", testOtherCluster},
 	} {
@@ -144,7 +145,7 @@ func (c *testCluster) realChecks(ctx context.Context) hsm.Generation {
 	c.t.Helper()
 	f := newForger(ctx, c, c.nodes[0])
 	talk := f.open(ctx)
-	must(c.t, talk.stream.Send(f.honest(ctx, talk, func(p *cluster.JoinProof) { p.HoldsGeneration = 1 })))
+	must(c.t, talk.stream.Send(f.honest(ctx, talk, func(p *cluster.JoinProof) { p.HoldsGeneration, p.RaftID = 1, "kms-5."+uuid.NewString() })))
 	m, err := talk.stream.Receive()
 	must(c.t, err)
 	must(c.t, talk.stream.Close())
@@ -262,6 +263,72 @@ func testRogueDomain(ctx context.Context, c *testCluster) {
 	c.trustFirst(joiner)
 	c.until("kms-2 serves", func(s *pb.StatusResponse) bool { return s.GetServing() }, joiner)
 	c.removeAgain(ctx, joiner)
+}
+
+// testRogueLies tells a joiner, whose partition holds the cluster's domain key already, what
+// it can know better.
+func testRogueLies(ctx context.Context, c *testCluster) {
+	joiner := c.nodes[1]
+	other := c.realChecks(ctx)
+	for i, k := range other.Checks {
+		if k.Kind != hsm.KindLog {
+			other.Checks[i].Value[0] ^= 1
+		}
+	}
+	transfer := &peerpb.JoinTransfer{DonorIdentity: []byte("x"), Generation: 1, Nonce: make([]byte, 32)}
+	for _, k := range other.Checks {
+		transfer.Checks = append(transfer.Checks, &peerpb.DomainCheck{Kind: uint32(k.Kind), Value: k.Value[:]})
+	}
+	fingerprint := "SHA256:" + strings.Repeat("6", 64)
+	for _, row := range []struct {
+		what string
+		says *peerpb.JoinResponse
+		text string
+	}{
+		{
+			"that generation 1 is another", &peerpb.JoinResponse{Step: &peerpb.JoinResponse_Transfer{Transfer: transfer}},
+			"is not the generation 1 that this node's HSM partition holds",
+		},
+		{
+			"another fingerprint of the transfer key", &peerpb.JoinResponse{Step: &peerpb.JoinResponse_Waiting{Waiting: &peerpb.JoinWaiting{Fingerprint: fingerprint, DonorName: "kms-1"}}},
+			"the donor asks for trust in",
+		},
+		{
+			"another fingerprint of the identity", &peerpb.JoinResponse{Step: &peerpb.JoinResponse_Pending{Pending: &peerpb.JoinPending{Fingerprint: fingerprint, Expires: 1 << 40}}},
+			"the donor asks for the approval of",
+		},
+	} {
+		r := c.startRogue("rogue", func(stream peerpb.PeerService_JoinServer) error {
+			if _, err := stream.Recv(); err != nil {
+				return err
+			}
+			if err := stream.Send(&peerpb.JoinResponse{Step: &peerpb.JoinResponse_Challenge{
+				Challenge: &peerpb.JoinChallenge{Nonce: bytes.Repeat([]byte{7}, 32), Donor: "kms-1.rogue"},
+			}}); err != nil {
+				return err
+			}
+			answer, err := stream.Recv()
+			if err != nil {
+				return err
+			}
+			if answer.GetProof().GetHoldsGeneration() != 1 {
+				c.t.Errorf("the joiner's partition holds generation %d, this test needs 1", answer.GetProof().GetHoldsGeneration())
+			}
+			if err := stream.Send(row.says); err != nil {
+				return err
+			}
+			if got, err := stream.Recv(); err == nil {
+				c.t.Errorf("a rogue donor that says %s was sent %v", row.what, got)
+			}
+			return nil
+		})
+		token := c.inviteAt(ctx, c.nodes[0], &pb.InviteRequest{NodeName: "kms-2", Identity: c.nik(joiner)})
+		joiner.through(r.address, token)
+		c.failsToStart("a rogue donor that says "+row.what, joiner, exitFailed, row.text)
+		if strings.Contains(joiner.output(), fingerprint+"\n\n") {
+			c.t.Errorf("the console shows what a rogue says:\n%s", joiner.output())
+		}
+	}
 }
 
 // removeAgain takes a node out, so that it can join once more.
