@@ -30,7 +30,7 @@ var (
 const (
 	exitOK      = 0
 	exitFailed  = 1
-	exitConfig  = 2 // configuration, certificates or data directory; or they are not this member's
+	exitConfig  = 2 // configuration, certificates or data directory; or they, or the HSM partition, are not this member's
 	exitPIN     = 3 // the HSM refused the PIN: it was tried once
 	exitHSM     = 4 // the HSM cannot be used, or fails its self-test
 	exitRemoved = 5 // the node was removed from the cluster
@@ -81,7 +81,7 @@ func root() *cobra.Command {
 node's own files and HSM token. Everything else is kmsctl's.
 
 Exit codes: 0 stopped as asked, 1 failed, 2 configuration, certificates or data
-directory, 3 wrong HSM PIN (tried once; do not restart), 4 HSM unusable, 5
+directory, or they or the HSM partition are not this member's, 3 wrong HSM PIN (tried once; do not restart), 4 HSM unusable, 5
 removed from the cluster (do not restart), 6 disk failed, 7 the node's state
 differs from the cluster's, 8 the data on its disk was altered or is damaged
 (both: keep its data directory; do not restart).`,
