@@ -89,6 +89,7 @@ func catalogue(o object) []named {
 // before.
 var needsOther = map[string]*refusal{
 	"CancelKeyDeletion": notPending, "CancelKeyVersionDestruction": notPendingVersion, "ReleaseResource": notFound, "EnablePrincipal": notFound, "RetireGeneration": notFound,
+	"ApproveJoin": notFound, "RejectJoin": notFound,
 }
 
 func usingCalls(o object) []named {
