@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/google/uuid"
@@ -30,7 +31,18 @@ type Cluster struct {
 	Generations   []Generation `json:"generations"`
 	Rewrap        *Rewrap      `json:"rewrap,omitempty"` // under way
 	Revision      uint64       `json:"revision"`
+	Profile       string       `json:"profile,omitempty"` // how domain keys come to another partition: empty is ProfileGeneric
 }
+
+// The transfer profiles: how a partition comes by the cluster's domain keys. A cluster has
+// one for life.
+const (
+	ProfileGeneric = "generic" // a member's partition wraps them for it
+	ProfileCloned  = "cloned"  // the vendor's cloning, or backup: they can be wrapped for nobody
+)
+
+// TransferProfile is the cluster's profile, by name.
+func (c Cluster) TransferProfile() string { return cmp.Or(c.Profile, ProfileGeneric) }
 
 // InitCluster is the first entry of every log.
 type InitCluster struct {
@@ -47,6 +59,7 @@ type InitCluster struct {
 	ClientAddress string        `json:"client_address"`
 	Identity      []byte        `json:"identity"`
 	Release       int           `json:"release,omitempty"` // the cluster's; 0 is FirstRelease, which had no such field
+	Profile       string        `json:"profile,omitempty"` // ProfileCloned; empty is ProfileGeneric
 }
 
 func (c *InitCluster) validate() error {
@@ -63,6 +76,8 @@ func (c *InitCluster) validate() error {
 		return invalid("lease of %d ms: must be %d to %d", c.LeaseMillis, MinLeaseMillis, MaxLeaseMillis)
 	case c.Release < 0 || c.Release == FirstRelease || c.Release > NewestRelease:
 		return invalid("release %d: must be %d to %d, or 0", c.Release, FirstRelease+1, NewestRelease)
+	case c.Profile != "" && (c.Profile != ProfileCloned || c.Release <= FirstRelease):
+		return invalid("transfer profile %q at release %d: must be %s, from release %d on, or nothing", c.Profile, c.Release, ProfileCloned, FirstRelease+1)
 	case c.Generation == 0:
 		return invalid("domain key generation is missing")
 	}
@@ -78,7 +93,7 @@ func (c *InitCluster) apply(t *tx) (Result, error) {
 	}
 	now := t.seconds()
 	t.putCluster(Cluster{
-		ID: c.Cluster, TrustDomain: c.TrustDomain, Release: max(c.Release, FirstRelease), Created: now, Operator: c.Operator, LeaseMillis: c.LeaseMillis,
+		ID: c.Cluster, TrustDomain: c.TrustDomain, Release: max(c.Release, FirstRelease), Created: now, Operator: c.Operator, LeaseMillis: c.LeaseMillis, Profile: c.Profile,
 		Generations: []Generation{{Number: c.Generation, State: GenerationActive, Created: now, Checks: c.Checks}},
 	})
 	t.putTenant(&Tenant{Name: DefaultTenant, Created: now, Administrator: c.Administrator})

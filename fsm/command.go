@@ -69,6 +69,12 @@ var commands = []spec{
 
 	{"SetVoter", 2, Loosens, func() Command { return new(SetVoter) }},
 
+	// Who may join is decided in the log alone: by AdmitNode, which comes behind them.
+	{"InviteNode", 2, Loosens, func() Command { return new(InviteNode) }},
+	{"RequestJoin", 2, Loosens, func() Command { return new(RequestJoin) }},
+	{"ApproveJoin", 2, Loosens, func() Command { return new(ApproveJoin) }},
+	{"RejectJoin", 2, Loosens, func() Command { return new(RejectJoin) }},
+
 	{"SetKeyDecryptOnly", 2, Restricts, func() Command { return new(SetKeyDecryptOnly) }},
 	{"MoveAlias", 2, Restricts, func() Command { return new(MoveAlias) }},
 	{"SetRequiredContext", 2, Restricts, func() Command { return new(SetRequiredContext) }},

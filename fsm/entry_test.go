@@ -119,6 +119,7 @@ func TestTextMustBeUTF8(t *testing.T) {
 		&UpdateKeyDescription{ref(1), bad},
 		edited(ticketFor("n2"), func(c *CreateTicket) { c.ID = bad }),
 		edited(admit("n2"), func(c *AdmitNode) { c.PeerAddress = bad }),
+		edited(requestOf("n2"), func(c *RequestJoin) { c.ClientAddress = bad }),
 		edited(initCluster(), func(c *InitCluster) { c.TrustDomain = bad }),
 		&UpdateMember{ID: bad, PeerAddress: "a", ClientAddress: "b"},
 		putPolicy(1, bad), bind(1, bad), &ReleaseResource{ref(1), "r", bad}, &DisablePrincipal{"spiffe://" + bad, ""}, &FreezeTenant{bad, true},

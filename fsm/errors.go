@@ -16,6 +16,7 @@ var (
 	ErrRequestReused      = errors.New("request id was used for another request")
 	ErrTicket             = errors.New("join ticket refused")
 	ErrMember             = errors.New("membership refused")
+	ErrIdentity           = errors.New("node identity refused")
 	ErrNotInitialized     = errors.New("cluster is not initialized")
 	ErrRelease            = errors.New("the cluster's release forbids it")
 	ErrDecryptOnly        = errors.New("key only decrypts")
@@ -85,6 +86,7 @@ var coded = Codes{
 	{"REQUEST_REUSED", ErrRequestReused},
 	{"TICKET", ErrTicket},
 	{"MEMBER", ErrMember},
+	{"IDENTITY", ErrIdentity},
 	{"NOT_INITIALIZED", ErrNotInitialized},
 	{"RELEASE", ErrRelease},
 	{"HALTED", ErrHalted},

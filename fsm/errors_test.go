@@ -17,7 +17,7 @@ func TestCodes(t *testing.T) {
 		"DECRYPT_ONLY": ErrDecryptOnly, "VERSION_DISABLED": ErrVersionDisabled, "VERSION_DESTROYED": ErrVersionDestroyed,
 		"VERSION_CURRENT": ErrVersionCurrent,
 		"PROTECTED":       ErrProtected, "IN_USE": ErrInUse, "SERVICE_MANAGED": ErrServiceManaged, "FROZEN": ErrFrozen, "GENERATION": ErrGeneration, "MESSAGES": ErrMessages,
-		"PENDING_IMPORT": ErrPendingImport, "MATERIAL": ErrMaterial,
+		"PENDING_IMPORT": ErrPendingImport, "MATERIAL": ErrMaterial, "IDENTITY": ErrIdentity,
 	}
 	if len(want) != len(coded) {
 		t.Errorf("%d codes, want %d", len(coded), len(want))

@@ -68,6 +68,7 @@ func goldenUpgraded(t failer) *world {
 	w.ask("raise", "2", &RaiseRelease{2, []string{}})
 	w.do(&RaiseRelease{Release: 2})
 	goldenVotes(w)
+	goldenInvitations(w)
 	goldenTenants(w)
 	goldenStates(w)
 	goldenVersions(w)
@@ -319,6 +320,29 @@ func goldenDeletions(w *world) {
 	w.do(&ScheduleKeyDeletion{ref(18), 7})
 	w.do(&ScheduleKeyDeletion{ref(19), 30})
 	w.clock += 8 * day * second
+}
+
+func goldenInvitations(w *world) {
+	w.do(invite("m7", identityOf("m7")))
+	w.refuse(edited(admit("m7"), func(c *AdmitNode) { c.Identity = []byte("another") }), ErrIdentity, "")
+	w.refuse(edited(admit("m7"), func(c *AdmitNode) { c.Identity = []byte("identity of n4") }), ErrIdentity, "")
+	w.do(admit("m7"))
+	w.do(invite("m8", nil))
+	w.refuse(admit("m8"), ErrIdentity, "")
+	w.do(requestOf("m8"))
+	w.do(requestOf("m8"))
+	w.refuse(edited(requestOf("m8"), func(c *RequestJoin) { c.Identity = []byte("another") }), ErrIdentity, "")
+	w.refuse(&ApproveJoin{"m8", identityOf("m7")}, ErrIdentity, "")
+	w.clock += 3500 * second
+	w.ask("approve", "m8", &ApproveJoin{"m8", identityOf("m8")})
+	w.do(admit("m8"))
+	w.do(&RemoveNode{nodeID("m8")})
+	w.do(&RetireNode{nodeID("m8")})
+	w.do(invite("m8", nil))
+	w.do(edited(requestOf("m8"), func(c *RequestJoin) { c.ID = "m8-00000002" }))
+	w.do(invite("m9", nil))
+	w.do(&RejectJoin{"m9"})
+	w.refuse(&RejectJoin{"m9"}, ErrNotFound, "")
 }
 
 func goldenVotes(w *world) {

@@ -63,6 +63,10 @@ type Ticket struct {
 	Expires   int64  `json:"expires"`    // unix seconds
 	Voter     bool   `json:"voter"`
 	Revision  uint64 `json:"revision"`
+
+	Guarded  bool         `json:"guarded,omitempty"`  // it lets in nobody but Identity
+	Identity []byte       `json:"identity,omitempty"` // SHA-256 of the node identity key pinned or approved; empty: none yet
+	Request  *JoinRequest `json:"request,omitempty"`  // who has asked to be approved
 }
 
 // CreateTicket invites one node, by name, for at most an hour.
@@ -88,7 +92,9 @@ func (c *CreateTicket) validate() error {
 	return nil
 }
 
-func (c *CreateTicket) apply(t *tx) (Result, error) {
+func (c *CreateTicket) apply(t *tx) (Result, error) { return t.createTicket(c, false, nil) }
+
+func (t *tx) createTicket(c *CreateTicket, guarded bool, identity []byte) (Result, error) {
 	if _, ok := t.s.Ticket(c.ID); ok {
 		return Result{}, fmt.Errorf("%w: ticket %s", ErrExists, c.ID)
 	}
@@ -103,7 +109,7 @@ func (c *CreateTicket) apply(t *tx) (Result, error) {
 	if t.s.tickets.len() >= MaxTickets {
 		return Result{}, fmt.Errorf("%w: %d join tickets are open", ErrLimit, MaxTickets)
 	}
-	t.putTicket(&Ticket{ID: c.ID, PublicKey: c.PublicKey, Name: c.Name, Expires: t.seconds() + c.Seconds, Voter: c.Voter})
+	t.putTicket(&Ticket{ID: c.ID, PublicKey: c.PublicKey, Name: c.Name, Expires: t.seconds() + c.Seconds, Voter: c.Voter, Guarded: guarded, Identity: identity})
 	return Result{ID: c.ID}, nil
 }
 
@@ -143,23 +149,11 @@ func (c *AdmitNode) apply(t *tx) (Result, error) {
 		}
 		return Result{}, fmt.Errorf("%w: node %s was removed; it rejoins with an empty data directory, under a new id", ErrMember, c.ID)
 	}
-	ticket, ok := t.s.Ticket(c.Ticket)
-	if !ok {
-		return Result{}, fmt.Errorf("%w: unknown or used", ErrTicket)
+	ticket, err := c.ticket(t)
+	if err != nil {
+		return Result{}, err
 	}
-	switch {
-	case ticket.Expires <= t.seconds():
-		return Result{}, fmt.Errorf("%w: expired", ErrTicket)
-	case !bytes.Equal(ticket.PublicKey, c.TicketKey):
-		return Result{}, fmt.Errorf("%w: its key is another", ErrTicket)
-	case ticket.Name != c.Name:
-		return Result{}, fmt.Errorf("%w: it was made out to node %s, not %s", ErrTicket, ticket.Name, c.Name)
-	case t.s.MemberByName(c.Name) != nil:
-		return Result{}, fmt.Errorf("%w: a node named %s is a member", ErrMember, c.Name)
-	case t.s.aliveMembers() >= MaxMembers:
-		return Result{}, fmt.Errorf("%w: the cluster has %d nodes", ErrLimit, MaxMembers)
-	}
-	if err := t.s.peerAddressFree(c.ID, c.PeerAddress); err != nil {
+	if err := ticket.mayBear(c.Identity); err != nil {
 		return Result{}, err
 	}
 	t.dropTicket(ticket)
@@ -168,6 +162,30 @@ func (c *AdmitNode) apply(t *tx) (Result, error) {
 		Ticket: c.Ticket, TicketKey: c.TicketKey, State: MemberAdmitted, Voter: ticket.Voter, Since: t.seconds(),
 	})
 	return Result{ID: c.ID}, nil
+}
+
+// ticket is the open ticket that the node bears, if it could become a member with it.
+func (c *AdmitNode) ticket(t *tx) (*Ticket, error) {
+	ticket, ok := t.s.Ticket(c.Ticket)
+	if !ok {
+		return nil, fmt.Errorf("%w: unknown or used", ErrTicket)
+	}
+	switch {
+	case ticket.Expires <= t.seconds():
+		return nil, fmt.Errorf("%w: expired", ErrTicket)
+	case !bytes.Equal(ticket.PublicKey, c.TicketKey):
+		return nil, fmt.Errorf("%w: its key is another", ErrTicket)
+	case ticket.Name != c.Name:
+		return nil, fmt.Errorf("%w: it was made out to node %s, not %s", ErrTicket, ticket.Name, c.Name)
+	case t.s.MemberByName(c.Name) != nil:
+		return nil, fmt.Errorf("%w: a node named %s is a member", ErrMember, c.Name)
+	case t.s.aliveMembers() >= MaxMembers:
+		return nil, fmt.Errorf("%w: the cluster has %d nodes", ErrLimit, MaxMembers)
+	}
+	if other := t.s.memberWith(IdentityHash(c.Identity)); other != nil && t.s.cluster.Release > FirstRelease { // the first did not ask
+		return nil, fmt.Errorf("%w: node %s has the same node identity key: a partition that was cloned needs one of its own, see kmsd hsm adopt", ErrIdentity, other.ID)
+	}
+	return ticket, t.s.peerAddressFree(c.ID, c.PeerAddress)
 }
 
 // bears tells whether the node that asks is the one that was admitted.

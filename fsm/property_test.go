@@ -131,7 +131,7 @@ func (d drawer) command() Command {
 			c.Tenant, c.Description, c.Tags = d.tenant(), d.text(), d.tags()
 			c.Generation = d.generation()
 		})
-	case "CreateTicket", "AdmitNode", "ActivateNode", "UpdateMember", "RemoveNode", "RetireNode", "SetVoter":
+	case "CreateTicket", "AdmitNode", "ActivateNode", "UpdateMember", "RemoveNode", "RetireNode", "SetVoter", "InviteNode", "RequestJoin", "ApproveJoin", "RejectJoin":
 		return d.membership(name)
 	case "RecoverCluster", "RestoreCluster":
 		return d.recovery(name)
@@ -490,6 +490,19 @@ func (d drawer) membership(name string) Command {
 			c.Identity = []byte(d.or(string(c.Identity), "another"))
 			c.Ticket = d.or(c.Ticket, "ticket-n2", "")
 		})
+	case "InviteNode":
+		return edited(invite(node, nil), func(c *InviteNode) {
+			c.Identity = [][]byte{nil, identityOf(node), IdentityHash([]byte("another")), {1}}[d.oneOf(0, 0, 1, 2, 3)]
+		})
+	case "RequestJoin":
+		return edited(requestOf(node), func(c *RequestJoin) {
+			c.ID = node + d.word("-00000001", "-00000001", "-00000002")
+			c.Identity = []byte(d.or(string(c.Identity), "another"))
+		})
+	case "ApproveJoin":
+		return &ApproveJoin{node, [][]byte{identityOf(node), IdentityHash([]byte("another"))}[d.oneOf(0, 0, 0, 1)]}
+	case "RejectJoin":
+		return &RejectJoin{node}
 	case "ActivateNode":
 		return &ActivateNode{nodeID(node)}
 	case "RemoveNode":

@@ -72,6 +72,9 @@ func (c *BeginRewrap) apply(t *tx) (Result, error) {
 		}
 		return Result{}, fmt.Errorf("%w: %s moves key versions from generation %d: stop that first", ErrGeneration, now.Node, now.Generation)
 	}
+	if p := t.s.cluster.TransferProfile(); p != ProfileGeneric {
+		return Result{}, fmt.Errorf("%w: in the transfer profile %s no domain key can be wrapped out, so none has a twin: rotate the keys instead", ErrGeneration, p)
+	}
 	g, ok := t.s.Generation(c.Generation)
 	if !ok {
 		return Result{}, fmt.Errorf("%w: domain key generation %d", ErrNotFound, c.Generation)

@@ -98,6 +98,15 @@ func TestRewrapCeremony(t *testing.T) {
 	w.do(&RetireGeneration{1})
 }
 
+func TestRewrapNeedsTheGenericProfile(t *testing.T) {
+	w := newWorld(t)
+	w.do(edited(initCluster(), func(c *InitCluster) { c.Profile = ProfileCloned }))
+	w.do(createKey(1))
+	w.do(proposeGeneration(2))
+	w.do(&ActivateGeneration{2})
+	w.refuse(&BeginRewrap{1, firstNode}, ErrGeneration, "profile cloned")
+}
+
 func TestRewrapRefusesMalformedItems(t *testing.T) {
 	w := succeed(t)
 	good := rewrapped(w, 1, 1)

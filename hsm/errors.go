@@ -1,6 +1,9 @@
 package hsm
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+)
 
 // The sentinels every error of this package and its providers wraps.
 var (
@@ -22,6 +25,9 @@ var (
 	ErrNotTrusted = errors.New("transfer key not trusted by the security officer")
 	// ErrRefused means: a message or request is malformed or not what was expected.
 	ErrRefused = errors.New("refused")
+	// ErrCloned is an ErrRefused: in the transfer profile cloned domain keys come to another
+	// partition, and leave this one, by the vendor's cloning only.
+	ErrCloned = fmt.Errorf("%w: in the transfer profile cloned no domain key is wrapped for another partition: clone it with the HSM vendor's tools", ErrRefused)
 	// ErrUnsupported means: the token lacks the mechanism.
 	ErrUnsupported = errors.New("the hsm lacks the mechanism")
 	// ErrCiphertext means: a ciphertext was not made for the key, or was altered.

@@ -59,6 +59,10 @@ const (
 // goroutine. Every error wraps one of the sentinels of errors.go. Every slice that is
 // returned belongs to the caller alone: providers neither share nor reuse buffers
 // across calls.
+//
+// A partition is opened for one of two transfer profiles. In generic, domain keys come to
+// another partition as DKX1. In cloned they come by the vendor's cloning: NewTransfer,
+// Export and Import answer ErrCloned, and everything else is the same.
 type Partition interface {
 	// Info describes the token for people: it never blocks and makes no HSM call.
 	Info() Info

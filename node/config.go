@@ -88,6 +88,10 @@ type HSM struct {
 	Sessions int `yaml:"sessions"`
 	// MaxKeys is how many keys are loaded at a time. Default 4096.
 	MaxKeys int `yaml:"max_keys"`
+	// Profile is the transfer profile: how the domain key comes to another node's
+	// partition. In generic (default) a member's partition wraps it; in cloned the vendor's
+	// cloning brings it. It is the same for all nodes, for the cluster's life.
+	Profile string `yaml:"profile"`
 	// AcceptWeakness names probes of the self-test that the token may fail.
 	AcceptWeakness []string `yaml:"accept_weakness"`
 	// Dir is the embedded partition's directory. Default: hsm in DataDir.
@@ -260,6 +264,7 @@ func (c *Config) complete() {
 	fill(&c.Peer.Advertise, c.Peer.Listen)
 	fill(&c.Client.Advertise, c.Client.Listen)
 	fill(&c.HSM.Kind, KindPKCS11)
+	fill(&c.HSM.Profile, fsm.ProfileGeneric)
 	fill(&c.HSM.Dir, filepath.Join(c.DataDir, "hsm"))
 	fill(&c.Raft.Heartbeat, Duration(time.Second))
 	fill(&c.Raft.Election, Duration(time.Second))
@@ -301,6 +306,7 @@ func (c *Config) Check() error {
 	}
 	bad(c.TLS.Cert == "" || c.TLS.Key == "" || c.TLS.CA == "", "tls.cert, tls.key and tls.ca are all needed")
 	c.HSM.check(bad)
+	bad(c.HSM.Profile != fsm.ProfileGeneric && c.HSM.Profile != fsm.ProfileCloned, "hsm.profile %q: want %s or %s", c.HSM.Profile, fsm.ProfileGeneric, fsm.ProfileCloned)
 	bad(c.Lease.Consistency != kms.ConsistencyLease && c.Lease.Consistency != kms.ConsistencyQuorum,
 		"lease.consistency %q: want %s or %s", c.Lease.Consistency, kms.ConsistencyLease, kms.ConsistencyQuorum)
 	bad(c.Raft.Election < c.Raft.Heartbeat, "raft.election %s: must be at least raft.heartbeat, %s", time.Duration(c.Raft.Election), time.Duration(c.Raft.Heartbeat))

@@ -1,12 +1,14 @@
 package node
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/kms/limit"
 )
 
@@ -104,5 +106,43 @@ hsm: {token: kms}
 		case row.want != "" && (err == nil || !strings.Contains(err.Error(), row.want)):
 			t.Errorf("%s: %v, want %q", row.limits, err, row.want)
 		}
+	}
+}
+
+// TestProfile: the transfer profile is one of two, and generic if none is named.
+func TestProfile(t *testing.T) {
+	dir := t.TempDir()
+	for _, row := range []struct{ hsm, profile, want string }{
+		{"token: kms", fsm.ProfileGeneric, ""},
+		{"token: kms, profile: ", fsm.ProfileGeneric, ""},
+		{"token: kms, profile: generic", fsm.ProfileGeneric, ""},
+		{"token: kms, profile: cloned", fsm.ProfileCloned, ""},
+		{"kind: embedded, profile: cloned", fsm.ProfileCloned, ""},
+		{"token: kms, profile: Cloned", "", `hsm.profile "Cloned": want generic or cloned`},
+		{"token: kms, profil: cloned", "", "field profil not found"},
+	} {
+		path := filepath.Join(dir, "kmsd.yaml")
+		text := `
+name: kms-1
+trust_domain: kms.example
+data_dir: ` + dir + `/data
+peer: {listen: "127.0.0.1:1"}
+client: {listen: "127.0.0.1:2"}
+tls: {cert: a, key: b, ca: c}
+hsm: {` + row.hsm + "}\n"
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := LoadConfig(path)
+		if row.want == "" && (err != nil || c.HSM.Profile != row.profile) || row.want != "" && (err == nil || !strings.Contains(err.Error(), row.want)) {
+			t.Errorf("%s: %q, %v; want %q", row.hsm, c.HSM.Profile, err, row.want)
+		}
+	}
+}
+
+// TestIdentityInMemory: what a partition in memory shows is nobody's identity.
+func TestIdentityInMemory(t *testing.T) {
+	if _, err := Identity(t.Context(), HSM{Kind: KindEmbedded, InMemory: true}); !errors.Is(err, ErrConfig) {
+		t.Errorf("the identity of a partition in memory: %v", err)
 	}
 }

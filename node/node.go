@@ -187,7 +187,7 @@ func (n *Node) openMember(ctx context.Context) error {
 	n.member, err = cluster.Open(ctx, cluster.Config{
 		Name: c.Name, TrustDomain: c.TrustDomain, DataDir: c.DataDir,
 		PeerAddress: c.Peer.Advertise, ClientAddress: c.Client.Advertise, Pin: n.creds.CAKeysHash,
-		Domain: n.partition, Peers: n.peers, Transport: n.raftTransport, HandedOver: n.releases.HandedOver, Clock: cluster.SystemClock{}, Now: time.Now,
+		Domain: n.partition, Profile: c.HSM.Profile, Peers: n.peers, Transport: n.raftTransport, HandedOver: n.releases.HandedOver, Clock: cluster.SystemClock{}, Now: time.Now,
 		Raft: c.Raft.timing(), Lease: c.Lease.timing(), Log: n.log, Halt: n.options.Halt, Waiting: n.tellWaiting, Announce: n.announce,
 	})
 	if err != nil {
@@ -325,7 +325,7 @@ func (n *Node) serve(ctx context.Context) error {
 	defer stopJoining()
 	n.joining.Go(func() { n.failing("joining", n.join(joining)) })
 	n.log.Info("node is up", "raft_id", n.member.ID(), "peer", n.config.Peer.Advertise, "client", n.config.Client.Advertise,
-		"hsm", n.partition.Info().Kind, "version", n.options.Version)
+		"hsm", n.partition.Info().Kind, "identity", hsm.Fingerprint(n.partition.Identity()), "version", n.options.Version)
 	select {
 	case <-ctx.Done():
 		n.log.Info("stopping")
@@ -416,7 +416,13 @@ func (n *Node) join(ctx context.Context) error {
 		return err
 	}
 	told := ""
-	joining := cluster.Joining{Token: token, Addresses: n.config.Join.Addresses, Waiting: func(w cluster.JoinWaiting) {
+	pending := func(p cluster.JoinPending) {
+		if told != p.Fingerprint {
+			told = p.Fingerprint
+			n.tellPending(p)
+		}
+	}
+	joining := cluster.Joining{Token: token, Addresses: n.config.Join.Addresses, Pending: pending, Waiting: func(w cluster.JoinWaiting) {
 		if told != w.Fingerprint {
 			told = w.Fingerprint
 			n.tellFingerprint(w)

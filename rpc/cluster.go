@@ -60,7 +60,7 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 		Certificate: s.certificate(s.node.Credentials.Certificate()), CaCertificates: each(s.node.Credentials.CAs(), s.certificate),
 	}
 	out.CertificateExpiry = out.GetCertificate().GetNotAfter()
-	out.Splits = st.Splits
+	out.Splits, out.RefusedJoins = st.Splits, st.RefusedJoins
 	s.serving(out, st)
 	if st.Joined {
 		out.ClusterId = st.Cluster.String()
@@ -68,6 +68,7 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 	if st.State.Initialized() {
 		c := st.State.Cluster()
 		out.Created, out.Release = date(c.Created), uint32(c.Release) //nolint:gosec // a small number
+		out.TransferProfile = c.TransferProfile()
 		out.RecoveryEpoch, out.RunningHash = c.RecoveryEpoch, st.State.Hash()
 		out.KeyCount, out.IndexToken = uint64(st.State.KeyCount()), kms.IndexToken(st.State) //nolint:gosec // not negative
 		if g, err := st.State.ActiveGeneration(); err == nil {
@@ -139,8 +140,12 @@ func (s *clusterServer) Init(ctx context.Context, r *pb.InitRequest) (*pb.InitRe
 	if r.GetLeaseDuration() != nil {
 		lease = r.GetLeaseDuration().AsDuration()
 	}
+	params := []any{r.GetAdministrator(), lease}
+	if r.GetProfile() != "" {
+		params = append(params, r.GetProfile())
+	}
 	return kms.Operate(ctx, s.kms, kms.Operation[*pb.InitResponse]{
-		Name: "Init", Target: r.GetAdministrator(), Call: c, Params: []any{r.GetAdministrator(), lease},
+		Name: "Init", Target: r.GetAdministrator(), Call: c, Params: params,
 		Check:  func() error { return s.checkInit(r, lease) },
 		Repeat: func(first fsm.Result) (*pb.InitResponse, error) { return answer(first.ID), nil },
 		Run: func(ctx context.Context, p fsm.Proposal, _ kms.Propose) (*pb.InitResponse, error) {
@@ -163,6 +168,9 @@ func (s *clusterServer) checkInit(r *pb.InitRequest, lease time.Duration) error 
 	if ms := lease.Milliseconds(); ms < fsm.MinLeaseMillis || ms > fsm.MaxLeaseMillis {
 		return fmt.Errorf("%w: lease of %s: must be %d ms to %d ms", fsm.ErrInvalid, lease, fsm.MinLeaseMillis, fsm.MaxLeaseMillis)
 	}
+	if p := r.GetProfile(); p != "" && p != s.member.Profile() {
+		return fmt.Errorf("%w: profile %.80q: this node is configured for %s (hsm.profile)", fsm.ErrInvalid, p, s.member.Profile())
+	}
 	if !r.GetNoRecovery() {
 		return fmt.Errorf("%w: this release makes no recovery copy of the domain key: if every node's HSM token is lost, so is all data; say no_recovery (--no-recovery) to accept that", fsm.ErrInvalid)
 	}
@@ -174,25 +182,34 @@ func (s *clusterServer) Invite(ctx context.Context, r *pb.InviteRequest) (*pb.In
 	if r.GetValidFor() != nil {
 		validFor = r.GetValidFor().AsDuration()
 	}
+	identity, malformed := identityHash(r.GetIdentity())
+	params := []any{r.GetNodeName(), validFor, r.GetNonVoter()}
+	if identity != nil {
+		params = append(params, identity)
+	}
+	invitation := cluster.Invitation{Name: r.GetNodeName(), ValidFor: validFor, Voter: !r.GetNonVoter(), Identity: identity}
 	return kms.Operate(ctx, s.kms, kms.Operation[*pb.InviteResponse]{
-		Name: "Invite", Target: r.GetNodeName(), Call: call(ctx, r), Params: []any{r.GetNodeName(), validFor, r.GetNonVoter()},
+		Name: "Invite", Target: r.GetNodeName(), Call: call(ctx, r), Params: params,
 		Check: func() error {
+			if malformed != nil {
+				return malformed
+			}
 			if validFor < time.Second || validFor > kms.MaxInvitation {
 				return fmt.Errorf("%w: an invitation valid for %s: must be 1s to %s", fsm.ErrInvalid, validFor, kms.MaxInvitation)
 			}
-			return s.member.MayInvite(r.GetNodeName())
+			return s.member.MayInvite(invitation)
 		},
 		Repeat: func(first fsm.Result) (*pb.InviteResponse, error) {
 			return nil, fmt.Errorf("%w: this request made ticket %s before; its token was shown once and is stored nowhere: invite again with a new request id", fsm.ErrExists, first.ID)
 		},
 		Run: func(ctx context.Context, _ fsm.Proposal, propose kms.Propose) (*pb.InviteResponse, error) {
-			token, t, err := s.member.Invite(ctx, cluster.Invitation{Name: r.GetNodeName(), ValidFor: validFor, Voter: !r.GetNonVoter()}, propose)
+			token, t, err := s.member.Invite(ctx, invitation, propose)
 			if err != nil {
 				return nil, err
 			}
 			self, _ := s.member.State().Member(s.member.ID())
 			return &pb.InviteResponse{
-				JoinToken: token.String(), TicketId: t.ID, Expires: date(t.Expires),
+				JoinToken: token.String(), TicketId: t.ID, Expires: date(t.Expires), NeedsApproval: t.Guarded && len(t.Identity) == 0,
 				PeerAddresses: append([]string{self.PeerAddress}, s.member.OtherPeers()...),
 				IndexToken:    kms.IndexToken(s.member.State()),
 			}, nil

@@ -59,6 +59,8 @@ var table = []struct {
 	{cluster.ErrBusy, codes.ResourceExhausted, pb.Reason_REASON_BUSY},
 	{cluster.ErrShutdown, codes.Unavailable, pb.Reason_REASON_SHUTTING_DOWN},
 	{cluster.ErrInitialized, codes.FailedPrecondition, pb.Reason_REASON_ALREADY_INITIALIZED},
+	{cluster.ErrProfile, codes.FailedPrecondition, pb.Reason_REASON_PROFILE_REFUSED},
+	{fsm.ErrIdentity, codes.FailedPrecondition, pb.Reason_REASON_IDENTITY_REFUSED},
 	{cluster.ErrRecovery, codes.FailedPrecondition, pb.Reason_REASON_MEMBERSHIP_REFUSED},
 	{cluster.ErrJoin, codes.FailedPrecondition, pb.Reason_REASON_MEMBERSHIP_REFUSED},
 

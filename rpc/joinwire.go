@@ -30,11 +30,12 @@ func (w *joinerWire) Send(m cluster.JoinMessage) error {
 	r := &peerpb.JoinRequest{}
 	switch x := m.(type) {
 	case cluster.JoinHello:
-		r.Step = &peerpb.JoinRequest_Hello{Hello: &peerpb.JoinHello{ClusterId: x.Cluster[:], Release: uint32(x.Release)}} //nolint:gosec // a small number
+		r.Step = &peerpb.JoinRequest_Hello{Hello: &peerpb.JoinHello{ClusterId: x.Cluster[:], Release: uint32(x.Release), Profile: x.Profile}} //nolint:gosec // a small number
 	case cluster.JoinPull:
 		r.Step = &peerpb.JoinRequest_Pull{Pull: &peerpb.JoinPull{
 			ClusterId: x.Cluster[:], Node: x.Node, Generation: x.Generation, Holds: x.Holds,
 			TransferKey: x.Transfer.SPKI, TransferSignature: x.Transfer.Signature, OaepHash: uint32(x.Transfer.OAEPHash),
+			IdentitySignature: x.Signature,
 		}}
 	case cluster.JoinProof:
 		r.Step = &peerpb.JoinRequest_Proof{Proof: &peerpb.JoinProof{
@@ -59,6 +60,8 @@ func (w *joinerWire) Receive() (cluster.JoinMessage, error) {
 	case *peerpb.JoinResponse_Challenge:
 		history, err := historyFrom(&peerpb.History{RecoveryEpoch: x.Challenge.GetRecoveryEpoch(), Id: x.Challenge.GetRecoveryId()})
 		return cluster.JoinChallenge{Nonce: x.Challenge.GetNonce(), Donor: x.Challenge.GetDonor(), History: history}, err
+	case *peerpb.JoinResponse_Pending:
+		return cluster.JoinPending{Fingerprint: x.Pending.GetFingerprint(), Expires: x.Pending.GetExpires()}, nil
 	case *peerpb.JoinResponse_Waiting:
 		return cluster.JoinWaiting{Fingerprint: x.Waiting.GetFingerprint(), DonorName: x.Waiting.GetDonorName()}, nil
 	case *peerpb.JoinResponse_Transfer:
@@ -110,6 +113,8 @@ func (w *donorWire) Send(m cluster.JoinMessage) error {
 		r.Step = &peerpb.JoinResponse_Challenge{Challenge: &peerpb.JoinChallenge{
 			Nonce: x.Nonce, Donor: x.Donor, RecoveryEpoch: h.GetRecoveryEpoch(), RecoveryId: h.GetId(),
 		}}
+	case cluster.JoinPending:
+		r.Step = &peerpb.JoinResponse_Pending{Pending: &peerpb.JoinPending{Fingerprint: x.Fingerprint, Expires: x.Expires}}
 	case cluster.JoinWaiting:
 		r.Step = &peerpb.JoinResponse_Waiting{Waiting: &peerpb.JoinWaiting{Fingerprint: x.Fingerprint, DonorName: x.DonorName}}
 	case cluster.JoinTransfer:
@@ -133,7 +138,7 @@ func (w *donorWire) Receive() (cluster.JoinMessage, error) {
 	}
 	switch x := r.GetStep().(type) {
 	case *peerpb.JoinRequest_Hello:
-		h := cluster.JoinHello{Release: int(x.Hello.GetRelease())}
+		h := cluster.JoinHello{Release: int(x.Hello.GetRelease()), Profile: x.Hello.GetProfile()}
 		if copy(h.Cluster[:], x.Hello.GetClusterId()) != len(fsm.ID{}) {
 			return nil, fmt.Errorf("%w: a cluster id of %d bytes", cluster.ErrJoin, len(x.Hello.GetClusterId()))
 		}
@@ -151,7 +156,7 @@ func (w *donorWire) Receive() (cluster.JoinMessage, error) {
 func pullFrom(p *peerpb.JoinPull) (cluster.JoinMessage, error) {
 	transfer, err := announcedFrom(p.GetTransferKey(), p.GetTransferSignature(), p.GetOaepHash())
 	return cluster.JoinPull{
-		Cluster: idFrom(p.GetClusterId()), Node: p.GetNode(), Generation: p.GetGeneration(), Transfer: transfer, Holds: p.GetHolds(),
+		Cluster: idFrom(p.GetClusterId()), Node: p.GetNode(), Generation: p.GetGeneration(), Transfer: transfer, Holds: p.GetHolds(), Signature: p.GetIdentitySignature(),
 	}, err
 }
 

@@ -243,10 +243,12 @@ joined() {
 }
 
 admit() {
-	local node=$1
+	local node=$1 identity
+	identity=$(dc run --rm --no-deps -T "$node" hsm identity --config "$home/kmsd.yaml" </dev/null | grep -o 'SHA256:[0-9a-f]*') ||
+		fail "$node does not show the identity of its HSM token"
 	configure "$node" join-token
-	quietly kmsctl operator --addresses "$(at $client_port "${nodes[0]}")" cluster invite "$node" --token-file "$dir/$node/join-token"
-	say "$node is invited"
+	quietly kmsctl operator --addresses "$(at $client_port "${nodes[0]}")" cluster invite "$node" --identity "$identity" --token-file "$dir/$node/join-token"
+	say "$node is invited, by the identity of its HSM token"
 	put "$node" "$dir/$node"
 	rm "$dir/$node/join-token"
 	quietly dc start "$node"

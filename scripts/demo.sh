@@ -113,8 +113,10 @@ say "(--no-recovery: a demonstration keeps no recovery copy of its domain key)"
 addresses=${client[kms-1]} as olga cluster init --administrator spiffe://$domain/tenant/default/admin/alice --no-recovery | show
 
 for n in kms-2 kms-3; do
-	step "$n joins: a one-time ticket, and the Security Officer's trust"
-	addresses=${client[kms-1]} as olga cluster invite $n --token-file "$work/$n/join-token" >/dev/null
+	step "$n joins: a one-time ticket for its HSM's identity, and the Security Officer's trust"
+	identity=$(node $n hsm identity --config "$work/$n/kmsd.yaml")
+	say "HSM of $n:     ${identity:0:39}…"
+	addresses=${client[kms-1]} as olga cluster invite $n --identity "$identity" --token-file "$work/$n/join-token" >/dev/null
 	start $n
 	until_true 30 "$n shows its fingerprint" grep -q -- '--so-pin-file <file> ' "$work/$n/log"
 	fingerprint=$(sed -n 's/.*--so-pin-file <file> \(SHA256:[0-9a-f]*\).*/\1/p' "$work/$n/log" | tail -n 1)

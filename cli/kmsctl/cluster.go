@@ -22,7 +22,7 @@ const (
 
 func (a *app) clusterCommand() *cobra.Command {
 	return group("cluster", "Found a cluster, look at it, and govern its members",
-		a.clusterInit(), a.clusterStatus(), a.clusterInvite(), a.clusterRemove(), a.clusterTransfer(),
+		a.clusterInit(), a.clusterStatus(), a.clusterInvite(), a.clusterPending(), a.clusterApprove(), a.clusterReject(), a.clusterRemove(), a.clusterTransfer(),
 		a.clusterVote("promote", true), a.clusterVote("demote", false), a.clusterUpgrade(),
 		a.clusterRecover())
 }
@@ -79,21 +79,26 @@ restriction after a node's death return sooner.`,
 func (a *app) clusterInvite() *cobra.Command {
 	var validFor time.Duration
 	var nonVoter bool
-	var tokenFile string
+	var tokenFile, identity string
 	c := &cobra.Command{
 		Use:   "invite NAME",
 		Short: "Make a join token for a new node",
 		Long: `Make a join token for a new node.
 
-The token is a secret: whoever has it, a node certificate and an HSM may join once.
---token-file writes it to a file that only its owner can read.`,
-		Example: "  kmsctl cluster invite kms2 --token-file kms2.token",
+--identity names the identity key of the node's HSM partition by its fingerprint, as kmsd
+hsm identity shows it on the node's own host: no other partition may join, whoever has
+stolen the token. Without it, who asks to join waits until an operator has read the
+fingerprint off the node's console and approved it: kmsctl cluster approve.
+
+The token is a secret all the same. --token-file writes it to a file that only its owner
+can read.`,
+		Example: "  kmsctl cluster invite kms2 --identity SHA256:9f2c… --token-file kms2.token",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 			if validFor <= 0 || validFor > maxInvitation {
 				return usagef("--valid-for %s: want more than 0, at most %s", validFor, maxInvitation)
 			}
 			r, err := kms.Cluster().Invite(ctx, &quorumkmsv1.InviteRequest{
-				NodeName: args[0], ValidFor: durationpb.New(validFor), NonVoter: nonVoter, DryRun: a.dryRun, RequestId: a.requestID,
+				NodeName: args[0], ValidFor: durationpb.New(validFor), NonVoter: nonVoter, Identity: identity, DryRun: a.dryRun, RequestId: a.requestID,
 			})
 			if err != nil {
 				return err
@@ -108,6 +113,7 @@ The token is a secret: whoever has it, a node certificate and an HSM may join on
 			return a.print(r, func(w io.Writer) error {
 				return writeFields(w, [][2]string{
 					{"Node", args[0]},
+					{"Identity", approvalText(r, identity)},
 					{"Ticket", r.GetTicketId()},
 					{"Expires", expiryText(r.GetExpires(), time.Now())},
 					{"Members", strings.Join(r.GetPeerAddresses(), " ")},
@@ -117,6 +123,7 @@ The token is a secret: whoever has it, a node certificate and an HSM may join on
 		}),
 	}
 	c.Flags().DurationVar(&validFor, "valid-for", defaultInvitation, "how long the token is good, at most 1h")
+	c.Flags().StringVar(&identity, "identity", "", "fingerprint of the node's identity key, SHA256:…")
 	c.Flags().BoolVar(&nonVoter, "non-voter", false, "the node serves, but has no vote")
 	c.Flags().StringVar(&tokenFile, "token-file", "", "write the token to this file instead of printing it")
 	return a.mutates(c)

@@ -215,6 +215,8 @@ func nodeWaits(n *quorumkmsv1.DomainNode) string {
 	switch {
 	case n.GetProblem() != "":
 		return n.GetProblem()
+	case n.GetWaitsForGeneration() != 0 && n.GetFingerprint() == "":
+		return fmt.Sprintf("generation %d: the vendor's cloning", n.GetWaitsForGeneration())
 	case n.GetWaitsForGeneration() != 0:
 		return fmt.Sprintf("generation %d: a Security Officer's trust", n.GetWaitsForGeneration())
 	}
@@ -226,6 +228,9 @@ func waitText(r *quorumkmsv1.DescribeDomainResponse, g *quorumkmsv1.DomainGenera
 	lines := []string{clean(fmt.Sprintf("Generation %d is proposed. %s", g.GetNumber(), g.GetWaitsFor()))}
 	for _, n := range r.GetNodes() {
 		switch {
+		case n.GetWaitsForGeneration() != 0 && n.GetFingerprint() == "":
+			lines = append(lines, clean(fmt.Sprintf("%s: clone generation %d into its HSM partition from that of %s, with the vendor's tools; it goes on by itself.",
+				n.GetName(), n.GetWaitsForGeneration(), strings.Join(n.GetDonors(), " or "))))
 		case n.GetWaitsForGeneration() != 0:
 			lines = append(lines,
 				clean(fmt.Sprintf("%s: compare with the fingerprint on its own console; then, on the host of %s:", n.GetName(), strings.Join(n.GetDonors(), " or "))),

@@ -409,8 +409,34 @@ func (n *fakeNode) Invite(_ context.Context, r *quorumkmsv1.InviteRequest) (*quo
 	return &quorumkmsv1.InviteResponse{
 		JoinToken: fmt.Sprintf("TOKEN-%s-%s-%t", r.GetNodeName(), r.GetValidFor().AsDuration(), r.GetNonVoter()),
 		TicketId:  "ticket-1", Expires: timestamppb.New(time.Now().Add(r.GetValidFor().AsDuration())),
-		PeerAddresses: []string{"10.0.0.1:7444", "10.0.0.2:7444"},
+		PeerAddresses: []string{"10.0.0.1:7444", "10.0.0.2:7444"}, NeedsApproval: r.GetIdentity() == "" && r.GetNodeName() != "old",
 	}, nil
+}
+
+func (n *fakeNode) ListJoins(context.Context, *quorumkmsv1.ListJoinsRequest) (*quorumkmsv1.ListJoinsResponse, error) {
+	expires := timestamppb.New(time.Now().Add(10 * time.Minute))
+	return &quorumkmsv1.ListJoinsResponse{Joins: []*quorumkmsv1.Join{
+		{NodeName: "n5", State: quorumkmsv1.JoinState_JOIN_STATE_INVITED, Expires: expires},
+		{NodeName: "n6", State: quorumkmsv1.JoinState_JOIN_STATE_PINNED, Expires: expires},
+		{
+			NodeName: "n7", State: quorumkmsv1.JoinState_JOIN_STATE_WAITING, Expires: expires, RaftId: "raft-n7",
+			PeerAddress: "10.0.0.7:7444\x1b", ClientAddress: "10.0.0.7:7300", Since: timestamppb.New(fakeEpoch),
+		},
+	}}, nil
+}
+
+func (n *fakeNode) ApproveJoin(_ context.Context, r *quorumkmsv1.ApproveJoinRequest) (*quorumkmsv1.ApproveJoinResponse, error) {
+	if r.GetIdentity() != "SHA256:77" {
+		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_IDENTITY_REFUSED, "the node that waits has another identity key")
+	}
+	return &quorumkmsv1.ApproveJoinResponse{RaftId: "raft-" + r.GetNodeName()}, nil
+}
+
+func (n *fakeNode) RejectJoin(_ context.Context, r *quorumkmsv1.RejectJoinRequest) (*quorumkmsv1.RejectJoinResponse, error) {
+	if r.GetNodeName() != "n7" {
+		return nil, fakeError(codes.NotFound, quorumkmsv1.Reason_REASON_NOT_FOUND, "there is no open invitation")
+	}
+	return &quorumkmsv1.RejectJoinResponse{}, nil
 }
 
 func (n *fakeNode) Remove(_ context.Context, r *quorumkmsv1.RemoveRequest) (*quorumkmsv1.RemoveResponse, error) {

@@ -49,7 +49,8 @@ func (n *fakeNode) DescribeDomain(context.Context, *quorumkmsv1.DescribeDomainRe
 		second.State, second.WaitsFor = quorumkmsv1.GenerationState_GENERATION_STATE_PROPOSED, "nodes that have not installed generation 2: n2, n3"
 		out.Nodes[0].Holds = []uint32{1, 2}
 		out.Nodes[1].WaitsForGeneration, out.Nodes[1].Fingerprint, out.Nodes[1].Donors = 2, "SHA256:abcd", []string{"n1", "n5"}
-		out.Nodes = append(out.Nodes, &quorumkmsv1.DomainNode{RaftId: "raft-n3", Name: "n3", Problem: "it does not say what it holds:\x1b down"})
+		out.Nodes = append(out.Nodes, &quorumkmsv1.DomainNode{RaftId: "raft-n3", Name: "n3", Problem: "it does not say what it holds:\x1b down"},
+			&quorumkmsv1.DomainNode{RaftId: "raft-n4", Name: "n4", WaitsForGeneration: 2, Donors: []string{"n1", "n5"}}) // of the transfer profile cloned
 	default:
 		first.State, second.State = quorumkmsv1.GenerationState_GENERATION_STATE_DECRYPT_ONLY, quorumkmsv1.GenerationState_GENERATION_STATE_ACTIVE
 	}

@@ -122,6 +122,12 @@ func writeStatus(w io.Writer, s *quorumkmsv1.StatusResponse, answers map[string]
 			fields = append(fields, [2]string{"  weakness", probeText(p)})
 		}
 	}
+	if p := s.GetTransferProfile(); p == "cloned" {
+		fields = append(fields, [2]string{"Profile", p + ": domain keys come to other partitions by the HSM vendor's cloning"})
+	}
+	if n := s.GetRefusedJoins(); n > 0 {
+		fields = append(fields, [2]string{"  refused joins", strconv.FormatUint(n, 10)})
+	}
 	if names := s.GetExposedTo(); len(names) > 0 {
 		fields = append(fields, [2]string{"ADVICE", exposedText(names)})
 	}

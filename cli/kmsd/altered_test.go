@@ -323,7 +323,7 @@ func (c *testCluster) wayBack(ctx context.Context, p *process) {
 	c.t.Helper()
 	must(c.t, second(c.dial(operatorID, c.others(p)...).Cluster().Remove(ctx, &pb.RemoveRequest{Node: p.name})))
 	must(c.t, os.RemoveAll(p.path("data")))
-	invited, err := c.dial(operatorID, c.others(p)...).Cluster().Invite(ctx, &pb.InviteRequest{NodeName: p.name})
+	invited, err := c.dial(operatorID, c.others(p)...).Cluster().Invite(ctx, &pb.InviteRequest{NodeName: p.name, Identity: c.nik(p)})
 	must(c.t, err)
 	p.configure(invited.GetJoinToken())
 	p.start()

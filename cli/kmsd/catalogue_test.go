@@ -88,7 +88,8 @@ func catalogue(o object) []named {
 // needsOther are the calls that end what another one begins, and how they are refused
 // before.
 var needsOther = map[string]*refusal{
-	"CancelKeyDeletion": notPending, "CancelKeyVersionDestruction": notPendingVersion, "ReleaseResource": notFound, "EnablePrincipal": notFound, "RetireGeneration": notFound, "StartRewrap": notFound, "StopRewrap": notFound,
+	"CancelKeyDeletion": notPending, "CancelKeyVersionDestruction": notPendingVersion, "ReleaseResource": notFound, "EnablePrincipal": notFound, "RetireGeneration": notFound,
+	"StartRewrap": notFound, "StopRewrap": notFound, "ApproveJoin": notFound, "RejectJoin": notFound,
 }
 
 func usingCalls(o object) []named {
@@ -194,6 +195,9 @@ func wholeCalls(o object) []named {
 			&pb.SetTenantQuotaRequest{Name: "default"},
 			&pb.InitRequest{Administrator: "spiffe://" + testDomain + adminID, NoRecovery: true},
 			&pb.InviteRequest{NodeName: "kms-9"},
+			&pb.ListJoinsRequest{},
+			&pb.ApproveJoinRequest{NodeName: "kms-9", Identity: "SHA256:" + strings.Repeat("0", 64)},
+			&pb.RejectJoinRequest{NodeName: "kms-9"},
 			&pb.RemoveRequest{Node: "kms-3"},
 			&pb.SetVoterRequest{Node: "kms-3", Voter: true},
 			&pb.TransferLeadershipRequest{},

@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/grpc/codes"
 
+	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/hsm/soft"
 	"github.com/quorumkms/quorumkms/node/cluster"
@@ -151,22 +152,23 @@ func testDomainForged(ctx context.Context, c *testCluster) {
 		{"a node that is no member", "stranger", func(*cluster.JoinPull) {}, cluster.ErrJoin, "stranger is not the active member"},
 		{"another member's name", "kms-3", func(*cluster.JoinPull) {}, cluster.ErrJoin, "kms-3 is not the active member"},
 		{"another cluster", "kms-2", func(p *cluster.JoinPull) { p.Cluster[0] ^= 1 }, cluster.ErrJoin, "is asked for, this is"},
-		{"another HSM", "kms-2", func(p *cluster.JoinPull) { p.Holds = false }, cluster.ErrJoin, "signature"},
-		{"a generation that there is not", "kms-2", func(p *cluster.JoinPull) { p.Generation = 77 }, hsm.ErrNotFound, "generation 77"},
-		{"a generation that was given up", "kms-2", func(p *cluster.JoinPull) { p.Generation = 2 }, hsm.ErrNotFound, "generation 2"},
-		{"a false proof", "kms-2", func(*cluster.JoinPull) {}, cluster.ErrJoin, "did not prove possession"},
+		{"another HSM", "kms-2", func(*cluster.JoinPull) {}, fsm.ErrIdentity, "did not sign with the HSM key that the cluster knows"},
+		{"another HSM, to be given the key", "kms-2", func(p *cluster.JoinPull) { p.Holds = false }, fsm.ErrIdentity, "did not sign"},
+		{"too long a raft id", "kms-2", func(p *cluster.JoinPull) { p.Node = strings.Repeat("x", fsm.MaxRaftID+1) }, cluster.ErrJoin, "is not the active member"},
+		{"too long a transfer key", "kms-2", func(p *cluster.JoinPull) { p.Transfer.SPKI = make([]byte, 1025) }, cluster.ErrJoin, "transfer key of 1025"},
 	} {
 		p := honest
 		row.edit(&p)
-		err := c.pullAs(ctx, row.as, donor, p)
+		err := c.pullAs(ctx, row.as, donor, other, p)
 		if !errors.Is(err, row.is) || !strings.Contains(err.Error(), row.text) {
 			c.t.Errorf("%s: %v; want %v and a text with %q", row.what, err, row.is, row.text)
 		}
 	}
 }
 
-// pullAs asks for a generation with a node's certificate, and proves nothing.
-func (c *testCluster) pullAs(ctx context.Context, name string, donor *process, p cluster.JoinPull) error {
+// pullAs asks for a generation with a node's certificate and an HSM partition's signature,
+// and proves nothing.
+func (c *testCluster) pullAs(ctx context.Context, name string, donor *process, signer *soft.Partition, p cluster.JoinPull) error {
 	c.t.Helper()
 	creds, err := transport.Load(transport.Files{
 		Cert: filepath.Join(c.certs(), name+".crt"), Key: filepath.Join(c.certs(), name+".key"), CA: filepath.Join(c.certs(), transport.DevCACert),
@@ -177,6 +179,10 @@ func (c *testCluster) pullAs(ctx context.Context, name string, donor *process, p
 	stream, err := peers.Join(ctx, donor.peer, creds.CAKeysHash())
 	must(c.t, err)
 	defer func() { _ = stream.Close() }()
+	channel, err := stream.Channel()
+	must(c.t, err)
+	p.Signature, err = signer.SignIdentity(ctx, cluster.PullTranscript(channel, p))
+	must(c.t, err)
 	must(c.t, stream.Send(p))
 	m, err := stream.Receive()
 	if err != nil {

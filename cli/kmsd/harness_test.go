@@ -23,6 +23,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/rpc/client"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 	"github.com/quorumkms/quorumkms/transport"
@@ -89,6 +90,7 @@ type process struct {
 	timing       string // of its configuration's raft line, if not testTiming
 	raft         string // more of that line, beginning with a comma
 	renew        string // how often it renews its lease, if not testRenew
+	token        string // label of its token, if not its name
 	hsm          string // more of its hsm line
 	extra        string // further lines of its configuration
 	env          []string
@@ -205,7 +207,7 @@ limits: {%s}
 %s
 `, p.name, testDomain, p.path("data"), p.peer, p.client,
 		filepath.Join(certs, p.name+".crt"), filepath.Join(certs, p.name+".key"), filepath.Join(certs, transport.DevCACert),
-		strings.Join(seeds, ", "), token, p.name, p.path("pin"), p.hsm, cmp.Or(p.timing, testTiming), p.raft, cmp.Or(p.renew, testRenew), cmp.Or(p.limits, testLimits), p.extra)
+		strings.Join(seeds, ", "), token, cmp.Or(p.token, p.name), p.path("pin"), p.hsm, cmp.Or(p.timing, testTiming), p.raft, cmp.Or(p.renew, testRenew), cmp.Or(p.limits, testLimits), p.extra)
 	must(p.c.t, os.WriteFile(p.path("kmsd.yaml"), []byte(text), 0o600))
 }
 
@@ -340,10 +342,33 @@ func (c *testCluster) startJoining(p *process, r *pb.InviteRequest, ask *process
 	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
 	defer cancel()
 	r.NodeName = p.name
+	if r.Identity == "" && c.pins(ask) {
+		r.Identity = c.nik(p)
+	}
 	inv, err := c.dial(operatorID, ask).Cluster().Invite(ctx, r)
 	must(c.t, err)
 	p.configure(inv.GetJoinToken())
 	p.start()
+}
+
+// pins tells whether the cluster's release knows invitations that name an identity.
+func (c *testCluster) pins(ask *process) bool {
+	c.t.Helper()
+	s, err := c.status(ask)
+	must(c.t, err)
+	return s.GetRelease() > fsm.FirstRelease
+}
+
+// nik is the fingerprint of the identity key in a node's partition, as its operator
+// reads it off its console.
+func (c *testCluster) nik(p *process) string {
+	c.t.Helper()
+	p.configure("")
+	out, code := kmsd(c.t, p.env, "hsm", "identity", "--config", p.path("kmsd.yaml"))
+	if code != 0 {
+		c.t.Fatalf("the identity of %s: %s", p.name, out)
+	}
+	return strings.TrimSpace(out)
 }
 
 var (

@@ -18,7 +18,7 @@ const envSOPIN = "KMSD_HSM_SO_PIN"
 
 func hsmCommand() *cobra.Command {
 	c := &cobra.Command{Use: "hsm", Short: "Work on the node's HSM token"}
-	c.AddCommand(initTokenCommand(), trustCommand(), untrustCommand())
+	c.AddCommand(initTokenCommand(), identityCommand(), adoptCommand(), trustCommand(), untrustCommand())
 	return c
 }
 
@@ -50,6 +50,48 @@ the command line. A token of that label is never overwritten.`,
 	c.Flags().StringVar(&label, "token", "", "label of the new token")
 	c.Flags().StringVar(&pinFile, "pin-file", "", "file with the user PIN")
 	c.Flags().StringVar(&soPINFile, "so-pin-file", "", "file with the Security Officer's PIN")
+	return c
+}
+
+func identityCommand() *cobra.Command {
+	return partitionCommand(&cobra.Command{
+		Use: "identity", Short: "Show the fingerprint of the node's identity key",
+		Long: `Shows the fingerprint of the node identity key in the HSM partition of the
+configuration, and makes the key if there is none. The key never leaves the partition:
+an invitation that names this fingerprint lets no other partition in, whoever has stolen
+the join token.`,
+		Example: "  kmsd hsm identity --config /etc/quorumkms/kmsd.yaml",
+	}, func(ctx context.Context, cfg node.Config) ([]byte, error) { return node.Identity(ctx, cfg.HSM) })
+}
+
+func adoptCommand() *cobra.Command {
+	return partitionCommand(&cobra.Command{
+		Use: "adopt", Short: "Give a cloned HSM partition an identity key of its own",
+		Long: `Destroys the node identity key that came into this node's HSM partition with the
+vendor's cloning (hsm.profile: cloned), makes one of its own and shows its fingerprint, for
+the invitation. The domain key stays. It is refused on a node that is a member: the
+cluster knows it by its identity.`,
+		Example: "  kmsd hsm adopt --config /etc/quorumkms/kmsd.yaml",
+	}, node.Adopt)
+}
+
+// partitionCommand completes a command that shows the fingerprint of the identity key.
+func partitionCommand(c *cobra.Command, do func(context.Context, node.Config) ([]byte, error)) *cobra.Command {
+	var path string
+	c.Args = cobra.NoArgs
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		cfg, err := node.LoadConfig(path)
+		if err != nil {
+			return err
+		}
+		spki, err := do(c.Context(), cfg)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintln(c.OutOrStdout(), hsm.Fingerprint(spki))
+		return err
+	}
+	c.Flags().StringVar(&path, "config", "/etc/quorumkms/kmsd.yaml", "configuration file of this node")
 	return c
 }
 

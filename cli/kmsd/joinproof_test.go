@@ -28,13 +28,13 @@ type forger struct {
 	transfer hsm.Transfer
 }
 
-func newForger(ctx context.Context, c *testCluster, donor *process, token cluster.JoinToken) *forger {
+func newForger(ctx context.Context, c *testCluster, donor *process) *forger {
 	c.t.Helper()
 	creds, err := transport.Load(transport.Files{
 		Cert: filepath.Join(c.certs(), "kms-5.crt"), Key: filepath.Join(c.certs(), "kms-5.key"), CA: filepath.Join(c.certs(), transport.DevCACert),
 	}, testDomain)
 	must(c.t, err)
-	f := &forger{c: c, donor: donor, token: token, peers: rpc.NewPeers(creds, func(string) (string, bool) { return "", false })}
+	f := &forger{c: c, donor: donor, peers: rpc.NewPeers(creds, func(string) (string, bool) { return "", false })}
 	c.t.Cleanup(func() { must(c.t, f.peers.Close()) })
 	for _, p := range []**soft.Partition{&f.hsm, &f.other} {
 		*p, err = soft.Open(soft.Config{})
@@ -42,6 +42,8 @@ func newForger(ctx context.Context, c *testCluster, donor *process, token cluste
 		c.t.Cleanup(func() { must(c.t, (*p).Close()) })
 	}
 	f.transfer, err = f.hsm.NewTransfer(ctx)
+	must(c.t, err)
+	f.token, err = cluster.ParseJoinToken(c.inviteAt(ctx, donor, &pb.InviteRequest{NodeName: "kms-5", Identity: hsm.Fingerprint(f.hsm.Identity())}))
 	must(c.t, err)
 	return f
 }
@@ -107,9 +109,7 @@ func (f *forger) refused(what string, x conversation, p cluster.JoinProof, is er
 // ticket stays good for who has a true one.
 func testForgedProofs(ctx context.Context, c *testCluster) {
 	donor := c.nodes[1]
-	token, err := cluster.ParseJoinToken(c.invite(ctx, &pb.InviteRequest{NodeName: "kms-5"}).GetJoinToken())
-	must(c.t, err)
-	f := newForger(ctx, c, donor, token)
+	f := newForger(ctx, c, donor)
 	keep := func(*cluster.JoinProof) {}
 	otherTransfer, err := f.other.NewTransfer(ctx)
 	must(c.t, err)
@@ -136,9 +136,14 @@ func testForgedProofs(ctx context.Context, c *testCluster) {
 		"the raft id of a member": {
 			func(p *cluster.JoinProof) { p.RaftID = c.member(donor, "kms-1").GetRaftId() }, keep, fsm.ErrMember, "is a member already",
 		},
-		"the peer address of a member": {func(p *cluster.JoinProof) { p.PeerAddress = donor.peer }, keep, fsm.ErrMember, "belongs to node"},
-		"no raft id":                   {func(p *cluster.JoinProof) { p.RaftID = "" }, keep, cluster.ErrJoin, "raft id of 0 bytes"},
-		"no address":                   {func(p *cluster.JoinProof) { p.ClientAddress = "" }, keep, cluster.ErrJoin, "client address of 0 bytes"},
+		"the peer address of a member":     {func(p *cluster.JoinProof) { p.PeerAddress = donor.peer }, keep, fsm.ErrMember, "belongs to node"},
+		"an HSM key of too many bytes":     {func(p *cluster.JoinProof) { p.Identity = make([]byte, 1025) }, keep, cluster.ErrJoin, "identity key of 1025 bytes: must be 1 to 1024"},
+		"a transfer key of too many bytes": {func(p *cluster.JoinProof) { p.Transfer.SPKI = make([]byte, 1025) }, keep, cluster.ErrJoin, "transfer key of 1025 bytes"},
+		"a name of too many bytes":         {func(p *cluster.JoinProof) { p.Name = strings.Repeat("k", 65) }, keep, cluster.ErrJoin, "name of 65 bytes"},
+		"an address of too many bytes":     {func(p *cluster.JoinProof) { p.PeerAddress = strings.Repeat("k", 257) }, keep, cluster.ErrJoin, "peer address of 257 bytes"},
+		"a signature of too many bytes":    {keep, func(p *cluster.JoinProof) { p.IdentitySignature = make([]byte, 257) }, cluster.ErrJoin, "identity's signature of 257 bytes"},
+		"no raft id":                       {func(p *cluster.JoinProof) { p.RaftID = "" }, keep, cluster.ErrJoin, "raft id of 0 bytes"},
+		"no address":                       {func(p *cluster.JoinProof) { p.ClientAddress = "" }, keep, cluster.ErrJoin, "client address of 0 bytes"},
 	} {
 		talk := f.open(ctx)
 		p := f.honest(ctx, talk, x.before)
@@ -147,13 +152,21 @@ func testForgedProofs(ctx context.Context, c *testCluster) {
 	}
 	first, next := f.open(ctx), f.open(ctx)
 	f.refused("a proof of another connection", next, f.honest(ctx, first, keep), fsm.ErrTicket, "signature does not verify")
+	thief := *f // it has the ticket, the certificate and an HSM partition, but not the one invited
+	thief.hsm, thief.transfer = f.other, otherTransfer
+	talk := thief.open(ctx)
+	thief.refused("a thief of the ticket", talk, thief.honest(ctx, talk, keep), fsm.ErrIdentity, "another node identity key")
 	_, err = f.hello(ctx, cluster.JoinHello{Cluster: fsm.ID{1}, Release: fsm.NewestRelease})
 	if !errors.Is(err, cluster.ErrJoin) || !strings.Contains(err.Error(), "the invitation is to cluster") {
 		c.t.Errorf("another cluster's id: %v", err)
 	}
-	_, err = f.hello(ctx, cluster.JoinHello{Cluster: token.Cluster, Release: fsm.NewestRelease - 1})
+	_, err = f.hello(ctx, cluster.JoinHello{Cluster: f.token.Cluster, Release: fsm.NewestRelease - 1})
 	if !errors.Is(err, cluster.ErrJoin) || !strings.Contains(err.Error(), "upgrade the node") {
 		c.t.Errorf("an old release: %v", err)
+	}
+	_, err = f.hello(ctx, cluster.JoinHello{Cluster: f.token.Cluster, Release: fsm.NewestRelease, Profile: fsm.ProfileCloned})
+	if !errors.Is(err, cluster.ErrProfile) || !strings.Contains(err.Error(), "the cluster's is generic") {
+		c.t.Errorf("another transfer profile: %v", err)
 	}
 	if m := c.member(donor, "kms-5"); m != nil {
 		c.t.Fatalf("a forged proof made a member: %v", m)

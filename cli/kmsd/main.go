@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/node"
 	"github.com/quorumkms/quorumkms/node/cluster"
@@ -29,7 +30,7 @@ var (
 const (
 	exitOK      = 0
 	exitFailed  = 1
-	exitConfig  = 2 // configuration, certificates or data directory
+	exitConfig  = 2 // configuration, certificates or data directory; or they, or the HSM partition, are not this member's
 	exitPIN     = 3 // the HSM refused the PIN: it was tried once
 	exitHSM     = 4 // the HSM cannot be used, or fails its self-test
 	exitRemoved = 5 // the node was removed from the cluster
@@ -65,7 +66,8 @@ func exitCode(err error) int {
 		return exitAltered
 	case errors.Is(err, cluster.ErrStorage):
 		return exitStorage
-	case errors.Is(err, node.ErrConfig), errors.Is(err, transport.ErrCredentials), errors.Is(err, cluster.ErrDataDir):
+	case errors.Is(err, node.ErrConfig), errors.Is(err, transport.ErrCredentials), errors.Is(err, cluster.ErrDataDir),
+		errors.Is(err, cluster.ErrProfile), errors.Is(err, fsm.ErrIdentity):
 		return exitConfig
 	}
 	return exitFailed
@@ -79,7 +81,7 @@ func root() *cobra.Command {
 node's own files and HSM token. Everything else is kmsctl's.
 
 Exit codes: 0 stopped as asked, 1 failed, 2 configuration, certificates or data
-directory, 3 wrong HSM PIN (tried once; do not restart), 4 HSM unusable, 5
+directory, or they or the HSM partition are not this member's, 3 wrong HSM PIN (tried once; do not restart), 4 HSM unusable, 5
 removed from the cluster (do not restart), 6 disk failed, 7 the node's state
 differs from the cluster's, 8 the data on its disk was altered or is damaged
 (both: keep its data directory; do not restart).`,

@@ -145,13 +145,20 @@ func testInvitations(ctx context.Context, c *testCluster) {
 		"too short a time": {&pb.InviteRequest{NodeName: "kms-9", ValidFor: durationpb.New(time.Millisecond)}, invalidWith("1ms", "1h")},
 		"too long a time":  {&pb.InviteRequest{NodeName: "kms-9", ValidFor: durationpb.New(time.Hour + time.Second)}, invalidWith("1h0m1s")},
 		"a negative time":  {&pb.InviteRequest{NodeName: "kms-9", ValidFor: durationpb.New(-time.Hour)}, invalidWith("-1h")},
-		"a dry run":        {&pb.InviteRequest{NodeName: "kms-9", DryRun: true}, refused(codes.FailedPrecondition, client.ErrDryRun)},
+		"a bad identity":   {&pb.InviteRequest{NodeName: "kms-9", Identity: "SHA256:12"}, invalidWith("SHA256:12", "kmsd hsm identity")},
+		"a member's identity": {
+			&pb.InviteRequest{NodeName: "kms-9", Identity: c.member(c.nodes[0], "kms-2").GetIdentityFingerprint()},
+			refused(codes.FailedPrecondition, client.ErrIdentityRefused, "kms-2", "has that identity key"),
+		},
+		"a dry run": {&pb.InviteRequest{NodeName: "kms-9", DryRun: true}, refused(codes.FailedPrecondition, client.ErrDryRun)},
 	} {
 		x.want.check(c.t, "Invite: "+what, second(operator.Invite(ctx, x.r)))
 	}
 	again := &pb.InviteRequest{NodeName: "kms-9", RequestId: "invite-9"}
 	must(c.t, second(operator.Invite(ctx, again)))
 	refused(codes.AlreadyExists, client.ErrExists, "shown once").check(c.t, "the same invitation again", second(operator.Invite(ctx, again)))
+	again.Identity = "SHA256:" + strings.Repeat("0", 64)
+	refused(codes.InvalidArgument, client.ErrRequestIDReused, "invite-9").check(c.t, "the same invitation of another identity", second(operator.Invite(ctx, again)))
 	again.NodeName = "kms-10"
 	refused(codes.InvalidArgument, client.ErrRequestIDReused, "invite-9").check(c.t, "another invitation", second(operator.Invite(ctx, again)))
 	notFound.check(c.t, "Remove of nobody", second(operator.Remove(ctx, &pb.RemoveRequest{Node: "kms-77"})))
@@ -164,7 +171,7 @@ func testInvitations(ctx context.Context, c *testCluster) {
 // brought it in brings nobody else in.
 func testNonVoter(ctx context.Context, c *testCluster) {
 	p := c.node("kms-4")
-	token := c.invite(ctx, &pb.InviteRequest{NodeName: "kms-4", NonVoter: true}).GetJoinToken()
+	token := c.invite(ctx, &pb.InviteRequest{NodeName: "kms-4", NonVoter: true, Identity: c.nik(p)}).GetJoinToken()
 	must(c.t, os.RemoveAll(p.path("data")))
 	p.configure(token)
 	p.start()
@@ -274,7 +281,7 @@ func (c *testCluster) removed(ctx context.Context, p, ask *process, oldID string
 		c.t.Errorf("after its removal %s is %v", p.name, m)
 	}
 	must(c.t, os.RemoveAll(p.path("data")))
-	p.configure(c.invite(ctx, &pb.InviteRequest{NodeName: p.name}).GetJoinToken())
+	p.configure(c.invite(ctx, &pb.InviteRequest{NodeName: p.name, Identity: c.nik(p)}).GetJoinToken())
 	p.start()
 	c.until(p.name+" is back", func(s *pb.StatusResponse) bool { return s.GetServing() && s.GetRaftId() != oldID }, p)
 	c.waitVoters(3)
@@ -363,7 +370,7 @@ func testWipedDirectory(ctx context.Context, c *testCluster) {
 	refused(codes.AlreadyExists, client.ErrExists, "remove it first").check(c.t, "inviting it without removing it", err)
 	_, err = c.dial(operatorID, c.nodes[0]).Cluster().Remove(ctx, &pb.RemoveRequest{Node: id})
 	must(c.t, err)
-	p.configure(c.invite(ctx, &pb.InviteRequest{NodeName: "kms-3"}).GetJoinToken())
+	p.configure(c.invite(ctx, &pb.InviteRequest{NodeName: "kms-3", Identity: c.nik(p)}).GetJoinToken())
 	p.start()
 	c.waitVoters(3)
 	if m := c.member(c.nodes[0], "kms-3"); m.GetRaftId() == id || m.GetRaftId() != s.GetRaftId() {

@@ -187,7 +187,7 @@ func TestRecover(t *testing.T) {
 	c.oldNodesComeBack(ctx, made, survivor, lost)
 	for _, p := range lost { // with the tokens they had, which hold the domain key
 		must(t, os.RemoveAll(p.path("data")))
-		p.configure(c.inviteTo(ctx, survivor, p.name))
+		p.configure(c.inviteTo(ctx, survivor, p))
 		p.start()
 		c.until(p.name+" is back", func(s *pb.StatusResponse) bool { return s.GetServing() }, p)
 	}
@@ -199,9 +199,9 @@ func TestRecover(t *testing.T) {
 	c.createKey(ctx, lost...)
 }
 
-func (c *testCluster) inviteTo(ctx context.Context, p *process, name string) string {
+func (c *testCluster) inviteTo(ctx context.Context, ask, joiner *process) string {
 	c.t.Helper()
-	r, err := c.dial(operatorID, p).Cluster().Invite(ctx, &pb.InviteRequest{NodeName: name})
+	r, err := c.dial(operatorID, ask).Cluster().Invite(ctx, &pb.InviteRequest{NodeName: joiner.name, Identity: c.nik(joiner)})
 	must(c.t, err)
 	return r.GetJoinToken()
 }
@@ -299,7 +299,7 @@ func TestRecoverFive(t *testing.T) {
 	must(t, second(c.dial(userID, ahead).Decrypt(ctx, blob, nil)))
 	made.hold(ctx, c, ahead)
 	must(t, os.RemoveAll(behind.path("data")))
-	behind.configure(c.inviteTo(ctx, ahead, behind.name))
+	behind.configure(c.inviteTo(ctx, ahead, behind))
 	behind.start()
 	c.until("the other survivor is back", func(s *pb.StatusResponse) bool { return s.GetServing() }, behind)
 	made.hold(ctx, c, behind)

@@ -173,7 +173,7 @@ func TestRestore(t *testing.T) {
 	}
 	for _, p := range others {
 		must(t, os.RemoveAll(p.path("data")))
-		p.configure(c.inviteTo(ctx, first, p.name))
+		p.configure(c.inviteTo(ctx, first, p))
 		p.start()
 		c.until(p.name+" has joined", func(s *pb.StatusResponse) bool { return s.GetServing() }, p)
 	}

@@ -26,6 +26,8 @@ type Env struct {
 	// Asking returns another empty partition whose transfer keys ask for this OAEP
 	// hash, or nil if there can be none.
 	Asking func(t *testing.T, oaepHash uint8) hsm.Partition
+	// Cloned returns another empty partition, of the transfer profile cloned.
+	Cloned func(t *testing.T) hsm.Partition
 	// Trust is the step of p's Security Officer: it trusts a transfer key.
 	Trust func(t *testing.T, p hsm.Partition, spki []byte)
 }
@@ -51,6 +53,7 @@ func Run(t *testing.T, open func(t *testing.T) Env) {
 		{"rewrap", testRewrap},
 		{"transfer refused", testTransferRefused},
 		{"transfer hashes", testTransferHashes},
+		{"cloned", testCloned},
 		{"concurrency", testConcurrency},
 		{"keyring", testKeyring},
 		{"secrets", testSecrets},

@@ -23,13 +23,29 @@ func (b *bench) existingTemplates(f *findings) {
 		for o, label := range objects {
 			want, err := b.wanted(o, class, label)
 			if err == nil {
-				err = b.check(o, want)
+				err = b.otherProfile(o, label, b.check(o, want))
 			}
 			f.must(label, err)
 			count++
 		}
 	}
 	f.note("%d objects", count)
+}
+
+// otherProfile says so if a domain key with wrong attributes is right for the transfer
+// profile that is not configured.
+func (b *bench) otherProfile(o pkcs11.ObjectHandle, label string, err error) error {
+	id, kind, ok := parseName(label)
+	other := b.traits
+	other.cloned = !other.cloned
+	if err == nil || !ok || b.check(o, other.domainKey(kind, id.name(kind), true)) != nil {
+		return err
+	}
+	is, not := "generic", "cloned"
+	if other.cloned {
+		is, not = not, is
+	}
+	return fmt.Errorf("%w: it was made in the transfer profile %s, and %s is configured", hsm.ErrCorrupt, is, not)
 }
 
 // wanted is the template an object of ours must have.
@@ -421,13 +437,11 @@ func (b *bench) transferReadable(f *findings) {
 
 // identityKeyLeaves tries to get a node identity key out.
 func (b *bench) identityKeyLeaves(f *findings) {
-	_, key, err := b.generatePair(pkcs11.CKM_EC_KEY_PAIR_GEN, identityPublic(false), identityPrivate(false))
-	if !f.must("an identity key", err) {
-		return
+	b.leaves(f, "identity key", b.nik)
+	for name, m := range b.rsaMechanisms() {
+		f.refuse("identity key decrypts, "+name, b.decrypts(m, b.nik))
 	}
-	f.must("an identity key", b.check(key, identityPrivate(false)))
-	b.leaves(f, "identity key", key)
-	b.altered(f, "identity key", key, template{
+	b.altered(f, "identity key", b.nik, template{
 		flag(pkcs11.CKA_SENSITIVE, false), flag(pkcs11.CKA_EXTRACTABLE, true), flag(pkcs11.CKA_DERIVE, true),
 		mechanisms(pkcs11.CKM_ECDH1_DERIVE),
 	}, identityPrivate(false))

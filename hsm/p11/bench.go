@@ -44,6 +44,9 @@ func (b *bench) setUp(f *findings) {
 	if f.must("open a master key", err) {
 		f.must("an opened master key", b.check(b.master, masterKey(false)))
 	}
+	if _, b.nik, err = b.generatePair(pkcs11.CKM_EC_KEY_PAIR_GEN, identityPublic(false), identityPrivate(false)); f.must("an identity key", err) {
+		f.must("an identity key", b.check(b.nik, identityPrivate(false)))
+	}
 }
 
 const aesKind = hsm.KeyKind(hsm.ClassAES)

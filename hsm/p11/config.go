@@ -20,6 +20,10 @@ type Config struct {
 	// Sessions is the number of concurrent HSM calls, 1..MaxSessions. Default 8. The
 	// partition opens one session more, and two for the time of the self-test.
 	Sessions int
+	// Cloned is the transfer profile cloned: domain keys come to other tokens by the
+	// vendor's cloning. They are made so that they cannot be wrapped for anybody, and none
+	// is exported or imported.
+	Cloned bool
 	// AcceptWeakness names the probes of the self-test that this token may fail.
 	AcceptWeakness []string
 	// Logger takes what happens to the token. Default: nothing is logged.

@@ -34,7 +34,8 @@ func TestConformance(t *testing.T) {
 				p.traits.oaep = []uint8{oaepHash}
 				return p
 			},
-			Trust: byOfficer,
+			Cloned: func(t *testing.T) hsm.Partition { return mustOpen(t, cloned(newToken(t))) },
+			Trust:  byOfficer,
 		}
 	})
 }

@@ -97,6 +97,46 @@ func (s *session) ensureIdentity() (pkcs11.ObjectHandle, []byte, error) {
 	return private, spki, err
 }
 
+// Adopt gives a token that was cloned from another a node identity key of its own, and
+// returns its SPKI: what came with the clone, of the other node, is destroyed. Nothing else
+// may have the token open as the same node's.
+func Adopt(ctx context.Context, cfg Config) (spki []byte, err error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	defer clear(cfg.PIN)
+	if !cfg.Cloned {
+		return nil, fmt.Errorf("%w: only a token of the transfer profile cloned is adopted", hsm.ErrRefused)
+	}
+	lib, err := acquire(cfg.Module)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, lib.release()) }()
+	found, err := lib.await(ctx, cfg.Token, cfg.Serial)
+	if err != nil {
+		return nil, err
+	}
+	l, err := connect(lib, found, cfg.PIN, 1, false)
+	if err != nil {
+		return nil, err
+	}
+	defer l.drain()
+	p := &Partition{cfg: cfg, lib: lib}
+	err = p.on(ctx, l, func(s *session) error {
+		private, err := s.labelled(pkcs11.CKO_PRIVATE_KEY, labelIdentity)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(s.destroyAll(private), s.destroyTransfer()); err != nil {
+			return err
+		}
+		_, spki, err = s.ensureIdentity() // which destroys public halves that are left
+		return err
+	})
+	return spki, err
+}
+
 // labelled finds the token objects of a class with this label.
 func (s *session) labelled(class uint, label string) ([]pkcs11.ObjectHandle, error) {
 	return s.find(template{

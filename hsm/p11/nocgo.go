@@ -19,6 +19,9 @@ var errNoCgo = errors.New("built without cgo: PKCS#11 is not available, only the
 // Open reports that there is no PKCS#11 in this build.
 func Open(context.Context, Config) (*Partition, error) { return nil, errNoCgo }
 
+// Adopt reports that there is no PKCS#11 in this build.
+func Adopt(context.Context, Config) ([]byte, error) { return nil, errNoCgo }
+
 // InitToken reports that there is no PKCS#11 in this build.
 func InitToken(context.Context, InitConfig) error { return errNoCgo }
 

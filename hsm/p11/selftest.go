@@ -128,6 +128,7 @@ type bench struct {
 	private  pkcs11.ObjectHandle // with the template of a transfer key
 	master   pkcs11.ObjectHandle // payload as it is when opened
 	wrapped  []byte              // payload under the domain key of class AES
+	nik      pkcs11.ObjectHandle // with the template of a node identity key
 	secrets  []openedSecret      // a key of every other kind that the token has
 
 	resident        pkcs11.ObjectHandle // a known key as resident ones are when opened, if the token can
@@ -135,14 +136,14 @@ type bench struct {
 }
 
 // selfTest tries on l what the token must do and what it must refuse, the latter on
-// scratch objects with the templates of the real ones. ErrSelfTest names what failed
-// and is not in accept.
-func selfTest(ctx context.Context, l *link, accept []string) (traits, []hsm.Probe, error) {
+// scratch objects with the templates of the real ones, which are those of the profile
+// cloned or of generic. ErrSelfTest names what failed and is not in accept.
+func selfTest(ctx context.Context, l *link, cloned bool, accept []string) (traits, []hsm.Probe, error) {
 	h, err := l.open()
 	if err != nil {
 		return traits{}, nil, err
 	}
-	b := &bench{session: &session{l, h}, domain: domain{}}
+	b := &bench{session: &session{l, h}, domain: domain{}, traits: traits{cloned: cloned}}
 	var results []hsm.Probe
 	var failed []string
 	for _, p := range probes() {

@@ -41,6 +41,18 @@ func TestProbesCanFail(t *testing.T) {
 		b.domain[aesKind], err = b.generateDomainKey(aesKind, want.without(drop...))
 		return err
 	}
+	// of makes a domain key of another kind.
+	of := func(kind hsm.KeyKind, b *bench, drop []uint, entries ...attribute) error {
+		want := b.traits.domainKey(kind, scratch(kind), false).with(entries...)
+		var err error
+		b.domain[kind], err = b.generateDomainKey(kind, want.without(drop...))
+		return err
+	}
+	nik := func(b *bench, drop []uint, entries ...attribute) error {
+		var err error
+		_, b.nik, err = b.generatePair(pkcs11.CKM_EC_KEY_PAIR_GEN, identityPublic(false), identityPrivate(false).with(entries...).without(drop...))
+		return err
+	}
 	master := func(b *bench, drop []uint, entries ...attribute) error {
 		want := masterKey(false).with(entries...).with(number(pkcs11.CKA_VALUE_LEN, keySize))
 		var err error
@@ -96,6 +108,55 @@ func TestProbesCanFail(t *testing.T) {
 			"domain-key-leaves", "WRAP_WITH_TRUSTED",
 			func(b *bench) error { return aesKey(b, nil, flag(pkcs11.CKA_WRAP_WITH_TRUSTED, false)) },
 			[]string{"kind 1 wrapped with a known key, RFC 5649", "kind 1 wrapped with an untrusted public key, OAEP with SHA-1", "kind 1 wrapped with a domain key"},
+		},
+		{
+			"domain-key-unwraps-readable", "an unwrap template in the key of class HMAC",
+			func(b *bench) error { return of(hsm.KeyKind(hsm.ClassHMAC), b, []uint{pkcs11.CKA_UNWRAP_TEMPLATE}) },
+			[]string{"kind 2 unwraps a key readable", "kind 2 unwraps a key extractable"},
+		},
+		{
+			"domain-key-unwraps-readable", "an unwrap template in the key of class RSA",
+			func(b *bench) error { return of(hsm.KeyKind(hsm.ClassRSA), b, []uint{pkcs11.CKA_UNWRAP_TEMPLATE}) },
+			[]string{"kind 3 unwraps a key readable", "kind 3 unwraps a key extractable"},
+		},
+		{
+			"domain-key-unwraps-readable", "an unwrap template in the key of class EC",
+			func(b *bench) error { return of(hsm.KeyKind(hsm.ClassEC), b, []uint{pkcs11.CKA_UNWRAP_TEMPLATE}) },
+			[]string{"kind 4 unwraps a key readable", "kind 4 unwraps a key extractable"},
+		},
+		{
+			"domain-key-unwraps-readable", "an unwrap template in the key for imports",
+			func(b *bench) error {
+				return of(hsm.KeyKind(hsm.ClassImportRSA), b, []uint{pkcs11.CKA_UNWRAP_TEMPLATE})
+			},
+			[]string{"kind 5 unwraps a key readable", "kind 5 unwraps a key extractable"},
+		},
+		{
+			"domain-key-leaves", "WRAP_WITH_TRUSTED in the MAC key",
+			func(b *bench) error { return of(hsm.KindMAC, b, nil, flag(pkcs11.CKA_WRAP_WITH_TRUSTED, false)) },
+			[]string{"kind 16 wrapped with a known key, RFC 5649", "kind 16 wrapped with a domain key"},
+		},
+		{
+			"domain-key-leaves", "WRAP_WITH_TRUSTED in the log root key",
+			func(b *bench) error { return of(hsm.KindLog, b, nil, flag(pkcs11.CKA_WRAP_WITH_TRUSTED, false)) },
+			[]string{"kind 17 wrapped with a known key, RFC 5649", "kind 17 wrapped with an untrusted public key, OAEP with SHA-1"},
+		},
+		{
+			"identity-key-leaves", "EXTRACTABLE=F",
+			func(b *bench) error { return nik(b, nil, flag(pkcs11.CKA_EXTRACTABLE, true)) },
+			[]string{"identity key wrapped with a known key, RFC 5649"},
+		},
+		{
+			"identity-key-leaves", "SENSITIVE",
+			func(b *bench) error {
+				return nik(b, nil, flag(pkcs11.CKA_SENSITIVE, false), flag(pkcs11.CKA_EXTRACTABLE, true))
+			},
+			[]string{"identity key read"},
+		},
+		{
+			"identity-key-leaves", "MODIFIABLE and COPYABLE",
+			func(b *bench) error { return nik(b, nil, modifiable, flag(ckaCopyable, true)) },
+			[]string{"identity key changed in", "identity key copied with another"},
 		},
 		{
 			"domain-key-leaves", "SENSITIVE",

@@ -164,6 +164,7 @@ type traits struct {
 	nestedList bool    // honours ALLOWED_MECHANISMS inside UNWRAP_TEMPLATE
 	algorithms []hsm.Algorithm
 	resident   bool // has what resident keys need
+	cloned     bool // no domain key can be wrapped out, see Config
 }
 
 func (t traits) keyWrap() []*pkcs11.Mechanism { return mechanism(t.kwp) }
@@ -236,15 +237,16 @@ func known(keyType uint, value []byte, on ...uint) template {
 }
 
 // domainKey is the template of a key of a domain generation: a wrapping key, the
-// domain MAC key or the log root key.
+// domain MAC key or the log root key. In the profile generic it can be wrapped out, with
+// a key that the Security Officer trusts; in the profile cloned it cannot.
 func (t traits) domainKey(kind hsm.KeyKind, name template, token bool) template {
 	trustedOnly := flag(pkcs11.CKA_WRAP_WITH_TRUSTED, true)
 	if kind == hsm.KindMAC || kind == hsm.KindLog {
-		return join(secret(pkcs11.CKK_GENERIC_SECRET, token, true), name,
+		return join(secret(pkcs11.CKK_GENERIC_SECRET, token, !t.cloned), name,
 			usages(secretUsages(), pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY),
 			template{trustedOnly, mechanisms(pkcs11.CKM_SHA256_HMAC)}, frozen())
 	}
-	return join(secret(pkcs11.CKK_AES, token, true), name,
+	return join(secret(pkcs11.CKK_AES, token, !t.cloned), name,
 		usages(secretUsages(), pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP),
 		template{
 			trustedOnly, mechanisms(t.kwp),

@@ -34,6 +34,9 @@ func newRSA(bits uint) template {
 // NewTransfer implements hsm.Partition. The key is a token object: it outlives the
 // process, since the Security Officer of the donor may take his time.
 func (p *Partition) NewTransfer(ctx context.Context) (t hsm.Transfer, err error) {
+	if p.cfg.Cloned {
+		return t, hsm.ErrCloned
+	}
 	err = p.ceremonial(ctx, func(s *session) error {
 		if err := s.destroyTransfer(); err != nil {
 			return err
@@ -140,6 +143,9 @@ func (s *session) trusted(spki []byte) (pkcs11.ObjectHandle, error) {
 // Export implements hsm.Partition. The token wraps with the key the Security Officer
 // trusts: no other way leads out of it, and none with a hash that it lacks.
 func (p *Partition) Export(ctx context.Context, r hsm.ExportRequest) (message []byte, err error) {
+	if p.cfg.Cloned {
+		return nil, hsm.ErrCloned
+	}
 	if _, err := r.Check(); err != nil {
 		return nil, err
 	}
@@ -184,6 +190,9 @@ func (p *Partition) Export(ctx context.Context, r hsm.ExportRequest) (message []
 // of the message was opened and is the announced one. The transfer key is destroyed
 // when all is done.
 func (p *Partition) Import(ctx context.Context, message []byte, want hsm.ImportExpectation) (g hsm.Generation, err error) {
+	if p.cfg.Cloned {
+		return g, hsm.ErrCloned
+	}
 	m, err := hsm.ParseTransfer(message)
 	if err != nil {
 		return g, err

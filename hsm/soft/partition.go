@@ -34,12 +34,15 @@ type Config struct {
 	// hsm.OAEPSHA256, or hsm.OAEPSHA1 if the donor's token has no other. As a donor
 	// the partition has both.
 	OAEPHash uint8
+	// Cloned is the transfer profile cloned: no domain key is exported or imported.
+	Cloned bool
 }
 
 // Partition is an embedded partition.
 type Partition struct {
 	info     hsm.Info
 	trustAll bool
+	cloned   bool
 	oaepHash uint8
 	identity []byte // SPKI
 	nik      *ecdsa.PrivateKey
@@ -70,7 +73,7 @@ func Open(c Config) (*Partition, error) {
 	if _, err := hsm.NewOAEPHash(c.OAEPHash); err != nil {
 		return nil, err
 	}
-	p := &Partition{trustAll: c.TrustAll, oaepHash: c.OAEPHash, trusted: make(map[string]bool), twins: make(map[twin]bool)}
+	p := &Partition{trustAll: c.TrustAll, cloned: c.Cloned, oaepHash: c.OAEPHash, trusted: make(map[string]bool), twins: make(map[twin]bool)}
 	if err := p.load(c); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
@@ -92,6 +95,10 @@ func (p *Partition) load(c Config) error {
 			return err
 		}
 	}
+	return p.readIdentity()
+}
+
+func (p *Partition) readIdentity() error {
 	parsed, err := x509.ParsePKCS8PrivateKey(p.contents.Identity)
 	if err != nil {
 		return fmt.Errorf("%w: identity key: %w", hsm.ErrCorrupt, err)
@@ -134,7 +141,7 @@ func (p *Partition) openDir(dir string, pin []byte) error {
 	return err
 }
 
-// initialize makes the identity key of an empty partition.
+// initialize makes an identity key, in the place of the one there is.
 func (p *Partition) initialize() error {
 	nik, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -144,7 +151,31 @@ func (p *Partition) initialize() error {
 	if err != nil {
 		return fmt.Errorf("%w: identity key: %w", hsm.ErrUnavailable, err)
 	}
-	return p.store(&contents{Identity: der, Domains: map[string]*domain{}})
+	next := &contents{Identity: der, Domains: map[string]*domain{}}
+	if p.contents != nil {
+		next.Domains = p.contents.Domains
+	}
+	return p.store(next)
+}
+
+// Adopt gives a partition that is a copy of another a node identity key of its own, and
+// returns its SPKI.
+func Adopt(c Config) (spki []byte, err error) {
+	if !c.Cloned || c.Dir == "" {
+		return nil, fmt.Errorf("%w: only a partition of the transfer profile cloned, in a directory, is adopted", hsm.ErrRefused)
+	}
+	p, err := Open(c)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, p.Close()) }()
+	if err := p.initialize(); err != nil {
+		return nil, err
+	}
+	if err := p.readIdentity(); err != nil {
+		return nil, err
+	}
+	return p.Identity(), nil
 }
 
 // store makes c durable, then current.

@@ -54,9 +54,49 @@ func asking(t *testing.T, oaepHash uint8) hsm.Partition {
 	return p
 }
 
+func inMemoryCloned(t *testing.T) hsm.Partition {
+	t.Helper()
+	p, err := soft.Open(soft.Config{Cloned: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
+}
+
+// TestAdopt: a copy gets an identity key of its own, and keeps its domain keys.
+func TestAdopt(t *testing.T) {
+	dir, cluster := t.TempDir(), hsm.ID{1}
+	p := openIn(t, dir)
+	if _, err := p.CreateDomain(t.Context(), cluster, 1); err != nil {
+		t.Fatal(err)
+	}
+	came := p.Identity()
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	own, err := soft.Adopt(soft.Config{Dir: dir, PIN: pin, Cloned: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p = openIn(t, dir)
+	if all, err := p.Generations(t.Context(), cluster); err != nil || len(all) != 1 || string(p.Identity()) != string(own) || string(own) == string(came) {
+		t.Errorf("the adopted partition holds %v, %v; its identity is %x, it was %x, %x was shown", all, err, p.Identity(), came, own)
+	}
+	for what, c := range map[string]soft.Config{"the profile generic": {Dir: dir, PIN: pin}, "no directory": {Cloned: true}} {
+		if _, err := soft.Adopt(c); !errors.Is(err, hsm.ErrRefused) {
+			t.Errorf("adopting a partition of %s: %v", what, err)
+		}
+	}
+}
+
 func TestConformanceInMemory(t *testing.T) {
 	hsmtest.Run(t, func(t *testing.T) hsmtest.Env {
-		return hsmtest.Env{Partition: openIn(t, ""), Second: inMemory, Asking: asking, Trust: trust}
+		return hsmtest.Env{Partition: openIn(t, ""), Second: inMemory, Asking: asking, Cloned: inMemoryCloned, Trust: trust}
 	})
 }
 
@@ -70,7 +110,7 @@ func TestConformanceInDirectory(t *testing.T) {
 			}
 			return openIn(t, dir)
 		}
-		return hsmtest.Env{Partition: p, Reopen: reopen, Second: inMemory, Asking: asking, Trust: trust}
+		return hsmtest.Env{Partition: p, Reopen: reopen, Second: inMemory, Asking: asking, Cloned: inMemoryCloned, Trust: trust}
 	})
 }
 

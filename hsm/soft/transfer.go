@@ -15,6 +15,9 @@ import (
 
 // NewTransfer implements hsm.Partition. The key is in memory only.
 func (p *Partition) NewTransfer(ctx context.Context) (hsm.Transfer, error) {
+	if p.cloned {
+		return hsm.Transfer{}, hsm.ErrCloned
+	}
 	key, err := rsa.GenerateKey(rand.Reader, hsm.TransferKeyBits)
 	if err != nil {
 		return hsm.Transfer{}, fmt.Errorf("%w: transfer key: %w", hsm.ErrUnavailable, err)
@@ -42,6 +45,9 @@ func (p *Partition) Export(ctx context.Context, r hsm.ExportRequest) ([]byte, er
 	defer p.mu.RUnlock()
 	if err := p.usable(ctx); err != nil {
 		return nil, err
+	}
+	if p.cloned {
+		return nil, hsm.ErrCloned
 	}
 	pub, err := r.Check()
 	if err != nil {
@@ -85,6 +91,9 @@ func (p *Partition) Import(ctx context.Context, message []byte, want hsm.ImportE
 	defer p.mu.Unlock()
 	if err := p.usable(ctx); err != nil {
 		return hsm.Generation{}, err
+	}
+	if p.cloned {
+		return hsm.Generation{}, hsm.ErrCloned
 	}
 	m, err := hsm.ParseTransfer(message)
 	if err != nil {

@@ -96,6 +96,15 @@ func noteEvidence(dir string, why error, now time.Time) error {
 	return errors.Join(writeSynced(filepath.Join(dir, evidenceFile), fmt.Appendf(nil, "%s %s\n", now.UTC().Format(time.RFC3339), why)), syncDir(dir))
 }
 
+// IsNew fails unless a data directory belongs to no cluster yet.
+func IsNew(dir, name string) error {
+	id, err := openIdentity(dir, name)
+	if err == nil && id.Stage != stageNew {
+		err = fmt.Errorf("%w %s: the node belongs to cluster %s already", ErrDataDir, dir, id.Cluster)
+	}
+	return err
+}
+
 // openIdentity reads the directory's identity, or makes it the first time.
 func openIdentity(dir, name string) (identity, error) {
 	if err := os.MkdirAll(filepath.Join(dir, raftDir), 0o700); err != nil {

@@ -34,9 +34,11 @@ const (
 // DomainWait is what a node waits for that lacks a generation.
 type DomainWait struct {
 	Generation  uint32
-	Fingerprint string   // of its transfer key
-	Donors      []string // names of members: one of their Security Officers must trust it
-	Twin        bool     // it is for the twin of a generation that this node holds
+	Fingerprint string // of its transfer key; empty in the transfer profile cloned
+	// Donors are names of members. One of their Security Officers must trust the key, or the
+	// generation must be cloned from one of their partitions.
+	Donors []string
+	Twin   bool // it is for the twin of a generation that this node holds
 }
 
 // DomainHolding is what one member has of the domain key.
@@ -78,10 +80,14 @@ func (d *domainKeys) change(f func([]hsm.Generation) []hsm.Generation) {
 	d.held.Store(&all)
 }
 
+// equalTo tells whether a partition's generation is another's.
+func equalTo(g hsm.Generation) func(hsm.Generation) bool {
+	return func(h hsm.Generation) bool { return h.Number == g.Number && slices.Equal(h.Checks, g.Checks) }
+}
+
 // sameAs tells whether a partition's generation is the one that the state knows.
 func sameAs(g fsm.Generation) func(hsm.Generation) bool {
-	checks := hsmGeneration(g).Checks
-	return func(h hsm.Generation) bool { return h.Number == g.Number && slices.Equal(h.Checks, checks) }
+	return equalTo(hsmGeneration(g))
 }
 
 func numbered(number uint32) func(hsm.Generation) bool {
@@ -223,6 +229,10 @@ func (e *engine) installLoop() {
 		changed := e.machine.Changed()
 		s := e.machine.State()
 		if self, ok := s.Member(e.id); ok && self.Serves() && s.History() == e.history && s.Cluster().Revision != settled {
+			if err := e.belongs(s, self); err != nil {
+				e.config.Halt(err)
+				return
+			}
 			if e.install(s) {
 				settled = s.Cluster().Revision
 			}
@@ -242,6 +252,12 @@ func (e *engine) installLoop() {
 
 // install takes the steps that are this node's; done tells that none is left.
 func (e *engine) install(s *fsm.State) (done bool) {
+	if e.member.cloned() {
+		if err := e.look(); err != nil {
+			e.domain.problemIs(err)
+			return false
+		}
+	}
 	var lacking []fsm.Generation
 	left := false // of what is to be destroyed
 	for _, g := range s.Cluster().Generations {
@@ -296,6 +312,16 @@ func (e *engine) leftOver(g fsm.Generation) error {
 	e.log.Warn("this node's partition holds another generation of that number, which the cluster does not know: it was left over", "generation", g.Number)
 	e.forget(g.Number)
 	return nil
+}
+
+// look reads again what this node's partition holds: cloning puts keys there behind the
+// node's back.
+func (e *engine) look() error {
+	held, err := e.config.Domain.Generations(e.ctx, hsm.ID(e.cluster))
+	if err == nil {
+		e.domain.change(func([]hsm.Generation) []hsm.Generation { return held })
+	}
+	return err
 }
 
 // problemIs notes why this node does not get on; nil: it waits for nobody.

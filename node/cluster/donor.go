@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/hmac"
@@ -34,7 +35,11 @@ func (m *Member) HandleJoin(ctx context.Context, stream JoinStream, peer string,
 	}
 	switch x := first.(type) {
 	case JoinHello:
-		return ActJoin, e.handleJoin(ctx, x, stream, peer, announce)
+		err := e.handleJoin(ctx, x, stream, peer, announce)
+		if Permanent(err) {
+			m.refusedJoins.Add(1)
+		}
+		return ActJoin, err
 	case JoinPull:
 		return e.handlePull(ctx, x, stream, peer, announce)
 	}
@@ -49,6 +54,9 @@ func (e *engine) handleJoin(ctx context.Context, hello JoinHello, stream JoinStr
 	}
 	if hello.Release < cluster.Release {
 		return fmt.Errorf("%w: the node knows release %d, the cluster is at %d: upgrade the node", ErrJoin, hello.Release, cluster.Release)
+	}
+	if want := cluster.TransferProfile(); cmp.Or(hello.Profile, fsm.ProfileGeneric) != want {
+		return fmt.Errorf("%w: the node is configured for %.80q, the cluster's is %s: set hsm.profile", ErrProfile, hello.Profile, want)
 	}
 	nonce, err := freshNonce()
 	if err != nil {
@@ -65,15 +73,16 @@ func (e *engine) handleJoin(ctx context.Context, hello JoinHello, stream JoinStr
 	if err != nil {
 		return err
 	}
-	if err := e.admit(ctx, cluster.ID, proof, peer, channel, nonce); err != nil {
+	if err := e.admit(ctx, stream, cluster, proof, peer, channel, nonce); err != nil {
 		return err
 	}
 	return e.handOver(ctx, stream, cluster, proof, channel, announce)
 }
 
-// admit checks the joiner's proofs and commits AdmitNode.
-func (e *engine) admit(ctx context.Context, cluster fsm.ID, p JoinProof, peer string, channel Channel, nonce []byte) error {
-	if err := p.check(channel, nonce); err != nil {
+// admit checks the joiner's proofs, has it approved if need be, and commits AdmitNode.
+func (e *engine) admit(ctx context.Context, stream JoinStream, cluster fsm.Cluster, p JoinProof, peer string, channel Channel, nonce []byte) error {
+	cloned := cluster.TransferProfile() == fsm.ProfileCloned
+	if err := p.check(channel, nonce, cloned); err != nil {
 		return err
 	}
 	if p.Name != peer {
@@ -83,15 +92,20 @@ func (e *engine) admit(ctx context.Context, cluster fsm.ID, p JoinProof, peer st
 	if err != nil {
 		return err
 	}
-	transcript := JoinTranscript(cluster, public, channel, nonce, p)
+	transcript := JoinTranscript(cluster.ID, public, channel, nonce, p)
 	if !ed25519.Verify(public, transcript, p.TicketSignature) {
 		return fmt.Errorf("%w: the ticket's signature does not verify", fsm.ErrTicket)
 	}
 	if err := hsm.VerifyIdentitySignature(p.Identity, transcript, p.IdentitySignature); err != nil {
 		return fmt.Errorf("%w: the HSM key is not the one announced: %w", ErrJoin, err)
 	}
-	if _, err := p.Transfer.Verify(p.Identity); err != nil {
-		return fmt.Errorf("%w: %w", ErrJoin, err)
+	if !cloned {
+		if _, err := p.Transfer.Verify(p.Identity); err != nil {
+			return fmt.Errorf("%w: %w", ErrJoin, err)
+		}
+	}
+	if err := e.awaitApproval(ctx, stream, p, public); err != nil {
+		return err
 	}
 	_, err = e.member.Propose(ctx, fsm.Proposal{Principal: e.principal(), Command: &fsm.AdmitNode{
 		ID: p.RaftID, Name: p.Name, PeerAddress: p.PeerAddress, ClientAddress: p.ClientAddress,
@@ -100,14 +114,65 @@ func (e *engine) admit(ctx context.Context, cluster fsm.ID, p JoinProof, peer st
 	return err
 }
 
+// awaitApproval waits, if the ticket wants it, until an operator has approved the
+// joiner's node identity key: the request stands in the state, for any node to show.
+func (e *engine) awaitApproval(ctx context.Context, stream JoinStream, p JoinProof, public ed25519.PublicKey) error {
+	request := &fsm.RequestJoin{
+		ID: p.RaftID, Name: p.Name, PeerAddress: p.PeerAddress, ClientAddress: p.ClientAddress,
+		Identity: p.Identity, Ticket: p.TicketID, TicketKey: public,
+	}
+	poll := time.NewTicker(approvalPoll)
+	defer poll.Stop()
+	for asked := false; ; asked = true {
+		s := e.machine.State()
+		t, open := s.Ticket(p.TicketID)
+		switch {
+		case !open && asked:
+			if m, ok := s.Member(p.RaftID); !ok || m.Ticket != p.TicketID {
+				return fmt.Errorf("%w: an operator has rejected the node, or its invitation has ended", fsm.ErrTicket)
+			}
+			return nil // through another donor
+		case !open, !t.Guarded, len(t.Identity) != 0:
+			return nil // AdmitNode decides
+		case t.Expires <= e.config.Now().Unix():
+			return fmt.Errorf("%w: expired before an operator approved the node", fsm.ErrTicket)
+		case !request.StandsIn(t):
+			if _, err := s.Try(request); err != nil {
+				return err
+			}
+			if _, err := e.member.Propose(ctx, fsm.Proposal{Principal: e.principal(), Command: request}); err != nil {
+				return err
+			}
+		}
+		if err := e.member.Usable(); err != nil { // it would not learn of the approval: another member may
+			return err
+		}
+		if err := stream.Send(JoinPending{Fingerprint: hsm.Fingerprint(p.Identity), Expires: t.Expires}); err != nil {
+			return err
+		}
+		select {
+		case <-poll.C:
+		case <-e.ctx.Done():
+			return ErrShutdown
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // Limits of a proof's fields, in bytes; the addresses' and the names' are fsm's.
 const (
 	maxSPKI      = 1024
 	maxSignature = 256
 )
 
-// check bounds what a stranger may send before anything is done with it.
-func (p JoinProof) check(channel Channel, nonce []byte) error {
+// check bounds what a stranger may send before anything is done with it. In the profile
+// cloned there is no transfer key.
+func (p JoinProof) check(channel Channel, nonce []byte, cloned bool) error {
+	leastTransfer, topSPKI, topSignature := 1, maxSPKI, maxSignature
+	if cloned {
+		leastTransfer, topSPKI, topSignature = 0, 0, 0
+	}
 	for _, f := range []struct {
 		name          string
 		n, least, top int
@@ -118,8 +183,8 @@ func (p JoinProof) check(channel Channel, nonce []byte) error {
 		{"peer address", len(p.PeerAddress), 1, fsm.MaxAddress},
 		{"client address", len(p.ClientAddress), 1, fsm.MaxAddress},
 		{"identity key", len(p.Identity), 1, maxSPKI},
-		{"transfer key", len(p.Transfer.SPKI), 1, maxSPKI},
-		{"transfer key's signature", len(p.Transfer.Signature), 1, maxSignature},
+		{"transfer key", len(p.Transfer.SPKI), leastTransfer, topSPKI},
+		{"transfer key's signature", len(p.Transfer.Signature), leastTransfer, topSignature},
 		{"ticket's signature", len(p.TicketSignature), ed25519.SignatureSize, ed25519.SignatureSize},
 		{"identity's signature", len(p.IdentitySignature), 1, maxSignature},
 		{"nonce", len(nonce), joinNonce, joinNonce},
@@ -161,7 +226,7 @@ func (e *engine) handOver(ctx context.Context, stream JoinStream, cluster fsm.Cl
 	for _, other := range cluster.Generations {
 		transfer.More = transfer.More || other.InUse() && other.Number != g.Number
 	}
-	if p.HoldsGeneration != g.Number {
+	if p.HoldsGeneration != g.Number && cluster.TransferProfile() != fsm.ProfileCloned {
 		if transfer.Message, err = e.export(ctx, stream, cluster, g.Number, p, announce); err != nil {
 			return err
 		}

@@ -33,6 +33,8 @@ var (
 	ErrStuck = errors.New("this node leads the cluster and has committed nothing")
 	// ErrJoin means: the other side refused, or failed a proof, while joining.
 	ErrJoin = errors.New("joining refused")
+	// ErrProfile means: this node and the cluster have different transfer profiles.
+	ErrProfile = errors.New("transfer profile")
 	// ErrRecovery means: this node is not the one, or now not the time, to recover the
 	// cluster from.
 	ErrRecovery = errors.New("recovery refused")
@@ -57,6 +59,7 @@ var coded = fsm.Codes{
 	{Code: "REMOVED", Err: ErrRemoved},
 	{Code: "NO_LEASE", Err: ErrNoLease},
 	{Code: "DIVERGED", Err: ErrDiverged},
+	{Code: "PROFILE", Err: ErrProfile},
 	{Code: "JOIN", Err: ErrJoin},
 	{Code: "NO_GENERATION", Err: hsm.ErrNotFound},
 	{Code: "NO_LEADER", Err: ErrShutdown}, // another node takes over

@@ -57,6 +57,9 @@ func (m *Member) Found(ctx context.Context, f Founding) (fsm.ID, error) {
 		PeerAddress: m.config.PeerAddress, ClientAddress: m.config.ClientAddress, Identity: m.config.Domain.Identity(),
 		Release: fsm.NewestRelease,
 	}
+	if m.cloned() {
+		command.Profile = fsm.ProfileCloned
+	}
 	for _, k := range generation.Checks {
 		command.Checks = append(command.Checks, fsm.DomainCheck{Kind: uint8(k.Kind), Value: k.Value[:]})
 	}

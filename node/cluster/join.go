@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/quorumkms/quorumkms/fsm"
@@ -20,6 +21,8 @@ import (
 //	donor   JoinChallenge   a nonce
 //	joiner  JoinProof       signed with the ticket's key and with the HSM's: both
 //	                        over JoinTranscript, which names the connection
+//	donor   JoinPending     until an operator approves the joiner's HSM key, if the
+//	                        invitation did not pin it; repeated
 //	donor   (AdmitNode is committed: before any key leaves)
 //	donor   JoinWaiting     until the donor's Security Officer trusts the joiner's
 //	                        transfer key; repeated
@@ -29,7 +32,8 @@ import (
 //	donor   JoinAccepted
 //
 // A joiner that lost the connection begins again with the same ticket; a domain
-// key that its HSM holds already is not sent twice.
+// key that its HSM holds already is not sent twice. In the transfer profile cloned none
+// is sent at all: the joiner's HSM holds it already, by the vendor's cloning.
 
 // JoinMessage is one of the messages below.
 type JoinMessage any
@@ -38,6 +42,7 @@ type JoinMessage any
 type JoinHello struct {
 	Cluster fsm.ID
 	Release int
+	Profile string // transfer profile of the joiner's configuration
 }
 
 // JoinChallenge answers it.
@@ -59,6 +64,12 @@ type JoinProof struct {
 	HoldsGeneration   uint32 // 0: none
 	TicketSignature   []byte
 	IdentitySignature []byte
+}
+
+// JoinPending says that an operator must approve the joiner.
+type JoinPending struct {
+	Fingerprint string // of the joiner's node identity key: the joiner shows its own
+	Expires     int64  // unix seconds: until when
 }
 
 // JoinWaiting says what the donor waits for.
@@ -107,10 +118,12 @@ const (
 )
 
 const (
-	joinLabel   = "quorumkms/join/v1"
-	joinNonce   = 32
-	trustPoll   = 500 * time.Millisecond
-	trustAtMost = 30 * time.Minute // how long a donor waits for its Security Officer
+	joinLabel = "quorumkms/join/v1"
+	joinNonce = 32
+	trustPoll = 500 * time.Millisecond
+	// approvalPoll is between two looks at whether an operator has approved a joiner.
+	approvalPoll = 500 * time.Millisecond
+	trustAtMost  = 30 * time.Minute // how long a donor waits for its Security Officer
 )
 
 // JoinTranscript is what the joiner signs: label, cluster 16, ticket's public key
@@ -136,7 +149,8 @@ func JoinTranscript(cluster fsm.ID, ticket ed25519.PublicKey, ch Channel, nonce 
 type Joining struct {
 	Token     JoinToken
 	Addresses []string // peer addresses of members; tried in turn
-	// Waiting is told what the donor's Security Officer must do.
+	// Pending is told what an operator must do, Waiting what the donor's Security Officer.
+	Pending func(JoinPending)
 	Waiting func(JoinWaiting)
 }
 
@@ -174,7 +188,8 @@ func (m *Member) Join(ctx context.Context, j Joining) error {
 // Permanent tells whether trying to join again with the same token is pointless: a
 // member that was reached refused it for good, whether or not others were reached.
 func Permanent(err error) bool {
-	return errors.Is(err, fsm.ErrTicket) || errors.Is(err, fsm.ErrMember) || errors.Is(err, ErrJoin) || errors.Is(err, hsm.ErrRefused)
+	return errors.Is(err, fsm.ErrTicket) || errors.Is(err, fsm.ErrMember) || errors.Is(err, fsm.ErrIdentity) || errors.Is(err, ErrJoin) ||
+		errors.Is(err, ErrProfile) || errors.Is(err, hsm.ErrRefused)
 }
 
 func (m *Member) enter(ctx context.Context, cluster fsm.ID, history fsm.History) error {
@@ -206,7 +221,7 @@ func (m *Member) joinThrough(ctx context.Context, j Joining, address string) (hi
 		return history, err
 	}
 	defer func() { err = errors.Join(err, stream.Close()) }()
-	if err := stream.Send(JoinHello{Cluster: j.Token.Cluster, Release: fsm.NewestRelease}); err != nil {
+	if err := stream.Send(JoinHello{Cluster: j.Token.Cluster, Release: fsm.NewestRelease, Profile: m.Profile()}); err != nil {
 		return history, err
 	}
 	challenge, err := receive[JoinChallenge](stream)
@@ -227,14 +242,26 @@ func (m *Member) joinThrough(ctx context.Context, j Joining, address string) (hi
 	if err := stream.Send(proof); err != nil {
 		return history, err
 	}
-	transfer, err := awaitTransfer(stream, j.Waiting)
+	transfer, err := m.awaitTransfer(stream, j)
 	if err != nil {
 		return history, err
 	}
 	if !j.Token.names(transfer.Generation) {
 		return history, fmt.Errorf("%w: the donor's domain key is not that of the cluster that sent the invitation", ErrJoin)
 	}
-	if proof.HoldsGeneration != transfer.Generation.Number {
+	held, err := m.config.Domain.Generations(ctx, hsm.ID(j.Token.Cluster))
+	if err != nil {
+		return history, err
+	}
+	switch {
+	case m.cloned() && !slices.ContainsFunc(held, equalTo(transfer.Generation)):
+		return history, fmt.Errorf("%w: this node's HSM partition does not hold generation %d of the domain key as node %s does: clone it from a member's partition with the vendor's tools", ErrJoin, transfer.Generation.Number, challenge.Donor)
+	case m.cloned():
+	case proof.HoldsGeneration == transfer.Generation.Number:
+		if !slices.ContainsFunc(held, equalTo(transfer.Generation)) {
+			return history, fmt.Errorf("%w: the donor's domain key is not the generation %d that this node's HSM partition holds", ErrJoin, transfer.Generation.Number)
+		}
+	default:
 		if _, err := m.config.Domain.Import(ctx, transfer.Message, hsm.ImportExpectation{
 			Cluster: hsm.ID(j.Token.Cluster), Epoch: challenge.History.Epoch, Donor: challenge.Donor, Recipient: m.ID(),
 			DonorIdentity: transfer.DonorIdentity, Generation: transfer.Generation, More: transfer.More,
@@ -271,7 +298,10 @@ func (m *Member) prove(ctx context.Context, token JoinToken, challenge JoinChall
 	if len(held) > 0 {
 		p.HoldsGeneration = held[len(held)-1].Number
 	}
-	if m.transfer.SPKI == nil { // kept over attempts, so that the Security Officer's trust is not lost
+	if m.cloned() && len(held) == 0 {
+		return JoinProof{}, fmt.Errorf("%w: this node's HSM partition holds no domain key of cluster %s, and in the transfer profile %s none is sent: clone it from a member's partition with the vendor's tools, and run kmsd hsm adopt", ErrJoin, token.Cluster, fsm.ProfileCloned)
+	}
+	if m.transfer.SPKI == nil && !m.cloned() { // kept over attempts, so that the Security Officer's trust is not lost
 		if m.transfer, err = m.config.Domain.NewTransfer(ctx); err != nil {
 			return JoinProof{}, fmt.Errorf("making the transfer key: %w", err)
 		}
@@ -283,15 +313,24 @@ func (m *Member) prove(ctx context.Context, token JoinToken, challenge JoinChall
 	return p, err
 }
 
-func awaitTransfer(stream JoinStream, waiting func(JoinWaiting)) (JoinTransfer, error) {
+// awaitTransfer tells people what the donor waits for, until the domain key comes.
+func (m *Member) awaitTransfer(stream JoinStream, j Joining) (JoinTransfer, error) {
 	for {
 		message, err := stream.Receive()
 		if err != nil {
 			return JoinTransfer{}, err
 		}
 		switch x := message.(type) {
+		case JoinPending: // what people compare is this node's own key, whatever the donor says
+			if own := hsm.Fingerprint(m.config.Domain.Identity()); x.Fingerprint != own {
+				return JoinTransfer{}, fmt.Errorf("%w: the donor asks for the approval of %.200q, this node's identity is %s", ErrJoin, x.Fingerprint, own)
+			}
+			j.Pending(x)
 		case JoinWaiting:
-			waiting(x)
+			if own := hsm.Fingerprint(m.transfer.SPKI); x.Fingerprint != own {
+				return JoinTransfer{}, fmt.Errorf("%w: the donor asks for trust in %.200q, this node's transfer key is %s", ErrJoin, x.Fingerprint, own)
+			}
+			j.Waiting(x)
 		case JoinTransfer:
 			return x, nil
 		default:

@@ -75,6 +75,8 @@ type Config struct {
 
 	Domain Domain
 	Peers  Peers
+	// Profile is the transfer profile of the partition; empty: fsm.ProfileGeneric.
+	Profile string
 	// Transport is called once, when the node is a member. proof is what an end of a
 	// connection in a role must show to belong to the cluster (transport.RaftConfig).
 	Transport func(proof func(role string, channel []byte) []byte) (raft.Transport, error)
@@ -112,6 +114,8 @@ type Member struct {
 	busy     bool         // founding or joining
 	closed   bool
 	empty    *fsm.State
+
+	refusedJoins atomic.Uint64 // since this process began
 }
 
 // engine is a member that belongs to a cluster: Raft and what keeps it useful.

@@ -228,6 +228,17 @@ type Invitation struct {
 	Name     string        // of the node
 	ValidFor time.Duration // at most an hour
 	Voter    bool
+	Identity []byte // SHA-256 of its node identity key; nil: an operator approves it later
+}
+
+// command is the invitation as a command. A cluster that is not upgraded yet knows tickets
+// that let any HSM partition in.
+func (i Invitation) command(s *fsm.State, id string, public ed25519.PublicKey) fsm.Command {
+	seconds := int64(i.ValidFor / time.Second)
+	if s.Cluster().Release == fsm.FirstRelease && i.Identity == nil {
+		return &fsm.CreateTicket{ID: id, PublicKey: public, Name: i.Name, Seconds: seconds, Voter: i.Voter}
+	}
+	return &fsm.InviteNode{ID: id, PublicKey: public, Name: i.Name, Seconds: seconds, Voter: i.Voter, Identity: i.Identity}
 }
 
 // Invite makes a one-time ticket and returns the token that carries its secret.
@@ -248,9 +259,7 @@ func (m *Member) Invite(ctx context.Context, i Invitation, propose func(context.
 			token.LogKey = c.Value
 		}
 	}
-	result, err := propose(ctx, &fsm.CreateTicket{
-		ID: token.ID(), PublicKey: public, Name: i.Name, Seconds: int64(i.ValidFor / time.Second), Voter: i.Voter,
-	})
+	result, err := propose(ctx, i.command(s, token.ID(), public))
 	if err != nil {
 		return JoinToken{}, nil, err
 	}
@@ -261,9 +270,10 @@ func (m *Member) Invite(ctx context.Context, i Invitation, propose func(context.
 	return token, t, nil
 }
 
-// MayInvite says why a node of that name cannot be invited now, if so.
-func (m *Member) MayInvite(name string) error {
-	_, err := m.State().Try(&fsm.CreateTicket{ID: "trial", PublicKey: make([]byte, ed25519.PublicKeySize), Name: name, Seconds: 1})
+// MayInvite says why the invitation cannot be made now, if so.
+func (m *Member) MayInvite(i Invitation) error {
+	s := m.State()
+	_, err := s.Try(i.command(s, "trial", make([]byte, ed25519.PublicKeySize)))
 	return err
 }
 

@@ -1,7 +1,9 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,6 +16,8 @@ import (
 // connection of its own:
 //
 //	member  JoinPull        which generation, and a transfer key, signed with its HSM's
+//	                        key; the whole of it too, over PullTranscript, which names
+//	                        the connection
 //	donor   JoinWaiting     the donor's Security Officer has not trusted that key: the
 //	                        conversation is over, and is begun again later
 //	donor   JoinTransfer    the generation, wrapped for that key, and a nonce
@@ -23,7 +27,8 @@ import (
 //
 // Unlike a joiner it knows the cluster's state: who the donor is, with which HSM, and
 // which generation is to come. It asks every member that may have it, so that the
-// Security Officer of any one of them will do.
+// Security Officer of any one of them will do. In the transfer profile cloned it finds the
+// generation in its partition, put there by the vendor's cloning, and only proves it.
 
 // JoinPull asks for a generation.
 type JoinPull struct {
@@ -31,7 +36,43 @@ type JoinPull struct {
 	Node       string // raft id of the member that asks
 	Generation uint32
 	Transfer   hsm.Transfer
-	Holds      bool // it holds the generation and only proves it
+	Holds      bool   // it holds the generation and only proves it
+	Signature  []byte // of the node identity key over PullTranscript
+}
+
+const pullLabel = "quorumkms/pull/v1"
+
+// PullTranscript is what a member signs that asks for a generation: label, cluster 16,
+// SHA-256 of both TLS keys, exporter 32, generation u32, whether it holds it u8, then,
+// each with its length u16, raft id and transfer key; the OAEP hash, u8.
+func PullTranscript(ch Channel, p JoinPull) []byte {
+	b := []byte(pullLabel)
+	for _, fixed := range [][]byte{p.Cluster[:], ch.DonorKey, ch.JoinerKey, ch.Exporter} {
+		b = append(b, fixed...)
+	}
+	b = binary.BigEndian.AppendUint32(b, p.Generation)
+	holds := byte(0)
+	if p.Holds {
+		holds = 1
+	}
+	b = append(b, holds)
+	for _, v := range [][]byte{[]byte(p.Node), p.Transfer.SPKI} {
+		b = binary.BigEndian.AppendUint16(b, uint16(len(v))) //nolint:gosec // check bounds them
+		b = append(b, v...)
+	}
+	return append(b, p.Transfer.OAEPHash)
+}
+
+// check bounds what is taken from another node before anything is done with it.
+func (p JoinPull) check(channel Channel) error {
+	if len(p.Node) > fsm.MaxRaftID || len(p.Transfer.SPKI) > maxSPKI || len(p.Transfer.Signature) > maxSignature || len(p.Signature) > maxSignature {
+		return fmt.Errorf("%w: raft id of %d bytes, transfer key of %d, signatures of %d and %d: must be %d, %d and %d at most", ErrJoin,
+			len(p.Node), len(p.Transfer.SPKI), len(p.Transfer.Signature), len(p.Signature), fsm.MaxRaftID, maxSPKI, maxSignature)
+	}
+	if len(channel.Exporter) != ExporterSize {
+		return fmt.Errorf("%w: exporter of %d bytes", ErrJoin, len(channel.Exporter))
+	}
+	return nil
 }
 
 // pullFromAny installs a generation from whoever gives it; more tells that others are to
@@ -39,6 +80,9 @@ type JoinPull struct {
 // Officers.
 func (e *engine) pullFromAny(s *fsm.State, g fsm.Generation, more bool) error {
 	holds := slices.ContainsFunc(e.domain.now(), sameAs(g))
+	if !holds && e.member.cloned() {
+		return e.awaitClone(s, g)
+	}
 	if e.member.transfer.SPKI == nil && !holds {
 		made, err := e.config.Domain.NewTransfer(e.ctx)
 		if err != nil {
@@ -72,12 +116,25 @@ func (e *engine) pullFromAny(s *fsm.State, g fsm.Generation, more bool) error {
 	return errors.Join(failures...)
 }
 
+// awaitClone tells people that they must clone a generation into this node's partition.
+func (e *engine) awaitClone(s *fsm.State, g fsm.Generation) error {
+	var donors []string
+	for _, m := range s.Members() {
+		if m.Serves() && m.ID != e.id && (g.State != fsm.GenerationProposed || slices.Contains(g.Installed, m.ID)) {
+			donors = append(donors, m.Name)
+		}
+	}
+	e.waits(DomainWait{Generation: g.Number, Donors: donors})
+	return fmt.Errorf("%w: generation %d is not in this node's partition yet", hsm.ErrNotTrusted, g.Number)
+}
+
 // waits notes, and tells a person once, what this node waits for.
 func (e *engine) waits(w DomainWait) {
 	d := &e.domain
 	d.mu.Lock()
-	tell := d.told != w.Fingerprint
-	d.waiting, d.told = &w, w.Fingerprint
+	about := cmp.Or(w.Fingerprint, fmt.Sprint(w.Generation))
+	tell := d.told != about
+	d.waiting, d.told = &w, about
 	d.mu.Unlock()
 	if tell && e.config.Waiting != nil {
 		e.config.Waiting(w)
@@ -93,7 +150,15 @@ func (e *engine) pull(s *fsm.State, g fsm.Generation, donor *fsm.Member, holds, 
 		return err
 	}
 	defer func() { err = errors.Join(err, stream.Close()) }()
-	if err := stream.Send(JoinPull{Cluster: e.cluster, Node: e.id, Generation: g.Number, Transfer: e.member.transfer, Holds: holds}); err != nil {
+	request := JoinPull{Cluster: e.cluster, Node: e.id, Generation: g.Number, Transfer: e.member.transfer, Holds: holds}
+	channel, err := stream.Channel()
+	if err != nil {
+		return err
+	}
+	if request.Signature, err = e.config.Domain.SignIdentity(ctx, PullTranscript(channel, request)); err != nil {
+		return err
+	}
+	if err := stream.Send(request); err != nil {
 		return err
 	}
 	message, err := stream.Receive()
@@ -115,7 +180,7 @@ func (e *engine) pull(s *fsm.State, g fsm.Generation, donor *fsm.Member, holds, 
 			return err
 		}
 	}
-	return e.provePossession(ctx, stream, transfer.Nonce, g.Number, donor.ID)
+	return e.provePossession(ctx, stream, channel, transfer.Nonce, g.Number, donor.ID)
 }
 
 func (e *engine) takeIn(ctx context.Context, message []byte, want hsm.ImportExpectation) error {
@@ -130,11 +195,7 @@ func (e *engine) takeIn(ctx context.Context, message []byte, want hsm.ImportExpe
 	return nil
 }
 
-func (e *engine) provePossession(ctx context.Context, stream JoinStream, nonce []byte, generation uint32, verifier string) error {
-	channel, err := stream.Channel()
-	if err != nil {
-		return err
-	}
+func (e *engine) provePossession(ctx context.Context, stream JoinStream, channel Channel, nonce []byte, generation uint32, verifier string) error {
 	proof, err := e.config.Domain.Possess(ctx, hsm.Possession{
 		Cluster: hsm.ID(e.cluster), Generation: generation, Verifier: verifier, Prover: e.id, Exporter: channel.Exporter, Nonce: nonce,
 	})
@@ -163,6 +224,16 @@ func (e *engine) handlePull(ctx context.Context, p JoinPull, stream JoinStream, 
 	case !ok || !member.Serves() || member.Name != peer:
 		return ActInstall, fmt.Errorf("%w: %s is not the active member %.200q", ErrJoin, peer, p.Node)
 	}
+	channel, err := stream.Channel()
+	if err != nil {
+		return "", err
+	}
+	if err := p.check(channel); err != nil {
+		return ActInstall, err
+	}
+	if err := hsm.VerifyIdentitySignature(member.Identity, PullTranscript(channel, p), p.Signature); err != nil {
+		return ActInstall, fmt.Errorf("%w: %s did not sign with the HSM key that the cluster knows: %w", fsm.ErrIdentity, peer, err)
+	}
 	g, ok := s.Generation(p.Generation)
 	if !ok || g.Retired() || !slices.ContainsFunc(e.domain.now(), sameAs(g)) {
 		return "", fmt.Errorf("%w: generation %d", hsm.ErrNotFound, p.Generation)
@@ -186,15 +257,11 @@ func (e *engine) handlePull(ctx context.Context, p JoinPull, stream JoinStream, 
 			return "", err
 		}
 	}
-	return ActInstall, e.witness(ctx, stream, g, transfer, p.Node)
+	return ActInstall, e.witness(ctx, stream, g, transfer, p.Node, channel)
 }
 
 // witness hands a generation over, has its possession proved and records that.
-func (e *engine) witness(ctx context.Context, stream JoinStream, g fsm.Generation, transfer JoinTransfer, node string) error {
-	channel, err := stream.Channel()
-	if err != nil {
-		return err
-	}
+func (e *engine) witness(ctx context.Context, stream JoinStream, g fsm.Generation, transfer JoinTransfer, node string, channel Channel) error {
 	if err := e.demandPossession(ctx, stream, transfer, node, channel); err != nil {
 		return err
 	}

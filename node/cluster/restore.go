@@ -64,6 +64,9 @@ func (m *Member) RestoreKey(ctx context.Context, cluster fsm.ID) (fsm.LogKey, er
 // versions.
 func (m *Member) HoldsDomain(ctx context.Context, s *fsm.State) error {
 	c := s.Cluster()
+	if want, is := c.TransferProfile(), m.Profile(); is != want {
+		return fmt.Errorf("%w: this node is configured for %s, the backup's cluster is %s: set hsm.profile", ErrProfile, is, want)
+	}
 	held, err := m.config.Domain.Generations(ctx, hsm.ID(c.ID))
 	if err != nil {
 		return err

@@ -23,6 +23,8 @@ type Status struct {
 	Members   []MemberStatus
 	Joined    bool
 	Splits    []string // other histories of this cluster that were found alive
+
+	RefusedJoins uint64 // requests to join that this node has refused since it started
 }
 
 // MemberStatus is one living member.
@@ -58,7 +60,7 @@ func (m *Member) Status(ctx context.Context) Status {
 	_, out.LeaderID = e.leader()
 	out.Term, out.LastLog = e.raft.CurrentTerm(), e.raft.LastIndex()
 	out.Applied, out.LeaseLeft = out.State.Index(), max(0, m.LeaseLeft())
-	out.Splits = e.splitsSeen()
+	out.Splits, out.RefusedJoins = e.splitsSeen(), m.refusedJoins.Load()
 	servers, known := e.servers(), e.progress(ctx)
 	for _, x := range out.State.Members() {
 		if !x.Alive() {

@@ -78,6 +78,8 @@ var (
 	ErrImportTokenRefused    error = reason(quorumkmsv1.Reason_REASON_IMPORT_TOKEN_REFUSED)
 	ErrInvalidKeyMaterial    error = reason(quorumkmsv1.Reason_REASON_INVALID_KEY_MATERIAL)
 	ErrKeyMaterialDiffers    error = reason(quorumkmsv1.Reason_REASON_KEY_MATERIAL_DIFFERS)
+	ErrIdentityRefused       error = reason(quorumkmsv1.Reason_REASON_IDENTITY_REFUSED)
+	ErrProfileRefused        error = reason(quorumkmsv1.Reason_REASON_PROFILE_REFUSED)
 	ErrConflict              error = reason(quorumkmsv1.Reason_REASON_CONFLICT)
 	ErrLimit                 error = reason(quorumkmsv1.Reason_REASON_LIMIT)
 	ErrBusy                  error = reason(quorumkmsv1.Reason_REASON_BUSY)

@@ -48,6 +48,8 @@ var sentinels = map[quorumkmsv1.Reason]error{
 	quorumkmsv1.Reason_REASON_KEY_MESSAGES_EXHAUSTED:   client.ErrMessagesExhausted,
 	quorumkmsv1.Reason_REASON_MESSAGES_NOT_RESERVED:    client.ErrMessagesNotReserved,
 	quorumkmsv1.Reason_REASON_GENERATION_REFUSED:       client.ErrGenerationRefused,
+	quorumkmsv1.Reason_REASON_IDENTITY_REFUSED:         client.ErrIdentityRefused,
+	quorumkmsv1.Reason_REASON_PROFILE_REFUSED:          client.ErrProfileRefused,
 	quorumkmsv1.Reason_REASON_PRINCIPAL_DISABLED:       client.ErrPrincipalDisabled,
 	quorumkmsv1.Reason_REASON_KEY_DECRYPT_ONLY:         client.ErrKeyDecryptOnly,
 	quorumkmsv1.Reason_REASON_KEY_VERSION_DISABLED:     client.ErrKeyVersionDisabled,

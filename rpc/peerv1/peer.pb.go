@@ -1480,6 +1480,7 @@ type JoinResponse struct {
 	//	*JoinResponse_Transfer
 	//	*JoinResponse_Accepted
 	//	*JoinResponse_Failure
+	//	*JoinResponse_Pending
 	Step          isJoinResponse_Step `protobuf_oneof:"step"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1567,6 +1568,15 @@ func (x *JoinResponse) GetFailure() *Failure {
 	return nil
 }
 
+func (x *JoinResponse) GetPending() *JoinPending {
+	if x != nil {
+		if x, ok := x.Step.(*JoinResponse_Pending); ok {
+			return x.Pending
+		}
+	}
+	return nil
+}
+
 type isJoinResponse_Step interface {
 	isJoinResponse_Step()
 }
@@ -1591,6 +1601,10 @@ type JoinResponse_Failure struct {
 	Failure *Failure `protobuf:"bytes,5,opt,name=failure,proto3,oneof"`
 }
 
+type JoinResponse_Pending struct {
+	Pending *JoinPending `protobuf:"bytes,6,opt,name=pending,proto3,oneof"`
+}
+
 func (*JoinResponse_Challenge) isJoinResponse_Step() {}
 
 func (*JoinResponse_Waiting) isJoinResponse_Step() {}
@@ -1601,10 +1615,13 @@ func (*JoinResponse_Accepted) isJoinResponse_Step() {}
 
 func (*JoinResponse_Failure) isJoinResponse_Step() {}
 
+func (*JoinResponse_Pending) isJoinResponse_Step() {}
+
 type JoinHello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ClusterId     []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"` // from the join token
 	Release       uint32                 `protobuf:"varint,2,opt,name=release,proto3" json:"release,omitempty"`
+	Profile       string                 `protobuf:"bytes,3,opt,name=profile,proto3" json:"profile,omitempty"` // transfer profile of the joiner's configuration; empty is generic
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1653,6 +1670,13 @@ func (x *JoinHello) GetRelease() uint32 {
 	return 0
 }
 
+func (x *JoinHello) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
 type JoinPull struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	ClusterId         []byte                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
@@ -1661,7 +1685,8 @@ type JoinPull struct {
 	TransferKey       []byte                 `protobuf:"bytes,4,opt,name=transfer_key,json=transferKey,proto3" json:"transfer_key,omitempty"`                   // SPKI of the one-time RSA key
 	TransferSignature []byte                 `protobuf:"bytes,5,opt,name=transfer_signature,json=transferSignature,proto3" json:"transfer_signature,omitempty"` // of the node identity key over it and oaep_hash
 	OaepHash          uint32                 `protobuf:"varint,6,opt,name=oaep_hash,json=oaepHash,proto3" json:"oaep_hash,omitempty"`
-	Holds             bool                   `protobuf:"varint,7,opt,name=holds,proto3" json:"holds,omitempty"` // it holds the generation and only proves it
+	Holds             bool                   `protobuf:"varint,7,opt,name=holds,proto3" json:"holds,omitempty"`                                                 // it holds the generation and only proves it
+	IdentitySignature []byte                 `protobuf:"bytes,8,opt,name=identity_signature,json=identitySignature,proto3" json:"identity_signature,omitempty"` // of the node identity key over the request and the connection
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -1743,6 +1768,13 @@ func (x *JoinPull) GetHolds() bool {
 		return x.Holds
 	}
 	return false
+}
+
+func (x *JoinPull) GetIdentitySignature() []byte {
+	if x != nil {
+		return x.IdentitySignature
+	}
+	return nil
 }
 
 type JoinChallenge struct {
@@ -1945,6 +1977,58 @@ func (x *JoinProof) GetOaepHash() uint32 {
 	return 0
 }
 
+type JoinPending struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Fingerprint   string                 `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"` // of the joiner's node identity key, which an operator must approve
+	Expires       int64                  `protobuf:"varint,2,opt,name=expires,proto3" json:"expires,omitempty"`        // unix seconds: until when
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinPending) Reset() {
+	*x = JoinPending{}
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinPending) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinPending) ProtoMessage() {}
+
+func (x *JoinPending) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinPending.ProtoReflect.Descriptor instead.
+func (*JoinPending) Descriptor() ([]byte, []int) {
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *JoinPending) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *JoinPending) GetExpires() int64 {
+	if x != nil {
+		return x.Expires
+	}
+	return 0
+}
+
 type JoinWaiting struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Fingerprint   string                 `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"` // what the donor's Security Officer must trust
@@ -1955,7 +2039,7 @@ type JoinWaiting struct {
 
 func (x *JoinWaiting) Reset() {
 	*x = JoinWaiting{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[27]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1967,7 +2051,7 @@ func (x *JoinWaiting) String() string {
 func (*JoinWaiting) ProtoMessage() {}
 
 func (x *JoinWaiting) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[27]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1980,7 +2064,7 @@ func (x *JoinWaiting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinWaiting.ProtoReflect.Descriptor instead.
 func (*JoinWaiting) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{27}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *JoinWaiting) GetFingerprint() string {
@@ -2007,7 +2091,7 @@ type DomainCheck struct {
 
 func (x *DomainCheck) Reset() {
 	*x = DomainCheck{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[28]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2019,7 +2103,7 @@ func (x *DomainCheck) String() string {
 func (*DomainCheck) ProtoMessage() {}
 
 func (x *DomainCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[28]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2032,7 +2116,7 @@ func (x *DomainCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DomainCheck.ProtoReflect.Descriptor instead.
 func (*DomainCheck) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{28}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DomainCheck) GetKind() uint32 {
@@ -2063,7 +2147,7 @@ type JoinTransfer struct {
 
 func (x *JoinTransfer) Reset() {
 	*x = JoinTransfer{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[29]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2075,7 +2159,7 @@ func (x *JoinTransfer) String() string {
 func (*JoinTransfer) ProtoMessage() {}
 
 func (x *JoinTransfer) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[29]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2088,7 +2172,7 @@ func (x *JoinTransfer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinTransfer.ProtoReflect.Descriptor instead.
 func (*JoinTransfer) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{29}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *JoinTransfer) GetMessage() []byte {
@@ -2142,7 +2226,7 @@ type JoinPossession struct {
 
 func (x *JoinPossession) Reset() {
 	*x = JoinPossession{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[30]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2238,7 @@ func (x *JoinPossession) String() string {
 func (*JoinPossession) ProtoMessage() {}
 
 func (x *JoinPossession) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[30]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2251,7 @@ func (x *JoinPossession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinPossession.ProtoReflect.Descriptor instead.
 func (*JoinPossession) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{30}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *JoinPossession) GetProof() []byte {
@@ -2186,7 +2270,7 @@ type JoinAccepted struct {
 
 func (x *JoinAccepted) Reset() {
 	*x = JoinAccepted{}
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[31]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2198,7 +2282,7 @@ func (x *JoinAccepted) String() string {
 func (*JoinAccepted) ProtoMessage() {}
 
 func (x *JoinAccepted) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[31]
+	mi := &file_quorumkms_peer_v1_peer_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2211,7 +2295,7 @@ func (x *JoinAccepted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinAccepted.ProtoReflect.Descriptor instead.
 func (*JoinAccepted) Descriptor() ([]byte, []int) {
-	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{31}
+	return file_quorumkms_peer_v1_peer_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *JoinAccepted) GetPeerAddresses() []string {
@@ -2338,18 +2422,20 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\n" +
 	"possession\x18\x03 \x01(\v2!.quorumkms.peer.v1.JoinPossessionH\x00R\n" +
 	"possessionB\x06\n" +
-	"\x04step\"\xca\x02\n" +
+	"\x04step\"\x86\x03\n" +
 	"\fJoinResponse\x12@\n" +
 	"\tchallenge\x18\x01 \x01(\v2 .quorumkms.peer.v1.JoinChallengeH\x00R\tchallenge\x12:\n" +
 	"\awaiting\x18\x02 \x01(\v2\x1e.quorumkms.peer.v1.JoinWaitingH\x00R\awaiting\x12=\n" +
 	"\btransfer\x18\x03 \x01(\v2\x1f.quorumkms.peer.v1.JoinTransferH\x00R\btransfer\x12=\n" +
 	"\baccepted\x18\x04 \x01(\v2\x1f.quorumkms.peer.v1.JoinAcceptedH\x00R\baccepted\x126\n" +
-	"\afailure\x18\x05 \x01(\v2\x1a.quorumkms.peer.v1.FailureH\x00R\afailureB\x06\n" +
-	"\x04step\"D\n" +
+	"\afailure\x18\x05 \x01(\v2\x1a.quorumkms.peer.v1.FailureH\x00R\afailure\x12:\n" +
+	"\apending\x18\x06 \x01(\v2\x1e.quorumkms.peer.v1.JoinPendingH\x00R\apendingB\x06\n" +
+	"\x04step\"^\n" +
 	"\tJoinHello\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x18\n" +
-	"\arelease\x18\x02 \x01(\rR\arelease\"\xe2\x01\n" +
+	"\arelease\x18\x02 \x01(\rR\arelease\x12\x18\n" +
+	"\aprofile\x18\x03 \x01(\tR\aprofile\"\x91\x02\n" +
 	"\bJoinPull\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\fR\tclusterId\x12\x12\n" +
@@ -2360,7 +2446,8 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\ftransfer_key\x18\x04 \x01(\fR\vtransferKey\x12-\n" +
 	"\x12transfer_signature\x18\x05 \x01(\fR\x11transferSignature\x12\x1b\n" +
 	"\toaep_hash\x18\x06 \x01(\rR\boaepHash\x12\x14\n" +
-	"\x05holds\x18\a \x01(\bR\x05holds\"\x83\x01\n" +
+	"\x05holds\x18\a \x01(\bR\x05holds\x12-\n" +
+	"\x12identity_signature\x18\b \x01(\fR\x11identitySignature\"\x83\x01\n" +
 	"\rJoinChallenge\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x14\n" +
 	"\x05donor\x18\x02 \x01(\tR\x05donor\x12%\n" +
@@ -2380,7 +2467,10 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\x12identity_signature\x18\n" +
 	" \x01(\fR\x11identitySignature\x12)\n" +
 	"\x10holds_generation\x18\v \x01(\rR\x0fholdsGeneration\x12\x1b\n" +
-	"\toaep_hash\x18\f \x01(\rR\boaepHash\"N\n" +
+	"\toaep_hash\x18\f \x01(\rR\boaepHash\"I\n" +
+	"\vJoinPending\x12 \n" +
+	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12\x18\n" +
+	"\aexpires\x18\x02 \x01(\x03R\aexpires\"N\n" +
 	"\vJoinWaiting\x12 \n" +
 	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12\x1d\n" +
 	"\n" +
@@ -2424,7 +2514,7 @@ func file_quorumkms_peer_v1_peer_proto_rawDescGZIP() []byte {
 	return file_quorumkms_peer_v1_peer_proto_rawDescData
 }
 
-var file_quorumkms_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_quorumkms_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_quorumkms_peer_v1_peer_proto_goTypes = []any{
 	(*Failure)(nil),             // 0: quorumkms.peer.v1.Failure
 	(*ProposeRequest)(nil),      // 1: quorumkms.peer.v1.ProposeRequest
@@ -2453,19 +2543,20 @@ var file_quorumkms_peer_v1_peer_proto_goTypes = []any{
 	(*JoinPull)(nil),            // 24: quorumkms.peer.v1.JoinPull
 	(*JoinChallenge)(nil),       // 25: quorumkms.peer.v1.JoinChallenge
 	(*JoinProof)(nil),           // 26: quorumkms.peer.v1.JoinProof
-	(*JoinWaiting)(nil),         // 27: quorumkms.peer.v1.JoinWaiting
-	(*DomainCheck)(nil),         // 28: quorumkms.peer.v1.DomainCheck
-	(*JoinTransfer)(nil),        // 29: quorumkms.peer.v1.JoinTransfer
-	(*JoinPossession)(nil),      // 30: quorumkms.peer.v1.JoinPossession
-	(*JoinAccepted)(nil),        // 31: quorumkms.peer.v1.JoinAccepted
-	(*durationpb.Duration)(nil), // 32: google.protobuf.Duration
+	(*JoinPending)(nil),         // 27: quorumkms.peer.v1.JoinPending
+	(*JoinWaiting)(nil),         // 28: quorumkms.peer.v1.JoinWaiting
+	(*DomainCheck)(nil),         // 29: quorumkms.peer.v1.DomainCheck
+	(*JoinTransfer)(nil),        // 30: quorumkms.peer.v1.JoinTransfer
+	(*JoinPossession)(nil),      // 31: quorumkms.peer.v1.JoinPossession
+	(*JoinAccepted)(nil),        // 32: quorumkms.peer.v1.JoinAccepted
+	(*durationpb.Duration)(nil), // 33: google.protobuf.Duration
 }
 var file_quorumkms_peer_v1_peer_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.peer.v1.ProposeResponse.failure:type_name -> quorumkms.peer.v1.Failure
 	0,  // 1: quorumkms.peer.v1.LeaseResponse.failure:type_name -> quorumkms.peer.v1.Failure
 	0,  // 2: quorumkms.peer.v1.TransferResponse.failure:type_name -> quorumkms.peer.v1.Failure
-	32, // 3: quorumkms.peer.v1.MemberProgress.ago:type_name -> google.protobuf.Duration
-	32, // 4: quorumkms.peer.v1.MemberProgress.lease_left:type_name -> google.protobuf.Duration
+	33, // 3: quorumkms.peer.v1.MemberProgress.ago:type_name -> google.protobuf.Duration
+	33, // 4: quorumkms.peer.v1.MemberProgress.lease_left:type_name -> google.protobuf.Duration
 	10, // 5: quorumkms.peer.v1.ProgressResponse.members:type_name -> quorumkms.peer.v1.MemberProgress
 	0,  // 6: quorumkms.peer.v1.ProgressResponse.failure:type_name -> quorumkms.peer.v1.Failure
 	12, // 7: quorumkms.peer.v1.SurveyRequest.history:type_name -> quorumkms.peer.v1.History
@@ -2478,36 +2569,37 @@ var file_quorumkms_peer_v1_peer_proto_depIdxs = []int32{
 	24, // 14: quorumkms.peer.v1.JoinRequest.pull:type_name -> quorumkms.peer.v1.JoinPull
 	23, // 15: quorumkms.peer.v1.JoinRequest.hello:type_name -> quorumkms.peer.v1.JoinHello
 	26, // 16: quorumkms.peer.v1.JoinRequest.proof:type_name -> quorumkms.peer.v1.JoinProof
-	30, // 17: quorumkms.peer.v1.JoinRequest.possession:type_name -> quorumkms.peer.v1.JoinPossession
+	31, // 17: quorumkms.peer.v1.JoinRequest.possession:type_name -> quorumkms.peer.v1.JoinPossession
 	25, // 18: quorumkms.peer.v1.JoinResponse.challenge:type_name -> quorumkms.peer.v1.JoinChallenge
-	27, // 19: quorumkms.peer.v1.JoinResponse.waiting:type_name -> quorumkms.peer.v1.JoinWaiting
-	29, // 20: quorumkms.peer.v1.JoinResponse.transfer:type_name -> quorumkms.peer.v1.JoinTransfer
-	31, // 21: quorumkms.peer.v1.JoinResponse.accepted:type_name -> quorumkms.peer.v1.JoinAccepted
+	28, // 19: quorumkms.peer.v1.JoinResponse.waiting:type_name -> quorumkms.peer.v1.JoinWaiting
+	30, // 20: quorumkms.peer.v1.JoinResponse.transfer:type_name -> quorumkms.peer.v1.JoinTransfer
+	32, // 21: quorumkms.peer.v1.JoinResponse.accepted:type_name -> quorumkms.peer.v1.JoinAccepted
 	0,  // 22: quorumkms.peer.v1.JoinResponse.failure:type_name -> quorumkms.peer.v1.Failure
-	28, // 23: quorumkms.peer.v1.JoinTransfer.checks:type_name -> quorumkms.peer.v1.DomainCheck
-	1,  // 24: quorumkms.peer.v1.PeerService.Propose:input_type -> quorumkms.peer.v1.ProposeRequest
-	3,  // 25: quorumkms.peer.v1.PeerService.Lease:input_type -> quorumkms.peer.v1.LeaseRequest
-	5,  // 26: quorumkms.peer.v1.PeerService.Ack:input_type -> quorumkms.peer.v1.AckRequest
-	7,  // 27: quorumkms.peer.v1.PeerService.TransferLeadership:input_type -> quorumkms.peer.v1.TransferRequest
-	9,  // 28: quorumkms.peer.v1.PeerService.Progress:input_type -> quorumkms.peer.v1.ProgressRequest
-	13, // 29: quorumkms.peer.v1.PeerService.Survey:input_type -> quorumkms.peer.v1.SurveyRequest
-	15, // 30: quorumkms.peer.v1.PeerService.Open:input_type -> quorumkms.peer.v1.OpenRequest
-	18, // 31: quorumkms.peer.v1.PeerService.Domain:input_type -> quorumkms.peer.v1.DomainRequest
-	21, // 32: quorumkms.peer.v1.PeerService.Join:input_type -> quorumkms.peer.v1.JoinRequest
-	2,  // 33: quorumkms.peer.v1.PeerService.Propose:output_type -> quorumkms.peer.v1.ProposeResponse
-	4,  // 34: quorumkms.peer.v1.PeerService.Lease:output_type -> quorumkms.peer.v1.LeaseResponse
-	6,  // 35: quorumkms.peer.v1.PeerService.Ack:output_type -> quorumkms.peer.v1.AckResponse
-	8,  // 36: quorumkms.peer.v1.PeerService.TransferLeadership:output_type -> quorumkms.peer.v1.TransferResponse
-	11, // 37: quorumkms.peer.v1.PeerService.Progress:output_type -> quorumkms.peer.v1.ProgressResponse
-	14, // 38: quorumkms.peer.v1.PeerService.Survey:output_type -> quorumkms.peer.v1.SurveyResponse
-	17, // 39: quorumkms.peer.v1.PeerService.Open:output_type -> quorumkms.peer.v1.OpenResponse
-	19, // 40: quorumkms.peer.v1.PeerService.Domain:output_type -> quorumkms.peer.v1.DomainResponse
-	22, // 41: quorumkms.peer.v1.PeerService.Join:output_type -> quorumkms.peer.v1.JoinResponse
-	33, // [33:42] is the sub-list for method output_type
-	24, // [24:33] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	27, // 23: quorumkms.peer.v1.JoinResponse.pending:type_name -> quorumkms.peer.v1.JoinPending
+	29, // 24: quorumkms.peer.v1.JoinTransfer.checks:type_name -> quorumkms.peer.v1.DomainCheck
+	1,  // 25: quorumkms.peer.v1.PeerService.Propose:input_type -> quorumkms.peer.v1.ProposeRequest
+	3,  // 26: quorumkms.peer.v1.PeerService.Lease:input_type -> quorumkms.peer.v1.LeaseRequest
+	5,  // 27: quorumkms.peer.v1.PeerService.Ack:input_type -> quorumkms.peer.v1.AckRequest
+	7,  // 28: quorumkms.peer.v1.PeerService.TransferLeadership:input_type -> quorumkms.peer.v1.TransferRequest
+	9,  // 29: quorumkms.peer.v1.PeerService.Progress:input_type -> quorumkms.peer.v1.ProgressRequest
+	13, // 30: quorumkms.peer.v1.PeerService.Survey:input_type -> quorumkms.peer.v1.SurveyRequest
+	15, // 31: quorumkms.peer.v1.PeerService.Open:input_type -> quorumkms.peer.v1.OpenRequest
+	18, // 32: quorumkms.peer.v1.PeerService.Domain:input_type -> quorumkms.peer.v1.DomainRequest
+	21, // 33: quorumkms.peer.v1.PeerService.Join:input_type -> quorumkms.peer.v1.JoinRequest
+	2,  // 34: quorumkms.peer.v1.PeerService.Propose:output_type -> quorumkms.peer.v1.ProposeResponse
+	4,  // 35: quorumkms.peer.v1.PeerService.Lease:output_type -> quorumkms.peer.v1.LeaseResponse
+	6,  // 36: quorumkms.peer.v1.PeerService.Ack:output_type -> quorumkms.peer.v1.AckResponse
+	8,  // 37: quorumkms.peer.v1.PeerService.TransferLeadership:output_type -> quorumkms.peer.v1.TransferResponse
+	11, // 38: quorumkms.peer.v1.PeerService.Progress:output_type -> quorumkms.peer.v1.ProgressResponse
+	14, // 39: quorumkms.peer.v1.PeerService.Survey:output_type -> quorumkms.peer.v1.SurveyResponse
+	17, // 40: quorumkms.peer.v1.PeerService.Open:output_type -> quorumkms.peer.v1.OpenResponse
+	19, // 41: quorumkms.peer.v1.PeerService.Domain:output_type -> quorumkms.peer.v1.DomainResponse
+	22, // 42: quorumkms.peer.v1.PeerService.Join:output_type -> quorumkms.peer.v1.JoinResponse
+	34, // [34:43] is the sub-list for method output_type
+	25, // [25:34] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_peer_v1_peer_proto_init() }
@@ -2527,6 +2619,7 @@ func file_quorumkms_peer_v1_peer_proto_init() {
 		(*JoinResponse_Transfer)(nil),
 		(*JoinResponse_Accepted)(nil),
 		(*JoinResponse_Failure)(nil),
+		(*JoinResponse_Pending)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2534,7 +2627,7 @@ func file_quorumkms_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_peer_v1_peer_proto_rawDesc), len(file_quorumkms_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -725,10 +725,12 @@ type StatusResponse struct {
 	Backup            *BackupStatus          `protobuf:"bytes,40,opt,name=backup,proto3" json:"backup,omitempty"`                                       // of the node that answers
 	// Removed nodes whose partitions may hold the newest generation of the domain key: while
 	// there are any, another generation is advised (RotateDomain).
-	ExposedTo     []string `protobuf:"bytes,42,rep,name=exposed_to,json=exposedTo,proto3" json:"exposed_to,omitempty"`
-	Splits        []string `protobuf:"bytes,41,rep,name=splits,proto3" json:"splits,omitempty"` // other histories of this cluster that were found alive: an alarm
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ExposedTo       []string `protobuf:"bytes,42,rep,name=exposed_to,json=exposedTo,proto3" json:"exposed_to,omitempty"`
+	RefusedJoins    uint64   `protobuf:"varint,57,opt,name=refused_joins,json=refusedJoins,proto3" json:"refused_joins,omitempty"`         // requests to join that the node that answers has refused since it started
+	TransferProfile string   `protobuf:"bytes,58,opt,name=transfer_profile,json=transferProfile,proto3" json:"transfer_profile,omitempty"` // generic or cloned; empty while the node belongs to no cluster
+	Splits          []string `protobuf:"bytes,41,rep,name=splits,proto3" json:"splits,omitempty"`                                          // other histories of this cluster that were found alive: an alarm
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -950,6 +952,20 @@ func (x *StatusResponse) GetExposedTo() []string {
 	return nil
 }
 
+func (x *StatusResponse) GetRefusedJoins() uint64 {
+	if x != nil {
+		return x.RefusedJoins
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetTransferProfile() string {
+	if x != nil {
+		return x.TransferProfile
+	}
+	return ""
+}
+
 func (x *StatusResponse) GetSplits() []string {
 	if x != nil {
 		return x.Splits
@@ -964,10 +980,13 @@ type InitRequest struct {
 	// How long a node may answer by itself after it lost touch with the leader: the
 	// same for all nodes, 1 s to 60 s; unset means 6 s.
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,3,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
-	DryRun        bool                 `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	RequestId     string               `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	Tenant        string               `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	IndexToken    []byte               `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	// How domain keys come to another partition: generic or cloned, for the cluster's life.
+	// It must be that of the node's configuration; empty means that.
+	Profile       string `protobuf:"bytes,9,opt,name=profile,proto3" json:"profile,omitempty"`
+	DryRun        bool   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId     string `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1021,6 +1040,13 @@ func (x *InitRequest) GetLeaseDuration() *durationpb.Duration {
 		return x.LeaseDuration
 	}
 	return nil
+}
+
+func (x *InitRequest) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
 }
 
 func (x *InitRequest) GetDryRun() bool {
@@ -1112,14 +1138,18 @@ func (x *InitResponse) GetIndexToken() []byte {
 }
 
 type InviteRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	NodeName      string                 `protobuf:"bytes,1,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
-	ValidFor      *durationpb.Duration   `protobuf:"bytes,2,opt,name=valid_for,json=validFor,proto3" json:"valid_for,omitempty"` // at most an hour; unset means 15 minutes
-	NonVoter      bool                   `protobuf:"varint,3,opt,name=non_voter,json=nonVoter,proto3" json:"non_voter,omitempty"`
-	DryRun        bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	RequestId     string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	NodeName string                 `protobuf:"bytes,1,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`
+	ValidFor *durationpb.Duration   `protobuf:"bytes,2,opt,name=valid_for,json=validFor,proto3" json:"valid_for,omitempty"` // at most an hour; unset means 15 minutes
+	NonVoter bool                   `protobuf:"varint,3,opt,name=non_voter,json=nonVoter,proto3" json:"non_voter,omitempty"`
+	// Fingerprint of the node identity key in the HSM partition of the node, as `kmsd hsm
+	// identity` shows it on its console: no other may join. Empty: who asks to join waits
+	// until an operator approves it (ApproveJoin).
+	Identity      string `protobuf:"bytes,4,opt,name=identity,proto3" json:"identity,omitempty"`
+	DryRun        bool   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId     string `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1175,6 +1205,13 @@ func (x *InviteRequest) GetNonVoter() bool {
 	return false
 }
 
+func (x *InviteRequest) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
 func (x *InviteRequest) GetDryRun() bool {
 	if x != nil {
 		return x.DryRun
@@ -1205,10 +1242,11 @@ func (x *InviteRequest) GetIndexToken() []byte {
 
 type InviteResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	JoinToken     string                 `protobuf:"bytes,1,opt,name=join_token,json=joinToken,proto3" json:"join_token,omitempty"` // a secret: whoever has it, a node certificate and an HSM may join once
+	JoinToken     string                 `protobuf:"bytes,1,opt,name=join_token,json=joinToken,proto3" json:"join_token,omitempty"` // a secret: the node of that name and identity may join with it, once
 	TicketId      string                 `protobuf:"bytes,2,opt,name=ticket_id,json=ticketId,proto3" json:"ticket_id,omitempty"`
 	Expires       *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires,proto3" json:"expires,omitempty"`
-	PeerAddresses []string               `protobuf:"bytes,4,rep,name=peer_addresses,json=peerAddresses,proto3" json:"peer_addresses,omitempty"` // of members, for the joining node's configuration
+	PeerAddresses []string               `protobuf:"bytes,4,rep,name=peer_addresses,json=peerAddresses,proto3" json:"peer_addresses,omitempty"`  // of members, for the joining node's configuration
+	NeedsApproval bool                   `protobuf:"varint,5,opt,name=needs_approval,json=needsApproval,proto3" json:"needs_approval,omitempty"` // no identity was named: see ApproveJoin
 	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1270,6 +1308,13 @@ func (x *InviteResponse) GetPeerAddresses() []string {
 		return x.PeerAddresses
 	}
 	return nil
+}
+
+func (x *InviteResponse) GetNeedsApproval() bool {
+	if x != nil {
+		return x.NeedsApproval
+	}
+	return false
 }
 
 func (x *InviteResponse) GetIndexToken() []byte {
@@ -2417,7 +2462,9 @@ type DomainNode struct {
 	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Holds  []uint32               `protobuf:"varint,3,rep,packed,name=holds,proto3" json:"holds,omitempty"` // numbers of generations
 	// What it waits for: a Security Officer of one of the donors must trust its transfer key,
-	// and compare the fingerprint with the one on the node's own console.
+	// and compare the fingerprint with the one on the node's own console. Without a
+	// fingerprint (transfer profile cloned): the generation must be cloned into its partition
+	// from one of the donors'.
 	WaitsForGeneration uint32   `protobuf:"varint,4,opt,name=waits_for_generation,json=waitsForGeneration,proto3" json:"waits_for_generation,omitempty"` // 0: it waits for nobody
 	Fingerprint        string   `protobuf:"bytes,5,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
 	Donors             []string `protobuf:"bytes,6,rep,name=donors,proto3" json:"donors,omitempty"`   // names
@@ -2893,7 +2940,7 @@ var File_quorumkms_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x1aquorumkms/v1/cluster.proto\x12\fquorumkms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19quorumkms/v1/rewrap.proto\"\xd2\x03\n" +
+	"\x1aquorumkms/v1/cluster.proto\x12\fquorumkms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17quorumkms/v1/join.proto\x1a\x19quorumkms/v1/rewrap.proto\"\xd2\x03\n" +
 	"\x06Member\x12\x17\n" +
 	"\araft_id\x18\x01 \x01(\tR\x06raftId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
@@ -2950,7 +2997,7 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\rStatusRequest\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\xdc\b\n" +
+	"indexToken\"\xac\t\n" +
 	"\x0eStatusResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12!\n" +
@@ -2983,13 +3030,16 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\x0fca_certificates\x18  \x03(\v2\x19.quorumkms.v1.CertificateR\x0ecaCertificates\x122\n" +
 	"\x06backup\x18( \x01(\v2\x1a.quorumkms.v1.BackupStatusR\x06backup\x12\x1d\n" +
 	"\n" +
-	"exposed_to\x18* \x03(\tR\texposedTo\x12\x16\n" +
-	"\x06splits\x18) \x03(\tR\x06splits\"\x87\x02\n" +
+	"exposed_to\x18* \x03(\tR\texposedTo\x12#\n" +
+	"\rrefused_joins\x189 \x01(\x04R\frefusedJoins\x12)\n" +
+	"\x10transfer_profile\x18: \x01(\tR\x0ftransferProfile\x12\x16\n" +
+	"\x06splits\x18) \x03(\tR\x06splits\"\xa1\x02\n" +
 	"\vInitRequest\x12$\n" +
 	"\radministrator\x18\x01 \x01(\tR\radministrator\x12\x1f\n" +
 	"\vno_recovery\x18\x02 \x01(\bR\n" +
 	"noRecovery\x12@\n" +
-	"\x0elease_duration\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\x12\x17\n" +
+	"\x0elease_duration\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\x12\x18\n" +
+	"\aprofile\x18\t \x01(\tR\aprofile\x12\x17\n" +
 	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
@@ -3001,23 +3051,25 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x17\n" +
 	"\araft_id\x18\x02 \x01(\tR\x06raftId\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\xf2\x01\n" +
+	"indexToken\"\x8e\x02\n" +
 	"\rInviteRequest\x12\x1b\n" +
 	"\tnode_name\x18\x01 \x01(\tR\bnodeName\x126\n" +
 	"\tvalid_for\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bvalidFor\x12\x1b\n" +
-	"\tnon_voter\x18\x03 \x01(\bR\bnonVoter\x12\x17\n" +
+	"\tnon_voter\x18\x03 \x01(\bR\bnonVoter\x12\x1a\n" +
+	"\bidentity\x18\x04 \x01(\tR\bidentity\x12\x17\n" +
 	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\xca\x01\n" +
+	"indexToken\"\xf1\x01\n" +
 	"\x0eInviteResponse\x12\x1d\n" +
 	"\n" +
 	"join_token\x18\x01 \x01(\tR\tjoinToken\x12\x1b\n" +
 	"\tticket_id\x18\x02 \x01(\tR\bticketId\x124\n" +
 	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12%\n" +
-	"\x0epeer_addresses\x18\x04 \x03(\tR\rpeerAddresses\x12\x1f\n" +
+	"\x0epeer_addresses\x18\x04 \x03(\tR\rpeerAddresses\x12%\n" +
+	"\x0eneeds_approval\x18\x05 \x01(\bR\rneedsApproval\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
 	"indexToken\"\x94\x01\n" +
 	"\rRemoveRequest\x12\x12\n" +
@@ -3198,11 +3250,15 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\x19GENERATION_STATE_PROPOSED\x10\x01\x12\x1b\n" +
 	"\x17GENERATION_STATE_ACTIVE\x10\x02\x12!\n" +
 	"\x1dGENERATION_STATE_DECRYPT_ONLY\x10\x03\x12\x1c\n" +
-	"\x18GENERATION_STATE_RETIRED\x10\x042\xcc\t\n" +
+	"\x18GENERATION_STATE_RETIRED\x10\x042\xbf\v\n" +
 	"\x0eClusterService\x12C\n" +
 	"\x06Status\x12\x1b.quorumkms.v1.StatusRequest\x1a\x1c.quorumkms.v1.StatusResponse\x12=\n" +
 	"\x04Init\x12\x19.quorumkms.v1.InitRequest\x1a\x1a.quorumkms.v1.InitResponse\x12C\n" +
-	"\x06Invite\x12\x1b.quorumkms.v1.InviteRequest\x1a\x1c.quorumkms.v1.InviteResponse\x12C\n" +
+	"\x06Invite\x12\x1b.quorumkms.v1.InviteRequest\x1a\x1c.quorumkms.v1.InviteResponse\x12L\n" +
+	"\tListJoins\x12\x1e.quorumkms.v1.ListJoinsRequest\x1a\x1f.quorumkms.v1.ListJoinsResponse\x12R\n" +
+	"\vApproveJoin\x12 .quorumkms.v1.ApproveJoinRequest\x1a!.quorumkms.v1.ApproveJoinResponse\x12O\n" +
+	"\n" +
+	"RejectJoin\x12\x1f.quorumkms.v1.RejectJoinRequest\x1a .quorumkms.v1.RejectJoinResponse\x12C\n" +
 	"\x06Remove\x12\x1b.quorumkms.v1.RemoveRequest\x1a\x1c.quorumkms.v1.RemoveResponse\x12g\n" +
 	"\x12TransferLeadership\x12'.quorumkms.v1.TransferLeadershipRequest\x1a(.quorumkms.v1.TransferLeadershipResponse\x12I\n" +
 	"\bSetVoter\x12\x1d.quorumkms.v1.SetVoterRequest\x1a\x1e.quorumkms.v1.SetVoterResponse\x12F\n" +
@@ -3269,12 +3325,18 @@ var file_quorumkms_v1_cluster_proto_goTypes = []any{
 	(*timestamppb.Timestamp)(nil),      // 34: google.protobuf.Timestamp
 	(*durationpb.Duration)(nil),        // 35: google.protobuf.Duration
 	(*Rewrap)(nil),                     // 36: quorumkms.v1.Rewrap
-	(*StartRewrapRequest)(nil),         // 37: quorumkms.v1.StartRewrapRequest
-	(*StopRewrapRequest)(nil),          // 38: quorumkms.v1.StopRewrapRequest
-	(*ApplyRewrapsRequest)(nil),        // 39: quorumkms.v1.ApplyRewrapsRequest
-	(*StartRewrapResponse)(nil),        // 40: quorumkms.v1.StartRewrapResponse
-	(*StopRewrapResponse)(nil),         // 41: quorumkms.v1.StopRewrapResponse
-	(*ApplyRewrapsResponse)(nil),       // 42: quorumkms.v1.ApplyRewrapsResponse
+	(*ListJoinsRequest)(nil),           // 37: quorumkms.v1.ListJoinsRequest
+	(*ApproveJoinRequest)(nil),         // 38: quorumkms.v1.ApproveJoinRequest
+	(*RejectJoinRequest)(nil),          // 39: quorumkms.v1.RejectJoinRequest
+	(*StartRewrapRequest)(nil),         // 40: quorumkms.v1.StartRewrapRequest
+	(*StopRewrapRequest)(nil),          // 41: quorumkms.v1.StopRewrapRequest
+	(*ApplyRewrapsRequest)(nil),        // 42: quorumkms.v1.ApplyRewrapsRequest
+	(*ListJoinsResponse)(nil),          // 43: quorumkms.v1.ListJoinsResponse
+	(*ApproveJoinResponse)(nil),        // 44: quorumkms.v1.ApproveJoinResponse
+	(*RejectJoinResponse)(nil),         // 45: quorumkms.v1.RejectJoinResponse
+	(*StartRewrapResponse)(nil),        // 46: quorumkms.v1.StartRewrapResponse
+	(*StopRewrapResponse)(nil),         // 47: quorumkms.v1.StopRewrapResponse
+	(*ApplyRewrapsResponse)(nil),       // 48: quorumkms.v1.ApplyRewrapsResponse
 }
 var file_quorumkms_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.v1.Member.state:type_name -> quorumkms.v1.MemberState
@@ -3308,35 +3370,41 @@ var file_quorumkms_v1_cluster_proto_depIdxs = []int32{
 	7,  // 28: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
 	9,  // 29: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
 	11, // 30: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
-	13, // 31: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
-	15, // 32: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
-	19, // 33: quorumkms.v1.ClusterService.SetVoter:input_type -> quorumkms.v1.SetVoterRequest
-	17, // 34: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
-	28, // 35: quorumkms.v1.ClusterService.DescribeDomain:input_type -> quorumkms.v1.DescribeDomainRequest
-	30, // 36: quorumkms.v1.ClusterService.RotateDomain:input_type -> quorumkms.v1.RotateDomainRequest
-	32, // 37: quorumkms.v1.ClusterService.RetireGeneration:input_type -> quorumkms.v1.RetireGenerationRequest
-	37, // 38: quorumkms.v1.ClusterService.StartRewrap:input_type -> quorumkms.v1.StartRewrapRequest
-	38, // 39: quorumkms.v1.ClusterService.StopRewrap:input_type -> quorumkms.v1.StopRewrapRequest
-	39, // 40: quorumkms.v1.ClusterService.ApplyRewraps:input_type -> quorumkms.v1.ApplyRewrapsRequest
-	21, // 41: quorumkms.v1.ClusterService.RecoveryPlan:input_type -> quorumkms.v1.RecoveryPlanRequest
-	24, // 42: quorumkms.v1.ClusterService.Recover:input_type -> quorumkms.v1.RecoverRequest
-	8,  // 43: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
-	10, // 44: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
-	12, // 45: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
-	14, // 46: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
-	16, // 47: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
-	20, // 48: quorumkms.v1.ClusterService.SetVoter:output_type -> quorumkms.v1.SetVoterResponse
-	18, // 49: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
-	29, // 50: quorumkms.v1.ClusterService.DescribeDomain:output_type -> quorumkms.v1.DescribeDomainResponse
-	31, // 51: quorumkms.v1.ClusterService.RotateDomain:output_type -> quorumkms.v1.RotateDomainResponse
-	33, // 52: quorumkms.v1.ClusterService.RetireGeneration:output_type -> quorumkms.v1.RetireGenerationResponse
-	40, // 53: quorumkms.v1.ClusterService.StartRewrap:output_type -> quorumkms.v1.StartRewrapResponse
-	41, // 54: quorumkms.v1.ClusterService.StopRewrap:output_type -> quorumkms.v1.StopRewrapResponse
-	42, // 55: quorumkms.v1.ClusterService.ApplyRewraps:output_type -> quorumkms.v1.ApplyRewrapsResponse
-	22, // 56: quorumkms.v1.ClusterService.RecoveryPlan:output_type -> quorumkms.v1.RecoveryPlanResponse
-	25, // 57: quorumkms.v1.ClusterService.Recover:output_type -> quorumkms.v1.RecoverResponse
-	43, // [43:58] is the sub-list for method output_type
-	28, // [28:43] is the sub-list for method input_type
+	37, // 31: quorumkms.v1.ClusterService.ListJoins:input_type -> quorumkms.v1.ListJoinsRequest
+	38, // 32: quorumkms.v1.ClusterService.ApproveJoin:input_type -> quorumkms.v1.ApproveJoinRequest
+	39, // 33: quorumkms.v1.ClusterService.RejectJoin:input_type -> quorumkms.v1.RejectJoinRequest
+	13, // 34: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
+	15, // 35: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
+	19, // 36: quorumkms.v1.ClusterService.SetVoter:input_type -> quorumkms.v1.SetVoterRequest
+	17, // 37: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
+	28, // 38: quorumkms.v1.ClusterService.DescribeDomain:input_type -> quorumkms.v1.DescribeDomainRequest
+	30, // 39: quorumkms.v1.ClusterService.RotateDomain:input_type -> quorumkms.v1.RotateDomainRequest
+	32, // 40: quorumkms.v1.ClusterService.RetireGeneration:input_type -> quorumkms.v1.RetireGenerationRequest
+	40, // 41: quorumkms.v1.ClusterService.StartRewrap:input_type -> quorumkms.v1.StartRewrapRequest
+	41, // 42: quorumkms.v1.ClusterService.StopRewrap:input_type -> quorumkms.v1.StopRewrapRequest
+	42, // 43: quorumkms.v1.ClusterService.ApplyRewraps:input_type -> quorumkms.v1.ApplyRewrapsRequest
+	21, // 44: quorumkms.v1.ClusterService.RecoveryPlan:input_type -> quorumkms.v1.RecoveryPlanRequest
+	24, // 45: quorumkms.v1.ClusterService.Recover:input_type -> quorumkms.v1.RecoverRequest
+	8,  // 46: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
+	10, // 47: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
+	12, // 48: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
+	43, // 49: quorumkms.v1.ClusterService.ListJoins:output_type -> quorumkms.v1.ListJoinsResponse
+	44, // 50: quorumkms.v1.ClusterService.ApproveJoin:output_type -> quorumkms.v1.ApproveJoinResponse
+	45, // 51: quorumkms.v1.ClusterService.RejectJoin:output_type -> quorumkms.v1.RejectJoinResponse
+	14, // 52: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
+	16, // 53: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
+	20, // 54: quorumkms.v1.ClusterService.SetVoter:output_type -> quorumkms.v1.SetVoterResponse
+	18, // 55: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
+	29, // 56: quorumkms.v1.ClusterService.DescribeDomain:output_type -> quorumkms.v1.DescribeDomainResponse
+	31, // 57: quorumkms.v1.ClusterService.RotateDomain:output_type -> quorumkms.v1.RotateDomainResponse
+	33, // 58: quorumkms.v1.ClusterService.RetireGeneration:output_type -> quorumkms.v1.RetireGenerationResponse
+	46, // 59: quorumkms.v1.ClusterService.StartRewrap:output_type -> quorumkms.v1.StartRewrapResponse
+	47, // 60: quorumkms.v1.ClusterService.StopRewrap:output_type -> quorumkms.v1.StopRewrapResponse
+	48, // 61: quorumkms.v1.ClusterService.ApplyRewraps:output_type -> quorumkms.v1.ApplyRewrapsResponse
+	22, // 62: quorumkms.v1.ClusterService.RecoveryPlan:output_type -> quorumkms.v1.RecoveryPlanResponse
+	25, // 63: quorumkms.v1.ClusterService.Recover:output_type -> quorumkms.v1.RecoverResponse
+	46, // [46:64] is the sub-list for method output_type
+	28, // [28:46] is the sub-list for method input_type
 	28, // [28:28] is the sub-list for extension type_name
 	28, // [28:28] is the sub-list for extension extendee
 	0,  // [0:28] is the sub-list for field type_name
@@ -3347,6 +3415,7 @@ func file_quorumkms_v1_cluster_proto_init() {
 	if File_quorumkms_v1_cluster_proto != nil {
 		return
 	}
+	file_quorumkms_v1_join_proto_init()
 	file_quorumkms_v1_rewrap_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -22,6 +22,9 @@ const (
 	ClusterService_Status_FullMethodName             = "/quorumkms.v1.ClusterService/Status"
 	ClusterService_Init_FullMethodName               = "/quorumkms.v1.ClusterService/Init"
 	ClusterService_Invite_FullMethodName             = "/quorumkms.v1.ClusterService/Invite"
+	ClusterService_ListJoins_FullMethodName          = "/quorumkms.v1.ClusterService/ListJoins"
+	ClusterService_ApproveJoin_FullMethodName        = "/quorumkms.v1.ClusterService/ApproveJoin"
+	ClusterService_RejectJoin_FullMethodName         = "/quorumkms.v1.ClusterService/RejectJoin"
 	ClusterService_Remove_FullMethodName             = "/quorumkms.v1.ClusterService/Remove"
 	ClusterService_TransferLeadership_FullMethodName = "/quorumkms.v1.ClusterService/TransferLeadership"
 	ClusterService_SetVoter_FullMethodName           = "/quorumkms.v1.ClusterService/SetVoter"
@@ -48,6 +51,12 @@ type ClusterServiceClient interface {
 	Init(ctx context.Context, in *InitRequest, opts ...grpc.CallOption) (*InitResponse, error)
 	// Invite makes a one-time join token for a node.
 	Invite(ctx context.Context, in *InviteRequest, opts ...grpc.CallOption) (*InviteResponse, error)
+	// ListJoins tells of open invitations, and of the nodes that wait for approval.
+	ListJoins(ctx context.Context, in *ListJoinsRequest, opts ...grpc.CallOption) (*ListJoinsResponse, error)
+	// ApproveJoin lets the node in that waits under a name with a node identity key.
+	ApproveJoin(ctx context.Context, in *ApproveJoinRequest, opts ...grpc.CallOption) (*ApproveJoinResponse, error)
+	// RejectJoin takes the open invitations of a name back and refuses who waits with them.
+	RejectJoin(ctx context.Context, in *RejectJoinRequest, opts ...grpc.CallOption) (*RejectJoinResponse, error)
 	// Remove takes a node out. It returns when the node can serve nothing any more.
 	Remove(ctx context.Context, in *RemoveRequest, opts ...grpc.CallOption) (*RemoveResponse, error)
 	TransferLeadership(ctx context.Context, in *TransferLeadershipRequest, opts ...grpc.CallOption) (*TransferLeadershipResponse, error)
@@ -117,6 +126,36 @@ func (c *clusterServiceClient) Invite(ctx context.Context, in *InviteRequest, op
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(InviteResponse)
 	err := c.cc.Invoke(ctx, ClusterService_Invite_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterServiceClient) ListJoins(ctx context.Context, in *ListJoinsRequest, opts ...grpc.CallOption) (*ListJoinsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListJoinsResponse)
+	err := c.cc.Invoke(ctx, ClusterService_ListJoins_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterServiceClient) ApproveJoin(ctx context.Context, in *ApproveJoinRequest, opts ...grpc.CallOption) (*ApproveJoinResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ApproveJoinResponse)
+	err := c.cc.Invoke(ctx, ClusterService_ApproveJoin_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *clusterServiceClient) RejectJoin(ctx context.Context, in *RejectJoinRequest, opts ...grpc.CallOption) (*RejectJoinResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RejectJoinResponse)
+	err := c.cc.Invoke(ctx, ClusterService_RejectJoin_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -255,6 +294,12 @@ type ClusterServiceServer interface {
 	Init(context.Context, *InitRequest) (*InitResponse, error)
 	// Invite makes a one-time join token for a node.
 	Invite(context.Context, *InviteRequest) (*InviteResponse, error)
+	// ListJoins tells of open invitations, and of the nodes that wait for approval.
+	ListJoins(context.Context, *ListJoinsRequest) (*ListJoinsResponse, error)
+	// ApproveJoin lets the node in that waits under a name with a node identity key.
+	ApproveJoin(context.Context, *ApproveJoinRequest) (*ApproveJoinResponse, error)
+	// RejectJoin takes the open invitations of a name back and refuses who waits with them.
+	RejectJoin(context.Context, *RejectJoinRequest) (*RejectJoinResponse, error)
 	// Remove takes a node out. It returns when the node can serve nothing any more.
 	Remove(context.Context, *RemoveRequest) (*RemoveResponse, error)
 	TransferLeadership(context.Context, *TransferLeadershipRequest) (*TransferLeadershipResponse, error)
@@ -308,6 +353,15 @@ func (UnimplementedClusterServiceServer) Init(context.Context, *InitRequest) (*I
 }
 func (UnimplementedClusterServiceServer) Invite(context.Context, *InviteRequest) (*InviteResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Invite not implemented")
+}
+func (UnimplementedClusterServiceServer) ListJoins(context.Context, *ListJoinsRequest) (*ListJoinsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListJoins not implemented")
+}
+func (UnimplementedClusterServiceServer) ApproveJoin(context.Context, *ApproveJoinRequest) (*ApproveJoinResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ApproveJoin not implemented")
+}
+func (UnimplementedClusterServiceServer) RejectJoin(context.Context, *RejectJoinRequest) (*RejectJoinResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RejectJoin not implemented")
 }
 func (UnimplementedClusterServiceServer) Remove(context.Context, *RemoveRequest) (*RemoveResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Remove not implemented")
@@ -416,6 +470,60 @@ func _ClusterService_Invite_Handler(srv interface{}, ctx context.Context, dec fu
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(ClusterServiceServer).Invite(ctx, req.(*InviteRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ClusterService_ListJoins_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListJoinsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).ListJoins(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_ListJoins_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).ListJoins(ctx, req.(*ListJoinsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ClusterService_ApproveJoin_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ApproveJoinRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).ApproveJoin(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_ApproveJoin_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).ApproveJoin(ctx, req.(*ApproveJoinRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _ClusterService_RejectJoin_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RejectJoinRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).RejectJoin(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_RejectJoin_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).RejectJoin(ctx, req.(*RejectJoinRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -654,6 +762,18 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Invite",
 			Handler:    _ClusterService_Invite_Handler,
+		},
+		{
+			MethodName: "ListJoins",
+			Handler:    _ClusterService_ListJoins_Handler,
+		},
+		{
+			MethodName: "ApproveJoin",
+			Handler:    _ClusterService_ApproveJoin_Handler,
+		},
+		{
+			MethodName: "RejectJoin",
+			Handler:    _ClusterService_RejectJoin_Handler,
 		},
 		{
 			MethodName: "Remove",

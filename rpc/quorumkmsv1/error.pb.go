@@ -66,6 +66,8 @@ const (
 	Reason_REASON_KEY_VERSION_CURRENT      Reason = 59  // it cannot be destroyed: rotate the key first
 	Reason_REASON_KEY_MESSAGES_EXHAUSTED   Reason = 116 // the version of an HSM_RESIDENT key encrypts no more: rotate it
 	Reason_REASON_GENERATION_REFUSED       Reason = 58  // of the domain key, see DescribeDomain
+	Reason_REASON_IDENTITY_REFUSED         Reason = 117 // a node's HSM identity key is not the one that was pinned, approved or admitted
+	Reason_REASON_PROFILE_REFUSED          Reason = 118 // the cluster has another transfer profile
 	Reason_REASON_KEY_PENDING_IMPORT       Reason = 110 // its material is missing: ImportKeyMaterial
 	Reason_REASON_IMPORT_TOKEN_REFUSED     Reason = 111 // another key's, altered, or older than a day: GetParametersForImport
 	Reason_REASON_KEY_MATERIAL_DIFFERS     Reason = 113 // the version had other bytes
@@ -129,6 +131,8 @@ var (
 		59:  "REASON_KEY_VERSION_CURRENT",
 		116: "REASON_KEY_MESSAGES_EXHAUSTED",
 		58:  "REASON_GENERATION_REFUSED",
+		117: "REASON_IDENTITY_REFUSED",
+		118: "REASON_PROFILE_REFUSED",
 		110: "REASON_KEY_PENDING_IMPORT",
 		111: "REASON_IMPORT_TOKEN_REFUSED",
 		113: "REASON_KEY_MATERIAL_DIFFERS",
@@ -184,6 +188,8 @@ var (
 		"REASON_KEY_VERSION_CURRENT":      59,
 		"REASON_KEY_MESSAGES_EXHAUSTED":   116,
 		"REASON_GENERATION_REFUSED":       58,
+		"REASON_IDENTITY_REFUSED":         117,
+		"REASON_PROFILE_REFUSED":          118,
 		"REASON_KEY_PENDING_IMPORT":       110,
 		"REASON_IMPORT_TOKEN_REFUSED":     111,
 		"REASON_KEY_MATERIAL_DIFFERS":     113,
@@ -235,7 +241,7 @@ var File_quorumkms_v1_error_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x18quorumkms/v1/error.proto\x12\fquorumkms.v1*\xad\v\n" +
+	"\x18quorumkms/v1/error.proto\x12\fquorumkms.v1*\xe6\v\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_INVALID\x10\x01\x12\x1f\n" +
@@ -273,7 +279,9 @@ const file_quorumkms_v1_error_proto_rawDesc = "" +
 	"\x15REASON_POLICY_LOCKOUT\x101\x12\x1e\n" +
 	"\x1aREASON_KEY_VERSION_CURRENT\x10;\x12!\n" +
 	"\x1dREASON_KEY_MESSAGES_EXHAUSTED\x10t\x12\x1d\n" +
-	"\x19REASON_GENERATION_REFUSED\x10:\x12\x1d\n" +
+	"\x19REASON_GENERATION_REFUSED\x10:\x12\x1b\n" +
+	"\x17REASON_IDENTITY_REFUSED\x10u\x12\x1a\n" +
+	"\x16REASON_PROFILE_REFUSED\x10v\x12\x1d\n" +
 	"\x19REASON_KEY_PENDING_IMPORT\x10n\x12\x1f\n" +
 	"\x1bREASON_IMPORT_TOKEN_REFUSED\x10o\x12\x1f\n" +
 	"\x1bREASON_KEY_MATERIAL_DIFFERS\x10q\x12\x1f\n" +
