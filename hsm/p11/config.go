@@ -10,6 +10,10 @@ type Config struct {
 	// Module is the path of the PKCS#11 library. Empty: SoftHSM2, where Debian and
 	// Fedora put it.
 	Module string
+	// ModuleArguments is handed to the library when it starts: a string that its vendor
+	// defines (for NSS: configdir='sql:…' …). Everybody in a process who uses the library
+	// at a time gives the same.
+	ModuleArguments string
 	// Token is the label of the token.
 	Token string
 	// Serial is the token's serial number; needed only if two tokens have the label.
@@ -31,18 +35,27 @@ type Config struct {
 
 // InitConfig describes a token to be made.
 type InitConfig struct {
-	Module string // as in Config
-	Label  string // 1..32 bytes
-	SOPIN  []byte // of the Security Officer
-	PIN    []byte // of the user
+	Module          string // as in Config
+	ModuleArguments string // as in Config
+	Label           string // 1..32 bytes
+	SOPIN           []byte // of the Security Officer
+	PIN             []byte // of the user
+	// NoOfficer is for a token that has a Security Officer, without a PIN, only until its user
+	// has one, and whose label is given otherwise (NSS): SOPIN is not used.
+	NoOfficer bool
 }
 
 // TrustConfig is what the Security Officer needs to open a token.
 type TrustConfig struct {
-	Module string // as in Config
-	Token  string
-	Serial string
-	SOPIN  []byte
+	Module          string // as in Config
+	ModuleArguments string // as in Config
+	Token           string
+	Serial          string
+	SOPIN           []byte
+	// AcceptWeakness is as in Config. With "trusted-by-user" in it, the user may do the
+	// Security Officer's steps, with PIN in place of SOPIN.
+	AcceptWeakness []string
+	PIN            []byte
 }
 
 const (

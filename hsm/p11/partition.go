@@ -52,7 +52,7 @@ func Open(ctx context.Context, cfg Config) (*Partition, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	lib, err := acquire(cfg.Module)
+	lib, err := acquire(cfg.Module, cfg.ModuleArguments)
 	if err != nil {
 		return nil, err
 	}
@@ -323,6 +323,7 @@ func (p *Partition) reconnect(ctx context.Context) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
+	l.lacks = p.traits.lacks
 	err = p.on(ctx, l, func(s *session) error {
 		var spki []byte
 		l.nik, spki, err = s.identity()

@@ -180,7 +180,7 @@ func (p *Partition) OpenSecret(ctx context.Context, ref hsm.Ref) (hsm.SecretKey,
 	if err != nil {
 		return nil, err
 	}
-	t, loaded, err := p.load(ctx, ref.Token, ref.Want, ref.Kind)
+	t, loaded, err := p.load(ctx, ref)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"crypto"
 	"encoding/binary"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/miekg/pkcs11"
@@ -80,6 +81,14 @@ func (t template) with(entries ...attribute) template {
 		}
 	}
 	return result
+}
+
+// less is t without some kinds of attributes.
+func (t template) less(kinds []uint) template {
+	if len(kinds) == 0 {
+		return t
+	}
+	return slices.DeleteFunc(slices.Clone(t), func(a attribute) bool { return slices.Contains(kinds, a.kind) })
 }
 
 func flag(kind uint, on bool) attribute {
@@ -163,6 +172,8 @@ type traits struct {
 	oaep       []uint8 // the hashes it has for OAEP; transfer keys ask for the first
 	nestedList bool    // honours ALLOWED_MECHANISMS inside UNWRAP_TEMPLATE
 	algorithms []hsm.Algorithm
+	lacks      []uint // attributes that its objects do not keep, if that is accepted
+	ecPoint    bool   // wants the public point of an EC key that it unwraps
 }
 
 func (t traits) keyWrap() []*pkcs11.Mechanism { return mechanism(t.kwp) }
