@@ -144,8 +144,8 @@ func asOfficer(ctx context.Context, cfg TrustConfig, fn func(*session) error) (e
 	}
 	return lib.as(s, user, pin, func(so *session) error {
 		var err error
-		if user == pkcs11.CKU_USER { // the other makes no secret keys to try
-			err = so.survey(cfg.AcceptWeakness)
+		if user == pkcs11.CKU_USER && slices.Contains(cfg.AcceptWeakness, probeAttributes) {
+			so.link.quirks, err = so.survey(true, func(uint, bool) {})
 		}
 		if err == nil {
 			err = fn(so)

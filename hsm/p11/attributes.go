@@ -3,7 +3,9 @@
 package p11
 
 import (
+	"bytes"
 	"crypto/ecdsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -30,41 +32,82 @@ func protections() template {
 }
 
 // attributes finds out which protections the token's objects do not keep. Session objects
-// tell without a trace; a token object is made, and destroyed again, only if the operator
+// tell without a trace; token objects are made, and destroyed again, only if the operator
 // accepts that some are missing (NSS keeps fewer in its database than in memory).
 func (b *bench) attributes(f *findings) {
-	for _, token := range []bool{false, true} {
-		if token && !b.accepts(probeAttributes) {
-			continue
+	q, err := b.survey(b.accepts(probeAttributes), func(kind uint, token bool) {
+		where := "a session"
+		if token {
+			where = "the token"
 		}
-		lacks, err := b.lacking(token)
-		if !f.must("objects with protections", err) {
-			return
-		}
-		for _, kind := range lacks {
-			f.fault("%s is not kept by %s", attributeName(kind), map[bool]string{false: "objects of a session", true: "objects of the token"}[token])
-		}
-		b.traits.lacks = append(b.traits.lacks, lacks...)
+		f.fault("%s is not kept by objects of %s", attributeName(kind), where)
+	})
+	if !f.must("objects with protections", err) {
+		return
 	}
-	slices.Sort(b.traits.lacks)
-	b.traits.lacks = slices.Compact(b.traits.lacks)
-	b.link.lacks = b.traits.lacks
+	if q.ownIDs {
+		f.fault("keys of the token with one CKA_ID are one key")
+	}
+	b.traits.quirks, b.link.quirks = q, q
 }
 
-// survey notes for a link of its own which attributes the token lacks, if it is accepted that
-// some are missing.
-func (s *session) survey(accept []string) error {
-	if !slices.Contains(accept, probeAttributes) {
-		return nil
-	}
+// survey finds the quirks of a token; told hears of each attribute. With writes it makes
+// token objects too.
+func (s *session) survey(writes bool, told func(kind uint, token bool)) (q quirks, err error) {
 	for _, token := range []bool{false, true} {
+		if token && !writes {
+			return q, nil
+		}
 		lacks, err := s.lacking(token)
 		if err != nil {
-			return err
+			return quirks{}, err
 		}
-		s.link.lacks = append(s.link.lacks, lacks...)
+		for _, kind := range lacks {
+			told(kind, token)
+		}
+		q.lacks = append(q.lacks, lacks...)
 	}
-	return nil
+	slices.Sort(q.lacks)
+	q.lacks = slices.Compact(q.lacks)
+	q.ownIDs, err = s.mergesIDs()
+	return q, err
+}
+
+// mergesIDs makes two keys in the token that differ in all but class and CKA_ID.
+func (s *session) mergesIDs() (merges bool, err error) {
+	var made []pkcs11.ObjectHandle
+	defer func() { err = errors.Join(err, s.destroyAll(made)) }()
+	for i := range byte(2) {
+		o, err := s.create(known(pkcs11.CKK_AES, bytes.Repeat([]byte{i}, keySize), pkcs11.CKA_ENCRYPT).with(
+			flag(pkcs11.CKA_TOKEN, true), named(labelScratch), octets(pkcs11.CKA_ID, []byte(labelScratch))))
+		if err != nil && (isLoss(code(err)) || i == 0) {
+			return false, err
+		}
+		if err != nil || slices.Contains(made, o) {
+			return true, nil
+		}
+		made = append(made, o)
+	}
+	found, err := s.labelled(pkcs11.CKO_SECRET_KEY, labelScratch)
+	return len(found) != len(made), err
+}
+
+// fit is what the template of an object is on a token with such quirks. Domain keys, which
+// share the cluster's id, have ids of their own where they must.
+func (q quirks) fit(t template) template {
+	t = t.less(q.lacks)
+	if !q.ownIDs {
+		return t
+	}
+	for _, a := range t {
+		if a.kind == pkcs11.CKA_LABEL {
+			if _, _, ok := parseName(string(a.value)); ok {
+				id := sha256.Sum256(a.value)
+				return append(t.less([]uint{pkcs11.CKA_ID}), octets(pkcs11.CKA_ID, id[:]))
+			}
+		}
+	}
+	return t
 }
 
 // lacking are the protections that a secret key in the token, or in the session, does not

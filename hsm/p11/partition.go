@@ -323,7 +323,7 @@ func (p *Partition) reconnect(ctx context.Context) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.lacks = p.traits.lacks
+	l.quirks = p.traits.quirks
 	err = p.on(ctx, l, func(s *session) error {
 		var spki []byte
 		l.nik, spki, err = s.identity()

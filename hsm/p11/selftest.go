@@ -73,6 +73,9 @@ type findings struct {
 	notes   []string // what else to tell people
 	faults  []string // attacks that succeeded, and legitimate calls that did not
 	lost    error    // the token went away meanwhile
+
+	// alive asks the token whether it is there; nil: not asked.
+	alive func() error
 }
 
 func (f *findings) note(format string, args ...any) {
@@ -102,10 +105,15 @@ func (f *findings) refuse(what string, err error) {
 	f.refused++
 }
 
-// watch tells a refusal from a token that went away.
+// watch tells a refusal from a token that went away. NSS refuses some attacks like a device
+// that fails.
 func (f *findings) watch(err error) {
 	switch code(err) {
-	case pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT,
+	case pkcs11.CKR_DEVICE_ERROR:
+		if f.alive == nil || f.alive() != nil {
+			f.lost = err
+		}
+	case pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT,
 		pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_USER_NOT_LOGGED_IN:
 		f.lost = err
 	default:
@@ -159,7 +167,7 @@ func selfTest(ctx context.Context, l *link, accept []string) (traits, []hsm.Prob
 			err = fmt.Errorf("%w: self-test: %w", hsm.ErrUnavailable, err)
 			break
 		}
-		var f findings
+		f := findings{alive: b.answersStill}
 		p.run(b, &f)
 		if f.lost != nil {
 			err = fmt.Errorf("%w: self-test: %s: %w", hsm.ErrUnavailable, p.name, f.lost)
@@ -182,6 +190,18 @@ func selfTest(ctx context.Context, l *link, accept []string) (traits, []hsm.Prob
 		err = fmt.Errorf("%w: token %q: %s", hsm.ErrSelfTest, l.token.token.Label, strings.Join(failed, "; "))
 	}
 	return b.traits, results, err
+}
+
+// answersStill is nil while the token serves the self-test's session.
+func (b *bench) answersStill() error {
+	info, err := b.ctx().GetSessionInfo(b.h)
+	if err == nil && info.State != pkcs11.CKS_RW_USER_FUNCTIONS {
+		err = pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
+	}
+	if err == nil {
+		_, err = b.session.random(hsm.BlockSize)
+	}
+	return err
 }
 
 // knownAnswers finds the mechanism that is RFC 5649, whatever its number, and checks

@@ -21,10 +21,9 @@ type session struct {
 
 func (s *session) ctx() *pkcs11.Ctx { return s.link.lib.ctx }
 
-// encode is what objects of this token are made with: t but for the attributes that it is
-// known and accepted to lack.
+// encode is what objects of this token are made with.
 func (s *session) encode(t template, pin *runtime.Pinner) []*pkcs11.Attribute {
-	return t.less(s.link.lacks).encode(pin)
+	return s.link.quirks.fit(t).encode(pin)
 }
 
 func mechanism(m uint) []*pkcs11.Mechanism {
@@ -194,7 +193,7 @@ func (s *session) attribute(o pkcs11.ObjectHandle, kind uint) ([]byte, error) {
 // check reads an object's attributes back and compares them with what they must be, but
 // for those that the token is accepted to lack. ErrCorrupt names the attributes that differ.
 func (s *session) check(o pkcs11.ObjectHandle, want template) error {
-	return s.exactly(o, want.less(s.link.lacks))
+	return s.exactly(o, s.link.quirks.fit(want))
 }
 
 // exactly is check with no exceptions.

@@ -172,8 +172,14 @@ type traits struct {
 	oaep       []uint8 // the hashes it has for OAEP; transfer keys ask for the first
 	nestedList bool    // honours ALLOWED_MECHANISMS inside UNWRAP_TEMPLATE
 	algorithms []hsm.Algorithm
-	lacks      []uint // attributes that its objects do not keep, if that is accepted
-	ecPoint    bool   // wants the public point of an EC key that it unwraps
+	ecPoint    bool // wants the public point of an EC key that it unwraps
+	quirks
+}
+
+// quirks are how a token's objects differ from those of others, where that is accepted.
+type quirks struct {
+	lacks  []uint // attributes that they do not keep
+	ownIDs bool   // two of the same class cannot have the same CKA_ID
 }
 
 func (t traits) keyWrap() []*pkcs11.Mechanism { return mechanism(t.kwp) }
