@@ -58,6 +58,9 @@ type TrustConfig struct {
 	PIN            []byte
 }
 
+// WeaknessTrust is the weakness of a token whose user can do what is the Security Officer's.
+const WeaknessTrust = "trusted-by-user"
+
 const (
 	// MaxSessions is the ceiling of Config.Sessions.
 	MaxSessions = 256

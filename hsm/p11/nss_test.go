@@ -56,6 +56,7 @@ type nss struct {
 // newNSS starts NSS. It knows only the tokens that it is started with.
 func newNSS(t *testing.T) *nss {
 	t.Helper()
+	t.Setenv("NSS_MAX_MP_PBE_ITERATION_COUNT", "1") // a PIN of a test needs no stretching
 	n := &nss{module: nssModule(t), dir: t.TempDir()}
 	for i := range nssSlots {
 		if err := os.Mkdir(filepath.Join(n.dir, nssLabel(i)), 0o700); err != nil {
@@ -130,7 +131,6 @@ func TestNSSConformance(t *testing.T) {
 			Trust: n.trust,
 		}
 	})
-	t.Log(n.used, "tokens")
 }
 
 // trust is the user's step: another process of the user of a token makes the object.

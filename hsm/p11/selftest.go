@@ -27,7 +27,7 @@ type probe struct {
 const (
 	probeTemplates  = "existing-templates"
 	probeAttributes = "attributes-not-kept"
-	probeTrust      = "trusted-by-user"
+	probeTrust      = WeaknessTrust
 	probeUsages     = "private-key-usages-not-imposed"
 )
 
