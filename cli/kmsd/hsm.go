@@ -18,7 +18,7 @@ const envSOPIN = "KMSD_HSM_SO_PIN"
 
 func hsmCommand() *cobra.Command {
 	c := &cobra.Command{Use: "hsm", Short: "Work on the node's HSM token"}
-	c.AddCommand(initTokenCommand(), trustCommand(), untrustCommand())
+	c.AddCommand(initTokenCommand(), checkCommand(), trustCommand(), untrustCommand())
 	return c
 }
 

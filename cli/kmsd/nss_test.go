@@ -76,7 +76,7 @@ func TestNSS(t *testing.T) {
 	id := made.GetKey().GetKeyId()
 	blobs := map[string][]byte{}
 	for _, p := range c.nodes {
-		r, err := c.dial(userID, p).Crypto().Encrypt(ctx, &pb.EncryptRequest{KeyId: id, Plaintext: []byte(p.name)})
+		r, err := c.dial(userID, p).Crypto().Encrypt(ctx, &pb.EncryptRequest{KeyId: id, Plaintext: []byte(p.name), IndexToken: made.GetIndexToken()})
 		must(t, err)
 		blobs[p.name] = r.GetCiphertext()
 	}

@@ -35,7 +35,7 @@ func protections() template {
 // tell without a trace; token objects are made, and destroyed again, only if the operator
 // accepts that some are missing (NSS keeps fewer in its database than in memory).
 func (b *bench) attributes(f *findings) {
-	q, err := b.survey(b.accepts(probeAttributes), func(kind uint, token bool) {
+	q, err := b.survey(b.writes && b.accepts(probeAttributes), func(kind uint, token bool) {
 		where := "a session"
 		if token {
 			where = "the token"

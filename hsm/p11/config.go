@@ -3,6 +3,8 @@ package p11
 import (
 	"log/slog"
 	"time"
+
+	"github.com/quorumkms/quorumkms/hsm"
 )
 
 // Config says which token to open and how.
@@ -56,6 +58,23 @@ type TrustConfig struct {
 	// Security Officer's steps, with PIN in place of SOPIN.
 	AcceptWeakness []string
 	PIN            []byte
+}
+
+// Need is something that a token should offer.
+type Need struct {
+	Name     string `json:"name"`
+	Required bool   `json:"required"` // nothing works without it; otherwise only what it is for
+	Offered  bool   `json:"offered"`
+	Detail   string `json:"detail,omitempty"`
+}
+
+// Examination is what a look at a token found.
+type Examination struct {
+	Info     hsm.Info // with the probes of the self-test, passed or not
+	Firmware string
+	Needs    []Need
+	Objects  int   // of ours, in the token
+	OAEP     uint8 // the hash that its transfer keys ask for; 0: it has no OAEP that works
 }
 
 // WeaknessTrust is the weakness of a token whose user can do what is the Security Officer's.

@@ -116,19 +116,19 @@ func TestNSSConformance(t *testing.T) {
 		p := mustOpen(t, cfg)
 		return hsmtest.Env{
 			Partition: p,
-			Reopen: func(t *testing.T) hsm.Partition {
+			Reopen: func(hsmtest.T) hsm.Partition {
 				if err := p.Close(); err != nil {
 					t.Fatal(err)
 				}
 				return mustOpen(t, cfg)
 			},
-			Second: func(t *testing.T) hsm.Partition { return mustOpen(t, n.newToken(t)) },
-			Asking: func(t *testing.T, oaepHash uint8) hsm.Partition {
+			Second: func(hsmtest.T) hsm.Partition { return mustOpen(t, n.newToken(t)) },
+			Asking: func(_ hsmtest.T, oaepHash uint8) hsm.Partition {
 				p := mustOpen(t, n.newToken(t))
 				p.traits.oaep = slices.DeleteFunc(p.traits.oaep, func(h uint8) bool { return h != oaepHash })
 				return p
 			},
-			Trust: n.trust,
+			Trust: func(_ hsmtest.T, p hsm.Partition, spki []byte) { n.trust(t, p, spki) },
 		}
 	})
 }

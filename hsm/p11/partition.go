@@ -128,7 +128,7 @@ func (p *Partition) first(ctx context.Context) (*link, error) {
 
 func (p *Partition) prepare(ctx context.Context, l *link) error {
 	var err error
-	if p.traits, p.info.Probes, err = selfTest(ctx, l, p.cfg.AcceptWeakness); err != nil {
+	if p.traits, p.info.Probes, err = selfTest(ctx, l, p.cfg.AcceptWeakness, true); err != nil {
 		return err
 	}
 	for _, probe := range p.info.Probes {

@@ -137,6 +137,7 @@ type bench struct {
 	*session
 	traits traits
 	accept []string // weaknesses
+	writes bool     // may put an object into the token for a moment
 
 	ordinary pkcs11.ObjectHandle // AES-256 with a known value, may do everything
 	payload  pkcs11.ObjectHandle // extractable AES-256, what a key is while it is made
@@ -153,13 +154,14 @@ func (b *bench) accepts(weakness string) bool { return slices.Contains(b.accept,
 
 // selfTest tries on l what the token must do and what it must refuse, the latter on
 // scratch objects with the templates of the real ones. ErrSelfTest names what failed
-// and is not in accept.
-func selfTest(ctx context.Context, l *link, accept []string) (traits, []hsm.Probe, error) {
+// and is not in accept. It puts an object into the token only with writes, and if it is
+// accepted that such objects lack something.
+func selfTest(ctx context.Context, l *link, accept []string, writes bool) (traits, []hsm.Probe, error) {
 	h, err := l.open()
 	if err != nil {
 		return traits{}, nil, err
 	}
-	b := &bench{session: &session{l, h}, domain: domain{}, accept: accept}
+	b := &bench{session: &session{l, h}, domain: domain{}, accept: accept, writes: writes}
 	var results []hsm.Probe
 	var failed []string
 	for _, p := range probes() {
