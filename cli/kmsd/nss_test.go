@@ -18,10 +18,9 @@ const nssWeaknesses = "attributes-not-kept, private-key-usages-not-imposed, trus
 	"oaep-key-other-mechanism, transfer-key-unwraps-readable, master-key-leaves, master-key-other-mechanism, master-key-altered, identity-key-leaves"
 
 // onNSS gives a node a token of NSS in place of its SoftHSM2's.
-func (p *process) onNSS() {
+func (p *process) onNSS() (module, arguments string) {
 	t := p.c.t
 	t.Helper()
-	module := ""
 	for _, path := range []string{
 		"/usr/lib/x86_64-linux-gnu/libsoftokn3.so", "/usr/lib/aarch64-linux-gnu/libsoftokn3.so",
 		"/usr/lib/x86_64-linux-gnu/nss/libsoftokn3.so", "/usr/lib/aarch64-linux-gnu/nss/libsoftokn3.so", "/usr/lib64/libsoftokn3.so",
@@ -36,7 +35,7 @@ func (p *process) onNSS() {
 	must(t, os.RemoveAll(p.path("tokens"))) // its SoftHSM2 token is not what serves
 	must(t, os.Remove(p.path("so-pin")))
 	must(t, os.Mkdir(p.path("nss"), 0o700))
-	arguments := fmt.Sprintf("configdir='sql:%s' certPrefix='' keyPrefix='' secmod='secmod.db' flags=noModDB dbTokenDescription='%s'", p.path("nss"), p.name)
+	arguments = fmt.Sprintf("configdir='sql:%s' certPrefix='' keyPrefix='' secmod='secmod.db' flags=noModDB dbTokenDescription='%s'", p.path("nss"), p.name)
 	p.env = append(p.env, "NSS_MAX_MP_PBE_ITERATION_COUNT=1") // a PIN of a test needs no stretching
 	p.userTrusts = true
 	args := []string{"hsm", "init-token", "--no-security-officer", "--module", module, "--module-arguments", arguments, "--token", p.name, "--pin-file", p.path("pin")}
@@ -47,6 +46,7 @@ func (p *process) onNSS() {
 		t.Errorf("making it twice: code %d: %s", code, out)
 	}
 	p.hsm = fmt.Sprintf(", module: %s, module_arguments: %q, accept_weakness: [%s]", module, arguments, nssWeaknesses)
+	return module, arguments
 }
 
 // TestNSS is a cluster whose first and third node are on NSS's softoken and whose second is on
