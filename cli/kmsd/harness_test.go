@@ -58,7 +58,13 @@ const (
 // kmsd runs the program to its end.
 func kmsd(t *testing.T, env []string, args ...string) (output string, code int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	return kmsdWithin(t, patience, env, args...)
+}
+
+// kmsdWithin is kmsd with another limit.
+func kmsdWithin(t *testing.T, limit time.Duration, env []string, args ...string) (output string, code int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	c := exec.CommandContext(ctx, os.Args[0], args...)
 	c.Env = append(append(os.Environ(), asMain+"=1"), env...)

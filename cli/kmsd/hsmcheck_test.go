@@ -6,9 +6,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 )
+
+// suitePatience is for the conformance suite, which makes RSA keys of 4096 bits.
+const suitePatience = 10 * time.Minute
 
 // TestHSMCheck checks a token as an operator would: first without a trace, then as a scratch
 // token with the whole conformance suite, which leaves nothing behind.
@@ -18,7 +22,7 @@ func TestHSMCheck(t *testing.T) {
 	p := c.nodes[0]
 	check := func(args ...string) (string, int) {
 		t.Helper()
-		return kmsd(t, p.env, append([]string{"hsm", "check", "--token", p.name, "--pin-file", p.path("pin")}, args...)...)
+		return kmsdWithin(t, suitePatience, p.env, append([]string{"hsm", "check", "--token", p.name, "--pin-file", p.path("pin")}, args...)...)
 	}
 	before := contents(t, p.path("tokens"))
 	out, code := check("--read-only", "--output", "json")
@@ -109,7 +113,7 @@ func TestHSMCheckNSS(t *testing.T) {
 	if out, code := kmsd(t, p.env, args...); code != exitOK || !strings.Contains(out, "accepted") {
 		t.Errorf("all accepted: code %d: %s", code, out)
 	}
-	if out, code := kmsd(t, p.env, append(args, "--scratch")...); code != exitOK {
+	if out, code := kmsdWithin(t, suitePatience, p.env, append(args, "--scratch")...); code != exitOK {
 		t.Errorf("as scratch: code %d: %s", code, out)
 	}
 }

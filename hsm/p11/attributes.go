@@ -113,9 +113,11 @@ func (q quirks) fit(t template) template {
 // lacking are the protections that a secret key in the token, or in the session, does not
 // keep.
 func (s *session) lacking(token bool) ([]uint, error) {
-	left, err := s.labelled(pkcs11.CKO_SECRET_KEY, labelScratch)
-	if err = errors.Join(err, s.destroyAll(left)); err != nil {
-		return nil, err
+	if token {
+		left, err := s.labelled(pkcs11.CKO_SECRET_KEY, labelScratch)
+		if err = errors.Join(err, s.destroyAll(left)); err != nil {
+			return nil, err
+		}
 	}
 	if lacks, err := s.keeps(token, protections()); err != nil || lacks == nil {
 		return nil, err
