@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,7 +25,7 @@ func TestHSMCheck(t *testing.T) {
 		t.Helper()
 		return kmsdWithin(t, suitePatience, p.env, append([]string{"hsm", "check", "--token", p.name, "--pin-file", p.path("pin")}, args...)...)
 	}
-	before := contents(t, p.path("tokens"))
+	before := objects(t, p.path("tokens"))
 	out, code := check("--read-only", "--output", "json")
 	var found struct {
 		Passed bool
@@ -55,7 +56,7 @@ func TestHSMCheck(t *testing.T) {
 	if lacks != 1 {
 		t.Errorf("SoftHSM2 lacks %d things", lacks)
 	}
-	if after := contents(t, p.path("tokens")); after != before {
+	if after := objects(t, p.path("tokens")); after != before {
 		t.Errorf("a check that only reads changed the token:\n%s\nwas\n%s", after, before)
 	}
 
@@ -118,16 +119,17 @@ func TestHSMCheckNSS(t *testing.T) {
 	}
 }
 
-// contents is the names and contents of all files below dir.
-func contents(t *testing.T, dir string) string {
+// objects is the names and contents of all objects in SoftHSM2's tokens below dir. (It notes
+// each login beside them, in token.object.)
+func objects(t *testing.T, dir string) string {
 	t.Helper()
 	var b strings.Builder
 	must(t, filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
+		if err != nil || filepath.Ext(path) != ".object" || d.Name() == "token.object" {
 			return err
 		}
 		body, err := os.ReadFile(path)
-		b.WriteString(path + " " + string(body) + "\n")
+		fmt.Fprintf(&b, "%s %x\n", path, body)
 		return err
 	}))
 	return b.String()

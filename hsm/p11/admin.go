@@ -41,7 +41,7 @@ func InitToken(_ context.Context, cfg InitConfig) (err error) {
 	}
 	for _, pin := range pins {
 		if len(pin) == 0 {
-			return fmt.Errorf("%w: no PIN", hsm.ErrRefused)
+			return fmt.Errorf("%w: a PIN is empty", hsm.ErrPIN) // some tokens would take it
 		}
 		if n := uint(len(pin)); n < s.token.MinPinLen || n > s.token.MaxPinLen {
 			return fmt.Errorf("%w: this token takes PINs of %d to %d bytes", hsm.ErrPIN, s.token.MinPinLen, s.token.MaxPinLen)

@@ -142,13 +142,14 @@ func (s *session) keeps(token bool, attributes template) (lacks []uint, err erro
 	}
 	o, err := s.create(append(t.less(lacks), attributes...))
 	switch rv := code(err); {
-	case err != nil && (!isLoss(rv) && rv != pkcs11.CKR_OK):
-		return lacks, nil
-	case err != nil:
+	case err == nil:
+		lacks, err = s.differing(o, attributes)
+		return lacks, errors.Join(err, s.destroy(o))
+	case isLoss(rv), rv == pkcs11.CKR_OK:
 		return nil, err
+	default: // the token does not take it so
+		return lacks, nil
 	}
-	lacks, err = s.differing(o, attributes)
-	return lacks, errors.Join(err, s.destroy(o))
 }
 
 func attributeName(kind uint) string {

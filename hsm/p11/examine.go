@@ -137,7 +137,7 @@ func needs(l *link, found traits, sessions int) ([]Need, error) {
 	if oaep.Offered {
 		oaep.Detail = "with " + found.oaepNames()
 	}
-	room := uint(sessions) + 3 //nolint:gosec // at most MaxSessions
+	room := uint(sessions) + 3
 	limit := l.token.token.MaxRwSessionCount
 	unlimited := limit == pkcs11.CK_EFFECTIVELY_INFINITE || limit == ^uint(0)
 	rw := Need{

@@ -174,3 +174,57 @@ func TestNSSRefused(t *testing.T) {
 		t.Error("no HMAC")
 	}
 }
+
+// TestTokensLack: what each token lacks is known here, so that the suite, which takes a lack
+// that has a name, hides none that is new.
+func TestTokensLack(t *testing.T) {
+	for name, c := range map[string]struct {
+		cfg   Config
+		lacks []hsm.Algorithm
+	}{
+		"SoftHSM2": {config(newToken(t)), []hsm.Algorithm{hsm.OAEPRSA256}},
+		"NSS":      {newNSS(t).newToken(t), nil},
+	} {
+		p := mustOpen(t, c.cfg)
+		for _, k := range secretKinds() {
+			for _, a := range k.Algorithms() {
+				if p.Supports(a) == slices.Contains(c.lacks, a) {
+					t.Errorf("%s, %s: supported is %t", name, a, p.Supports(a))
+				}
+			}
+		}
+	}
+}
+
+// TestModuleArguments: what a library is started with is bounded, and one for the process.
+func TestModuleArguments(t *testing.T) {
+	for what, arguments := range map[string]string{
+		"too long": strings.Repeat("x", maxArguments+1), "a zero byte": "configdir='sql:/tmp'\x00",
+	} {
+		if _, err := acquire("", arguments); !errors.Is(err, hsm.ErrRefused) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	cfg := newNSS(t).newToken(t)
+	mustOpen(t, cfg)
+	cfg.ModuleArguments += " "
+	if _, err := Open(t.Context(), cfg); !errors.Is(err, hsm.ErrRefused) {
+		t.Errorf("other arguments at the same time: %v", err)
+	}
+}
+
+// TestTrustByUser: the user trusts nothing where that weakness is not accepted.
+func TestTrustByUser(t *testing.T) {
+	cfg := TrustConfig{Token: newToken(t), PIN: []byte(testPIN)}
+	transfer, err := embedded(t, 0).NewTransfer(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Trust(t.Context(), cfg, transfer.SPKI); !errors.Is(err, hsm.ErrRefused) {
+		t.Errorf("not accepted: %v", err)
+	}
+	cfg.AcceptWeakness = []string{probeTrust}
+	if err := Trust(t.Context(), cfg, transfer.SPKI); err == nil {
+		t.Error("SoftHSM2's user trusts a key")
+	}
+}
