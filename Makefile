@@ -14,6 +14,10 @@ help: ## show this help
 deps:
 	@scripts/softhsm.sh install --gcc >/dev/null
 
+.PHONY: test-deps
+test-deps: deps
+	@scripts/softhsm.sh install --nss >/dev/null
+
 .PHONY: build
 build: deps ## build bin/kmsd and bin/kmsctl
 	@mkdir -p bin
@@ -25,11 +29,11 @@ demo: build ## three nodes, a sealed file, a dead leader: the main job, in under
 	@scripts/demo.sh
 
 .PHONY: test
-test: deps ## all tests
+test: test-deps ## all tests
 	CGO_ENABLED=1 go test -timeout 20m -parallel 4 ./...
 
 .PHONY: race
-race: deps ## all tests under the race detector; of those with real nodes RACE_NODES
+race: test-deps ## all tests under the race detector; of those with real nodes RACE_NODES
 	CGO_ENABLED=1 go test -race -timeout 40m $$(go list ./... | grep -v /cli/kmsd$$)
 	CGO_ENABLED=1 go test -race -timeout 40m -parallel 4 -run '$(RACE_NODES)' ./cli/kmsd
 

@@ -78,6 +78,9 @@ type HSM struct {
 	Kind string `yaml:"kind"`
 	// Module is the PKCS#11 library. Default: SoftHSM2 where distributions put it.
 	Module string `yaml:"module"`
+	// ModuleArguments is a string of the vendor's that the module is started with (NSS:
+	// configdir='sql:/…' …). No secrets: it is readable.
+	ModuleArguments string `yaml:"module_arguments"`
 	// Token is the token's label.
 	Token string `yaml:"token"`
 	// Serial tells tokens with the same label apart.

@@ -46,12 +46,12 @@ var floors = map[string][]string{
 		"node/policy", "node/rules", "rpc/client/backup", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"node": {
-		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
+		"fsm", "hsm", "hsm/soft", "hsm/p11", "hsm/hsmtest", "transport", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
 		"node/policy", "node/rules",
 		"rpc/client/backup", "rpc/client/rewrapfile", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"cli/kmsd": {
-		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
+		"fsm", "hsm", "hsm/soft", "hsm/p11", "hsm/hsmtest", "transport", "node", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
 		"node/policy", "node/rules",
 		"rpc/client/backup", "rpc/client/rewrapfile", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
@@ -47,7 +48,7 @@ func (c HSM) soft(pin []byte) soft.Config {
 
 func (c HSM) pkcs11(pin []byte, log *slog.Logger) p11.Config {
 	return p11.Config{
-		Module: c.Module, Token: c.Token, Serial: c.Serial, PIN: append([]byte(nil), pin...), Sessions: c.Sessions,
+		Module: c.Module, ModuleArguments: c.ModuleArguments, Token: c.Token, Serial: c.Serial, PIN: append([]byte(nil), pin...), Sessions: c.Sessions,
 		Cloned: c.Profile == fsm.ProfileCloned, AcceptWeakness: c.AcceptWeakness, Logger: log,
 	}
 }
@@ -100,7 +101,12 @@ func TrustTransfer(ctx context.Context, c HSM, soPIN, spki []byte) error {
 	if c.Kind == KindEmbedded {
 		return soft.Trust(c.Dir, soPIN, spki)
 	}
-	return p11.Trust(ctx, p11.TrustConfig{Module: c.Module, Token: c.Token, Serial: c.Serial, SOPIN: soPIN}, spki)
+	t, err := c.trust(soPIN)
+	if err != nil {
+		return err
+	}
+	defer clear(t.PIN)
+	return p11.Trust(ctx, t, spki)
 }
 
 // UntrustTransfer takes the trust in a transfer key back, as Security Officer: after
@@ -109,10 +115,38 @@ func UntrustTransfer(ctx context.Context, c HSM, soPIN []byte, fingerprint strin
 	if c.Kind == KindEmbedded {
 		return soft.Untrust(c.Dir, soPIN, fingerprint)
 	}
-	return p11.Untrust(ctx, p11.TrustConfig{Module: c.Module, Token: c.Token, Serial: c.Serial, SOPIN: soPIN}, fingerprint)
+	t, err := c.trust(soPIN)
+	if err != nil {
+		return err
+	}
+	defer clear(t.PIN)
+	return p11.Untrust(ctx, t, fingerprint)
 }
 
-// InitToken makes a new PKCS#11 token.
+// TrustsAsUser tells whether the user does the Security Officer's steps: the token has none,
+// and that is accepted.
+func (c HSM) TrustsAsUser() bool {
+	return c.Kind == KindPKCS11 && slices.Contains(c.AcceptWeakness, p11.WeaknessTrust)
+}
+
+// trust says how to open the token for the Security Officer, or without a PIN of his for the
+// user in his place.
+func (c HSM) trust(soPIN []byte) (t p11.TrustConfig, err error) {
+	t = p11.TrustConfig{
+		Module: c.Module, ModuleArguments: c.ModuleArguments, Token: c.Token, Serial: c.Serial,
+		SOPIN: soPIN, AcceptWeakness: c.AcceptWeakness,
+	}
+	if len(soPIN) == 0 && c.TrustsAsUser() {
+		t.PIN, err = Secret("HSM PIN", c.PINFile, EnvPIN)
+	}
+	return t, err
+}
+
+// InitToken makes a new PKCS#11 token. Without a PIN of the Security Officer the token is one
+// that knows none once its user has a PIN.
 func InitToken(ctx context.Context, c HSM, soPIN, pin []byte) error {
-	return p11.InitToken(ctx, p11.InitConfig{Module: c.Module, Label: c.Token, SOPIN: soPIN, PIN: pin})
+	return p11.InitToken(ctx, p11.InitConfig{
+		Module: c.Module, ModuleArguments: c.ModuleArguments, Label: c.Token,
+		SOPIN: soPIN, PIN: pin, NoOfficer: len(soPIN) == 0,
+	})
 }

@@ -4,9 +4,10 @@ set -eu
 
 usage() {
 	cat >&2 <<'EOF'
-usage: scripts/softhsm.sh [install] [--gcc]
+usage: scripts/softhsm.sh [install] [--gcc] [--nss]
            install SoftHSM2 if it is absent (Debian, Ubuntu; as root or with sudo);
            --gcc: and the C compiler that a build with PKCS#11 needs
+           --nss: and NSS's softoken, the other token that the tests know
        scripts/softhsm.sh token-dir DIR
            make DIR with a SoftHSM2 configuration and an empty token store in it
 
@@ -41,6 +42,9 @@ install() {
 	if [ "$with_gcc" = yes ] && ! command -v gcc >/dev/null 2>&1; then
 		set -- "$@" gcc libc6-dev
 	fi
+	if [ "$with_nss" = yes ]; then
+		set -- "$@" libnss3
+	fi
 	[ $# -eq 0 ] || "$(dirname "$0")/packages.sh" "$@"
 	library || fail "SoftHSM2 is installed, but its library is in none of the known places"
 }
@@ -70,16 +74,18 @@ EOF
 }
 
 with_gcc=no
+with_nss=no
 case ${1-install} in
 token-dir)
 	if [ $# -ne 2 ] || [ -z "$2" ]; then usage; fi
 	token_dir "$2"
 	;;
-install | --gcc)
+install | --gcc | --nss)
 	for argument in "$@"; do
 		case $argument in
 		install) ;;
 		--gcc) with_gcc=yes ;;
+		--nss) with_nss=yes ;;
 		*) usage ;;
 		esac
 	done

@@ -59,7 +59,13 @@ const (
 // kmsd runs the program to its end.
 func kmsd(t *testing.T, env []string, args ...string) (output string, code int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	return kmsdWithin(t, patience, env, args...)
+}
+
+// kmsdWithin is kmsd with another limit.
+func kmsdWithin(t *testing.T, limit time.Duration, env []string, args ...string) (output string, code int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	c := exec.CommandContext(ctx, os.Args[0], args...)
 	c.Env = append(append(os.Environ(), asMain+"=1"), env...)
@@ -94,6 +100,7 @@ type process struct {
 	hsm          string // more of its hsm line
 	extra        string // further lines of its configuration
 	env          []string
+	userTrusts   bool     // its token has no Security Officer
 	within       []string // a command that runs the node's, such as nsenter
 
 	mu     sync.Mutex
@@ -389,7 +396,11 @@ func (c *testCluster) officer(p *process, command string) {
 	c.t.Helper()
 	fingerprint := fingerprintLine.FindStringSubmatch(p.output())[1]
 	donor := c.node(donorLine.FindStringSubmatch(p.output())[1])
-	if out, code := kmsd(c.t, donor.env, "hsm", command, "--config", donor.path("kmsd.yaml"), "--so-pin-file", donor.path("so-pin"), fingerprint); code != 0 {
+	args := []string{"hsm", command, "--config", donor.path("kmsd.yaml"), fingerprint}
+	if !donor.userTrusts {
+		args = append(args, "--so-pin-file", donor.path("so-pin"))
+	}
+	if out, code := kmsd(c.t, donor.env, args...); code != 0 {
 		c.t.Fatalf("%s on %s: %s", command, donor.name, out)
 	}
 }

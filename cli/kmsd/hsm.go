@@ -18,28 +18,35 @@ const envSOPIN = "KMSD_HSM_SO_PIN"
 
 func hsmCommand() *cobra.Command {
 	c := &cobra.Command{Use: "hsm", Short: "Work on the node's HSM token"}
-	c.AddCommand(initTokenCommand(), identityCommand(), adoptCommand(), trustCommand(), untrustCommand())
+	c.AddCommand(initTokenCommand(), checkCommand(), identityCommand(), adoptCommand(), trustCommand(), untrustCommand())
 	return c
 }
 
 func initTokenCommand() *cobra.Command {
-	var module, label, pinFile, soPINFile string
+	var module, arguments, label, pinFile, soPINFile string
+	var noOfficer bool
 	c := &cobra.Command{
 		Use: "init-token", Short: "Make a PKCS#11 token with its two PINs", Args: cobra.NoArgs,
 		Long: `Initializes a free slot of a PKCS#11 module as a token for one node. PINs come
 from files with mode 0600 or from KMSD_HSM_PIN and KMSD_HSM_SO_PIN, never from
-the command line. A token of that label is never overwritten.`,
+the command line. A token of that label is never overwritten.
+
+Some tokens have no Security Officer once they are initialised, and get their label
+otherwise (NSS, from its arguments): --no-security-officer gives such a token its
+user PIN only.`,
 		Example: "  SOFTHSM2_CONF=/etc/quorumkms/softhsm2.conf kmsd hsm init-token --token kms-1 --pin-file pin --so-pin-file so-pin",
 		RunE: func(c *cobra.Command, _ []string) error {
 			pin, err := required("user PIN", pinFile, node.EnvPIN, "--pin-file")
 			if err != nil {
 				return err
 			}
-			soPIN, err := required("Security Officer's PIN", soPINFile, envSOPIN, "--so-pin-file")
-			if err != nil {
-				return err
+			var soPIN []byte
+			if !noOfficer {
+				if soPIN, err = required("Security Officer's PIN", soPINFile, envSOPIN, "--so-pin-file"); err != nil {
+					return err
+				}
 			}
-			if err := node.InitToken(c.Context(), node.HSM{Module: module, Token: label}, soPIN, pin); err != nil {
+			if err := node.InitToken(c.Context(), node.HSM{Module: module, ModuleArguments: arguments, Token: label}, soPIN, pin); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintln(c.OutOrStdout(), "token", label, "is ready")
@@ -47,7 +54,9 @@ the command line. A token of that label is never overwritten.`,
 		},
 	}
 	c.Flags().StringVar(&module, "module", "", "PKCS#11 library (default: SoftHSM2 where distributions put it)")
+	c.Flags().StringVar(&arguments, "module-arguments", "", "what the library is started with, if its vendor wants that")
 	c.Flags().StringVar(&label, "token", "", "label of the new token")
+	c.Flags().BoolVar(&noOfficer, "no-security-officer", false, "the token will have no Security Officer (NSS)")
 	c.Flags().StringVar(&pinFile, "pin-file", "", "file with the user PIN")
 	c.Flags().StringVar(&soPINFile, "so-pin-file", "", "file with the Security Officer's PIN")
 	return c
@@ -102,7 +111,8 @@ func trustCommand() *cobra.Command {
 This node's token wraps it only for a transfer key that its Security Officer has
 trusted. Compare the fingerprint with the one on the other node's own console, on a
 channel other than this cluster; then give it here. PIN from a file with mode 0600 or from
-KMSD_HSM_SO_PIN.`,
+KMSD_HSM_SO_PIN. Where the configuration accepts the weakness trusted-by-user the
+user of the token may do it: without one of these, the node's own PIN is used.`,
 		Example: "  kmsd hsm trust --config /etc/quorumkms/kmsd.yaml --so-pin-file so-pin SHA256:9f2c…",
 	}, "trusted", func(ctx context.Context, cfg node.Config, soPIN func() ([]byte, error), fingerprint string) error {
 		spki, err := waitingKey(cfg, fingerprint)
@@ -154,6 +164,9 @@ func officerCommand(c *cobra.Command, done string, do func(ctx context.Context, 
 			return err
 		}
 		soPIN := func() ([]byte, error) {
+			if cfg.HSM.TrustsAsUser() { // without a PIN: the node's own
+				return node.Secret("Security Officer's PIN", soPINFile, envSOPIN)
+			}
 			return required("Security Officer's PIN", soPINFile, envSOPIN, "--so-pin-file")
 		}
 		if err := do(c.Context(), cfg, soPIN, fingerprint); err != nil {

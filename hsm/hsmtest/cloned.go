@@ -3,14 +3,13 @@ package hsmtest
 import (
 	"bytes"
 	"errors"
-	"testing"
 
 	"github.com/quorumkms/quorumkms/hsm"
 )
 
 // testCloned: in the transfer profile cloned a partition makes and uses domain keys as in
 // generic, and neither gives nor takes any.
-func testCloned(t *testing.T, env Env) {
+func testCloned(t T, env Env) {
 	ctx, p := t.Context(), env.Cloned(t)
 	createDomain(t, p, cluster, 1)
 	createDomain(t, p, cluster, 2)

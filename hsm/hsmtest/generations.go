@@ -1,13 +1,11 @@
 package hsmtest
 
 import (
-	"testing"
-
 	"github.com/quorumkms/quorumkms/hsm"
 )
 
 // testGenerations moves two generations with one transfer key, and destroys the older one.
-func testGenerations(t *testing.T, env Env) {
+func testGenerations(t T, env Env) {
 	c := newCeremony(t, env)
 	ctx := t.Context()
 	createDomain(t, c.donor, cluster, 2)

@@ -1,5 +1,6 @@
 // Package hsmtest is the conformance suite of hsm.Partition: whatever provides a
-// partition passes it.
+// partition passes it. Tests run it, and "kmsd hsm check --scratch" on an operator's token:
+// so it knows package testing only by what it needs of it.
 package hsmtest
 
 import (
@@ -8,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"testing"
 	"time"
 
 	"github.com/quorumkms/quorumkms/hsm"
@@ -20,24 +20,38 @@ type Env struct {
 	Partition hsm.Partition
 	// Reopen closes Partition and opens the same token again. Nil: the partition
 	// is in memory only.
-	Reopen func(t *testing.T) hsm.Partition
+	Reopen func(t T) hsm.Partition
 	// Second returns another empty partition, a new one at each call.
-	Second func(t *testing.T) hsm.Partition
+	Second func(t T) hsm.Partition
 	// Asking returns another empty partition whose transfer keys ask for this OAEP
 	// hash, or nil if there can be none.
-	Asking func(t *testing.T, oaepHash uint8) hsm.Partition
+	Asking func(t T, oaepHash uint8) hsm.Partition
 	// Cloned returns another empty partition, of the transfer profile cloned.
-	Cloned func(t *testing.T) hsm.Partition
+	Cloned func(t T) hsm.Partition
 	// Trust is the step of p's Security Officer: it trusts a transfer key.
-	Trust func(t *testing.T, p hsm.Partition, spki []byte)
+	Trust func(t T, p hsm.Partition, spki []byte)
 }
 
-// Run runs the suite. open makes a new Env for every part of it.
-func Run(t *testing.T, open func(t *testing.T) Env) {
-	for _, part := range []struct {
-		name string
-		run  func(t *testing.T, env Env)
-	}{
+// T is what the suite needs of *testing.T. Fatal and Fatalf do not return.
+type T interface {
+	Helper()
+	Context() context.Context
+	Cleanup(func())
+	Error(args ...any)
+	Errorf(format string, args ...any)
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
+// Part is a part of the suite. It wants an Env of its own.
+type Part struct {
+	Name string
+	Run  func(t T, env Env)
+}
+
+// Parts is the suite.
+func Parts() []Part {
+	return []Part{
 		{"identity", testIdentity},
 		{"random", testRandom},
 		{"domain", testDomain},
@@ -49,6 +63,7 @@ func Run(t *testing.T, open func(t *testing.T) Env) {
 		{"wrong expectations", testWrongExpectations},
 		{"foreign tokens", testForeignTokens},
 		{"transfer", testTransfer},
+		{"transfer out", testTransferOut},
 		{"generations", testGenerations},
 		{"rewrap", testRewrap},
 		{"transfer refused", testTransferRefused},
@@ -66,8 +81,16 @@ func Run(t *testing.T, open func(t *testing.T) Env) {
 		{"import", testImport},
 		{"import refused", testImportRefused},
 		{"closed", testClosed},
-	} {
-		t.Run(part.name, func(t *testing.T) { part.run(t, open(t)) })
+	}
+}
+
+// Run runs the suite in a test. open makes a new Env for every part of it.
+func Run[R interface {
+	T
+	Run(name string, f func(R)) bool
+}](t R, open func(t R) Env) {
+	for _, part := range Parts() {
+		t.Run(part.Name, func(t R) { part.Run(t, open(t)) })
 	}
 }
 
@@ -77,7 +100,7 @@ var (
 )
 
 // must returns v, or ends the test.
-func must[T any](t *testing.T, v T, err error) T {
+func must[V any](t T, v V, err error) V {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -86,7 +109,7 @@ func must[T any](t *testing.T, v T, err error) T {
 }
 
 // wantErr checks that err wraps one of the sentinels.
-func wantErr(t *testing.T, what string, err error, sentinels ...error) {
+func wantErr(t T, what string, err error, sentinels ...error) {
 	t.Helper()
 	if !slices.ContainsFunc(sentinels, func(s error) bool { return errors.Is(err, s) }) {
 		t.Errorf("%s: error %v, want %v", what, err, sentinels)
@@ -94,7 +117,7 @@ func wantErr(t *testing.T, what string, err error, sentinels ...error) {
 }
 
 // createDomain makes a generation of the cluster, which the partition lacks.
-func createDomain(t *testing.T, p hsm.Partition, cluster hsm.ID, number uint32) hsm.Generation {
+func createDomain(t T, p hsm.Partition, cluster hsm.ID, number uint32) hsm.Generation {
 	t.Helper()
 	g, err := p.CreateDomain(t.Context(), cluster, number)
 	return must(t, g, err)
@@ -104,7 +127,7 @@ func equalGenerations(a, b hsm.Generation) bool {
 	return a.Number == b.Number && slices.Equal(a.Checks, b.Checks)
 }
 
-func testIdentity(t *testing.T, env Env) {
+func testIdentity(t T, env Env) {
 	p := env.Partition
 	if p.Info().Kind == "" {
 		t.Error("info without a kind")
@@ -140,7 +163,7 @@ func testIdentity(t *testing.T, env Env) {
 	}
 }
 
-func testRandom(t *testing.T, env Env) {
+func testRandom(t T, env Env) {
 	for _, n := range []int{1, 16, 33, hsm.MaxRandom} {
 		a, b := make([]byte, n), make([]byte, n)
 		for _, buffer := range [][]byte{a, b} {
@@ -157,7 +180,7 @@ func testRandom(t *testing.T, env Env) {
 	}
 }
 
-func testDomain(t *testing.T, env Env) {
+func testDomain(t T, env Env) {
 	p, ctx := env.Partition, t.Context()
 	if all, err := p.Generations(ctx, cluster); len(must(t, all, err)) != 0 {
 		t.Fatalf("a new partition holds %v", all)
@@ -218,7 +241,7 @@ func testDomain(t *testing.T, env Env) {
 
 // checkGeneration checks that a generation has the keys it must have, all
 // different.
-func checkGeneration(t *testing.T, g hsm.Generation) {
+func checkGeneration(t T, g hsm.Generation) {
 	t.Helper()
 	seen := map[[16]byte]bool{{}: true}
 	var kinds []hsm.KeyKind
@@ -242,7 +265,7 @@ func possession() hsm.Possession {
 	}
 }
 
-func testPossession(t *testing.T, env Env) {
+func testPossession(t T, env Env) {
 	p, ctx := env.Partition, t.Context()
 	createDomain(t, p, cluster, 1)
 	createDomain(t, p, cluster, 2)
@@ -289,7 +312,7 @@ func testPossession(t *testing.T, env Env) {
 	wantErr(t, "a generation that is not there", err, hsm.ErrNotFound)
 }
 
-func testClosed(t *testing.T, env Env) {
+func testClosed(t T, env Env) {
 	p, ctx := env.Partition, context.Background()
 	createDomain(t, p, cluster, 1)
 	token := generate(t, p, spec(1))
@@ -342,7 +365,7 @@ func header(s hsm.KeySpec) hsm.TokenHeader {
 	}
 }
 
-func generate(t *testing.T, p hsm.Partition, s hsm.KeySpec) []byte {
+func generate(t T, p hsm.Partition, s hsm.KeySpec) []byte {
 	t.Helper()
 	made, err := p.GenerateKey(t.Context(), s)
 	return must(t, made, err).Token

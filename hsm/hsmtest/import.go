@@ -8,7 +8,6 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/binary"
-	"testing"
 
 	"github.com/quorumkms/quorumkms/hsm"
 )
@@ -23,7 +22,7 @@ func pairSpec(n byte, bits uint16, a hsm.ImportAlgorithm) hsm.ImportPairSpec {
 	return hsm.ImportPairSpec{Cluster: s.Cluster, Generation: s.Generation, Key: s.Key, Bits: bits, Algorithm: a, Created: s.Created}
 }
 
-func importPair(t *testing.T, p hsm.Partition, s hsm.ImportPairSpec) hsm.NewKey {
+func importPair(t T, p hsm.Partition, s hsm.ImportPairSpec) hsm.NewKey {
 	t.Helper()
 	made, err := p.NewImportPair(t.Context(), s)
 	must(t, made, err)
@@ -35,7 +34,7 @@ func importPair(t *testing.T, p hsm.Partition, s hsm.ImportPairSpec) hsm.NewKey 
 
 // wrapMaterial wraps material as a caller does, with nothing of package hsm; kek is the
 // AES key of one use.
-func wrapMaterial(t *testing.T, spki []byte, a hsm.ImportAlgorithm, material, kek []byte) []byte {
+func wrapMaterial(t T, spki []byte, a hsm.ImportAlgorithm, material, kek []byte) []byte {
 	t.Helper()
 	inner := material
 	if a.Wraps() {
@@ -50,7 +49,7 @@ func wrapMaterial(t *testing.T, spki []byte, a hsm.ImportAlgorithm, material, ke
 }
 
 // keyWrap is RFC 5649 of more than 8 bytes, written down from the RFC.
-func keyWrap(t *testing.T, kek, key []byte) []byte {
+func keyWrap(t T, kek, key []byte) []byte {
 	t.Helper()
 	c, err := aes.NewCipher(kek)
 	must(t, c, err)
@@ -85,7 +84,7 @@ func materialOf(n byte, k hsm.Kind) []byte {
 }
 
 // testImport takes known material in by every algorithm, and uses it.
-func testImport(t *testing.T, env Env) {
+func testImport(t T, env Env) {
 	p, ctx := env.Partition, t.Context()
 	createDomain(t, p, cluster, 1)
 	createDomain(t, p, cluster, 2)
@@ -127,7 +126,7 @@ func testImport(t *testing.T, env Env) {
 }
 
 // useImported compares what a key does with what its material does outside.
-func useImported(t *testing.T, p hsm.Partition, token []byte, want hsm.TokenHeader, k hsm.Kind, material []byte) {
+func useImported(t T, p hsm.Partition, token []byte, want hsm.TokenHeader, k hsm.Kind, material []byte) {
 	t.Helper()
 	if k.Class == hsm.ClassAES {
 		key, err := p.Open(t.Context(), token, want)
@@ -157,7 +156,7 @@ func useImported(t *testing.T, p hsm.Partition, token []byte, want hsm.TokenHead
 }
 
 // testImportRefused brings what is wrong.
-func testImportRefused(t *testing.T, env Env) {
+func testImportRefused(t T, env Env) {
 	p, ctx := env.Partition, t.Context()
 	createDomain(t, p, cluster, 1)
 	createDomain(t, p, other, 1)
@@ -245,7 +244,7 @@ func testImportRefused(t *testing.T, env Env) {
 	wantErr(t, "no token", err, hsm.ErrRefused)
 }
 
-func mustParse(t *testing.T, token []byte) hsm.Token {
+func mustParse(t T, token []byte) hsm.Token {
 	t.Helper()
 	parsed, err := hsm.ParseToken(token)
 	return must(t, parsed, err)

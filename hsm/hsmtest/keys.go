@@ -6,13 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"testing"
 
 	"github.com/quorumkms/quorumkms/hsm"
 )
 
 // openKey opens a token that must open; the key is closed when the test ends.
-func openKey(t *testing.T, p hsm.Partition, token []byte, want hsm.TokenHeader) hsm.BlockKey {
+func openKey(t T, p hsm.Partition, token []byte, want hsm.TokenHeader) hsm.BlockKey {
 	t.Helper()
 	key, err := p.Open(t.Context(), token, want)
 	must(t, key, err)
@@ -21,7 +20,7 @@ func openKey(t *testing.T, p hsm.Partition, token []byte, want hsm.TokenHeader) 
 }
 
 // encrypt encrypts blocks in one call.
-func encrypt(t *testing.T, key hsm.BlockKey, src []byte) []byte {
+func encrypt(t T, key hsm.BlockKey, src []byte) []byte {
 	t.Helper()
 	dst := make([]byte, len(src))
 	if err := key.EncryptBlocks(t.Context(), dst, src); err != nil {
@@ -39,7 +38,7 @@ func pattern(n int) []byte {
 	return b
 }
 
-func testKeys(t *testing.T, env Env) {
+func testKeys(t T, env Env) {
 	p := env.Partition
 	createDomain(t, p, cluster, 1)
 	createDomain(t, p, cluster, 2)
@@ -82,7 +81,7 @@ func testKeys(t *testing.T, env Env) {
 	}
 }
 
-func testKeysRefused(t *testing.T, env Env) {
+func testKeysRefused(t T, env Env) {
 	p := env.Partition
 	createDomain(t, p, cluster, 1)
 	for name, tc := range map[string]struct {
@@ -113,7 +112,7 @@ func testKeysRefused(t *testing.T, env Env) {
 	}
 }
 
-func testBlocks(t *testing.T, env Env) {
+func testBlocks(t T, env Env) {
 	p, ctx := env.Partition, t.Context()
 	createDomain(t, p, cluster, 1)
 	key := openKey(t, p, generate(t, p, spec(1)), header(spec(1)))
@@ -154,7 +153,7 @@ func testBlocks(t *testing.T, env Env) {
 	}
 }
 
-func testTamperedTokens(t *testing.T, env Env) {
+func testTamperedTokens(t T, env Env) {
 	p := env.Partition
 	createDomain(t, p, cluster, 1)
 	token := generate(t, p, spec(1))
@@ -180,7 +179,7 @@ func testTamperedTokens(t *testing.T, env Env) {
 	openKey(t, p, token, header(spec(1)))
 }
 
-func testWrongExpectations(t *testing.T, env Env) {
+func testWrongExpectations(t T, env Env) {
 	p := env.Partition
 	createDomain(t, p, cluster, 1)
 	createDomain(t, p, cluster, 2)
@@ -204,7 +203,7 @@ func testWrongExpectations(t *testing.T, env Env) {
 }
 
 // A token of a partition with other domain keys of the same name.
-func testForeignTokens(t *testing.T, env Env) {
+func testForeignTokens(t T, env Env) {
 	p, second := env.Partition, env.Second(t)
 	createDomain(t, second, cluster, 1)
 	token := generate(t, second, spec(1))
@@ -218,7 +217,7 @@ func testForeignTokens(t *testing.T, env Env) {
 	wantErr(t, "another domain key", err, hsm.ErrCorrupt)
 }
 
-func testConcurrency(t *testing.T, env Env) {
+func testConcurrency(t T, env Env) {
 	const workers, rounds = 16, 4
 	p, ctx := env.Partition, t.Context()
 	createDomain(t, p, cluster, 1)
@@ -272,7 +271,7 @@ func testConcurrency(t *testing.T, env Env) {
 	wg.Wait()
 }
 
-func testKeyring(t *testing.T, env Env) {
+func testKeyring(t T, env Env) {
 	const keys, callers, rounds = 4, 64, 20
 	p := env.Partition
 	createDomain(t, p, cluster, 1)

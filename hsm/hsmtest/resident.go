@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"testing"
 
 	"github.com/quorumkms/quorumkms/hsm"
 )
@@ -36,7 +35,7 @@ func tOf(iv [hsm.IVSize]byte, context string) [32]byte {
 }
 
 // bound binds a message to a context, and notes what it was bound to.
-func bound(t *testing.T, l *letter, context string) hsm.Binding {
+func bound(t T, l *letter, context string) hsm.Binding {
 	return func(iv [hsm.IVSize]byte) ([32]byte, func(*[32]byte) []byte) {
 		return tOf(iv, context), func(com *[32]byte) []byte {
 			mac := sha256.Sum256(com[:])
@@ -49,7 +48,7 @@ func bound(t *testing.T, l *letter, context string) hsm.Binding {
 	}
 }
 
-func openResident(t *testing.T, p hsm.Partition, token []byte, want hsm.TokenHeader) hsm.ResidentKey {
+func openResident(t T, p hsm.Partition, token []byte, want hsm.TokenHeader) hsm.ResidentKey {
 	t.Helper()
 	key, err := p.OpenResident(t.Context(), token, want)
 	must(t, key, err)
@@ -57,7 +56,7 @@ func openResident(t *testing.T, p hsm.Partition, token []byte, want hsm.TokenHea
 	return key
 }
 
-func testResident(t *testing.T, env Env) {
+func testResident(t T, env Env) {
 	p, ctx := env.Partition, t.Context()
 	createDomain(t, p, cluster, 1)
 	s := residentSpec(1)
@@ -120,7 +119,7 @@ func testResident(t *testing.T, env Env) {
 
 // tampered changes each byte of a message in turn, and its length. Every time it is the
 // ciphertext's fault, and the key works as before.
-func tampered(t *testing.T, key hsm.ResidentKey, l letter) {
+func tampered(t T, key hsm.ResidentKey, l letter) {
 	t.Helper()
 	refused := func(what string, l letter) {
 		t.Helper()
@@ -160,7 +159,7 @@ func tampered(t *testing.T, key hsm.ResidentKey, l letter) {
 }
 
 // testResidentRefused: a key is of one suite for life, whatever is said of it.
-func testResidentRefused(t *testing.T, env Env) {
+func testResidentRefused(t T, env Env) {
 	p, ctx := env.Partition, t.Context()
 	createDomain(t, p, cluster, 1)
 	inside, outside := residentSpec(1), spec(1)
@@ -195,7 +194,7 @@ func testResidentRefused(t *testing.T, env Env) {
 }
 
 // testResidentKeyring: many messages at a time, with some that were altered among them.
-func testResidentKeyring(t *testing.T, env Env) {
+func testResidentKeyring(t T, env Env) {
 	p, ctx := env.Partition, t.Context()
 	createDomain(t, p, cluster, 1)
 	ring := hsm.NewKeyring(p, hsm.KeyringConfig{})

@@ -3,13 +3,12 @@ package hsmtest
 import (
 	"bytes"
 	"slices"
-	"testing"
 
 	"github.com/quorumkms/quorumkms/hsm"
 )
 
 // testRewrap moves a key of every kind to another generation.
-func testRewrap(t *testing.T, env Env) {
+func testRewrap(t T, env Env) {
 	p, ctx := env.Partition, t.Context()
 	createDomain(t, p, cluster, 1)
 	refs := []hsm.Ref{{Token: generate(t, p, spec(1)), Want: header(spec(1)), Kind: hsm.Kind{Class: hsm.ClassAES}}}

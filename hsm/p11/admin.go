@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/miekg/pkcs11"
@@ -25,25 +26,34 @@ func InitToken(_ context.Context, cfg InitConfig) (err error) {
 	if len(cfg.Label) == 0 || len(cfg.Label) > maxLabel || strings.TrimSpace(cfg.Label) != cfg.Label {
 		return fmt.Errorf("%w: a token label has 1 to %d bytes and no space at its ends", hsm.ErrRefused, maxLabel)
 	}
-	lib, err := acquire(cfg.Module)
+	lib, err := acquire(cfg.Module, cfg.ModuleArguments)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, lib.release()) }()
-	s, err := lib.blank(cfg.Label)
+	s, err := lib.blank(cfg)
 	if err != nil {
 		return err
 	}
-	for _, pin := range [][]byte{cfg.SOPIN, cfg.PIN} {
+	pins := [][]byte{cfg.PIN}
+	if !cfg.NoOfficer {
+		pins = append(pins, cfg.SOPIN)
+	}
+	for _, pin := range pins {
+		if len(pin) == 0 {
+			return fmt.Errorf("%w: a PIN is empty", hsm.ErrPIN) // some tokens would take it
+		}
 		if n := uint(len(pin)); n < s.token.MinPinLen || n > s.token.MaxPinLen {
 			return fmt.Errorf("%w: this token takes PINs of %d to %d bytes", hsm.ErrPIN, s.token.MinPinLen, s.token.MaxPinLen)
 		}
 	}
-	if err := lib.ctx.InitToken(s.id, string(cfg.SOPIN), cfg.Label); err != nil {
+	if cfg.NoOfficer {
+		cfg.SOPIN = nil
+	} else if err := lib.ctx.InitToken(s.id, string(cfg.SOPIN), cfg.Label); err != nil {
 		return adminError("initialise token", err)
 	}
 	s.token.Label = cfg.Label
-	return lib.officer(s, cfg.SOPIN, func(so *session) error {
+	return lib.as(s, pkcs11.CKU_SO, cfg.SOPIN, func(so *session) error {
 		if err := so.ctx().InitPIN(so.h, string(cfg.PIN)); err != nil {
 			return adminError("set the user pin", err)
 		}
@@ -51,8 +61,10 @@ func InitToken(_ context.Context, cfg InitConfig) (err error) {
 	})
 }
 
-// blank finds the slot for a new token.
-func (lib *library) blank(label string) (slot, error) {
+// blank finds the slot for a new token: a free one, or of a token without Security Officer
+// the one that has its label.
+func (lib *library) blank(cfg InitConfig) (slot, error) {
+	label := cfg.Label
 	ids, err := lib.ctx.GetSlotList(true)
 	if err != nil {
 		return slot{}, adminError("list slots", err)
@@ -66,9 +78,12 @@ func (lib *library) blank(label string) (slot, error) {
 		switch made := info.Flags&pkcs11.CKF_TOKEN_INITIALIZED != 0; {
 		case made && info.Label == label && info.Flags&pkcs11.CKF_USER_PIN_INITIALIZED != 0:
 			return slot{}, fmt.Errorf("%w: %s has a token %q already", hsm.ErrRefused, lib.path, label)
-		case made && info.Label == label, !made && free == nil:
+		case info.Label == label && (made || cfg.NoOfficer), !made && free == nil && !cfg.NoOfficer:
 			free = &slot{id, info}
 		}
+	}
+	if free == nil && cfg.NoOfficer {
+		return slot{}, fmt.Errorf("%w: %s has no slot with a blank token %q; its arguments give a token its label", hsm.ErrUnavailable, lib.path, label)
 	}
 	if free == nil {
 		return slot{}, fmt.Errorf("%w: %s has no free slot", hsm.ErrUnavailable, lib.path)
@@ -76,8 +91,9 @@ func (lib *library) blank(label string) (slot, error) {
 	return *free, nil
 }
 
-// officer runs fn in a session of the Security Officer, after one attempt to log in.
-func (lib *library) officer(token slot, pin []byte, fn func(*session) error) (err error) {
+// as runs fn in a session of the Security Officer, or of the user, after one attempt to log
+// in.
+func (lib *library) as(token slot, user uint, pin []byte, fn func(*session) error) (err error) {
 	l := &link{lib: lib, token: token}
 	h, err := l.open()
 	if err != nil {
@@ -88,8 +104,12 @@ func (lib *library) officer(token slot, pin []byte, fn func(*session) error) (er
 			err = errors.Join(err, adminError("close the session", closing))
 		}
 	}()
-	if err := login(lib, h, pkcs11.CKU_SO, pin, false); err != nil {
-		return fmt.Errorf("security officer, token %q: %w", token.token.Label, err)
+	if err := login(lib, h, user, pin, false); err != nil {
+		who := "security officer"
+		if user == pkcs11.CKU_USER {
+			who = "user"
+		}
+		return fmt.Errorf("%s, token %q: %w", who, token.token.Label, err)
 	}
 	return fn(&session{l, h})
 }
@@ -103,10 +123,17 @@ func adminError(what string, err error) error {
 
 // asOfficer runs fn as the Security Officer of an existing token.
 func asOfficer(ctx context.Context, cfg TrustConfig, fn func(*session) error) (err error) {
-	if len(cfg.SOPIN) == 0 {
+	user, pin := uint(pkcs11.CKU_SO), cfg.SOPIN
+	switch byUser := slices.Contains(cfg.AcceptWeakness, probeTrust); {
+	case byUser && len(pin) == 0:
+		user, pin = pkcs11.CKU_USER, cfg.PIN
+	case !byUser && len(cfg.PIN) != 0:
+		return fmt.Errorf("%w: the user's PIN trusts nothing, unless the weakness %s is accepted", hsm.ErrRefused, probeTrust)
+	}
+	if len(pin) == 0 {
 		return fmt.Errorf("%w: no PIN of the security officer", hsm.ErrRefused)
 	}
-	lib, err := acquire(cfg.Module)
+	lib, err := acquire(cfg.Module, cfg.ModuleArguments)
 	if err != nil {
 		return err
 	}
@@ -115,8 +142,15 @@ func asOfficer(ctx context.Context, cfg TrustConfig, fn func(*session) error) (e
 	if err != nil {
 		return err
 	}
-	return lib.officer(s, cfg.SOPIN, func(so *session) error {
-		if err := fn(so); err != nil {
+	return lib.as(s, user, pin, func(so *session) error {
+		var err error
+		if user == pkcs11.CKU_USER && slices.Contains(cfg.AcceptWeakness, probeAttributes) {
+			so.link.quirks, err = so.survey(true, func(uint, bool) {})
+		}
+		if err == nil {
+			err = fn(so)
+		}
+		if err != nil {
 			return wrapped(err)
 		}
 		return nil

@@ -4,7 +4,6 @@ package p11
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/miekg/pkcs11"
@@ -69,13 +68,6 @@ func (b *bench) wanted(o pkcs11.ObjectHandle, class uint, label string) (templat
 	default:
 		return nil, fmt.Errorf("%w: unknown object", hsm.ErrCorrupt)
 	}
-}
-
-// parseTwinName is the inverse of twinName; false for other objects.
-func parseTwinName(label string) (d domainID, kind hsm.KeyKind, ok bool) {
-	name, isTwin := strings.CutSuffix(label, twinSuffix)
-	d, kind, ok = parseName(name)
-	return d, kind, isTwin && ok && slices.Contains(hsm.WrappingKinds(), kind)
 }
 
 // unwrapsReadable asks domain keys to unwrap a key with more than its class allows:

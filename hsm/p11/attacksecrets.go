@@ -4,6 +4,7 @@ package p11
 
 import (
 	"fmt"
+	"maps"
 
 	"github.com/miekg/pkcs11"
 
@@ -27,8 +28,12 @@ func (b *bench) secretMisused(f *findings, o openedSecret) {
 	signing := map[string]uint{
 		"PKCS #1 v1.5": pkcs11.CKM_RSA_PKCS, "PKCS #1 v1.5 with SHA-256": pkcs11.CKM_SHA256_RSA_PKCS, "raw RSA": pkcs11.CKM_RSA_X_509,
 		"ECDSA": pkcs11.CKM_ECDSA, "ECDSA with SHA-1": pkcs11.CKM_ECDSA_SHA1,
-		"HMAC-SHA1": pkcs11.CKM_SHA_1_HMAC, "HMAC-SHA256": pkcs11.CKM_SHA256_HMAC, "HMAC-SHA384": pkcs11.CKM_SHA384_HMAC, "HMAC-SHA512": pkcs11.CKM_SHA512_HMAC,
-		"CMAC": pkcs11.CKM_AES_CMAC,
+	}
+	if o.kind.Class == hsm.ClassHMAC { // with a private key NSS crashes: it has no value to look at
+		maps.Copy(signing, map[string]uint{
+			"HMAC-SHA1": pkcs11.CKM_SHA_1_HMAC, "HMAC-SHA256": pkcs11.CKM_SHA256_HMAC, "HMAC-SHA384": pkcs11.CKM_SHA384_HMAC,
+			"HMAC-SHA512": pkcs11.CKM_SHA512_HMAC, "CMAC": pkcs11.CKM_AES_CMAC,
+		})
 	}
 	for name, m := range signing {
 		if !own[m] {

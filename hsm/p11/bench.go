@@ -189,7 +189,7 @@ func (b *bench) obtains(f *findings, what string, o pkcs11.ObjectHandle, err err
 		f.refuse(what, err)
 		return
 	}
-	switch err := b.check(o, imposed); {
+	switch err := b.exactly(o, imposed); {
 	case imposed == nil, errors.Is(err, hsm.ErrCorrupt):
 		f.fault("%s succeeds", what)
 	case err == nil:

@@ -142,7 +142,7 @@ func TestTrustedForAnyMechanism(t *testing.T) {
 	}
 	cfg := config(newToken(t))
 	err = asOfficer(t.Context(), TrustConfig{Token: cfg.Token, SOPIN: []byte(testSOPIN)}, func(so *session) error {
-		_, err := so.create(trustedTemplate(spki).without(pkcs11.CKA_ALLOWED_MECHANISMS).with(
+		_, err := so.create(trustedTemplate(spki).less([]uint{pkcs11.CKA_ALLOWED_MECHANISMS}).with(
 			octets(pkcs11.CKA_MODULUS, key.N.Bytes()), octets(pkcs11.CKA_PUBLIC_EXPONENT, publicExponent())))
 		return err
 	})

@@ -3,6 +3,8 @@ package p11
 import (
 	"log/slog"
 	"time"
+
+	"github.com/quorumkms/quorumkms/hsm"
 )
 
 // Config says which token to open and how.
@@ -10,6 +12,10 @@ type Config struct {
 	// Module is the path of the PKCS#11 library. Empty: SoftHSM2, where Debian and
 	// Fedora put it.
 	Module string
+	// ModuleArguments is handed to the library when it starts: a string that its vendor
+	// defines (for NSS: configdir='sql:…' …). Everybody in a process who uses the library
+	// at a time gives the same.
+	ModuleArguments string
 	// Token is the label of the token.
 	Token string
 	// Serial is the token's serial number; needed only if two tokens have the label.
@@ -35,19 +41,48 @@ type Config struct {
 
 // InitConfig describes a token to be made.
 type InitConfig struct {
-	Module string // as in Config
-	Label  string // 1..32 bytes
-	SOPIN  []byte // of the Security Officer
-	PIN    []byte // of the user
+	Module          string // as in Config
+	ModuleArguments string // as in Config
+	Label           string // 1..32 bytes
+	SOPIN           []byte // of the Security Officer
+	PIN             []byte // of the user
+	// NoOfficer is for a token that has a Security Officer, without a PIN, only until its user
+	// has one, and whose label is given otherwise (NSS): SOPIN is not used.
+	NoOfficer bool
 }
 
 // TrustConfig is what the Security Officer needs to open a token.
 type TrustConfig struct {
-	Module string // as in Config
-	Token  string
-	Serial string
-	SOPIN  []byte
+	Module          string // as in Config
+	ModuleArguments string // as in Config
+	Token           string
+	Serial          string
+	SOPIN           []byte
+	// AcceptWeakness is as in Config. With "trusted-by-user" in it, the user may do the
+	// Security Officer's steps, with PIN in place of SOPIN.
+	AcceptWeakness []string
+	PIN            []byte
 }
+
+// Need is something that a token should offer.
+type Need struct {
+	Name     string `json:"name"`
+	Required bool   `json:"required"` // nothing works without it; otherwise only what it is for
+	Offered  bool   `json:"offered"`
+	Detail   string `json:"detail,omitempty"`
+}
+
+// Examination is what a look at a token found.
+type Examination struct {
+	Info     hsm.Info // with the probes of the self-test, passed or not
+	Firmware string
+	Needs    []Need
+	Objects  int   // of ours, in the token
+	OAEP     uint8 // the hash that its transfer keys ask for; 0: it has no OAEP that works
+}
+
+// WeaknessTrust is the weakness of a token whose user can do what is the Security Officer's.
+const WeaknessTrust = "trusted-by-user"
 
 const (
 	// MaxSessions is the ceiling of Config.Sessions.

@@ -19,14 +19,14 @@ func TestConformance(t *testing.T) {
 		p := mustOpen(t, config(token))
 		return hsmtest.Env{
 			Partition: p,
-			Reopen: func(t *testing.T) hsm.Partition {
+			Reopen: func(hsmtest.T) hsm.Partition {
 				if err := p.Close(); err != nil {
 					t.Fatal(err)
 				}
 				return mustOpen(t, config(token))
 			},
-			Second: func(t *testing.T) hsm.Partition { return mustOpen(t, config(newToken(t))) },
-			Asking: func(t *testing.T, oaepHash uint8) hsm.Partition {
+			Second: func(hsmtest.T) hsm.Partition { return mustOpen(t, config(newToken(t))) },
+			Asking: func(_ hsmtest.T, oaepHash uint8) hsm.Partition {
 				p := mustOpen(t, config(newToken(t)))
 				if !slices.Contains(p.traits.oaep, oaepHash) {
 					return nil
@@ -34,8 +34,8 @@ func TestConformance(t *testing.T) {
 				p.traits.oaep = []uint8{oaepHash}
 				return p
 			},
-			Cloned: func(t *testing.T) hsm.Partition { return mustOpen(t, cloned(newToken(t))) },
-			Trust:  byOfficer,
+			Cloned: func(hsmtest.T) hsm.Partition { return mustOpen(t, cloned(newToken(t))) },
+			Trust:  func(_ hsmtest.T, p hsm.Partition, spki []byte) { byOfficer(t, p, spki) },
 		}
 	})
 }
@@ -63,14 +63,14 @@ func embedded(t *testing.T, oaepHash uint8) *soft.Partition {
 // TestTransferBetweenProviders: a domain moves from a token to an embedded partition
 // and back, with every hash the token has.
 func TestTransferBetweenProviders(t *testing.T) {
-	trustsAll := func(*testing.T, hsm.Partition, []byte) {}
+	trustsAll := func(hsmtest.T, hsm.Partition, []byte) {}
 	hashes := mustOpen(t, config(newToken(t))).traits.oaep
 	for _, hash := range hashes {
 		t.Run(hsm.OAEPName(hash), func(t *testing.T) {
 			token := mustOpen(t, config(newToken(t)))
 			token.traits.oaep = []uint8{hash}
 			hsmtest.Transfer(t, embedded(t, 0), token, trustsAll)
-			hsmtest.Transfer(t, mustOpen(t, config(newToken(t))), embedded(t, hash), byOfficer)
+			hsmtest.Transfer(t, mustOpen(t, config(newToken(t))), embedded(t, hash), func(_ hsmtest.T, p hsm.Partition, spki []byte) { byOfficer(t, p, spki) })
 		})
 	}
 }

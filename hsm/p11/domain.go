@@ -17,7 +17,8 @@ import (
 	"github.com/quorumkms/quorumkms/hsm"
 )
 
-// A domain key is the token object with CKA_ID = cluster id and CKA_LABEL =
+// A domain key is the token object with CKA_ID = cluster id (where keys of one class cannot
+// share it: SHA-256 of the label) and CKA_LABEL =
 // quorumkms/<cluster, hex>/<generation>/<kind>; the log root key, which belongs to
 // all generations, has no generation in its label. The domain MAC key is made last
 // and destroyed first: a generation without it is incomplete, as if not there.
@@ -106,11 +107,18 @@ func (h holdings) numbers() []uint32 {
 	return list
 }
 
+// secretsOf finds the secret keys in the token that may be the cluster's: their labels tell.
+func (s *session) secretsOf(cluster hsm.ID) ([]pkcs11.ObjectHandle, error) {
+	ours := template{number(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), flag(pkcs11.CKA_TOKEN, true)}
+	if !s.link.quirks.ownIDs {
+		ours = append(ours, octets(pkcs11.CKA_ID, cluster[:]))
+	}
+	return s.find(ours)
+}
+
 func (s *session) holdings(cluster hsm.ID) (holdings, error) {
 	h := holdings{generations: map[uint32]domain{}}
-	objects, err := s.find(template{
-		number(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), flag(pkcs11.CKA_TOKEN, true), octets(pkcs11.CKA_ID, cluster[:]),
-	})
+	objects, err := s.secretsOf(cluster)
 	if err != nil {
 		return h, err
 	}

@@ -71,10 +71,11 @@ func wrapped(err error) error {
 func blame(err, sentinel error, control func() error) error {
 	switch rv := code(err); rv {
 	case pkcs11.CKR_WRAPPED_KEY_INVALID, pkcs11.CKR_WRAPPED_KEY_LEN_RANGE,
-		pkcs11.CKR_ENCRYPTED_DATA_INVALID, pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE, pkcs11.CKR_KEY_SIZE_RANGE:
+		pkcs11.CKR_ENCRYPTED_DATA_INVALID, pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE, pkcs11.CKR_KEY_SIZE_RANGE,
+		pkcs11.CKR_DATA_INVALID, pkcs11.CKR_DATA_LEN_RANGE:
 		return fmt.Errorf("%w: %w", sentinel, err)
 	default:
-		if isVague(rv) && control() == nil {
+		if (isVague(rv) || rv == pkcs11.CKR_ARGUMENTS_BAD) && control() == nil { // the latter is NSS
 			return fmt.Errorf("%w: %w", sentinel, err)
 		}
 		return err

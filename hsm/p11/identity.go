@@ -108,7 +108,7 @@ func Adopt(ctx context.Context, cfg Config) (spki []byte, err error) {
 	if !cfg.Cloned {
 		return nil, fmt.Errorf("%w: only a token of the transfer profile cloned is adopted", hsm.ErrRefused)
 	}
-	lib, err := acquire(cfg.Module)
+	lib, err := acquire(cfg.Module, cfg.ModuleArguments)
 	if err != nil {
 		return nil, err
 	}

@@ -90,7 +90,7 @@ func (s *session) makeKey(t traits, h hsm.TokenHeader, domainKey pkcs11.ObjectHa
 
 // Open implements hsm.Partition.
 func (p *Partition) Open(ctx context.Context, token []byte, want hsm.TokenHeader) (hsm.BlockKey, error) {
-	t, loaded, err := p.load(ctx, token, want, hsm.Kind{Class: hsm.ClassAES})
+	t, loaded, err := p.load(ctx, hsm.Ref{Token: token, Want: want, Kind: hsm.Kind{Class: hsm.ClassAES}})
 	if err != nil {
 		return nil, err
 	}
@@ -109,8 +109,9 @@ func (p *Partition) Open(ctx context.Context, token []byte, want hsm.TokenHeader
 
 // load checks everything of a token but the check value, and unwraps the key in it as one
 // of a kind.
-func (p *Partition) load(ctx context.Context, token []byte, want hsm.TokenHeader, as hsm.Kind) (hsm.Token, *loadedKey, error) {
-	t, err := hsm.ParseToken(token)
+func (p *Partition) load(ctx context.Context, ref hsm.Ref) (hsm.Token, *loadedKey, error) {
+	want, as := ref.Want, ref.Kind
+	t, err := hsm.ParseToken(ref.Token)
 	if err != nil {
 		return t, nil, err
 	}
@@ -128,6 +129,14 @@ func (p *Partition) load(ctx context.Context, token []byte, want hsm.TokenHeader
 	}
 	if t.Header.Class != as.Class {
 		return t, nil, fmt.Errorf("%w: a key of class %d as one of class %d", hsm.ErrRefused, t.Header.Class, as.Class)
+	}
+	opened := templateOf(as, false)
+	if as.Class == hsm.ClassEC {
+		point, err := p.traits.point(as, ref.SPKI)
+		if err != nil {
+			return t, nil, err
+		}
+		opened = join(point, opened)
 	}
 	k := &loadedKey{partition: p, link: l}
 	err = p.held(ctx, l, func(s *session) error {

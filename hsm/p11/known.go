@@ -110,7 +110,11 @@ func (s *session) openKnown(t traits, k hsm.Kind, domainKey pkcs11.ObjectHandle)
 	if err = errors.Join(err, s.destroy(made)); err != nil {
 		return 0, err
 	}
-	return s.unwrap(t.keyWrap(), domainKey, w, secretKeyTemplate(k, false))
+	point, err := t.point(k, known.spki)
+	if err != nil {
+		return 0, err
+	}
+	return s.unwrap(t.keyWrap(), domainKey, w, join(point, secretKeyTemplate(k, false)))
 }
 
 // algorithms opens a known key of every kind and finds out which of the algorithms the
@@ -119,8 +123,14 @@ func (s *session) openKnown(t traits, k hsm.Kind, domainKey pkcs11.ObjectHandle)
 func (b *bench) algorithms(f *findings) {
 	for _, k := range secretKinds() {
 		key, err := b.openKnown(b.traits, k, b.domain[hsm.KeyKind(k.Class)])
+		if err != nil && k.Class == hsm.ClassEC && !b.traits.ecPoint { // NSS
+			b.traits.ecPoint = true
+			if key, err = b.openKnown(b.traits, k, b.domain[hsm.KeyKind(k.Class)]); err != nil {
+				b.traits.ecPoint = false
+			}
+		}
 		if err == nil {
-			err = b.check(key, secretKeyTemplate(k, false))
+			err = b.asImposed(k, key)
 		}
 		if err != nil {
 			f.watch(err)
@@ -138,6 +148,45 @@ func (b *bench) algorithms(f *findings) {
 		}
 	}
 	b.findResident(f)
+}
+
+// asImposed checks a key of a kind that was opened. A private key with more usages than were
+// asked for is taken only from a token of which that is accepted (NSS).
+func (b *bench) asImposed(k hsm.Kind, key pkcs11.ObjectHandle) error {
+	want := secretKeyTemplate(k, false)
+	err := b.check(key, want)
+	if !errors.Is(err, hsm.ErrCorrupt) || k.Class == hsm.ClassHMAC {
+		return err
+	}
+	var granted []uint
+	for _, usage := range privateUsages() {
+		if !want.sets(usage) {
+			granted = append(granted, usage)
+		}
+	}
+	if other := b.check(key, want.less(granted)); other != nil {
+		return other
+	}
+	if b.loose == nil {
+		b.loose = map[hsm.Kind]error{}
+	}
+	b.loose[k] = err
+	if !b.accepts(probeUsages) {
+		return err
+	}
+	return nil
+}
+
+// usagesImposed tells of the kinds of private keys that the token opens with more usages than
+// it is asked for. If that is not accepted there are no keys of these kinds.
+func (b *bench) usagesImposed(f *findings) {
+	for k, err := range b.loose {
+		if b.accepts(probeUsages) {
+			f.fault("keys for %s: %v", k.Algorithms()[0], err)
+		} else {
+			f.note("keys for %s only if this weakness is accepted", k.Algorithms()[0])
+		}
+	}
 }
 
 // answers uses the known key of a kind and compares the answer with what it must be.

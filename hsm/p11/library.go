@@ -25,6 +25,8 @@ type library struct {
 	ctx    *pkcs11.Ctx
 	native native
 
+	arguments string // of the first who asked for it
+
 	// Under libraries.Mutex.
 	users   int
 	foreign bool // initialised by other code of the process, which will finalize it
@@ -67,8 +69,15 @@ func modulePath(path string) (string, error) {
 	return resolved, nil
 }
 
-// acquire loads and initialises the library, once in the process.
-func acquire(path string) (*library, error) {
+// maxArguments is the size of Config.ModuleArguments, in bytes.
+const maxArguments = 64 << 10
+
+// acquire loads and initialises the library, once in the process: all who use it at a
+// time want the same arguments.
+func acquire(path, arguments string) (*library, error) {
+	if len(arguments) > maxArguments || strings.ContainsRune(arguments, 0) {
+		return nil, fmt.Errorf("%w: module arguments have up to %d bytes, none of them 0", hsm.ErrRefused, maxArguments)
+	}
 	path, err := modulePath(path)
 	if err != nil {
 		return nil, err
@@ -87,19 +96,23 @@ func acquire(path string) (*library, error) {
 		libraries.byPath[path] = lib
 	}
 	if lib.users == 0 {
+		lib.arguments = arguments
 		if err := lib.initialize(); err != nil {
 			return nil, err
 		}
+	}
+	if lib.arguments != arguments {
+		return nil, fmt.Errorf("%w: this process uses %s with other arguments already", hsm.ErrRefused, path)
 	}
 	lib.users++
 	return lib, nil
 }
 
 func (lib *library) initialize() error {
-	err := lib.ctx.Initialize()
+	err := lib.native.initialize(lib.arguments)
 	lib.foreign = errors.Is(err, pkcs11.Error(pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED))
 	if err != nil && !lib.foreign {
-		return fmt.Errorf("%w: %s does not start (is its configuration there and readable?): %w", hsm.ErrUnavailable, lib.path, err)
+		return fmt.Errorf("%w: %s does not start (are its configuration and its arguments right, and what they name there and readable?): %w", hsm.ErrUnavailable, lib.path, err)
 	}
 	return nil
 }

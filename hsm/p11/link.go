@@ -29,7 +29,8 @@ type link struct {
 	gone    chan struct{} // closed when the link is lost
 	lost    sync.Once
 
-	nik pkcs11.ObjectHandle // private half of the node identity key; set before use
+	nik    pkcs11.ObjectHandle // private half of the node identity key; set before use
+	quirks quirks              // as in traits; set before use
 
 	mu      sync.Mutex
 	domains map[domainID]domain

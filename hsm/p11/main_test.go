@@ -28,6 +28,9 @@ const (
 	// the Security Officer's. Its value is
 	// the step, the token label and an argument.
 	childVar = "P11_TEST_STEP"
+	// The module that it uses in place of SoftHSM, of whose tokens the user trusts.
+	childNSS       = "P11_TEST_NSS"
+	childArguments = "P11_TEST_ARGUMENTS"
 )
 
 // TestMain gives the binary a SoftHSM of its own: SoftHSM reads its configuration
@@ -83,6 +86,12 @@ func tokenDir() string {
 func child(step string) int {
 	parts := strings.SplitN(step, " ", 3)
 	cfg := TrustConfig{Token: parts[1], SOPIN: []byte(testSOPIN)}
+	if module, ok := os.LookupEnv(childNSS); ok {
+		cfg = TrustConfig{
+			Module: module, ModuleArguments: os.Getenv(childArguments), Token: parts[1],
+			AcceptWeakness: nssWeaknesses(), PIN: []byte(testPIN),
+		}
+	}
 	var err error
 	switch parts[0] {
 	case "trust":
@@ -108,24 +117,26 @@ func child(step string) int {
 }
 
 // inProcess runs a step in a process of its own and returns what it printed.
-func inProcess(t *testing.T, step, token, argument string) (string, error) {
+func inProcess(t *testing.T, step, token, argument string, environment ...string) (string, error) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		return "", err
 	}
 	cmd := exec.Command(self) //nolint:gosec // the test binary
-	cmd.Env = append(os.Environ(), childVar+"="+step+" "+token+" "+argument)
+	cmd.Env = append(append(os.Environ(), childVar+"="+step+" "+token+" "+argument), environment...)
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
 
 func mustTrust(t *testing.T, token string, spki []byte) {
 	t.Helper()
-	if out, err := inProcess(t, "trust", token, base64.StdEncoding.EncodeToString(spki)); err != nil {
+	if out, err := inProcess(t, "trust", token, spkiArgument(spki)); err != nil {
 		t.Fatalf("trust: %v: %s", err, out)
 	}
 }
+
+func spkiArgument(spki []byte) string { return base64.StdEncoding.EncodeToString(spki) }
 
 var tokens atomic.Int64 // numbers the labels
 

@@ -14,7 +14,8 @@ typedef struct { unsigned char major, minor; void *fn[68]; } ck_function_list;
 
 // Places in CK_FUNCTION_LIST, PKCS #11 v2.40.
 enum {
-	CREATE_OBJECT = 20, GET_ATTRIBUTE_VALUE = 24, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, DECRYPT = 34, SIGN_INIT = 42, SIGN = 43,
+	INITIALIZE = 0, CREATE_OBJECT = 20, GET_ATTRIBUTE_VALUE = 24, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, DECRYPT = 34,
+	SIGN_INIT = 42, SIGN = 43, WRAP_KEY = 60,
 };
 
 typedef ck_ulong (*get_function_list_t)(ck_function_list **);
@@ -33,9 +34,21 @@ static ck_function_list *load(const char *path) {
 
 static const char *load_error(void) { return dlerror(); }
 
+// Arguments of C_Initialize; flags: CKF_OS_LOCKING_OK.
+typedef struct { void *create, *destroy, *lock, *unlock; ck_ulong flags; void *reserved; } ck_initialize_args;
+
+static ck_ulong initialize(ck_function_list *l, char *reserved) {
+	ck_initialize_args args = { NULL, NULL, NULL, NULL, 2, reserved };
+	return ((ck_ulong (*)(ck_initialize_args *))l->fn[INITIALIZE])(&args);
+}
+
 static ck_ulong get_attribute_value(ck_function_list *l, ck_ulong session, ck_ulong object, ck_attribute *a, ck_ulong n) {
 	return ((get_attribute_value_t)l->fn[GET_ATTRIBUTE_VALUE])(session, object, a, n);
 }
+
+// Compared here, so that no address that is none of ours gets into Go.
+static int points_to(ck_attribute *a, void *p) { return a->value == p; }
+static int holds_address(ck_attribute *a) { return a->value != NULL; }
 
 static ck_ulong encrypt(ck_function_list *l, ck_ulong session, ck_ulong mechanism, ck_ulong key,
 		unsigned char *in, unsigned char *out, ck_ulong *n) {
@@ -71,6 +84,14 @@ static ck_ulong cmac_blocks(ck_function_list *l, ck_ulong session, ck_ulong key,
 		if (rv != 0 || *n != 16) return rv;
 	}
 	return 0;
+}
+
+typedef ck_ulong (*wrap_key_t)(ck_ulong, ck_mechanism *, ck_ulong, ck_ulong, unsigned char *, ck_ulong *);
+
+static ck_ulong wrap_key(ck_function_list *l, ck_ulong session, ck_ulong mechanism, ck_ulong with, ck_ulong key,
+		unsigned char *out, ck_ulong *n) {
+	ck_mechanism m = { mechanism, NULL, 0 };
+	return ((wrap_key_t)l->fn[WRAP_KEY])(session, &m, with, key, out, n);
 }
 
 typedef struct { ck_ulong hash, mgf, source; void *data; ck_ulong len; } ck_oaep;
@@ -113,8 +134,8 @@ import (
 )
 
 // native makes the calls that the binding cannot: it carries no nested template in
-// either direction, its Encrypt and Decrypt ask for the size in a call of their own and
-// leave a copy of the answer, which is secret, in freed memory, and a failed Decrypt
+// either direction, its Encrypt, Decrypt and WrapKey ask for the size in a call of their own and
+// the former leave a copy of the answer, which is secret, in freed memory, and a failed Decrypt
 // leaks its buffer.
 type native struct {
 	list *C.ck_function_list
@@ -135,6 +156,20 @@ func loadNative(path string) (native, error) {
 	return native{list}, nil
 }
 
+// initialize starts the library; arguments is what some want beside their configuration
+// (pReserved: a string for NSS).
+func (n native) initialize(arguments string) error {
+	var reserved *C.char
+	if arguments != "" {
+		reserved = C.CString(arguments)
+		defer C.free(unsafe.Pointer(reserved))
+	}
+	if rv := C.initialize(n.list, reserved); rv != pkcs11.CKR_OK {
+		return pkcs11.Error(rv)
+	}
+	return nil
+}
+
 // encryptECB encrypts src into dst (same length) on a session.
 func (n native) encryptECB(h pkcs11.SessionHandle, key pkcs11.ObjectHandle, dst, src []byte) error {
 	size := C.ck_ulong(len(dst))
@@ -147,6 +182,23 @@ func (n native) encryptECB(h pkcs11.SessionHandle, key pkcs11.ObjectHandle, dst,
 		return fmt.Errorf("%w: %d bytes encrypt to %d", hsm.ErrCorrupt, len(src), int(size))
 	}
 	return nil
+}
+
+// maxWrapped is the most that a wrapped key has, in bytes: twice what a token takes.
+const maxWrapped = 2 * hsm.MaxWrapped
+
+// wrapKey wraps a key with a mechanism that has no parameters, into a buffer that is large
+// enough: NSS gives the size of RFC 5649 wrong when it is asked.
+func (n native) wrapKey(h pkcs11.SessionHandle, m uint, with, key pkcs11.ObjectHandle) ([]byte, error) {
+	out, size := make([]byte, maxWrapped), C.ck_ulong(maxWrapped)
+	rv := C.wrap_key(n.list, C.ck_ulong(h), C.ck_ulong(m), C.ck_ulong(with), C.ck_ulong(key), (*C.uchar)(&out[0]), &size)
+	if rv != pkcs11.CKR_OK {
+		return nil, pkcs11.Error(rv)
+	}
+	if size == 0 || size > maxWrapped {
+		return nil, fmt.Errorf("%w: a key wraps to %d bytes", hsm.ErrCorrupt, uint64(size))
+	}
+	return out[:size:size], nil
 }
 
 // decryptOAEP opens a ciphertext of the size of the key's modulus. The answer is a part of
@@ -264,12 +316,19 @@ const (
 	maxNestedValue = 1024 // bytes of one of their values
 )
 
+// errPointers is the answer of a token that keeps the addresses of a template's values
+// instead of the values.
+var errPointers = fmt.Errorf("%w: the token keeps the addresses of a nested template and not its values", hsm.ErrCorrupt)
+
 // readNested reads a template that is the value of the attribute kind: first its
-// size, then the types and lengths of its entries, then their values.
+// size, then the types and lengths of its entries, then their values. What the token
+// writes goes to memory of C: it may be addresses of anything.
 func (n native) readNested(h pkcs11.SessionHandle, object pkcs11.ObjectHandle, kind uint) (template, error) {
-	outer := []C.ck_attribute{{_type: C.ck_ulong(kind)}}
+	outer := (*C.ck_attribute)(C.calloc(1, C.sizeof_ck_attribute))
+	defer C.free(unsafe.Pointer(outer))
+	outer._type = C.ck_ulong(kind)
 	read := func() error {
-		rv := C.get_attribute_value(n.list, C.ck_ulong(h), C.ck_ulong(object), &outer[0], 1)
+		rv := C.get_attribute_value(n.list, C.ck_ulong(h), C.ck_ulong(object), outer, 1)
 		if rv != pkcs11.CKR_OK {
 			return fmt.Errorf("read nested template: %w", pkcs11.Error(rv))
 		}
@@ -278,29 +337,42 @@ func (n native) readNested(h pkcs11.SessionHandle, object pkcs11.ObjectHandle, k
 	if err := read(); err != nil {
 		return nil, err
 	}
-	if outer[0].len == 0 {
+	size := outer.len
+	if size == 0 {
 		return nil, nil
 	}
-	if outer[0].len > maxNested*C.sizeof_ck_attribute || outer[0].len%C.sizeof_ck_attribute != 0 {
-		return nil, fmt.Errorf("%w: nested template of %d bytes", hsm.ErrCorrupt, uint64(outer[0].len))
+	if size > maxNested*C.sizeof_ck_attribute || size%C.sizeof_ck_attribute != 0 {
+		return nil, fmt.Errorf("%w: nested template of %d bytes", hsm.ErrCorrupt, uint64(size))
 	}
-	entries := make([]C.ck_attribute, outer[0].len/C.sizeof_ck_attribute)
-	var pin runtime.Pinner
-	defer pin.Unpin()
-	pin.Pin(&entries[0])
-	outer[0].value = unsafe.Pointer(&entries[0])
+	count := int(size / C.sizeof_ck_attribute)
+	memory := C.calloc(1, size)
+	defer C.free(memory)
+	outer.value = memory
+	entries := unsafe.Slice((*C.ck_attribute)(memory), count)
 	if err := read(); err != nil {
 		return nil, err
 	}
-	t := make(template, len(entries))
+	values := C.calloc(C.size_t(count), maxNestedValue)
+	defer C.free(values)
+	place := func(i int) unsafe.Pointer { return unsafe.Add(values, i*maxNestedValue) }
 	for i := range entries {
-		size := entries[i].len
-		if size == 0 || size > maxNestedValue {
+		if C.holds_address(&entries[i]) != 0 {
+			return nil, errPointers
+		}
+		if size := entries[i].len; size == 0 || size > maxNestedValue {
 			return nil, fmt.Errorf("%w: nested attribute of %d bytes", hsm.ErrCorrupt, uint64(size))
 		}
-		t[i] = attribute{kind: uint(entries[i]._type), value: make([]byte, size)}
-		pin.Pin(&t[i].value[0])
-		entries[i].value = unsafe.Pointer(&t[i].value[0])
+		entries[i].value = place(i)
 	}
-	return t, read()
+	if err := read(); err != nil {
+		return nil, err
+	}
+	t := make(template, count)
+	for i := range entries {
+		if C.points_to(&entries[i], place(i)) == 0 || entries[i].len > maxNestedValue {
+			return nil, errPointers
+		}
+		t[i] = attribute{kind: uint(entries[i]._type), value: C.GoBytes(place(i), C.int(entries[i].len))}
+	}
+	return t, nil
 }

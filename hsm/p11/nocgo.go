@@ -30,3 +30,9 @@ func Trust(context.Context, TrustConfig, []byte) error { return errNoCgo }
 
 // Untrust reports that there is no PKCS#11 in this build.
 func Untrust(context.Context, TrustConfig, string) error { return errNoCgo }
+
+// Examine reports that there is no PKCS#11 in this build.
+func Examine(context.Context, Config) (Examination, error) { return Examination{}, errNoCgo }
+
+// Erase reports that there is no PKCS#11 in this build.
+func Erase(context.Context, Config) error { return errNoCgo }

@@ -134,7 +134,7 @@ func TestOpenRefuses(t *testing.T) {
 func TestWrongPINIsSeenByTheToken(t *testing.T) {
 	token := newToken(t)
 	countLow := func() bool {
-		lib, err := acquire("")
+		lib, err := acquire("", "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -176,7 +176,7 @@ func TestSecondLoginIsRefused(t *testing.T) {
 
 func TestTwoTokensOfOneLabel(t *testing.T) {
 	token := newToken(t)
-	lib, err := acquire("")
+	lib, err := acquire("", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +189,7 @@ func TestTwoTokensOfOneLabel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	free, err := lib.blank("another")
+	free, err := lib.blank(InitConfig{Label: "another"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,7 +237,7 @@ func TestInitToken(t *testing.T) {
 // TestInitTokenResumes: an attempt that was cut short before the user PIN was set is
 // completed.
 func TestInitTokenResumes(t *testing.T) {
-	lib, err := acquire("")
+	lib, err := acquire("", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,7 +246,7 @@ func TestInitTokenResumes(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	free, err := lib.blank("half")
+	free, err := lib.blank(InitConfig{Label: "half"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -52,7 +52,7 @@ func Open(ctx context.Context, cfg Config) (*Partition, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	lib, err := acquire(cfg.Module)
+	lib, err := acquire(cfg.Module, cfg.ModuleArguments)
 	if err != nil {
 		return nil, err
 	}
@@ -128,7 +128,7 @@ func (p *Partition) first(ctx context.Context) (*link, error) {
 
 func (p *Partition) prepare(ctx context.Context, l *link) error {
 	var err error
-	if p.traits, p.info.Probes, err = selfTest(ctx, l, p.cfg.Cloned, p.cfg.AcceptWeakness); err != nil {
+	if p.traits, p.info.Probes, err = selfTest(ctx, l, p.cfg.Cloned, p.cfg.AcceptWeakness, true); err != nil {
 		return err
 	}
 	for _, probe := range p.info.Probes {
@@ -323,6 +323,7 @@ func (p *Partition) reconnect(ctx context.Context) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
+	l.quirks = p.traits.quirks
 	err = p.on(ctx, l, func(s *session) error {
 		var spki []byte
 		l.nik, spki, err = s.identity()

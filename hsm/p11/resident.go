@@ -23,7 +23,7 @@ func (p *Partition) OpenResident(ctx context.Context, token []byte, want hsm.Tok
 	if err := p.traits.makesResident(); err != nil {
 		return nil, err
 	}
-	t, loaded, err := p.load(ctx, token, want, hsm.Kind{Class: hsm.ClassResident})
+	t, loaded, err := p.load(ctx, hsm.Ref{Token: token, Want: want, Kind: hsm.Kind{Class: hsm.ClassResident}})
 	if err != nil {
 		return nil, err
 	}

@@ -26,12 +26,17 @@ func (d domainID) twinName(kind hsm.KeyKind) template {
 	return template{named(string(d.name(kind)[0].value) + twinSuffix), octets(pkcs11.CKA_ID, d.cluster[:])}
 }
 
+// parseTwinName is the inverse of twinName; false for other objects.
+func parseTwinName(label string) (d domainID, kind hsm.KeyKind, ok bool) {
+	name, isTwin := strings.CutSuffix(label, twinSuffix)
+	d, kind, ok = parseName(name)
+	return d, kind, isTwin && ok && slices.Contains(hsm.WrappingKinds(), kind)
+}
+
 // twins finds what the token has of twins of a cluster, complete or not.
 func (s *session) twins(cluster hsm.ID) (map[uint32]domain, error) {
 	all := map[uint32]domain{}
-	objects, err := s.find(template{
-		number(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), flag(pkcs11.CKA_TOKEN, true), octets(pkcs11.CKA_ID, cluster[:]),
-	})
+	objects, err := s.secretsOf(cluster)
 	if err != nil {
 		return nil, err
 	}
@@ -40,9 +45,8 @@ func (s *session) twins(cluster hsm.ID) (map[uint32]domain, error) {
 		if err != nil {
 			return nil, err
 		}
-		name, isTwin := strings.CutSuffix(string(label), twinSuffix)
-		d, kind, ok := parseName(name)
-		if !isTwin || !ok || d.cluster != cluster {
+		d, kind, ok := parseTwinName(string(label))
+		if !ok || d.cluster != cluster {
 			continue
 		}
 		if all[d.number] == nil {

@@ -81,20 +81,23 @@ func secretKeyTemplate(k hsm.Kind, extractable bool) template {
 }
 
 // publicHalf is the template of the public half of a pair that is being made: it is read
-// and destroyed.
+// and destroyed. It has the usages of the private half: NSS tries both on each other.
 func publicHalf(k hsm.Kind) template {
 	keyType, parameters := uint(pkcs11.CKK_RSA), newRSA(uint(k.Bits))
+	usage := []uint{pkcs11.CKA_VERIFY}
 	if k.Class == hsm.ClassEC {
 		curve := curveP256()
 		if curveOf(k) == ecdh.P384() {
 			curve = curveP384()
 		}
 		keyType, parameters = pkcs11.CKK_EC, template{octets(pkcs11.CKA_EC_PARAMS, curve)}
+	} else {
+		usage = append(usage, pkcs11.CKA_ENCRYPT)
 	}
 	return join(template{
 		number(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY), number(pkcs11.CKA_KEY_TYPE, keyType),
 		flag(pkcs11.CKA_TOKEN, false), flag(pkcs11.CKA_PRIVATE, false),
-	}, usages(publicUsages(), pkcs11.CKA_VERIFY), parameters)
+	}, usages(publicUsages(), usage...), parameters)
 }
 
 func curveOf(k hsm.Kind) ecdh.Curve {
@@ -180,7 +183,7 @@ func (p *Partition) OpenSecret(ctx context.Context, ref hsm.Ref) (hsm.SecretKey,
 	if err != nil {
 		return nil, err
 	}
-	t, loaded, err := p.load(ctx, ref.Token, ref.Want, ref.Kind)
+	t, loaded, err := p.load(ctx, ref)
 	if err != nil {
 		return nil, err
 	}

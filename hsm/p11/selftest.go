@@ -23,7 +23,13 @@ type probe struct {
 	run      func(*bench, *findings)
 }
 
-const probeTemplates = "existing-templates"
+// The weaknesses that make a difference beyond the self-test.
+const (
+	probeTemplates  = "existing-templates"
+	probeAttributes = "attributes-not-kept"
+	probeTrust      = WeaknessTrust
+	probeUsages     = "private-key-usages-not-imposed"
+)
 
 // probes lists the self-test in the order it runs. The names are stable: operators
 // accept weaknesses by them.
@@ -31,15 +37,17 @@ func probes() []probe {
 	return []probe{
 		{"known-answers", true, (*bench).knownAnswers},
 		{"random", true, (*bench).random},
+		{probeAttributes, false, (*bench).attributes},
 		{"scratch-objects", true, (*bench).setUp},
 		{"algorithms", true, (*bench).algorithms},
+		{probeUsages, false, (*bench).usagesImposed},
 		{probeTemplates, false, (*bench).existingTemplates},
 		{"domain-key-unwraps-readable", false, (*bench).unwrapsReadable},
 		{"domain-key-mechanisms-not-imposed", false, (*bench).mechanismsImposed},
 		{"domain-key-leaves", false, (*bench).domainKeyLeaves},
 		{"domain-key-other-mechanism", false, (*bench).domainKeyOtherMechanism},
 		{"domain-key-altered", false, (*bench).domainKeyAltered},
-		{"trusted-by-user", false, (*bench).trustedByUser},
+		{probeTrust, false, (*bench).trustedByUser},
 		{"oaep-key-other-mechanism", false, (*bench).oaepKeyOtherMechanism},
 		{"transfer-key-unwraps-readable", false, (*bench).transferReadable},
 		{"master-key-leaves", false, (*bench).masterKeyLeaves},
@@ -65,6 +73,9 @@ type findings struct {
 	notes   []string // what else to tell people
 	faults  []string // attacks that succeeded, and legitimate calls that did not
 	lost    error    // the token went away meanwhile
+
+	// alive asks the token whether it is there; nil: not asked.
+	alive func() error
 }
 
 func (f *findings) note(format string, args ...any) {
@@ -94,10 +105,15 @@ func (f *findings) refuse(what string, err error) {
 	f.refused++
 }
 
-// watch tells a refusal from a token that went away.
+// watch tells a refusal from a token that went away. NSS refuses some attacks like a device
+// that fails.
 func (f *findings) watch(err error) {
 	switch code(err) {
-	case pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT,
+	case pkcs11.CKR_DEVICE_ERROR:
+		if f.alive == nil || f.alive() != nil {
+			f.lost = err
+		}
+	case pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT,
 		pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_USER_NOT_LOGGED_IN:
 		f.lost = err
 	default:
@@ -120,6 +136,8 @@ func (f *findings) detail() string {
 type bench struct {
 	*session
 	traits traits
+	accept []string // weaknesses
+	writes bool     // may put an object into the token for a moment
 
 	ordinary pkcs11.ObjectHandle // AES-256 with a known value, may do everything
 	payload  pkcs11.ObjectHandle // extractable AES-256, what a key is while it is made
@@ -133,17 +151,22 @@ type bench struct {
 
 	resident        pkcs11.ObjectHandle // a known key as resident ones are when opened, if the token can
 	wrappedResident []byte              // it, under the domain key of class resident
+	loose           map[hsm.Kind]error  // those that open with more usages than the domain key imposes
 }
+
+func (b *bench) accepts(weakness string) bool { return slices.Contains(b.accept, weakness) }
 
 // selfTest tries on l what the token must do and what it must refuse, the latter on
 // scratch objects with the templates of the real ones, which are those of the profile
-// cloned or of generic. ErrSelfTest names what failed and is not in accept.
-func selfTest(ctx context.Context, l *link, cloned bool, accept []string) (traits, []hsm.Probe, error) {
+// cloned or of generic. ErrSelfTest names what failed and is not in accept. It puts an
+// object into the token only with writes, and if it is accepted that such objects lack
+// something.
+func selfTest(ctx context.Context, l *link, cloned bool, accept []string, writes bool) (traits, []hsm.Probe, error) {
 	h, err := l.open()
 	if err != nil {
 		return traits{}, nil, err
 	}
-	b := &bench{session: &session{l, h}, domain: domain{}, traits: traits{cloned: cloned}}
+	b := &bench{session: &session{l, h}, domain: domain{}, traits: traits{cloned: cloned}, accept: accept, writes: writes}
 	var results []hsm.Probe
 	var failed []string
 	for _, p := range probes() {
@@ -151,7 +174,7 @@ func selfTest(ctx context.Context, l *link, cloned bool, accept []string) (trait
 			err = fmt.Errorf("%w: self-test: %w", hsm.ErrUnavailable, err)
 			break
 		}
-		var f findings
+		f := findings{alive: b.answersStill}
 		p.run(b, &f)
 		if f.lost != nil {
 			err = fmt.Errorf("%w: self-test: %s: %w", hsm.ErrUnavailable, p.name, f.lost)
@@ -174,6 +197,18 @@ func selfTest(ctx context.Context, l *link, cloned bool, accept []string) (trait
 		err = fmt.Errorf("%w: token %q: %s", hsm.ErrSelfTest, l.token.token.Label, strings.Join(failed, "; "))
 	}
 	return b.traits, results, err
+}
+
+// answersStill is nil while the token serves the self-test's session.
+func (b *bench) answersStill() error {
+	info, err := b.ctx().GetSessionInfo(b.h)
+	if err == nil && info.State != pkcs11.CKS_RW_USER_FUNCTIONS {
+		err = pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
+	}
+	if err == nil {
+		_, err = b.session.random(hsm.BlockSize)
+	}
+	return err
 }
 
 // knownAnswers finds the mechanism that is RFC 5649, whatever its number, and checks

@@ -13,11 +13,6 @@ import (
 	"github.com/quorumkms/quorumkms/hsm"
 )
 
-// without is t but for some kinds.
-func (t template) without(kinds ...uint) template {
-	return slices.DeleteFunc(slices.Clone(t), func(a attribute) bool { return slices.Contains(kinds, a.kind) })
-}
-
 // secretWith puts a known key of a kind, with other attributes, in the place of those of
 // the bench.
 func secretWith(b *bench, k hsm.Kind, drop []uint, entries ...attribute) error {
@@ -25,7 +20,7 @@ func secretWith(b *bench, k hsm.Kind, drop []uint, entries ...attribute) error {
 	if err != nil {
 		return err
 	}
-	key, err := b.create(join(known.values, secretKeyTemplate(k, false).with(entries...).without(drop...)))
+	key, err := b.create(join(known.values, secretKeyTemplate(k, false).with(entries...).less(drop)))
 	b.secrets = []openedSecret{{k, key}}
 	return err
 }
@@ -38,32 +33,32 @@ func TestProbesCanFail(t *testing.T) {
 	aesKey := func(b *bench, drop []uint, entries ...attribute) error {
 		want := b.traits.domainKey(aesKind, scratch(aesKind), false).with(entries...)
 		var err error
-		b.domain[aesKind], err = b.generateDomainKey(aesKind, want.without(drop...))
+		b.domain[aesKind], err = b.generateDomainKey(aesKind, want.less(drop))
 		return err
 	}
 	// of makes a domain key of another kind.
 	of := func(kind hsm.KeyKind, b *bench, drop []uint, entries ...attribute) error {
 		want := b.traits.domainKey(kind, scratch(kind), false).with(entries...)
 		var err error
-		b.domain[kind], err = b.generateDomainKey(kind, want.without(drop...))
+		b.domain[kind], err = b.generateDomainKey(kind, want.less(drop))
 		return err
 	}
 	nik := func(b *bench, drop []uint, entries ...attribute) error {
 		var err error
-		_, b.nik, err = b.generatePair(pkcs11.CKM_EC_KEY_PAIR_GEN, identityPublic(false), identityPrivate(false).with(entries...).without(drop...))
+		_, b.nik, err = b.generatePair(pkcs11.CKM_EC_KEY_PAIR_GEN, identityPublic(false), identityPrivate(false).with(entries...).less(drop))
 		return err
 	}
 	master := func(b *bench, drop []uint, entries ...attribute) error {
 		want := masterKey(false).with(entries...).with(number(pkcs11.CKA_VALUE_LEN, keySize))
 		var err error
-		b.master, err = b.generate(pkcs11.CKM_AES_KEY_GEN, want.without(drop...))
+		b.master, err = b.generate(pkcs11.CKM_AES_KEY_GEN, want.less(drop))
 		return err
 	}
 	transfer := func(b *bench, drop []uint, entries ...attribute) error {
 		var err error
 		b.public, b.private, err = b.generatePair(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN,
-			rsaPublic(nil, false).with(newRSA(scratchBits)...).without(drop...),
-			transferPrivate(nil, false).with(entries...).without(drop...))
+			rsaPublic(nil, false).with(newRSA(scratchBits)...).less(drop),
+			transferPrivate(nil, false).with(entries...).less(drop))
 		return err
 	}
 	all := func(kinds []uint) (on []attribute) {
@@ -95,7 +90,7 @@ func TestProbesCanFail(t *testing.T) {
 			func(b *bench) error {
 				err := aesKey(b, nil, attribute{
 					kind:   pkcs11.CKA_UNWRAP_TEMPLATE,
-					nested: b.traits.unwrapTemplate(hsm.ClassAES).without(pkcs11.CKA_ALLOWED_MECHANISMS),
+					nested: b.traits.unwrapTemplate(hsm.ClassAES).less([]uint{pkcs11.CKA_ALLOWED_MECHANISMS}),
 				})
 				if err == nil {
 					b.wrapped, err = b.wrap(b.traits.keyWrap(), b.domain[aesKind], b.payload)
@@ -201,7 +196,7 @@ func TestProbesCanFail(t *testing.T) {
 			"transfer-key-unwraps-readable", "WRAP_WITH_TRUSTED in the unwrap template",
 			func(b *bench) error {
 				return transfer(b, nil, attribute{
-					kind: pkcs11.CKA_UNWRAP_TEMPLATE, nested: arriving().without(pkcs11.CKA_WRAP_WITH_TRUSTED),
+					kind: pkcs11.CKA_UNWRAP_TEMPLATE, nested: arriving().less([]uint{pkcs11.CKA_WRAP_WITH_TRUSTED}),
 				})
 			},
 			[]string{"with another 0x210"},
@@ -309,7 +304,7 @@ func TestPlantedObjects(t *testing.T) {
 	}{
 		"domain key without unwrap template": {
 			func(p *Partition, s *session) error {
-				_, err := s.generateDomainKey(aesKind, p.traits.domainKey(aesKind, id.name(aesKind), true).without(pkcs11.CKA_UNWRAP_TEMPLATE))
+				_, err := s.generateDomainKey(aesKind, p.traits.domainKey(aesKind, id.name(aesKind), true).less([]uint{pkcs11.CKA_UNWRAP_TEMPLATE}))
 				return err
 			},
 			[]string{probeTemplates, "domain-key-unwraps-readable"},
@@ -343,7 +338,7 @@ func TestPlantedObjects(t *testing.T) {
 			func(_ *Partition, s *session) error {
 				name := template{named(labelTransfer)}
 				_, _, err := s.generatePair(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, rsaPublic(name, false).with(newRSA(scratchBits)...),
-					transferPrivate(name, true).without(pkcs11.CKA_UNWRAP_TEMPLATE))
+					transferPrivate(name, true).less([]uint{pkcs11.CKA_UNWRAP_TEMPLATE}))
 				return err
 			},
 			[]string{probeTemplates},

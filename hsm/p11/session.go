@@ -4,6 +4,7 @@ package p11
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"runtime"
 
@@ -20,6 +21,11 @@ type session struct {
 
 func (s *session) ctx() *pkcs11.Ctx { return s.link.lib.ctx }
 
+// encode is what objects of this token are made with.
+func (s *session) encode(t template, pin *runtime.Pinner) []*pkcs11.Attribute {
+	return s.link.quirks.fit(t).encode(pin)
+}
+
 func mechanism(m uint) []*pkcs11.Mechanism {
 	return []*pkcs11.Mechanism{pkcs11.NewMechanism(m, nil)}
 }
@@ -28,7 +34,7 @@ func mechanism(m uint) []*pkcs11.Mechanism {
 func (s *session) create(t template) (pkcs11.ObjectHandle, error) {
 	var pin runtime.Pinner
 	defer pin.Unpin()
-	o, err := s.ctx().CreateObject(s.h, t.encode(&pin))
+	o, err := s.ctx().CreateObject(s.h, s.encode(t, &pin))
 	if err != nil {
 		return 0, fmt.Errorf("create object: %w", err)
 	}
@@ -38,7 +44,7 @@ func (s *session) create(t template) (pkcs11.ObjectHandle, error) {
 func (s *session) generate(m uint, t template) (pkcs11.ObjectHandle, error) {
 	var pin runtime.Pinner
 	defer pin.Unpin()
-	o, err := s.ctx().GenerateKey(s.h, mechanism(m), t.encode(&pin))
+	o, err := s.ctx().GenerateKey(s.h, mechanism(m), s.encode(t, &pin))
 	if err != nil {
 		return 0, fmt.Errorf("generate key: %w", err)
 	}
@@ -48,7 +54,7 @@ func (s *session) generate(m uint, t template) (pkcs11.ObjectHandle, error) {
 func (s *session) generatePair(m uint, public, private template) (pub, priv pkcs11.ObjectHandle, err error) {
 	var pin runtime.Pinner
 	defer pin.Unpin()
-	pub, priv, err = s.ctx().GenerateKeyPair(s.h, mechanism(m), public.encode(&pin), private.encode(&pin))
+	pub, priv, err = s.ctx().GenerateKeyPair(s.h, mechanism(m), s.encode(public, &pin), s.encode(private, &pin))
 	if err != nil {
 		return 0, 0, fmt.Errorf("generate key pair: %w", err)
 	}
@@ -56,7 +62,14 @@ func (s *session) generatePair(m uint, public, private template) (pub, priv pkcs
 }
 
 func (s *session) wrap(m []*pkcs11.Mechanism, with, key pkcs11.ObjectHandle) ([]byte, error) {
-	b, err := s.ctx().WrapKey(s.h, m, with, key)
+	var b []byte
+	var err error
+	switch m[0].Mechanism {
+	case pkcs11.CKM_AES_KEY_WRAP, ckmAESKeyWrapPad, ckmAESKeyWrapKWP:
+		b, err = s.link.lib.native.wrapKey(s.h, m[0].Mechanism, with, key)
+	default:
+		b, err = s.ctx().WrapKey(s.h, m, with, key)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("wrap key: %w", err)
 	}
@@ -66,7 +79,7 @@ func (s *session) wrap(m []*pkcs11.Mechanism, with, key pkcs11.ObjectHandle) ([]
 func (s *session) unwrap(m []*pkcs11.Mechanism, with pkcs11.ObjectHandle, key []byte, t template) (pkcs11.ObjectHandle, error) {
 	var pin runtime.Pinner
 	defer pin.Unpin()
-	o, err := s.ctx().UnwrapKey(s.h, m, with, key, t.encode(&pin))
+	o, err := s.ctx().UnwrapKey(s.h, m, with, key, s.encode(t, &pin))
 	if err != nil {
 		return 0, fmt.Errorf("unwrap key: %w", err)
 	}
@@ -177,28 +190,45 @@ func (s *session) attribute(o pkcs11.ObjectHandle, kind uint) ([]byte, error) {
 	return a[0].Value, nil
 }
 
-// check reads an object's attributes back and compares them with what they must be.
-// ErrCorrupt names the attributes that differ.
+// check reads an object's attributes back and compares them with what they must be, but
+// for those that the token is accepted to lack. ErrCorrupt names the attributes that differ.
 func (s *session) check(o pkcs11.ObjectHandle, want template) error {
+	return s.exactly(o, s.link.quirks.fit(want))
+}
+
+// exactly is check with no exceptions.
+func (s *session) exactly(o pkcs11.ObjectHandle, want template) error {
+	kinds, err := s.differing(o, want)
+	if err != nil || kinds == nil {
+		return err
+	}
 	var differ []byte
+	for _, kind := range kinds {
+		differ = fmt.Appendf(differ, " %#x", kind)
+	}
+	return fmt.Errorf("%w: object with wrong attributes:%s", hsm.ErrCorrupt, differ)
+}
+
+// differing are the attributes in which an object is not what it must be.
+func (s *session) differing(o pkcs11.ObjectHandle, want template) (kinds []uint, err error) {
 	for _, a := range want {
 		same, err := s.has(o, a)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if !same {
-			differ = fmt.Appendf(differ, " %#x", a.kind)
+			kinds = append(kinds, a.kind)
 		}
 	}
-	if differ != nil {
-		return fmt.Errorf("%w: object with wrong attributes:%s", hsm.ErrCorrupt, differ)
-	}
-	return nil
+	return kinds, nil
 }
 
 func (s *session) has(o pkcs11.ObjectHandle, want attribute) (bool, error) {
 	if want.nested != nil {
 		got, err := s.link.lib.native.readNested(s.h, o, want.kind)
+		if errors.Is(err, errPointers) {
+			return false, nil
+		}
 		return err == nil && want.nested.equal(got), absent(err)
 	}
 	got, err := s.attribute(o, want.kind)

@@ -7,6 +7,7 @@ import (
 	"crypto"
 	"encoding/binary"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/miekg/pkcs11"
@@ -80,6 +81,14 @@ func (t template) with(entries ...attribute) template {
 		}
 	}
 	return result
+}
+
+// less is t without some kinds of attributes.
+func (t template) less(kinds []uint) template {
+	if len(kinds) == 0 {
+		return t
+	}
+	return slices.DeleteFunc(slices.Clone(t), func(a attribute) bool { return slices.Contains(kinds, a.kind) })
 }
 
 func flag(kind uint, on bool) attribute {
@@ -165,6 +174,14 @@ type traits struct {
 	algorithms []hsm.Algorithm
 	resident   bool // has what resident keys need
 	cloned     bool // no domain key can be wrapped out, see Config
+	ecPoint    bool // wants the public point of an EC key that it unwraps
+	quirks
+}
+
+// quirks are how a token's objects differ from those of others, where that is accepted.
+type quirks struct {
+	lacks  []uint // attributes that they do not keep
+	ownIDs bool   // two of the same class cannot have the same CKA_ID
 }
 
 func (t traits) keyWrap() []*pkcs11.Mechanism { return mechanism(t.kwp) }

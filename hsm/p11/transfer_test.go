@@ -276,7 +276,7 @@ func TestPlantedTransferKey(t *testing.T) {
 		}
 		name := template{named(labelTransfer)}
 		_, _, err := s.generatePair(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, rsaPublic(name, false).with(newRSA(scratchBits)...),
-			transferPrivate(name, true).without(pkcs11.CKA_UNWRAP_TEMPLATE))
+			transferPrivate(name, true).less([]uint{pkcs11.CKA_UNWRAP_TEMPLATE}))
 		return err
 	})
 	if _, err := m.recipient.Import(t.Context(), message, m.want); !errors.Is(err, hsm.ErrCorrupt) {

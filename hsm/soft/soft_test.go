@@ -16,7 +16,7 @@ var pin = []byte("1234")
 
 // openIn opens a partition that is closed when the test ends. Empty dir: in
 // memory.
-func openIn(t *testing.T, dir string) *soft.Partition {
+func openIn(t hsmtest.T, dir string) *soft.Partition {
 	t.Helper()
 	p, err := soft.Open(soft.Config{Dir: dir, PIN: pin, Label: "test"})
 	if err != nil {
@@ -30,17 +30,17 @@ func openIn(t *testing.T, dir string) *soft.Partition {
 	return p
 }
 
-func trust(t *testing.T, p hsm.Partition, spki []byte) {
+func trust(t hsmtest.T, p hsm.Partition, spki []byte) {
 	t.Helper()
 	if err := p.(*soft.Partition).Trust(spki); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func inMemory(t *testing.T) hsm.Partition { return openIn(t, "") }
+func inMemory(t hsmtest.T) hsm.Partition { return openIn(t, "") }
 
 // asking is a partition in memory with this OAEP hash.
-func asking(t *testing.T, oaepHash uint8) hsm.Partition {
+func asking(t hsmtest.T, oaepHash uint8) hsm.Partition {
 	t.Helper()
 	p, err := soft.Open(soft.Config{OAEPHash: oaepHash})
 	if err != nil {
@@ -54,7 +54,7 @@ func asking(t *testing.T, oaepHash uint8) hsm.Partition {
 	return p
 }
 
-func inMemoryCloned(t *testing.T) hsm.Partition {
+func inMemoryCloned(t hsmtest.T) hsm.Partition {
 	t.Helper()
 	p, err := soft.Open(soft.Config{Cloned: true})
 	if err != nil {
@@ -104,7 +104,7 @@ func TestConformanceInDirectory(t *testing.T) {
 	hsmtest.Run(t, func(t *testing.T) hsmtest.Env {
 		dir := t.TempDir()
 		p := openIn(t, dir)
-		reopen := func(t *testing.T) hsm.Partition {
+		reopen := func(t hsmtest.T) hsm.Partition {
 			if err := p.Close(); err != nil {
 				t.Fatal(err)
 			}
