@@ -100,6 +100,13 @@ var commands = []spec{
 	{"ActivateGeneration", 2, Loosens, func() Command { return new(ActivateGeneration) }},
 	{"RetireGeneration", 2, Loosens, func() Command { return new(RetireGeneration) }},
 
+	// Who could recover the domain key decides nothing about a call.
+	{"AddRecoveryCopy", 2, Loosens, func() Command { return new(AddRecoveryCopy) }},
+	{"ProposeRecipientChange", 2, Loosens, func() Command { return new(ProposeRecipientChange) }},
+	{"ApproveRecipientChange", 2, Loosens, func() Command { return new(ApproveRecipientChange) }},
+	{"CancelRecipientChange", 2, Loosens, func() Command { return new(CancelRecipientChange) }},
+	{"RecordDrill", 2, Loosens, func() Command { return new(RecordDrill) }},
+
 	{"FreezeTenant", 2, Restricts, func() Command { return new(FreezeTenant) }},
 	{"ThawTenant", 2, Loosens, func() Command { return new(ThawTenant) }},
 	{"DisablePrincipal", 2, Restricts, func() Command { return new(DisablePrincipal) }},

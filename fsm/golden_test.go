@@ -42,7 +42,9 @@ func goldenScript(t failer) *world {
 }
 
 // firstInit is initCluster as release 1 knew it.
-func firstInit() *InitCluster { return edited(initCluster(), func(c *InitCluster) { c.Release = 0 }) }
+func firstInit() *InitCluster {
+	return edited(initCluster(), func(c *InitCluster) { c.Release, c.NoRecovery = 0, false })
+}
 
 // goldenUpgrade is the fixed log of release 2: a cluster of release 1 that is raised,
 // and then every command that is new.
@@ -50,6 +52,7 @@ func goldenUpgrade(t failer) *world {
 	w := goldenUpgraded(t)
 	goldenRecoveries(w)
 	goldenGenerations(w)
+	goldenRecipients(w)
 	return w
 }
 

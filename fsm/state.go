@@ -50,6 +50,7 @@ type State struct {
 	disabled         table[*DisabledPrincipal]
 	bindings         table[*Binding]
 	uses             table[*LastUse]
+	copies           table[*RecoveryCopy]
 	due              table[Due]   // what keys and grants have coming
 	counts           table[count] // keys of a tenant, principals it disabled; grants, bindings of a key
 }
@@ -153,7 +154,10 @@ func NewState() *State {
 		bindings: newTable(func(a, b *Binding) bool {
 			return cmp.Or(compareID(a.Key, b.Key), strings.Compare(a.Resource, b.Resource)) < 0
 		}),
-		uses:   newTable(func(a, b *LastUse) bool { return compareID(a.Key, b.Key) < 0 }),
+		uses: newTable(func(a, b *LastUse) bool { return compareID(a.Key, b.Key) < 0 }),
+		copies: newTable(func(a, b *RecoveryCopy) bool {
+			return cmp.Or(cmp.Compare(a.Generation, b.Generation), strings.Compare(a.Recipient, b.Recipient)) < 0
+		}),
 		due:    newTable(dueBefore),
 		counts: newTable(func(a, b count) bool { return cmp.Or(strings.Compare(a.what, b.what), compareID(a.of, b.of)) < 0 }),
 	}

@@ -50,6 +50,7 @@ func Run(t *testing.T, open func(t *testing.T) Env) {
 		{"generations", testGenerations},
 		{"transfer refused", testTransferRefused},
 		{"transfer hashes", testTransferHashes},
+		{"recovery", testRecovery},
 		{"concurrency", testConcurrency},
 		{"keyring", testKeyring},
 		{"secrets", testSecrets},
