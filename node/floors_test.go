@@ -24,6 +24,8 @@ var floors = map[string][]string{
 	"rpc/peerv1":      {},
 	// The format of backups: the SDK's, so that kmsctl can check one without a node.
 	"rpc/client/backup": {},
+	// The files of a recovery of the domain key: what is made offline, with kmsctl too.
+	"rpc/client/recovery": {},
 
 	"hsm/soft":    {"hsm"},
 	"hsm/p11":     {"hsm"},
@@ -42,23 +44,23 @@ var floors = map[string][]string{
 
 	"rpc": {
 		"fsm", "hsm", "transport", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
-		"node/policy", "node/rules", "rpc/client/backup", "rpc/quorumkmsv1", "rpc/peerv1",
+		"node/policy", "node/rules", "rpc/client/backup", "rpc/client/recovery", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"node": {
 		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
 		"node/policy", "node/rules",
-		"rpc/client/backup", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
+		"rpc/client/backup", "rpc/client/recovery", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"cli/kmsd": {
 		"fsm", "hsm", "hsm/soft", "hsm/p11", "transport", "node", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
 		"node/policy", "node/rules",
-		"rpc/client/backup", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
+		"rpc/client/backup", "rpc/client/recovery", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 
 	"rpc/client":            {"rpc/quorumkmsv1"},
 	"rpc/client/envelope":   {},
 	"rpc/client/clienttest": {"rpc/client", "rpc/quorumkmsv1"},
-	"cli/kmsctl":            {"rpc/quorumkmsv1", "rpc/client", "rpc/client/envelope", "rpc/client/backup"},
+	"cli/kmsctl":            {"rpc/quorumkmsv1", "rpc/client", "rpc/client/envelope", "rpc/client/backup", "rpc/client/recovery"},
 }
 
 // strangers are packages of others that must not be reached, directly, from some

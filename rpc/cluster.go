@@ -75,6 +75,9 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 		}
 	}
 	out.ExposedTo = st.State.Exposed()
+	recovery := st.State.Recovery()
+	out.RecoveryRecipients, out.RecoveryRequired = describeRecipients(recovery), uint32(recovery.Required) //nolint:gosec // a small number
+	out.RecoveryAlarms = st.State.RecoveryAlarms(s.node.Now().Unix())
 	out.Backup = backupStatus(s.archive.Status())
 	out.Members = each(st.Members, func(m cluster.MemberStatus) *pb.Member {
 		lag := uint64(0)
@@ -139,13 +142,22 @@ func (s *clusterServer) Init(ctx context.Context, r *pb.InitRequest) (*pb.InitRe
 	if r.GetLeaseDuration() != nil {
 		lease = r.GetLeaseDuration().AsDuration()
 	}
+	var first *fsm.FirstRecovery
 	return kms.Operate(ctx, s.kms, kms.Operation[*pb.InitResponse]{
-		Name: "Init", Target: r.GetAdministrator(), Call: c, Params: []any{r.GetAdministrator(), lease},
-		Check:  func() error { return s.checkInit(r, lease) },
+		Name: "Init", Target: r.GetAdministrator(), Call: c, Params: append([]any{r.GetAdministrator(), lease}, recoveryParams(r)...),
+		Check: func() (err error) {
+			if err := s.checkInit(r, lease); err != nil {
+				return err
+			}
+			if first, err = firstRecovery(r); err != nil {
+				return err
+			}
+			return s.member.TrustsRecovery(ctx, first.Recipients)
+		},
 		Repeat: func(first fsm.Result) (*pb.InitResponse, error) { return answer(first.ID), nil },
 		Run: func(ctx context.Context, p fsm.Proposal, _ kms.Propose) (*pb.InitResponse, error) {
 			id, err := s.member.Found(ctx, cluster.Founding{
-				Operator: p.Principal, Administrator: r.GetAdministrator(), Lease: lease, Request: p.Request, Digest: p.Digest,
+				Operator: p.Principal, Administrator: r.GetAdministrator(), Lease: lease, Recovery: first, NoRecovery: r.GetNoRecovery(), Request: p.Request, Digest: p.Digest,
 			})
 			if err != nil {
 				return nil, err
@@ -162,9 +174,6 @@ func (s *clusterServer) checkInit(r *pb.InitRequest, lease time.Duration) error 
 	}
 	if ms := lease.Milliseconds(); ms < fsm.MinLeaseMillis || ms > fsm.MaxLeaseMillis {
 		return fmt.Errorf("%w: lease of %s: must be %d ms to %d ms", fsm.ErrInvalid, lease, fsm.MinLeaseMillis, fsm.MaxLeaseMillis)
-	}
-	if !r.GetNoRecovery() {
-		return fmt.Errorf("%w: this release makes no recovery copy of the domain key: if every node's HSM token is lost, so is all data; say no_recovery (--no-recovery) to accept that", fsm.ErrInvalid)
 	}
 	return nil
 }

@@ -47,7 +47,7 @@ is gone when it stops. Never for data that matters.`,
 			}
 			return node.Run(c.Context(), cfg, node.Options{
 				Version: stamp(), Log: log, Halt: halt(log), Console: io.Discard,
-				Found: &cluster.Founding{Operator: devID("/operator/dev"), Administrator: devID("/tenant/default/admin/dev")},
+				Found: &cluster.Founding{Operator: devID("/operator/dev"), Administrator: devID("/tenant/default/admin/dev"), NoRecovery: true},
 			})
 		},
 	}

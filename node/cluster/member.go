@@ -29,6 +29,8 @@ type Domain interface {
 	LogKey(ctx context.Context, cluster hsm.ID) ([]byte, error)
 	NewTransfer(ctx context.Context) (hsm.Transfer, error)
 	Export(ctx context.Context, r hsm.ExportRequest) ([]byte, error)
+	Trusted(ctx context.Context, spki []byte) error
+	ExportRecovery(ctx context.Context, r hsm.RecoveryRequest) ([]byte, error)
 	Import(ctx context.Context, message []byte, want hsm.ImportExpectation) (hsm.Generation, error)
 	Possess(ctx context.Context, p hsm.Possession) ([]byte, error)
 	Open(ctx context.Context, token []byte, want hsm.TokenHeader) (hsm.BlockKey, error)
