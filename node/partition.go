@@ -34,6 +34,12 @@ func openPartition(ctx context.Context, c HSM, log *slog.Logger) (hsm.Partition,
 	})
 }
 
+// OpenPartition opens a node's HSM partition without a node: for ceremonies while it is
+// stopped. It runs the self-test.
+func OpenPartition(ctx context.Context, c HSM, log *slog.Logger) (hsm.Partition, error) {
+	return openPartition(ctx, c, log)
+}
+
 // TrustTransfer is the Security Officer's step on the donor: it makes the token
 // trust a transfer key, in a process of its own.
 func TrustTransfer(ctx context.Context, c HSM, soPIN, spki []byte) error {

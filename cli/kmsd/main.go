@@ -85,7 +85,7 @@ differs from the cluster's, 8 the data on its disk was altered or is damaged
 (both: keep its data directory; do not restart).`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	c.AddCommand(runCommand(), devCommand(), configCommand(), hsmCommand(), certsCommand(), versionCommand())
+	c.AddCommand(runCommand(), devCommand(), configCommand(), hsmCommand(), recoveryCommand(), certsCommand(), versionCommand())
 	return c
 }
 

@@ -96,3 +96,6 @@ func (e *engine) copyFor(s *fsm.State, g fsm.Generation, name string) error {
 	e.log.Info("the domain key was wrapped for a recovery recipient", "generation", g.Number, "recipient", name)
 	return nil
 }
+
+// GenerationInHSM is a generation as a partition knows it.
+func GenerationInHSM(g fsm.Generation) hsm.Generation { return hsmGeneration(g) }
