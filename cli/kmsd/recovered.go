@@ -59,7 +59,7 @@ func (r *recovered) Close() error {
 
 // openRecovered opens a backup with the shares of a recovery key. Whoever has the result
 // closes it.
-func openRecovered(ctx context.Context, f recoveryFlags) (r *recovered, err error) {
+func openRecovered(ctx context.Context, f recoveryFlags) (*recovered, error) {
 	if f.backup == "" {
 		return nil, errors.New("no backup: name its file with --backup")
 	}
@@ -67,27 +67,28 @@ func openRecovered(ctx context.Context, f recoveryFlags) (r *recovered, err erro
 	if err != nil {
 		return nil, err
 	}
-	r = &recovered{key: key}
+	r := &recovered{key: key}
 	if r.Partition, err = soft.Open(soft.Config{TrustAll: true, Label: "recovery"}); err != nil {
+		recovery.Wipe(key)
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, r.Close())
-		}
-	}()
+	if err := r.read(ctx, f, name); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", f.backup, err), r.Close())
+	}
+	return r, nil
+}
+
+// read opens and verifies the backup.
+func (r *recovered) read(ctx context.Context, f recoveryFlags, name string) error {
 	file, err := os.Open(f.backup)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer file.Close() //nolint:errcheck // only read
 	if err := r.openDomain(ctx, file, f, name); err != nil {
-		return nil, fmt.Errorf("%s: %w", f.backup, err)
+		return err
 	}
-	if err := r.readState(ctx, file); err != nil {
-		return nil, fmt.Errorf("%s: %w", f.backup, err)
-	}
-	return r, nil
+	return r.readState(ctx, file)
 }
 
 // combineShares opens the recovery key; name is what its ceremony has called it.
