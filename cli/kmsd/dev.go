@@ -99,7 +99,8 @@ log: {level: %s}
 
 func printDev(w io.Writer, dir, client string) error {
 	certs := filepath.Join(dir, "certs")
-	_, err := fmt.Fprintf(w, `A development node listens on %s. Its keys live in memory only.
+	_, err := fmt.Fprintf(w, `A development node listens on %s. Its keys live in memory only, and
+nothing recovers its domain key: no recovery key holds a copy (--no-recovery).
 
   export KMSCTL_ADDRESSES=%s KMSCTL_TRUST_DOMAIN=%s KMSCTL_CA=%s
 
