@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/hsm/soft"
@@ -72,7 +73,7 @@ func TestRecover(t *testing.T) {
 	if errA != nil || errB != nil || !bytes.Equal(a, b) {
 		t.Errorf("log keys differ: %v, %v", errA, errB)
 	}
-	made, err := donor.GenerateKey(ctx, hsm.KeySpec{Cluster: id, Generation: 3, Class: hsm.ClassAES, Version: 1})
+	made, err := donor.GenerateKey(ctx, hsm.KeySpec{Cluster: id, Generation: 3, Class: hsm.ClassAES, Version: 1, Created: time.Unix(1_700_000_000, 0)})
 	if err != nil {
 		t.Fatal(err)
 	}
