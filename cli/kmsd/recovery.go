@@ -100,7 +100,7 @@ func (r *recovered) tryKeys(ctx context.Context, sample int, progress io.Writer)
 	}
 	total = len(refs)
 	if sample > 0 && sample < total {
-		rand.Shuffle(total, func(i, j int) { refs[i], refs[j] = refs[j], refs[i] })
+		rand.Shuffle(total, func(i, j int) { refs[i], refs[j] = refs[j], refs[i] }) //nolint:gosec // a sample, no secret
 		refs = refs[:sample]
 	}
 	bar := progressbar.NewOptions(len(refs), progressbar.OptionSetWriter(progress), progressbar.OptionSetDescription("opening keys"),

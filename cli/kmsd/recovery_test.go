@@ -117,9 +117,8 @@ func (c *testCluster) foundRecoverable(ctl kmsctl, h shareholders) {
 
 // treasure is what was made before everything is lost.
 type treasure struct {
-	sealed []sealed
-	rotated, mac,
-	pair object
+	sealed         []sealed
+	rotated, later object
 }
 
 // fill makes keys of several kinds under two generations of the domain key.
@@ -134,7 +133,7 @@ func (c *testCluster) fill(ctx context.Context) (x treasure) {
 		c.t.Errorf("generation %v became active", g)
 	}
 	x.sealed = append(x.sealed, c.seal(ctx, 1)...)
-	x.mac = c.fullObject(ctx, "alias/later")
+	x.later = c.fullObject(ctx, "alias/later")
 	return x
 }
 
@@ -143,7 +142,7 @@ func (c *testCluster) fill(ctx context.Context) (x treasure) {
 func (x treasure) opens(ctx context.Context, c *testCluster, p *process) {
 	c.t.Helper()
 	user := c.dial(userID, p)
-	for _, o := range []object{x.rotated, x.mac} {
+	for _, o := range []object{x.rotated, x.later} {
 		must(c.t, second(user.Decrypt(ctx, o.blob, nil)))
 		if err := user.VerifyMac(ctx, o.mac, []byte(proven), o.macOf, hmac256); err != nil {
 			c.t.Errorf("the MAC under %s: %v", o.mac, err)
@@ -158,7 +157,7 @@ func (x treasure) opens(ctx context.Context, c *testCluster, p *process) {
 
 func (x treasure) enable(ctx context.Context, c *testCluster, p *process) {
 	c.t.Helper()
-	keys := []string{x.rotated.key, x.rotated.mac, x.rotated.pair, x.mac.key, x.mac.mac, x.mac.pair}
+	keys := []string{x.rotated.key, x.rotated.mac, x.rotated.pair, x.later.key, x.later.mac, x.later.pair}
 	for _, s := range x.sealed {
 		keys = append(keys, s.key)
 	}

@@ -130,6 +130,7 @@ type engine struct {
 	grantor    *grantor
 	openings   *openings
 	domain     domainKeys
+	notCopied  string                 // why no recovery copy was made, as it was last logged; of installLoop alone
 	refusal    atomic.Pointer[string] // why the leader grants no lease, if it says
 	clockWrong atomic.Bool            // most other nodes' wall clocks are far from this leader's
 	ticks      tickWatch

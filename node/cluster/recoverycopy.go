@@ -64,7 +64,12 @@ func (e *engine) copyForRecovery(s *fsm.State) (done bool) {
 			continue
 		}
 		for _, name := range lacking {
-			if err := e.copyFor(s, g, name); err != nil && !errors.Is(err, hsm.ErrNotTrusted) && e.ctx.Err() == nil {
+			err := e.copyFor(s, g, name)
+			if err == nil || errors.Is(err, hsm.ErrNotTrusted) || e.ctx.Err() != nil {
+				continue
+			}
+			if text := err.Error(); text != e.notCopied { // it is tried again each second
+				e.notCopied = text
 				e.log.Warn("the domain key was not wrapped for a recovery recipient", "generation", g.Number, "recipient", name, "error", err)
 			}
 		}

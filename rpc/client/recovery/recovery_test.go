@@ -106,8 +106,15 @@ func TestNewRefuses(t *testing.T) {
 		threshold, shares int
 		text              string
 	}{
-		{"", 2, 3, "name"}, {"Vault", 2, 3, "name"}, {"-a", 2, 3, "name"}, {"a/b", 2, 3, "name"}, {strings.Repeat("a", MaxName+1), 2, 3, "name"},
-		{"vault", 1, 3, "1 of 3"}, {"vault", 4, 3, "4 of 3"}, {"vault", 2, MaxShares + 1, "2 of 33"}, {"vault", 0, 0, "0 of 0"},
+		{"", 2, 3, "name"},
+		{"Vault", 2, 3, "name"},
+		{"-a", 2, 3, "name"},
+		{"a/b", 2, 3, "name"},
+		{strings.Repeat("a", MaxName+1), 2, 3, "name"},
+		{"vault", 1, 3, "1 of 3"},
+		{"vault", 4, 3, "4 of 3"},
+		{"vault", 2, MaxShares + 1, "2 of 33"},
+		{"vault", 0, 0, "0 of 0"},
 	} {
 		_, _, err := New(x.name, x.threshold, x.shares)
 		wantRefused(t, fmt.Sprint(x), err, x.text)

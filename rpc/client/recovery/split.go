@@ -78,7 +78,7 @@ func (s *Share) check() error {
 		}
 		commitments = append(commitments, e)
 	}
-	if !secretsharing.Verify(uint(s.Key.Threshold-1), share, commitments) { //nolint:gosec // at least 1
+	if !secretsharing.Verify(uint(s.Key.Threshold-1), share, commitments) {
 		return refused("share %d of recovery key %s is wrong: it is not the one that was made", s.Number, s.Key.Name)
 	}
 	return nil
@@ -132,7 +132,7 @@ func New(name string, threshold, shares int) (*PublicKey, []*Share, error) {
 	g := splitGroup()
 	secret := g.RandomNonZeroScalar(rand.Reader)
 	defer secret.SetUint64(0)
-	parts := secretsharing.New(rand.Reader, uint(threshold-1), secret) //nolint:gosec // at least 1
+	parts := secretsharing.New(rand.Reader, uint(threshold-1), secret)
 	all := Share{Format: Format}
 	for _, c := range parts.CommitSecret() {
 		b, err := c.MarshalBinaryCompress()
@@ -154,7 +154,7 @@ func New(name string, threshold, shares int) (*PublicKey, []*Share, error) {
 	}
 	all.Key = public
 	var made []*Share
-	for i, part := range parts.Share(uint(shares)) { //nolint:gosec // at least 1
+	for i, part := range parts.Share(uint(shares)) {
 		s := all
 		s.Number = i + 1
 		if s.Value, err = part.Value.MarshalBinary(); err != nil {
@@ -219,7 +219,7 @@ func seal(key *rsa.PrivateKey, spki []byte, secret group.Scalar) ([]byte, error)
 		return nil, err
 	}
 	defer clear(der)
-	return aead.Seal(nil, make([]byte, aead.NonceSize()), der, spki), nil
+	return aead.Seal(nil, make([]byte, aead.NonceSize()), der, spki), nil //nolint:gosec // the key is used this once, see sealer
 }
 
 func open(s *Share, secret group.Scalar) (*rsa.PrivateKey, error) {
@@ -286,7 +286,7 @@ func Combine(given []Given) (*rsa.PrivateKey, error) {
 	if n := first.Key.Threshold; len(parts) < n {
 		return nil, refused("%d of the %d shares that open recovery key %s are given", len(parts), n, first.Key.Name)
 	}
-	secret, err := secretsharing.Recover(uint(first.Key.Threshold-1), parts) //nolint:gosec // at least 1
+	secret, err := secretsharing.Recover(uint(first.Key.Threshold-1), parts)
 	if err != nil {
 		return nil, refused("recovery key %s: %w", first.Key.Name, err)
 	}
