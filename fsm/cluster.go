@@ -31,7 +31,8 @@ type Cluster struct {
 	Generations   []Generation `json:"generations"`
 	Rewrap        *Rewrap      `json:"rewrap,omitempty"` // under way
 	Revision      uint64       `json:"revision"`
-	Profile       string       `json:"profile,omitempty"` // how domain keys come to another partition: empty is ProfileGeneric
+	Profile       string       `json:"profile,omitempty"`  // how domain keys come to another partition: empty is ProfileGeneric
+	Recovery      *Recovery    `json:"recovery,omitempty"` // nil: nothing was said
 }
 
 // The transfer profiles: how a partition comes by the cluster's domain keys. A cluster has
@@ -60,6 +61,11 @@ type InitCluster struct {
 	Identity      []byte        `json:"identity"`
 	Release       int           `json:"release,omitempty"` // the cluster's; 0 is FirstRelease, which had no such field
 	Profile       string        `json:"profile,omitempty"` // ProfileCloned; empty is ProfileGeneric
+
+	// Since release 2 the first generation, too, is active only with recovery copies, or
+	// because an operator said by name that it needs none.
+	Recovery   *FirstRecovery `json:"recovery,omitempty"`
+	NoRecovery bool           `json:"no_recovery,omitempty"`
 }
 
 func (c *InitCluster) validate() error {
@@ -84,7 +90,26 @@ func (c *InitCluster) validate() error {
 	if err := validChecks(c.Checks); err != nil {
 		return err
 	}
+	if err := c.validRecovery(); err != nil {
+		return err
+	}
 	return validMember(c.Node, c.Name, c.PeerAddress, c.ClientAddress, c.Identity)
+}
+
+func (c *InitCluster) validRecovery() error {
+	if c.Recovery != nil {
+		if err := c.Recovery.Validate(true); err != nil {
+			return err
+		}
+	}
+	copies := c.Recovery != nil && len(c.Recovery.Recipients) > 0
+	switch {
+	case c.Release == 0 && (c.Recovery != nil || c.NoRecovery):
+		return invalid("release %d knows no recovery recipients", FirstRelease)
+	case c.Release != 0 && copies == c.NoRecovery:
+		return invalid("a cluster is founded with recovery recipients, or without any by name")
+	}
+	return nil
 }
 
 func (c *InitCluster) apply(t *tx) (Result, error) {
@@ -92,10 +117,12 @@ func (c *InitCluster) apply(t *tx) (Result, error) {
 		return Result{}, fmt.Errorf("%w: the cluster is initialized (%s)", ErrExists, t.s.cluster.ID)
 	}
 	now := t.seconds()
-	t.putCluster(Cluster{
+	cluster := Cluster{
 		ID: c.Cluster, TrustDomain: c.TrustDomain, Release: max(c.Release, FirstRelease), Created: now, Operator: c.Operator, LeaseMillis: c.LeaseMillis, Profile: c.Profile,
-		Generations: []Generation{{Number: c.Generation, State: GenerationActive, Created: now, Checks: c.Checks}},
-	})
+		Generations: []Generation{{Number: c.Generation, State: GenerationActive, Created: now, Checks: c.Checks, NoRecovery: c.NoRecovery}},
+	}
+	t.found(&cluster, c)
+	t.putCluster(cluster)
 	t.putTenant(&Tenant{Name: DefaultTenant, Created: now, Administrator: c.Administrator})
 	t.putMember(&Member{
 		ID: c.Node, Name: c.Name, PeerAddress: c.PeerAddress, ClientAddress: c.ClientAddress, Identity: c.Identity,

@@ -16,7 +16,7 @@ func TestInitCluster(t *testing.T) {
 		t.Errorf("result %+v", got)
 	}
 	created := startTime / second
-	generation := Generation{Number: 1, State: "ACTIVE", Created: created, Checks: initCluster().Checks}
+	generation := Generation{Number: 1, State: "ACTIVE", Created: created, Checks: initCluster().Checks, NoRecovery: true}
 	cluster := Cluster{
 		ID: keyID(1 << 32), TrustDomain: "kms.example", Release: NewestRelease, Created: created,
 		Operator: "spiffe://kms.example/operator/olga", LeaseMillis: 9_000, Generations: []Generation{generation}, Revision: 1,

@@ -120,6 +120,13 @@ var commands = []spec{
 	{"EndRewrap", 2, Loosens, func() Command { return new(EndRewrap) }},
 	{"RewrapKeyVersions", 2, Loosens, func() Command { return new(RewrapKeyVersions) }},
 
+	// Who could recover the domain key decides nothing about a call.
+	{"AddRecoveryCopy", 2, Loosens, func() Command { return new(AddRecoveryCopy) }},
+	{"ProposeRecipientChange", 2, Loosens, func() Command { return new(ProposeRecipientChange) }},
+	{"ApproveRecipientChange", 2, Loosens, func() Command { return new(ApproveRecipientChange) }},
+	{"CancelRecipientChange", 2, Loosens, func() Command { return new(CancelRecipientChange) }},
+	{"RecordDrill", 2, Loosens, func() Command { return new(RecordDrill) }},
+
 	{"FreezeTenant", 2, Restricts, func() Command { return new(FreezeTenant) }},
 	{"ThawTenant", 2, Loosens, func() Command { return new(ThawTenant) }},
 	{"DisablePrincipal", 2, Restricts, func() Command { return new(DisablePrincipal) }},

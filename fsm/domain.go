@@ -12,9 +12,6 @@ const (
 	generationBits      = 10   // of a generation's number count those of one recovery epoch
 	MaxGenerationsInUse = 16   // that are not retired
 	MaxChecks           = 16   // check values of one generation: one a kind of domain key
-	// MinRecipients is how many recovery recipients hold a generation before it becomes
-	// active, unless an operator said by name that none need to.
-	MinRecipients = 1
 )
 
 // GenerationState is how far a domain key generation is in its life.
@@ -40,7 +37,7 @@ type Generation struct {
 	Proposed   uint64   `json:"proposed,omitempty"`    // index of the entry that proposed it; 0: the first
 	Since      int64    `json:"since,omitempty"`       // unix seconds of the last change of state; 0: none yet
 	Installed  []string `json:"installed,omitempty"`   // raft ids of nodes that proved possession while it was proposed, in order
-	Recipients []string `json:"recipients,omitempty"`  // recovery recipients that hold it; this release can make none
+	Recipients []string `json:"recipients,omitempty"`  // names of the recovery recipients that hold it, in order
 	NoRecovery bool     `json:"no_recovery,omitempty"` // it may become active without any: an operator said so by name
 }
 
@@ -228,8 +225,8 @@ func (s *State) Activable(g Generation) error {
 	if lacking := s.Lacks(g); len(lacking) > 0 {
 		return fmt.Errorf("%w: nodes that have not installed generation %d: %s", ErrGeneration, g.Number, strings.Join(lacking, ", "))
 	}
-	if n := len(g.Recipients); n < MinRecipients && !g.NoRecovery {
-		return fmt.Errorf("%w: %d recovery recipients hold generation %d, %d must", ErrGeneration, n, g.Number, MinRecipients)
+	if n, must := len(g.Recipients), s.Recovery().Required; n < must && !g.NoRecovery {
+		return fmt.Errorf("%w: %d recovery recipients hold generation %d, %d must", ErrGeneration, n, g.Number, must)
 	}
 	return nil
 }
@@ -257,6 +254,11 @@ func (c *RetireGeneration) apply(t *tx) (Result, error) {
 			return fmt.Errorf("%w: generation %d wraps %d key versions", ErrGeneration, g.Number, n)
 		}
 		g.State, g.Since = GenerationRetired, t.seconds()
+		for _, name := range g.Recipients {
+			if x, ok := t.s.RecoveryCopy(g.Number, name); ok {
+				t.dropCopy(x)
+			}
+		}
 		g.Checks, g.Installed, g.Recipients = nil, nil, nil
 		return nil
 	})
@@ -273,7 +275,7 @@ func (t *tx) changeGeneration(number uint32, f func(*Generation) error) (Result,
 	if err := f(&g); err != nil {
 		return Result{}, err
 	}
-	if g.State == old.State && len(g.Installed) == len(old.Installed) {
+	if g.State == old.State && len(g.Installed) == len(old.Installed) && len(g.Recipients) == len(old.Recipients) {
 		return Result{}, nil
 	}
 	cluster.Generations = slices.Clone(cluster.Generations)

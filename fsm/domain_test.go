@@ -121,15 +121,13 @@ func TestGenerationLife(t *testing.T) {
 
 // TestGenerationNeedsRecovery: without a recovery copy it becomes active only by name.
 func TestGenerationNeedsRecovery(t *testing.T) {
-	w := initialized(t)
+	w := newWorld(t)
+	w.do(edited(recoverable("safe", "vault"), func(c *InitCluster) { c.Recovery.Required = 2 }))
 	w.do(edited(proposeGeneration(2), func(c *ProposeGeneration) { c.NoRecovery = false }))
-	w.refuse(&ActivateGeneration{2}, ErrGeneration, "0 recovery recipients hold generation 2, 1 must")
-	w.edit(func(t *tx) {
-		c := t.s.cluster
-		c.Generations = slices.Clone(c.Generations)
-		c.Generations[1].Recipients = []string{"safe"}
-		t.putCluster(c)
-	})
+	w.refuse(&ActivateGeneration{2}, ErrGeneration, "0 recovery recipients hold generation 2, 2 must")
+	w.do(copyFor(2, "safe"))
+	w.refuse(&ActivateGeneration{2}, ErrGeneration, "1 recovery recipients hold generation 2, 2 must")
+	w.do(copyFor(2, "vault"))
 	w.do(&ActivateGeneration{2})
 }
 

@@ -42,7 +42,9 @@ func goldenScript(t failer) *world {
 }
 
 // firstInit is initCluster as release 1 knew it.
-func firstInit() *InitCluster { return edited(initCluster(), func(c *InitCluster) { c.Release = 0 }) }
+func firstInit() *InitCluster {
+	return edited(initCluster(), func(c *InitCluster) { c.Release, c.NoRecovery = 0, false })
+}
 
 // goldenUpgrade is the fixed log of release 2: a cluster of release 1 that is raised,
 // and then every command that is new.
@@ -51,6 +53,7 @@ func goldenUpgrade(t failer) *world {
 	goldenRecoveries(w)
 	goldenGenerations(w)
 	goldenResident(w)
+	goldenRecipients(w)
 	return w
 }
 

@@ -73,7 +73,7 @@ func initCluster() *InitCluster {
 		Generation:    1,
 		Checks:        []DomainCheck{{Kind: 1, Value: bytes.Repeat([]byte{0xc1}, 16)}, {Kind: 2, Value: bytes.Repeat([]byte{0xc2}, 16)}},
 		Node:          firstNode, Name: "n1", PeerAddress: "n1:7000", ClientAddress: "n1:7001",
-		Identity: []byte("identity of n1"), Release: NewestRelease,
+		Identity: []byte("identity of n1"), Release: NewestRelease, NoRecovery: true,
 	}
 }
 

@@ -166,6 +166,8 @@ func (d drawer) command() Command {
 		return &ReserveMessages{VersionRef{d.ref(), uint32(1 + d.upTo(2))}, uint64(d.oneOf(MaxReservation, MaxReservation, 1, 0))}
 	case "RecordUse":
 		return d.uses()
+	case "AddRecoveryCopy", "ProposeRecipientChange", "ApproveRecipientChange", "CancelRecipientChange", "RecordDrill":
+		return d.recoveryCommand(name)
 	case "ProposeGeneration", "InstallGeneration", "ActivateGeneration", "RetireGeneration":
 		return d.generationCommand(name)
 	case "BeginRewrap", "EndRewrap", "RewrapKeyVersions":
@@ -225,6 +227,30 @@ func (d drawer) rewrapCommand(name string) Command {
 		c.Items = append(c.Items, item)
 	}
 	return c
+}
+
+// recoveryCommand goes on with the change that waits, as a rule.
+func (d drawer) recoveryCommand(name string) Command {
+	recipient := d.or(d.word("safe", "vault"), "nobody", "A")
+	generation := uint32(1 + d.upTo(2))
+	change := uint64(d.upTo(9))
+	if c := d.w.s.Recovery().Change; c != nil && !d.oneIn(6) {
+		change = c.ID
+	}
+	switch name {
+	case "AddRecoveryCopy":
+		return edited(copyFor(generation, recipient), func(c *AddRecoveryCopy) { c.Node = d.or(firstNode, nodeID("n9")) })
+	case "ProposeRecipientChange":
+		if d.oneIn(3) {
+			return &ProposeRecipientChange{Remove: recipient}
+		}
+		return adding(recipient)
+	case "ApproveRecipientChange":
+		return &ApproveRecipientChange{change}
+	case "CancelRecipientChange":
+		return &CancelRecipientChange{change}
+	}
+	return drillOf(d.w, recipient, generation)
 }
 
 func (d drawer) principal() string { return d.or(d.word(user, other, storage), "uma", "") }
@@ -350,7 +376,13 @@ func (d drawer) dueOf(id ID) int64 {
 }
 
 func (d drawer) init() *InitCluster {
-	return edited(initCluster(), func(c *InitCluster) { c.Release = d.oneOf(NewestRelease, NewestRelease, NewestRelease, 0) })
+	switch d.oneOf(0, 0, 1, 2) {
+	case 1:
+		return firstInit()
+	case 2: // one operator's word is enough
+		return edited(recoverable("safe", "vault"), func(c *InitCluster) { c.Recovery.Approvals = 1 })
+	}
+	return initCluster()
 }
 
 // raise names the living members, and now and then not all of them.

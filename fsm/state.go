@@ -50,6 +50,7 @@ type State struct {
 	disabled         table[*DisabledPrincipal]
 	bindings         table[*Binding]
 	uses             table[*LastUse]
+	copies           table[*RecoveryCopy]
 	due              table[Due]   // what keys and grants have coming
 	counts           table[count] // keys of a tenant, principals it disabled; grants, bindings of a key
 }
@@ -153,7 +154,10 @@ func NewState() *State {
 		bindings: newTable(func(a, b *Binding) bool {
 			return cmp.Or(compareID(a.Key, b.Key), strings.Compare(a.Resource, b.Resource)) < 0
 		}),
-		uses:   newTable(func(a, b *LastUse) bool { return compareID(a.Key, b.Key) < 0 }),
+		uses: newTable(func(a, b *LastUse) bool { return compareID(a.Key, b.Key) < 0 }),
+		copies: newTable(func(a, b *RecoveryCopy) bool {
+			return cmp.Or(cmp.Compare(a.Generation, b.Generation), strings.Compare(a.Recipient, b.Recipient)) < 0
+		}),
 		due:    newTable(dueBefore),
 		counts: newTable(func(a, b count) bool { return cmp.Or(strings.Compare(a.what, b.what), compareID(a.of, b.of)) < 0 }),
 	}
@@ -395,17 +399,23 @@ func (t *tx) wrote(kind recordKind, deleted bool, record any) {
 // Try tells how a command would be answered on this state, and changes nothing.
 // Request ids are not looked at, and nobody is the proposer.
 func (s *State) Try(c Command) (Result, error) {
-	result, _, err := s.try(c)
+	result, _, err := s.try(c, "")
+	return result, err
+}
+
+// TryAs is Try for a proposer.
+func (s *State) TryAs(principal string, c Command) (Result, error) {
+	result, _, err := s.try(c, principal)
 	return result, err
 }
 
 // After is the state that a command would come to, as Try tells it.
 func (s *State) After(c Command) (*State, error) {
-	_, next, err := s.try(c)
+	_, next, err := s.try(c, "")
 	return next, err
 }
 
-func (s *State) try(c Command) (Result, *State, error) {
+func (s *State) try(c Command, principal string) (Result, *State, error) {
 	if !s.Initialized() {
 		return Result{}, nil, ErrNotInitialized
 	}
@@ -415,7 +425,7 @@ func (s *State) try(c Command) (Result, *State, error) {
 	if err := c.validate(); err != nil {
 		return Result{}, nil, err
 	}
-	t := s.begin(s.index+1, s.term, &Entry{Time: s.now}, nil)
+	t := s.begin(s.index+1, s.term, &Entry{Time: s.now, Principal: principal}, nil)
 	result, err := c.apply(t)
 	return result, t.s, err
 }

@@ -206,6 +206,17 @@ func (t *tx) dropUse(u *LastUse) {
 	t.wrote(kindUse, true, u)
 }
 
+func (t *tx) putCopy(c *RecoveryCopy) {
+	c.Revision = t.s.index
+	t.s.copies.edit(t).Set(c)
+	t.wrote(kindCopy, false, c)
+}
+
+func (t *tx) dropCopy(c *RecoveryCopy) {
+	t.s.copies.edit(t).Delete(c)
+	t.wrote(kindCopy, true, c)
+}
+
 func (t *tx) setDisabled(d *DisabledPrincipal) {
 	if _, replaced := t.s.disabled.edit(t).Set(d); !replaced {
 		t.addTo(countDisabled+d.Tenant, ID{}, 1)

@@ -104,6 +104,12 @@ type Partition interface {
 	// both sides'. ErrNotTrusted until the partition's Security Officer has trusted
 	// the recipient's transfer key (Fingerprint of its SPKI).
 	Export(ctx context.Context, r ExportRequest) ([]byte, error)
+	// Trusted is nil if the partition's Security Officer has trusted a transfer key or a
+	// recovery key (SPKI), so that the partition wraps for it; otherwise ErrNotTrusted.
+	Trusted(ctx context.Context, spki []byte) error
+	// ExportRecovery wraps a generation for a recovery key as DKX1, with a hash of OAEP
+	// that this partition has. ErrNotTrusted as Export.
+	ExportRecovery(ctx context.Context, r RecoveryRequest) ([]byte, error)
 	// Import takes a DKX1 message in, checks it against what the recipient
 	// expects, and destroys the transfer key, unless more is to follow. The partition is unchanged if it
 	// fails. A message that fails its checks (ErrRefused) leaves the transfer key
@@ -315,6 +321,16 @@ type ExportRequest struct {
 	// RecipientIdentity is the recipient's NIK (SPKI), which must have signed the
 	// transfer key.
 	RecipientIdentity []byte
+}
+
+// RecoveryRequest asks a partition that holds a generation to wrap it for a recovery key.
+type RecoveryRequest struct {
+	Cluster    ID
+	Epoch      uint32 // recovery epoch of the cluster
+	Generation uint32
+	Donor      string // raft id of this node, 1..255 bytes
+	Recipient  string // what the recovery key is called, 1..255 bytes
+	SPKI       []byte // of the recovery key, RSA-4096
 }
 
 // ImportExpectation is what the recipient knows about the transfer from elsewhere

@@ -209,6 +209,15 @@ func (r ExportRequest) Check() (*rsa.PublicKey, error) {
 	return pub, nil
 }
 
+// Check verifies everything of a request that needs no HSM and returns the recovery key.
+// ErrRefused.
+func (r RecoveryRequest) Check() (*rsa.PublicKey, error) {
+	if !validName(r.Donor) || !validName(r.Recipient) {
+		return nil, fmt.Errorf("%w: recovery copy: names of %d and %d bytes", ErrRefused, len(r.Donor), len(r.Recipient))
+	}
+	return RecoveryPublicKey(r.SPKI)
+}
+
 // VerifyIdentitySignature verifies a NIK's signature: ECDSA P-256 of
 // SHA-256(message), ASN.1 DER. ErrRefused.
 func VerifyIdentitySignature(nikSPKI, message, sig []byte) error {

@@ -22,6 +22,9 @@ const (
 const (
 	// TransferKeyBits is the modulus of a transfer key.
 	TransferKeyBits = 3072
+	// RecoveryKeyBits is the modulus of a recovery key. It is another size, so that
+	// neither is ever taken for the other.
+	RecoveryKeyBits = 4096
 
 	labelTransferKey  = "quorumkms/transfer-key/v1"
 	fingerprintPrefix = "SHA256:"
@@ -79,17 +82,35 @@ func (t Transfer) Verify(identity []byte) (*rsa.PublicKey, error) {
 // TransferPublicKey reads the SPKI of a transfer key. ErrRefused unless it is the
 // canonical DER of an RSA key of TransferKeyBits with the exponent 65537.
 func TransferPublicKey(spki []byte) (*rsa.PublicKey, error) {
+	return rsaPublicKey("transfer key", spki, TransferKeyBits)
+}
+
+// RecoveryPublicKey reads the SPKI of a recovery key, as TransferPublicKey does.
+func RecoveryPublicKey(spki []byte) (*rsa.PublicKey, error) {
+	return rsaPublicKey("recovery key", spki, RecoveryKeyBits)
+}
+
+// RecipientPublicKey reads the SPKI of what a Security Officer may trust: a transfer key
+// or a recovery key. ErrRefused.
+func RecipientPublicKey(spki []byte) (*rsa.PublicKey, error) {
+	if pub, err := RecoveryPublicKey(spki); err == nil {
+		return pub, nil
+	}
+	return TransferPublicKey(spki)
+}
+
+func rsaPublicKey(what string, spki []byte, bits int) (*rsa.PublicKey, error) {
 	parsed, err := x509.ParsePKIXPublicKey(spki)
 	if err != nil {
-		return nil, fmt.Errorf("%w: transfer key: %w", ErrRefused, err)
+		return nil, fmt.Errorf("%w: %s: %w", ErrRefused, what, err)
 	}
 	pub, ok := parsed.(*rsa.PublicKey)
-	if !ok || pub.N.BitLen() != TransferKeyBits || pub.E != 65537 {
-		return nil, fmt.Errorf("%w: transfer key is not RSA-%d with exponent 65537", ErrRefused, TransferKeyBits)
+	if !ok || pub.N.BitLen() != bits || pub.E != 65537 {
+		return nil, fmt.Errorf("%w: %s is not RSA-%d with exponent 65537", ErrRefused, what, bits)
 	}
 	canonical, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil || !bytes.Equal(canonical, spki) {
-		return nil, fmt.Errorf("%w: transfer key is not canonical DER", ErrRefused)
+		return nil, fmt.Errorf("%w: %s is not canonical DER", ErrRefused, what)
 	}
 	return pub, nil
 }

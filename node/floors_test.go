@@ -25,6 +25,8 @@ var floors = map[string][]string{
 	// The format of backups: the SDK's, so that kmsctl can check one without a node.
 	"rpc/client/backup":     {},
 	"rpc/client/rewrapfile": {},
+	// The files of a recovery of the domain key: what is made offline, with kmsctl too.
+	"rpc/client/recovery": {},
 
 	"hsm/soft":    {"hsm"},
 	"hsm/p11":     {"hsm"},
@@ -43,23 +45,23 @@ var floors = map[string][]string{
 
 	"rpc": {
 		"fsm", "hsm", "transport", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
-		"node/policy", "node/rules", "rpc/client/backup", "rpc/quorumkmsv1", "rpc/peerv1",
+		"node/policy", "node/rules", "rpc/client/backup", "rpc/client/recovery", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"node": {
 		"fsm", "hsm", "hsm/soft", "hsm/p11", "hsm/hsmtest", "transport", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
 		"node/policy", "node/rules",
-		"rpc/client/backup", "rpc/client/rewrapfile", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
+		"rpc/client/backup", "rpc/client/recovery", "rpc/client/rewrapfile", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"cli/kmsd": {
 		"fsm", "hsm", "hsm/soft", "hsm/p11", "hsm/hsmtest", "transport", "node", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
 		"node/policy", "node/rules",
-		"rpc/client/backup", "rpc/client/rewrapfile", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
+		"rpc/client/backup", "rpc/client/recovery", "rpc/client/rewrapfile", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 
 	"rpc/client":            {"rpc/quorumkmsv1"},
 	"rpc/client/envelope":   {},
 	"rpc/client/clienttest": {"rpc/client", "rpc/quorumkmsv1"},
-	"cli/kmsctl":            {"rpc/quorumkmsv1", "rpc/client", "rpc/client/envelope", "rpc/client/backup", "rpc/client/rewrapfile"},
+	"cli/kmsctl":            {"rpc/quorumkmsv1", "rpc/client", "rpc/client/envelope", "rpc/client/backup", "rpc/client/recovery", "rpc/client/rewrapfile"},
 }
 
 // strangers are packages of others that must not be reached, directly, from some

@@ -95,6 +95,12 @@ func Adopt(ctx context.Context, c Config) (spki []byte, err error) {
 	return p11.Adopt(ctx, c.HSM.pkcs11(pin, slog.New(slog.DiscardHandler)))
 }
 
+// OpenPartition opens a node's HSM partition without a node: for ceremonies while it is
+// stopped. It runs the self-test.
+func OpenPartition(ctx context.Context, c HSM, log *slog.Logger) (hsm.Partition, error) {
+	return openPartition(ctx, c, log)
+}
+
 // TrustTransfer is the Security Officer's step on the donor: it makes the token
 // trust a transfer key, in a process of its own.
 func TrustTransfer(ctx context.Context, c HSM, soPIN, spki []byte) error {

@@ -42,11 +42,6 @@ type RewrapSummary struct {
 	Failures   []error // the first of them
 }
 
-// OpenPartition opens a partition that belongs to no running node, or beside one.
-func OpenPartition(ctx context.Context, c HSM, log *slog.Logger) (hsm.Partition, error) {
-	return openPartition(ctx, c, log)
-}
-
 // RewrapBackup has a partition wrap the keys that a backup has under one generation under
 // another, and writes what kmsctl takes to the cluster. Where from is 0 it is the only one
 // with a twin in the partition; where to is 0 it is the active one. A token that does not open
@@ -192,7 +187,7 @@ func rewrapAll(ctx context.Context, p hsm.Rewrapper, s *fsm.State, batch []wrapp
 		places <- struct{}{}
 		all.Go(func() {
 			defer func() { <-places }()
-			tokens[i], errs[i] = p.Rewrap(ctx, kms.HSMRef(s, v.key, v.version), to)
+			tokens[i], errs[i] = p.Rewrap(ctx, kms.RefOf(s, v.key, v.version), to)
 			if errs[i] == nil {
 				_, errs[i] = hsm.Rewrapped(v.version.Token, tokens[i])
 			}

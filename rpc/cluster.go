@@ -76,6 +76,9 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 		}
 	}
 	out.ExposedTo = st.State.Exposed()
+	recovery := st.State.Recovery()
+	out.RecoveryRecipients, out.RecoveryRequired = describeRecipients(recovery), uint32(recovery.Required) //nolint:gosec // a small number
+	out.RecoveryAlarms = st.State.RecoveryAlarms(s.node.Now().Unix())
 	out.Backup = backupStatus(s.archive.Status())
 	out.Members = each(st.Members, func(m cluster.MemberStatus) *pb.Member {
 		lag := uint64(0)
@@ -140,17 +143,26 @@ func (s *clusterServer) Init(ctx context.Context, r *pb.InitRequest) (*pb.InitRe
 	if r.GetLeaseDuration() != nil {
 		lease = r.GetLeaseDuration().AsDuration()
 	}
-	params := []any{r.GetAdministrator(), lease}
+	params := append([]any{r.GetAdministrator(), lease}, recoveryParams(r)...)
 	if r.GetProfile() != "" {
 		params = append(params, r.GetProfile())
 	}
+	var first *fsm.FirstRecovery
 	return kms.Operate(ctx, s.kms, kms.Operation[*pb.InitResponse]{
 		Name: "Init", Target: r.GetAdministrator(), Call: c, Params: params,
-		Check:  func() error { return s.checkInit(r, lease) },
+		Check: func() (err error) {
+			if err := s.checkInit(r, lease); err != nil {
+				return err
+			}
+			if first, err = firstRecovery(r); err != nil {
+				return err
+			}
+			return s.member.TrustsRecovery(ctx, first.Recipients)
+		},
 		Repeat: func(first fsm.Result) (*pb.InitResponse, error) { return answer(first.ID), nil },
 		Run: func(ctx context.Context, p fsm.Proposal, _ kms.Propose) (*pb.InitResponse, error) {
 			id, err := s.member.Found(ctx, cluster.Founding{
-				Operator: p.Principal, Administrator: r.GetAdministrator(), Lease: lease, Request: p.Request, Digest: p.Digest,
+				Operator: p.Principal, Administrator: r.GetAdministrator(), Lease: lease, Recovery: first, NoRecovery: r.GetNoRecovery(), Request: p.Request, Digest: p.Digest,
 			})
 			if err != nil {
 				return nil, err
@@ -171,8 +183,8 @@ func (s *clusterServer) checkInit(r *pb.InitRequest, lease time.Duration) error 
 	if p := r.GetProfile(); p != "" && p != s.member.Profile() {
 		return fmt.Errorf("%w: profile %.80q: this node is configured for %s (hsm.profile)", fsm.ErrInvalid, p, s.member.Profile())
 	}
-	if !r.GetNoRecovery() {
-		return fmt.Errorf("%w: this release makes no recovery copy of the domain key: if every node's HSM token is lost, so is all data; say no_recovery (--no-recovery) to accept that", fsm.ErrInvalid)
+	if s.member.Profile() == fsm.ProfileCloned && len(r.GetRecoveryKeys()) > 0 {
+		return fmt.Errorf("%w: in the transfer profile %s nothing wraps the domain key for a recovery key: the HSM vendor's backup recovers it; say no_recovery (--no-recovery)", fsm.ErrInvalid, fsm.ProfileCloned)
 	}
 	return nil
 }

@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"context"
-	"fmt"
 	"strings"
 
 	"github.com/quorumkms/quorumkms/fsm"
@@ -40,6 +39,7 @@ func describeDomain(st *fsm.State, holdings map[string]cluster.DomainHolding) *p
 		x := &pb.DomainGeneration{
 			Number: g.Number, State: generationStates[g.State], Created: date(g.Created), KeyVersions: uint64(tokens[g.Number]), //nolint:gosec // not negative
 			Installed: g.Installed, RecoveryRecipients: uint32(len(g.Recipients)), NoRecovery: g.NoRecovery, //nolint:gosec // a small number
+			RecoveryHolders: g.Recipients, RecoveryLacking: st.Uncopied(g),
 		}
 		if g.Since != 0 {
 			x.Since = date(g.Since)
@@ -73,10 +73,7 @@ func (s *clusterServer) RotateDomain(ctx context.Context, r *pb.RotateDomainRequ
 	return kms.Operate(ctx, s.kms, kms.Operation[*pb.RotateDomainResponse]{
 		Name: "RotateDomain", Call: call(ctx, r), Params: r.GetNoRecovery(),
 		Check: func() error {
-			if !r.GetNoRecovery() {
-				return fmt.Errorf("%w: this release makes no recovery copy of the domain key: if every node's HSM token is lost, so is all data; say no_recovery (--no-recovery) to accept that", fsm.ErrInvalid)
-			}
-			return s.member.MayRotateDomain()
+			return s.member.MayRotateDomain(r.GetNoRecovery())
 		},
 		Repeat: func(first fsm.Result) (*pb.RotateDomainResponse, error) { return answer(cluster.GenerationOf(first)) },
 		Run: func(ctx context.Context, _ fsm.Proposal, propose kms.Propose) (*pb.RotateDomainResponse, error) {

@@ -18,6 +18,7 @@ import (
 	"github.com/quorumkms/quorumkms/node/kms"
 	"github.com/quorumkms/quorumkms/node/kms/limit"
 	"github.com/quorumkms/quorumkms/rpc/client/backup"
+	"github.com/quorumkms/quorumkms/rpc/client/recovery"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 )
 
@@ -66,6 +67,7 @@ var table = []struct {
 
 	{archive.ErrBusy, codes.ResourceExhausted, pb.Reason_REASON_BUSY},
 	{backup.ErrRefused, codes.InvalidArgument, pb.Reason_REASON_INVALID},
+	{recovery.ErrRefused, codes.InvalidArgument, pb.Reason_REASON_INVALID},
 	{archive.ErrJournal, codes.InvalidArgument, pb.Reason_REASON_INVALID},
 	{fsm.ErrSnapshot, codes.InvalidArgument, pb.Reason_REASON_INVALID},
 

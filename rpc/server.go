@@ -88,6 +88,7 @@ func NewServer(c Config) *Server {
 	pb.RegisterGrantServiceServer(s.clients, &grantServer{kms: c.KMS})
 	pb.RegisterPolicyServiceServer(s.clients, &policyServer{kms: c.KMS})
 	pb.RegisterTenantServiceServer(s.clients, &tenantServer{kms: c.KMS})
+	pb.RegisterRecoveryServiceServer(s.clients, &recoveryServer{kms: c.KMS, member: c.Member, node: c.Node})
 	pb.RegisterCryptoServiceServer(s.clients, &cryptoServer{kms: c.KMS})
 	pb.RegisterClusterServiceServer(s.clients, &clusterServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node})
 	pb.RegisterBackupServiceServer(s.clients, &backupServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node, restoreDir: c.RestoreDir})

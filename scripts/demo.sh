@@ -109,7 +109,8 @@ step "kms-1 founds the cluster"
 sed -i '/^join:/d' "$work/kms-1/kmsd.yaml"
 start kms-1
 until_true 20 "kms-1 answers" answers kms-1
-say "(--no-recovery: a demonstration keeps no recovery copy of its domain key)"
+say "(--no-recovery: a demonstration has no recovery key. NOTHING RECOVERS ITS DOMAIN KEY: with"
+say "the last of its tokens every key is lost. See kmsctl recovery init.)"
 addresses=${client[kms-1]} as olga cluster init --administrator spiffe://$domain/tenant/default/admin/alice --no-recovery | show
 
 for n in kms-2 kms-3; do

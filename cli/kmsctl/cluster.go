@@ -30,6 +30,8 @@ func (a *app) clusterCommand() *cobra.Command {
 func (a *app) clusterInit() *cobra.Command {
 	var administrator string
 	var noRecovery bool
+	var recoveryFiles []string
+	var required, approvals, drillDays uint32
 	var lease time.Duration
 	c := &cobra.Command{
 		Use:   "init",
@@ -41,12 +43,19 @@ were initialized would be another cluster. Other nodes join: see kmsctl cluster
 invite.
 
 --administrator is the first key administrator of the tenant "default".
---no-recovery accepts that the domain key has no recovery copy: with the last
+--recovery-recipient is the file of a recovery key (kmsctl recovery init): the domain
+key is wrapped for it, into the cluster's state and so into every backup. The node's
+Security Officer trusts each key before: kmsd hsm trust --recovery. Give it once for
+each. --recovery-required of them must hold a generation of the domain key before it
+becomes active, --recovery-approvals operators must approve a change of the recipients,
+and after --recovery-drill days without a report of kmsd recovery verify the status
+warns.
+--no-recovery accepts, instead, that nothing recovers the domain key: with the last
 member's HSM partition, every key of the cluster is lost.
 --lease is how long a node may go on answering after it lost touch with the leader,
 the same for all nodes: longer rides out longer elections, shorter makes the first
 restriction after a node's death return sooner.`,
-		Example: "  kmsctl cluster init --addresses kms1.example.org:7300 --administrator spiffe://kms.example.org/tenant/default/admin/alice --no-recovery",
+		Example: "  kmsctl cluster init --addresses kms1.example.org:7300 --administrator spiffe://kms.example.org/tenant/default/admin/alice --recovery-recipient vault.recovery",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, _ []string) error {
 			if _, _, found := strings.Cut(a.value(setAddresses), ","); found {
 				return usagef("--addresses names several nodes: init makes one node the first member, so name that one only")
@@ -54,24 +63,39 @@ restriction after a node's death return sooner.`,
 			if rest, ok := strings.CutPrefix(administrator, "spiffe://"); !ok || !strings.Contains(rest, "/tenant/default/admin/") {
 				return usagef("--administrator %q: want %s", administrator, adminForm)
 			}
+			keys, err := a.readRecoveryKeys(ctx, recoveryFiles)
+			if err != nil {
+				return err
+			}
 			r, err := kms.Cluster().Init(ctx, &quorumkmsv1.InitRequest{
 				Administrator: administrator, NoRecovery: noRecovery, LeaseDuration: durationpb.New(lease),
+				RecoveryKeys: keys, RecoveryRequired: required, RecoveryApprovals: approvals, RecoveryDrillDays: drillDays,
 				DryRun: a.dryRun, RequestId: a.requestID,
 			})
 			if err != nil {
 				return err
+			}
+			if noRecovery {
+				if _, err := fmt.Fprintln(a.stderr, "WARNING: NOTHING RECOVERS THE DOMAIN KEY OF THIS CLUSTER: IF EVERY NODE'S HSM TOKEN IS LOST, SO IS ALL DATA."); err != nil {
+					return err
+				}
 			}
 			return a.print(r, func(w io.Writer) error {
 				return writeFields(w, [][2]string{
 					{"Cluster", r.GetClusterId()},
 					{"First member", r.GetRaftId()},
 					{"Administrator", administrator},
+					{"Recovery", recipientsText(len(keys))},
 				})
 			})
 		}),
 	}
 	c.Flags().StringVar(&administrator, "administrator", "", "SPIFFE URI of the first key administrator, "+adminForm)
-	c.Flags().BoolVar(&noRecovery, "no-recovery", false, "accept that the domain key has no recovery copy")
+	c.Flags().StringArrayVar(&recoveryFiles, "recovery-recipient", nil, "file of a recovery key; may be repeated")
+	c.Flags().Uint32Var(&required, "recovery-required", 1, "recipients that hold a generation of the domain key before it becomes active")
+	c.Flags().Uint32Var(&approvals, "recovery-approvals", 2, "operators who approve a change of the recipients")
+	c.Flags().Uint32Var(&drillDays, "recovery-drill", 90, "days after which a recovery must have been tried again")
+	c.Flags().BoolVar(&noRecovery, "no-recovery", false, "accept that nothing recovers the domain key")
 	c.Flags().DurationVar(&lease, "lease", 6*time.Second, "how long a node may answer by itself, 1s to 60s")
 	return a.mutates(c)
 }

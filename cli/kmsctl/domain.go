@@ -54,9 +54,11 @@ fingerprint on its console. The Security Officer of a node that has the generati
 compares it and trusts it, on that host: kmsd hsm trust. kmsctl domain status shows who
 waits for what; --wait shows it until the generation is active.
 
---no-recovery accepts that the generation has no recovery copy: with the last member's
-HSM partition, every key under it is lost.`,
-		Example: "  kmsctl domain rotate --no-recovery --wait",
+It is also wrapped for the recovery recipients, by each node whose Security Officer has
+trusted their keys (kmsd hsm trust --recovery), and does not become active before as many
+hold it as must. --no-recovery accepts that none does: with the last member's HSM
+partition, every key under it is lost.`,
+		Example: "  kmsctl domain rotate --wait",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, _ []string) error {
 			r, err := kms.Cluster().RotateDomain(ctx, &quorumkmsv1.RotateDomainRequest{NoRecovery: noRecovery, DryRun: a.dryRun, RequestId: a.requestID})
 			if err != nil {
@@ -180,6 +182,11 @@ func writeDomain(w io.Writer, r *quorumkmsv1.DescribeDomainResponse) error {
 	}
 	if text := rewrapText(r); text != "" {
 		notes = append(notes, text)
+	}
+	for _, g := range r.GetGenerations() {
+		if names := g.GetRecoveryLacking(); len(names) > 0 {
+			notes = append(notes, clean(fmt.Sprintf("Generation %d is not wrapped for the recovery recipients %s: a Security Officer of a node that holds it must trust their keys: kmsd hsm trust --recovery.", g.GetNumber(), strings.Join(names, ", "))))
+		}
 	}
 	if names := r.GetExposedTo(); len(names) > 0 {
 		notes = append(notes, "ADVICE: "+exposedText(names))

@@ -63,6 +63,7 @@ type fake struct {
 	tenants  []*quorumkmsv1.Tenant
 	disabled []*quorumkmsv1.DisabledPrincipal
 	domain   fakeDomain
+	recovery fakeRecovery
 }
 
 type fakeKey struct {
@@ -92,6 +93,7 @@ func newFake(t *testing.T, ca *clienttest.CA) *fake {
 			quorumkmsv1.RegisterGrantServiceServer(s, f)
 			quorumkmsv1.RegisterPolicyServiceServer(s, f)
 			quorumkmsv1.RegisterTenantServiceServer(s, f)
+			quorumkmsv1.RegisterRecoveryServiceServer(s, &f.recovery)
 			quorumkmsv1.RegisterClusterServiceServer(s, &fakeNode{f: f, name: name})
 			quorumkmsv1.RegisterBackupServiceServer(s, &fakeBackups{name: name, golden: readGolden()})
 		}, grpc.UnaryInterceptor(f.intercept)))
@@ -398,7 +400,7 @@ func (n *fakeNode) Init(_ context.Context, r *quorumkmsv1.InitRequest) (*quorumk
 	switch {
 	case n.f.cluster != "":
 		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_ALREADY_INITIALIZED, "already initialized")
-	case !r.GetNoRecovery():
+	case !r.GetNoRecovery() && len(r.GetRecoveryKeys()) == 0:
 		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_UNSUPPORTED, "no recovery partition: say --no-recovery")
 	}
 	n.f.cluster = "c1"

@@ -131,6 +131,7 @@ func writeStatus(w io.Writer, s *quorumkmsv1.StatusResponse, answers map[string]
 	if names := s.GetExposedTo(); len(names) > 0 {
 		fields = append(fields, [2]string{"ADVICE", exposedText(names)})
 	}
+	fields = append(fields, recoveryFields(s)...)
 	for _, split := range s.GetSplits() {
 		fields = append(fields, [2]string{"ALARM", split})
 	}

@@ -47,7 +47,7 @@ is gone when it stops. Never for data that matters.`,
 			}
 			return node.Run(c.Context(), cfg, node.Options{
 				Version: stamp(), Log: log, Halt: halt(log), Console: io.Discard,
-				Found: &cluster.Founding{Operator: devID("/operator/dev"), Administrator: devID("/tenant/default/admin/dev")},
+				Found: &cluster.Founding{Operator: devID("/operator/dev"), Administrator: devID("/tenant/default/admin/dev"), NoRecovery: true},
 			})
 		},
 	}
@@ -99,7 +99,8 @@ log: {level: %s}
 
 func printDev(w io.Writer, dir, client string) error {
 	certs := filepath.Join(dir, "certs")
-	_, err := fmt.Fprintf(w, `A development node listens on %s. Its keys live in memory only.
+	_, err := fmt.Fprintf(w, `A development node listens on %s. Its keys live in memory only, and
+nothing recovers its domain key: no recovery key holds a copy (--no-recovery).
 
   export KMSCTL_ADDRESSES=%s KMSCTL_TRUST_DOMAIN=%s KMSCTL_CA=%s
 

@@ -108,7 +108,7 @@ func (c *testCluster) rotateDomain(ctx context.Context, p *process) uint32 {
 func testDomainRefused(ctx context.Context, c *testCluster) {
 	op := c.dial(operatorID).Cluster()
 	_, err := op.RotateDomain(ctx, &pb.RotateDomainRequest{})
-	refused(codes.InvalidArgument, client.ErrInvalid, "no recovery copy").check(c.t, "without a recovery copy", err)
+	refused(codes.InvalidArgument, client.ErrInvalid, "0 recovery recipients, 1 must hold a generation", "--no-recovery").check(c.t, "without a recovery copy", err)
 	c.createKey(ctx)
 	_, err = op.RetireGeneration(ctx, &pb.RetireGenerationRequest{Generation: 1})
 	refused(codes.FailedPrecondition, client.ErrGenerationRefused, "generation 1 is active").check(c.t, "retiring the active one", err)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/node"
+	"github.com/quorumkms/quorumkms/rpc/client/recovery"
 )
 
 // envSOPIN is the Security Officer's PIN in the environment.
@@ -105,17 +106,23 @@ func partitionCommand(c *cobra.Command, do func(context.Context, node.Config) ([
 }
 
 func trustCommand() *cobra.Command {
-	return officerCommand(&cobra.Command{
-		Use: "trust FINGERPRINT", Short: "Trust another node's transfer key, as Security Officer",
+	var recoveryFile string
+	c := officerCommand(&cobra.Command{
+		Use: "trust FINGERPRINT", Short: "Trust another node's transfer key, or a recovery key, as Security Officer",
 		Long: `A node that joins, or lacks a generation of the domain key, asks this node for it.
 This node's token wraps it only for a transfer key that its Security Officer has
 trusted. Compare the fingerprint with the one on the other node's own console, on a
 channel other than this cluster; then give it here. PIN from a file with mode 0600 or from
 KMSD_HSM_SO_PIN. Where the configuration accepts the weakness trusted-by-user the
-user of the token may do it: without one of these, the node's own PIN is used.`,
-		Example: "  kmsd hsm trust --config /etc/quorumkms/kmsd.yaml --so-pin-file so-pin SHA256:9f2c…",
+user of the token may do it: without one of these, the node's own PIN is used.
+
+With --recovery it is the key in that file, which kmsctl recovery init has made. Compare
+the fingerprint with the one that was noted at that ceremony: whoever has the other half
+of a key that is trusted here, and a backup, has every key of the cluster.`,
+		Example: "  kmsd hsm trust --config /etc/quorumkms/kmsd.yaml --so-pin-file so-pin SHA256:9f2c…\n" +
+			"  kmsd hsm trust --config /etc/quorumkms/kmsd.yaml --so-pin-file so-pin --recovery vault.recovery SHA256:77ab…",
 	}, "trusted", func(ctx context.Context, cfg node.Config, soPIN func() ([]byte, error), fingerprint string) error {
-		spki, err := waitingKey(cfg, fingerprint)
+		spki, err := keyToTrust(cfg, recoveryFile, fingerprint)
 		if err != nil {
 			return err
 		}
@@ -125,13 +132,36 @@ user of the token may do it: without one of these, the node's own PIN is used.`,
 		}
 		return node.TrustTransfer(ctx, cfg.HSM, pin, spki)
 	})
+	c.Flags().StringVar(&recoveryFile, "recovery", "", "file of the recovery key to trust")
+	return c
+}
+
+// keyToTrust is the key of a recovery file, or else the transfer key that waits; its
+// fingerprint is the one that the Security Officer has compared.
+func keyToTrust(cfg node.Config, recoveryFile, fingerprint string) ([]byte, error) {
+	if recoveryFile == "" {
+		return waitingKey(cfg, fingerprint)
+	}
+	b, err := readSmall(recoveryFile)
+	if err != nil {
+		return nil, err
+	}
+	key, err := recovery.ParsePublicKey(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", recoveryFile, err)
+	}
+	if key.Fingerprint() != fingerprint {
+		return nil, fmt.Errorf("the fingerprint of recovery key %s is %s, not %s: compare it with the one of the ceremony, character by character", key.Name, key.Fingerprint(), fingerprint)
+	}
+	return key.SPKI, nil
 }
 
 func untrustCommand() *cobra.Command {
 	return officerCommand(&cobra.Command{
-		Use: "untrust FINGERPRINT", Short: "Take the trust in a transfer key back, as Security Officer",
-		Long: `Removes a transfer key that was trusted with "kmsd hsm trust" from this node's
-token: when the node has joined, or when it is removed. PIN from a file with mode
+		Use: "untrust FINGERPRINT", Short: "Take the trust in a transfer key or recovery key back, as Security Officer",
+		Long: `Removes a key that was trusted with "kmsd hsm trust" from this node's token: a transfer
+key when the node has joined, or when it is removed; a recovery key when it is no
+recipient any more. PIN from a file with mode
 0600 or from KMSD_HSM_SO_PIN.`,
 		Example: "  kmsd hsm untrust --config /etc/quorumkms/kmsd.yaml --so-pin-file so-pin SHA256:9f2c…",
 	}, "no longer trusted:", func(ctx context.Context, cfg node.Config, soPIN func() ([]byte, error), fingerprint string) error {

@@ -29,8 +29,8 @@ func (c *testCluster) plan(ctx context.Context, p *process) *pb.RecoveryPlanResp
 	return r
 }
 
-// recovery is the request that a plan leads to.
-func recovery(plan *pb.RecoveryPlanResponse) *pb.RecoverRequest {
+// recoverRequest is the request that a plan leads to.
+func recoverRequest(plan *pb.RecoveryPlanResponse) *pb.RecoverRequest {
 	r := &pb.RecoverRequest{ClusterId: plan.GetClusterId(), RecoveryEpoch: plan.GetRecoveryEpoch(), Node: plan.GetNodeName()}
 	r.MissedRestrictions, r.JournalProblem = plan.GetMissedRestrictions(), plan.GetJournalProblem()
 	for _, m := range plan.GetMembers() {
@@ -50,7 +50,7 @@ func (c *testCluster) leaderless(p *process) {
 // recover recovers the cluster from a node.
 func (c *testCluster) recover(ctx context.Context, p *process) *pb.RecoverResponse {
 	c.t.Helper()
-	r, err := c.recoverClient(p).Recover(ctx, recovery(c.plan(ctx, p)))
+	r, err := c.recoverClient(p).Recover(ctx, recoverRequest(c.plan(ctx, p)))
 	if err != nil {
 		c.t.Fatalf("recover: %v\n%s", err, p.output())
 	}
@@ -112,11 +112,11 @@ func TestRecover(t *testing.T) {
 		t.Errorf("with a leader: %q", plan.GetRefusal())
 	}
 	cluster := c.recoverClient(survivor)
-	recoveryRefused("the cluster is alive").check(t, "Recover with a leader", fromStatus(second(cluster.Recover(ctx, recovery(plan)))))
+	recoveryRefused("the cluster is alive").check(t, "Recover with a leader", fromStatus(second(cluster.Recover(ctx, recoverRequest(plan)))))
 	_, err = c.dial(adminID, survivor).Cluster().RecoveryPlan(ctx, &pb.RecoveryPlanRequest{})
 	refused(codes.PermissionDenied, client.ErrDenied).check(t, "RecoveryPlan of an administrator", err)
 	refused(codes.PermissionDenied, client.ErrDenied).check(t, "Recover of an administrator",
-		second(c.dial(adminID, survivor).Cluster().Recover(ctx, recovery(plan))))
+		second(c.dial(adminID, survivor).Cluster().Recover(ctx, recoverRequest(plan))))
 
 	survivor.pause()
 	must(t, second(c.dial(adminID, lost...).Keys().DisableKey(ctx, &pb.DisableKeyRequest{KeyId: late.key})))
@@ -138,7 +138,7 @@ func TestRecover(t *testing.T) {
 	if plan.GetRefusal() != "" || plan.GetKeyCount() != before.GetKeyCount() || plan.GetWait().AsDuration() != testLease*5/4 {
 		t.Fatalf("the plan is %v", plan)
 	}
-	good := recovery(plan)
+	good := recoverRequest(plan)
 	if !slices.Equal(good.GetDeadNodes(), []string{"kms-2", "kms-3"}) {
 		t.Fatalf("the dead are %v", good.GetDeadNodes())
 	}
@@ -154,7 +154,7 @@ func TestRecover(t *testing.T) {
 		"the living one named": {func(r *pb.RecoverRequest) { r.DeadNodes = []string{"kms-1", "kms-2", "kms-3"} }, recoveryRefused("dead were kms-1, kms-2, kms-3")},
 		"a dry run":            {func(r *pb.RecoverRequest) { r.DryRun = true }, refused(codes.FailedPrecondition, client.ErrDryRun)},
 	} {
-		r := recovery(plan)
+		r := recoverRequest(plan)
 		x.change(r)
 		x.want.check(t, what, fromStatus(second(cluster.Recover(ctx, r))))
 	}
@@ -177,7 +177,7 @@ func TestRecover(t *testing.T) {
 	made.hold(ctx, c, survivor)
 	refused(codes.FailedPrecondition, client.ErrKeyDisabled).check(t, "what was disabled while the survivor was away",
 		second(c.dial(userID, survivor).Decrypt(ctx, late.blob, nil)))
-	recoveryRefused("the cluster is alive").check(t, "once more", fromStatus(second(cluster.Recover(ctx, recovery(c.plan(ctx, survivor))))))
+	recoveryRefused("the cluster is alive").check(t, "once more", fromStatus(second(cluster.Recover(ctx, recoverRequest(c.plan(ctx, survivor))))))
 
 	rotated, err := c.dial(adminID, survivor).Keys().RotateKeyOnDemand(ctx, &pb.RotateKeyOnDemandRequest{KeyId: made.rotated.key})
 	must(t, err)
@@ -281,13 +281,13 @@ func TestRecoverFive(t *testing.T) {
 	}
 	c.eventually("the survivors find each other", func() bool {
 		for _, p := range []*process{behind, ahead} {
-			if plan := c.plan(ctx, p); len(recovery(plan).GetDeadNodes()) != 3 || strings.Contains(plan.GetRefusal(), "leader") {
+			if plan := c.plan(ctx, p); len(recoverRequest(plan).GetDeadNodes()) != 3 || strings.Contains(plan.GetRefusal(), "leader") {
 				return false
 			}
 		}
 		return true
 	}, ahead, behind)
-	err = fromStatus(second(c.recoverClient(behind).Recover(ctx, recovery(c.plan(ctx, behind)))))
+	err = fromStatus(second(c.recoverClient(behind).Recover(ctx, recoverRequest(c.plan(ctx, behind)))))
 	recoveryRefused(ahead.name+" has more", "recover from "+ahead.name).check(t, "the one behind", err)
 	if err == nil {
 		t.Fatalf("%s:\n%s\n%s:\n%s", behind.name, behind.output(), ahead.name, ahead.output())
@@ -320,7 +320,7 @@ func TestRecoveryGoesOn(t *testing.T) {
 	c.nodes[1].kill()
 	c.leaderless(survivor)
 	done := make(chan error, 1)
-	go func() { done <- second(c.recoverClient(survivor).Recover(ctx, recovery(c.plan(ctx, survivor)))) }()
+	go func() { done <- second(c.recoverClient(survivor).Recover(ctx, recoverRequest(c.plan(ctx, survivor)))) }()
 	c.eventually("the recovery has begun", func() bool {
 		b, err := os.ReadFile(survivor.path("data/node.json"))
 		return err == nil && strings.Contains(string(b), `"stage": "recovering"`)

@@ -20,18 +20,13 @@ import (
 	"github.com/quorumkms/quorumkms/node"
 )
 
-func recoveryCommand() *cobra.Command {
-	c := &cobra.Command{Use: "recovery", Short: "Work with a partition that keeps the domain key, away from the cluster"}
-	c.AddCommand(rewrapCommand(), twinCommand())
-	return c
-}
-
 // openedPartition opens the partition that a command works on.
 type openedPartition func(ctx context.Context) (hsm.Partition, error)
 
 func rewrapCommand() *cobra.Command {
-	var config, backup, out string
+	var config, out string
 	var from, to uint32
+	var f recoveryFlags
 	c := &cobra.Command{
 		Use: "rewrap", Short: "Wrap a backup's keys under another generation of the domain key", Args: cobra.NoArgs,
 		Long: `Takes the wrapped keys out of a backup, has an HSM partition wrap each under another
@@ -39,30 +34,55 @@ generation of the domain key, and writes the new tokens into a file. Bring it to
 cluster with "kmsctl domain rewrap apply": it replaces a token only where the cluster
 still has the old one, and only if a majority of its HSMs opens the new one.
 
-The partition holds both generations, and the twin of the old one: "kmsd recovery twin
-install". The file holds wrapped keys only; it tells the ids of keys, their classes and
-when they were made.
+The domain key comes from shares of a recovery key (--share), on a machine without a network
+that is wiped afterwards: there it is in clear, in the memory of the process. Or it is in an
+HSM partition that holds both generations, and the twin of the old one ("kmsd recovery twin
+install"); --config names a file with the part hsm of a node's configuration.
 
---config names a file with the part hsm of a node's configuration.`,
-		Example: "  kmsd recovery rewrap --config recovery.yaml --backup kms-1.qkb --to 2 --out keys.rewrap",
+The file that is written holds wrapped keys only; it tells the ids of keys, their classes and
+when they were made.`,
+		Example: "  kmsd recovery rewrap --share share-1 --share share-3 --from 1 --backup kms-1.qkb --out keys.rewrap\n" +
+			"  kmsd recovery rewrap --config recovery.yaml --backup kms-1.qkb --to 2 --out keys.rewrap",
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := given([2]string{"backup", backup}, [2]string{"out", out}); err != nil {
+			if err := given([2]string{"backup", f.backup}, [2]string{"out", out}); err != nil {
 				return err
+			}
+			if len(f.shares) > 0 {
+				if from == 0 {
+					return errors.New("with --share, name the generation whose keys are moved: --from")
+				}
+				return rewrapFile(c, func(ctx context.Context) (hsm.Partition, error) { return recoveredWithTwin(ctx, f, from) }, f.backup, from, to, out)
 			}
 			cfg, err := node.LoadHSM(config)
 			if err != nil {
 				return err
 			}
 			log := toolLog(c.ErrOrStderr())
-			return rewrapFile(c, func(ctx context.Context) (hsm.Partition, error) { return node.OpenPartition(ctx, cfg, log) }, backup, from, to, out)
+			return rewrapFile(c, func(ctx context.Context) (hsm.Partition, error) { return node.OpenPartition(ctx, cfg, log) }, f.backup, from, to, out)
 		},
 	}
 	c.Flags().StringVar(&config, "config", "recovery.yaml", "file with the part hsm of a configuration")
-	c.Flags().StringVar(&backup, "backup", "", "the backup (kmsctl backup create)")
+	f.add(c)
 	c.Flags().Uint32Var(&from, "from", 0, "generation whose keys are moved (default: the one with a twin in the partition)")
 	c.Flags().Uint32Var(&to, "to", 0, "generation to wrap under (default: the one that is active in the backup)")
 	c.Flags().StringVar(&out, "out", "", "file to write; it must not be there")
 	return c
+}
+
+// recoveredWithTwin is the partition that shares open, with the twin of a generation.
+func recoveredWithTwin(ctx context.Context, f recoveryFlags, from uint32) (hsm.Partition, error) {
+	r, err := openRecovered(ctx, f)
+	if err != nil {
+		return nil, err
+	}
+	transfer, err := r.NewTransfer(ctx)
+	if err == nil {
+		err = node.TwinOfOwn(ctx, r, r.state.Cluster().ID, from, transfer)
+	}
+	if err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
 }
 
 // rewrapFile writes the new tokens of a backup's keys into a file, which is there when it is

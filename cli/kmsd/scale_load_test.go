@@ -60,7 +60,7 @@ func newScaleRig(t *testing.T, f *figures, most int) *scaleRig {
 	f.Versions["hsm"] = strings.TrimSpace(r.partition.Info().Manufacturer) + ", " + strings.TrimSpace(r.partition.Info().Model)
 	r.open()
 	r.domain, err = r.member.Found(t.Context(), cluster.Founding{
-		Operator: "spiffe://" + testDomain + operatorID, Administrator: "spiffe://" + testDomain + adminID, Lease: cluster.DefaultLease,
+		Operator: "spiffe://" + testDomain + operatorID, Administrator: "spiffe://" + testDomain + adminID, Lease: cluster.DefaultLease, NoRecovery: true,
 	})
 	must(t, err)
 	return r

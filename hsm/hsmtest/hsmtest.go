@@ -69,6 +69,7 @@ func Parts() []Part {
 		{"transfer refused", testTransferRefused},
 		{"transfer hashes", testTransferHashes},
 		{"cloned", testCloned},
+		{"recovery", testRecovery},
 		{"concurrency", testConcurrency},
 		{"keyring", testKeyring},
 		{"secrets", testSecrets},

@@ -157,12 +157,12 @@ func asOfficer(ctx context.Context, cfg TrustConfig, fn func(*session) error) (e
 	})
 }
 
-// Trust is the Security Officer's step: it trusts a transfer key (SPKI), so that
-// Export wraps for it. It needs a process of its own: a token to which this process
+// Trust is the Security Officer's step: it trusts a transfer key or a recovery key (SPKI),
+// so that the partition wraps for it. It needs a process of its own: a token to which this process
 // is logged in as user refuses the Security Officer. A node that runs sees the
-// object at once. ErrRefused if spki is no transfer key.
+// object at once. ErrRefused if spki is neither.
 func Trust(ctx context.Context, cfg TrustConfig, spki []byte) error {
-	pub, err := hsm.TransferPublicKey(spki)
+	pub, err := hsm.RecipientPublicKey(spki)
 	if err != nil {
 		return err
 	}

@@ -4,7 +4,6 @@ package p11
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/miekg/pkcs11"
 

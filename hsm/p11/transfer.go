@@ -142,10 +142,7 @@ func (s *session) trusted(spki []byte) (pkcs11.ObjectHandle, error) {
 
 // Export implements hsm.Partition. The token wraps with the key the Security Officer
 // trusts: no other way leads out of it, and none with a hash that it lacks.
-func (p *Partition) Export(ctx context.Context, r hsm.ExportRequest) (message []byte, err error) {
-	if p.cfg.Cloned {
-		return nil, hsm.ErrCloned
-	}
+func (p *Partition) Export(ctx context.Context, r hsm.ExportRequest) ([]byte, error) {
 	if _, err := r.Check(); err != nil {
 		return nil, err
 	}
@@ -153,23 +150,50 @@ func (p *Partition) Export(ctx context.Context, r hsm.ExportRequest) (message []
 		return nil, fmt.Errorf("%w: export: the recipient asks for OAEP with %s, this token has it with %s only",
 			hsm.ErrRefused, hsm.OAEPName(r.Transfer.OAEPHash), p.traits.oaepNames())
 	}
-	m := hsm.TransferMessage{
-		Cluster: r.Cluster, Epoch: r.Epoch, Generation: r.Generation, Donor: r.Donor, Recipient: r.Recipient,
-		SPKIHash: sha256.Sum256(r.Transfer.SPKI), OAEPHash: r.Transfer.OAEPHash,
+	return p.export(ctx, r.Transfer.SPKI, hsm.TransferMessage{
+		Cluster: r.Cluster, Epoch: r.Epoch, Generation: r.Generation, Donor: r.Donor, Recipient: r.Recipient, OAEPHash: r.Transfer.OAEPHash,
+	})
+}
+
+// ExportRecovery implements hsm.Partition: it leads out by the same way as Export.
+func (p *Partition) ExportRecovery(ctx context.Context, r hsm.RecoveryRequest) ([]byte, error) {
+	if _, err := r.Check(); err != nil {
+		return nil, err
 	}
-	err = p.do(ctx, func(s *session) error {
-		d, err := p.domain(s, domainID{r.Cluster, r.Generation})
+	return p.export(ctx, r.SPKI, hsm.TransferMessage{
+		Cluster: r.Cluster, Epoch: r.Epoch, Generation: r.Generation, Donor: r.Donor, Recipient: r.Recipient, OAEPHash: p.traits.oaep[0],
+	})
+}
+
+// Trusted implements hsm.Partition.
+func (p *Partition) Trusted(ctx context.Context, spki []byte) error {
+	return p.do(ctx, func(s *session) error {
+		_, err := s.trusted(spki)
+		return err
+	})
+}
+
+// export completes a message with the keys of its generation, wrapped for a key that is
+// trusted.
+func (p *Partition) export(ctx context.Context, spki []byte, m hsm.TransferMessage) ([]byte, error) {
+	if p.cfg.Cloned {
+		return nil, hsm.ErrCloned
+	}
+	m.SPKIHash = sha256.Sum256(spki)
+	err := p.do(ctx, func(s *session) error {
+		d, err := p.domain(s, domainID{m.Cluster, m.Generation})
 		if err != nil {
 			return err
 		}
-		recipient, err := s.trusted(r.Transfer.SPKI)
+		recipient, err := s.trusted(spki)
 		if err != nil {
 			return err
 		}
-		g, err := s.generation(p.traits, r.Generation, d)
+		g, err := s.generation(p.traits, m.Generation, d)
 		if err != nil {
 			return err
 		}
+		m.Keys = nil // of an attempt before
 		for _, c := range g.Checks {
 			ciphertext, err := s.wrap(oaepWith(m.OAEPHash), recipient, d[c.Kind])
 			if err != nil {

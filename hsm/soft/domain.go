@@ -22,6 +22,16 @@ func (d *domain) key(number uint32, kind hsm.KeyKind) []byte {
 	return d.Generations[number][kind]
 }
 
+// wipe overwrites every key.
+func (d *domain) wipe() {
+	clear(d.LogRoot)
+	for _, keys := range d.Generations {
+		for _, key := range keys {
+			clear(key)
+		}
+	}
+}
+
 // generation describes one generation the domain holds.
 func (d *domain) generation(number uint32) (hsm.Generation, error) {
 	g := hsm.Generation{Number: number}

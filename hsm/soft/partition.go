@@ -259,6 +259,11 @@ func (p *Partition) Close() error {
 	if p.closed {
 		return nil
 	}
+	if p.contents != nil {
+		for _, d := range p.contents.Domains {
+			d.wipe()
+		}
+	}
 	p.closed, p.contents, p.transfer, p.sealer = true, nil, nil, nil
 	var errs []error
 	if p.lock != nil {

@@ -27,7 +27,10 @@ func (p *Partition) InstallTwin(ctx context.Context, message []byte, want hsm.Im
 	if err != nil {
 		return err
 	}
-	keys, err := p.unseal(m, want)
+	if p.transfer == nil {
+		return fmt.Errorf("%w: twin: there is no transfer key", hsm.ErrRefused)
+	}
+	keys, err := unwrapKeys(p.transfer, p.oaepHash, m, want)
 	if err != nil {
 		return err
 	}

@@ -41,6 +41,39 @@ func (p *Partition) NewTransfer(ctx context.Context) (hsm.Transfer, error) {
 
 // Export implements hsm.Partition. Every hash of OAEP will do.
 func (p *Partition) Export(ctx context.Context, r hsm.ExportRequest) ([]byte, error) {
+	pub, err := r.Check()
+	if err != nil {
+		return nil, err
+	}
+	return p.export(ctx, pub, r.Transfer.SPKI, hsm.TransferMessage{
+		Cluster: r.Cluster, Epoch: r.Epoch, Generation: r.Generation, Donor: r.Donor, Recipient: r.Recipient, OAEPHash: r.Transfer.OAEPHash,
+	})
+}
+
+// Trusted implements hsm.Partition.
+func (p *Partition) Trusted(ctx context.Context, spki []byte) error {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	if err := p.usable(ctx); err != nil {
+		return err
+	}
+	return p.isTrusted(spki)
+}
+
+// ExportRecovery implements hsm.Partition.
+func (p *Partition) ExportRecovery(ctx context.Context, r hsm.RecoveryRequest) ([]byte, error) {
+	pub, err := r.Check()
+	if err != nil {
+		return nil, err
+	}
+	return p.export(ctx, pub, r.SPKI, hsm.TransferMessage{
+		Cluster: r.Cluster, Epoch: r.Epoch, Generation: r.Generation, Donor: r.Donor, Recipient: r.Recipient, OAEPHash: hsm.OAEPSHA256,
+	})
+}
+
+// export completes a message with the keys of its generation, wrapped for a key that is
+// trusted.
+func (p *Partition) export(ctx context.Context, pub *rsa.PublicKey, spki []byte, m hsm.TransferMessage) ([]byte, error) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	if err := p.usable(ctx); err != nil {
@@ -49,31 +82,24 @@ func (p *Partition) Export(ctx context.Context, r hsm.ExportRequest) ([]byte, er
 	if p.cloned {
 		return nil, hsm.ErrCloned
 	}
-	pub, err := r.Check()
+	d, err := p.held(m.Cluster, m.Generation)
 	if err != nil {
 		return nil, err
 	}
-	d, err := p.held(r.Cluster, r.Generation)
+	if err := p.isTrusted(spki); err != nil {
+		return nil, err
+	}
+	g, err := d.generation(m.Generation)
 	if err != nil {
 		return nil, err
-	}
-	if err := p.isTrusted(r.Transfer.SPKI); err != nil {
-		return nil, err
-	}
-	g, err := d.generation(r.Generation)
-	if err != nil {
-		return nil, err
-	}
-	m := hsm.TransferMessage{
-		Cluster: r.Cluster, Epoch: r.Epoch, Generation: r.Generation, Donor: r.Donor, Recipient: r.Recipient,
-		SPKIHash: sha256.Sum256(r.Transfer.SPKI), OAEPHash: r.Transfer.OAEPHash,
 	}
 	oaep, err := hsm.NewOAEPHash(m.OAEPHash)
 	if err != nil {
 		return nil, err
 	}
+	m.SPKIHash = sha256.Sum256(spki)
 	for _, c := range g.Checks {
-		ciphertext, err := rsa.EncryptOAEP(oaep, rand.Reader, pub, d.key(r.Generation, c.Kind), nil)
+		ciphertext, err := rsa.EncryptOAEP(oaep, rand.Reader, pub, d.key(m.Generation, c.Kind), nil)
 		if err != nil {
 			return nil, fmt.Errorf("%w: export: %w", hsm.ErrUnavailable, err)
 		}
@@ -99,7 +125,37 @@ func (p *Partition) Import(ctx context.Context, message []byte, want hsm.ImportE
 	if err != nil {
 		return hsm.Generation{}, err
 	}
-	keys, err := p.unseal(m, want)
+	if p.transfer == nil {
+		return hsm.Generation{}, fmt.Errorf("%w: import: there is no transfer key", hsm.ErrRefused)
+	}
+	g, err := p.take(p.transfer, p.oaepHash, m, want)
+	if err != nil {
+		return hsm.Generation{}, err
+	}
+	if !want.More {
+		p.transfer = nil
+	}
+	return g, nil
+}
+
+// Recover takes a generation in from a copy that was wrapped for a recovery key.
+// It checks what Import does; want.More means nothing.
+func (p *Partition) Recover(ctx context.Context, key *rsa.PrivateKey, message []byte, want hsm.ImportExpectation) (hsm.Generation, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.usable(ctx); err != nil {
+		return hsm.Generation{}, err
+	}
+	m, err := hsm.ParseTransfer(message)
+	if err != nil {
+		return hsm.Generation{}, err
+	}
+	return p.take(key, m.OAEPHash, m, want)
+}
+
+// take opens a message with a key and installs the generation in it.
+func (p *Partition) take(key *rsa.PrivateKey, oaepHash uint8, m hsm.TransferMessage, want hsm.ImportExpectation) (hsm.Generation, error) {
+	keys, err := unwrapKeys(key, oaepHash, m, want)
 	if err != nil {
 		return hsm.Generation{}, err
 	}
@@ -111,26 +167,16 @@ func (p *Partition) Import(ctx context.Context, message []byte, want hsm.ImportE
 			return hsm.Generation{}, fmt.Errorf("%w: import: another log key than the cluster's", hsm.ErrRefused)
 		}
 	}
-	g, err := p.install(m.Cluster, m.Generation, keys)
-	if err != nil {
-		return hsm.Generation{}, err
-	}
-	if !want.More {
-		p.transfer = nil
-	}
-	return g, nil
+	return p.install(m.Cluster, m.Generation, keys)
 }
 
-// unseal verifies a message and decrypts its keys.
-func (p *Partition) unseal(m hsm.TransferMessage, want hsm.ImportExpectation) (map[hsm.KeyKind][]byte, error) {
-	if p.transfer == nil {
-		return nil, fmt.Errorf("%w: import: there is no transfer key", hsm.ErrRefused)
-	}
-	spki, err := x509.MarshalPKIXPublicKey(&p.transfer.PublicKey)
+// unwrapKeys verifies a message and decrypts its keys.
+func unwrapKeys(private *rsa.PrivateKey, oaepHash uint8, m hsm.TransferMessage, want hsm.ImportExpectation) (map[hsm.KeyKind][]byte, error) {
+	spki, err := x509.MarshalPKIXPublicKey(&private.PublicKey)
 	if err != nil {
 		return nil, fmt.Errorf("%w: transfer key: %w", hsm.ErrUnavailable, err)
 	}
-	if err := m.Verify(want, hsm.Transfer{SPKI: spki, OAEPHash: p.oaepHash}); err != nil {
+	if err := m.Verify(want, hsm.Transfer{SPKI: spki, OAEPHash: oaepHash}); err != nil {
 		return nil, err
 	}
 	oaep, err := hsm.NewOAEPHash(m.OAEPHash)
@@ -139,7 +185,7 @@ func (p *Partition) unseal(m hsm.TransferMessage, want hsm.ImportExpectation) (m
 	}
 	keys := make(map[hsm.KeyKind][]byte)
 	for _, entry := range m.Keys {
-		key, err := rsa.DecryptOAEP(oaep, nil, p.transfer, entry.Ciphertext, nil)
+		key, err := rsa.DecryptOAEP(oaep, nil, private, entry.Ciphertext, nil)
 		if err != nil || len(key) != hsm.DomainKeySize {
 			return nil, fmt.Errorf("%w: import: key of kind %d does not decrypt", hsm.ErrRefused, entry.Kind)
 		}

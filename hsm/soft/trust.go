@@ -23,10 +23,10 @@ func trustFile(spki []byte) string {
 	return trustDir + "/" + hex.EncodeToString(sum[:]) + ".der"
 }
 
-// Trust is the Security Officer's step: it trusts a transfer key (SPKI), so that
-// Export wraps for it. ErrRefused if it is none.
+// Trust is the Security Officer's step: it trusts a transfer key or a recovery key (SPKI),
+// so that the partition wraps for it. ErrRefused if it is none.
 func (p *Partition) Trust(spki []byte) error {
-	if _, err := hsm.TransferPublicKey(spki); err != nil {
+	if _, err := hsm.RecipientPublicKey(spki); err != nil {
 		return err
 	}
 	p.mu.Lock()
@@ -44,7 +44,7 @@ func (p *Partition) Trust(spki []byte) error {
 // Trust is Partition.Trust from another process, while a node has the partition
 // of dir open. ErrPIN, ErrRefused; ErrUnavailable if there is no partition.
 func Trust(dir string, pin, spki []byte) error {
-	if _, err := hsm.TransferPublicKey(spki); err != nil {
+	if _, err := hsm.RecipientPublicKey(spki); err != nil {
 		return err
 	}
 	return asOfficer(dir, pin, func(root *os.Root) error { return writeTrust(root, spki) })

@@ -180,14 +180,18 @@ func GenerationOf(proposed fsm.Result) (uint32, error) {
 	return uint32(n), err
 }
 
-// MayRotateDomain says why no generation can be proposed now, if so.
-func (m *Member) MayRotateDomain() error {
+// MayRotateDomain says why no generation can be proposed now, if so, or why it could never
+// become active.
+func (m *Member) MayRotateDomain(noRecovery bool) error {
 	s := m.State()
 	g, err := s.ActiveGeneration()
 	if err != nil {
 		return err
 	}
 	_, err = s.Try(&fsm.ProposeGeneration{Number: s.NextGeneration(), Node: m.ID(), Checks: g.Checks})
+	if r := s.Recovery(); err == nil && !noRecovery && len(r.Recipients) < r.Required {
+		return fmt.Errorf("%w: the cluster has %d recovery recipients, %d must hold a generation before it becomes active: if every node's HSM token is lost, so is all data; add some (kmsctl recovery recipients add), or say no_recovery (--no-recovery) to accept that", fsm.ErrInvalid, len(r.Recipients), r.Required)
+	}
 	return err
 }
 
@@ -233,7 +237,8 @@ func (e *engine) installLoop() {
 				e.config.Halt(err)
 				return
 			}
-			if e.install(s) {
+			installed := e.install(s)
+			if e.copyForRecovery(s) && installed {
 				settled = s.Cluster().Revision
 			}
 		}

@@ -21,7 +21,7 @@ func rotated(t *testing.T, commands ...fsm.Command) *fsm.State {
 	check := []fsm.DomainCheck{{Kind: uint8(hsm.KindMAC), Value: make([]byte, 16)}}
 	first := &fsm.InitCluster{
 		Cluster: uuid.New(), TrustDomain: "kms.example", Operator: "spiffe://kms.example/operator/o", Administrator: "spiffe://kms.example/tenant/default/admin/a",
-		LeaseMillis: 6000, Generation: 1, Checks: check, Node: "n1", Name: "n1", PeerAddress: "n1:1", ClientAddress: "n1:2", Identity: []byte("i"), Release: fsm.NewestRelease,
+		LeaseMillis: 6000, Generation: 1, Checks: check, Node: "n1", Name: "n1", PeerAddress: "n1:1", ClientAddress: "n1:2", Identity: []byte("i"), Release: fsm.NewestRelease, NoRecovery: true,
 	}
 	for _, c := range append([]fsm.Command{first}, commands...) {
 		if p, ok := c.(*fsm.ProposeGeneration); ok {

@@ -19,6 +19,10 @@ type Founding struct {
 	Administrator string // SPIFFE URI of the first key administrator of the default tenant
 	// Lease is how long a node may answer by itself. Zero means DefaultLease.
 	Lease time.Duration
+	// Recovery says who can recover the domain key; the copies are made here. NoRecovery
+	// is an operator's word that nobody needs to.
+	Recovery   *fsm.FirstRecovery
+	NoRecovery bool
 	// Request and Digest make the founding idempotent, as a Proposal's do.
 	Request string
 	Digest  []byte
@@ -33,6 +37,11 @@ const firstGeneration = 1
 
 // Found makes this node the first member of a new cluster.
 func (m *Member) Found(ctx context.Context, f Founding) (fsm.ID, error) {
+	if f.Recovery != nil {
+		if err := m.TrustsRecovery(ctx, f.Recovery.Recipients); err != nil {
+			return uuid.Nil, err
+		}
+	}
 	release, err := m.reserve()
 	if err != nil {
 		return uuid.Nil, err
@@ -47,6 +56,10 @@ func (m *Member) Found(ctx context.Context, f Founding) (fsm.ID, error) {
 	if err != nil {
 		return uuid.Nil, fmt.Errorf("making the domain key: %w", err)
 	}
+	recovery, err := m.recoverable(ctx, id, generation, f.Recovery)
+	if err != nil {
+		return uuid.Nil, err
+	}
 	e, err := m.start(ctx, id, bootstrap)
 	if err != nil {
 		return uuid.Nil, err
@@ -55,7 +68,7 @@ func (m *Member) Found(ctx context.Context, f Founding) (fsm.ID, error) {
 		Cluster: id.Cluster, TrustDomain: m.config.TrustDomain, Operator: f.Operator, Administrator: f.Administrator,
 		LeaseMillis: cmp.Or(f.Lease, DefaultLease).Milliseconds(), Generation: generation.Number, Node: e.id, Name: m.config.Name,
 		PeerAddress: m.config.PeerAddress, ClientAddress: m.config.ClientAddress, Identity: m.config.Domain.Identity(),
-		Release: fsm.NewestRelease,
+		Release: fsm.NewestRelease, Recovery: recovery, NoRecovery: f.NoRecovery,
 	}
 	if m.cloned() {
 		command.Profile = fsm.ProfileCloned

@@ -30,6 +30,8 @@ type Domain interface {
 	LogKey(ctx context.Context, cluster hsm.ID) ([]byte, error)
 	NewTransfer(ctx context.Context) (hsm.Transfer, error)
 	Export(ctx context.Context, r hsm.ExportRequest) ([]byte, error)
+	Trusted(ctx context.Context, spki []byte) error
+	ExportRecovery(ctx context.Context, r hsm.RecoveryRequest) ([]byte, error)
 	Import(ctx context.Context, message []byte, want hsm.ImportExpectation) (hsm.Generation, error)
 	Possess(ctx context.Context, p hsm.Possession) ([]byte, error)
 	Open(ctx context.Context, token []byte, want hsm.TokenHeader) (hsm.BlockKey, error)
@@ -137,6 +139,7 @@ type engine struct {
 	openings   *openings
 	domain     domainKeys
 	twin       atomic.Uint32          // generation of which this node has the twin that the state asks for; 0: none
+	notCopied  string                 // why no recovery copy was made, as it was last logged; of installLoop alone
 	refusal    atomic.Pointer[string] // why the leader grants no lease, if it says
 	clockWrong atomic.Bool            // most other nodes' wall clocks are far from this leader's
 	ticks      tickWatch

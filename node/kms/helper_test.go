@@ -352,7 +352,7 @@ func newEnvAt(t testing.TB, now func() time.Time) *env {
 	})
 	e.do(&fsm.InitCluster{
 		Cluster: cluster, TrustDomain: "kms.example", Operator: who(olga), Administrator: who(ada), LeaseMillis: 6000, Generation: 1, Checks: checks,
-		Node: "n1-1", Name: "n1", PeerAddress: "n1:1", ClientAddress: "n1:2", Identity: []byte("identity"), Release: fsm.NewestRelease,
+		Node: "n1-1", Name: "n1", PeerAddress: "n1:1", ClientAddress: "n1:2", Identity: []byte("identity"), Release: fsm.NewestRelease, NoRecovery: true,
 	})
 	_, err = e.CreateTenant(t.Context(), as(olga), "acme", who(abel), 0)
 	e.ok(err)

@@ -125,7 +125,7 @@ func (c *Cluster) found() error {
 	ctx, cancel := context.WithTimeout(c.ctx, time.Minute)
 	defer cancel()
 	var err error
-	c.id, err = first.Member().Found(ctx, cluster.Founding{Operator: operator, Administrator: operator, Lease: c.options.Lease})
+	c.id, err = first.Member().Found(ctx, cluster.Founding{Operator: operator, Administrator: operator, Lease: c.options.Lease, NoRecovery: true})
 	return err
 }
 

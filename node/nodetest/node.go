@@ -269,6 +269,12 @@ func (d domain) NewTransfer(context.Context) (hsm.Transfer, error) {
 
 func (d domain) Export(context.Context, hsm.ExportRequest) ([]byte, error) { return nil, errNoDomain }
 
+func (d domain) Trusted(context.Context, []byte) error { return errNoDomain }
+
+func (d domain) ExportRecovery(context.Context, hsm.RecoveryRequest) ([]byte, error) {
+	return nil, errNoDomain
+}
+
 func (d domain) Import(context.Context, []byte, hsm.ImportExpectation) (hsm.Generation, error) {
 	return hsm.Generation{}, errNoDomain
 }

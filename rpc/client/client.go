@@ -262,6 +262,11 @@ func (c *Client) Tenants() quorumkmsv1.TenantServiceClient {
 	return quorumkmsv1.NewTenantServiceClient(c)
 }
 
+// Recovery returns the calls on who can recover the domain key.
+func (c *Client) Recovery() quorumkmsv1.RecoveryServiceClient {
+	return quorumkmsv1.NewRecoveryServiceClient(c)
+}
+
 // Close ends all connections. Calls under way fail, as later ones do, with
 // ErrClosed. Closing again does nothing.
 func (c *Client) Close() error {

@@ -725,12 +725,15 @@ type StatusResponse struct {
 	Backup            *BackupStatus          `protobuf:"bytes,40,opt,name=backup,proto3" json:"backup,omitempty"`                                       // of the node that answers
 	// Removed nodes whose partitions may hold the newest generation of the domain key: while
 	// there are any, another generation is advised (RotateDomain).
-	ExposedTo       []string `protobuf:"bytes,42,rep,name=exposed_to,json=exposedTo,proto3" json:"exposed_to,omitempty"`
-	RefusedJoins    uint64   `protobuf:"varint,57,opt,name=refused_joins,json=refusedJoins,proto3" json:"refused_joins,omitempty"`         // requests to join that the node that answers has refused since it started
-	TransferProfile string   `protobuf:"bytes,58,opt,name=transfer_profile,json=transferProfile,proto3" json:"transfer_profile,omitempty"` // generic or cloned; empty while the node belongs to no cluster
-	Splits          []string `protobuf:"bytes,41,rep,name=splits,proto3" json:"splits,omitempty"`                                          // other histories of this cluster that were found alive: an alarm
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	ExposedTo          []string             `protobuf:"bytes,42,rep,name=exposed_to,json=exposedTo,proto3" json:"exposed_to,omitempty"`
+	RefusedJoins       uint64               `protobuf:"varint,57,opt,name=refused_joins,json=refusedJoins,proto3" json:"refused_joins,omitempty"`                  // requests to join that the node that answers has refused since it started
+	TransferProfile    string               `protobuf:"bytes,58,opt,name=transfer_profile,json=transferProfile,proto3" json:"transfer_profile,omitempty"`          // generic or cloned; empty while the node belongs to no cluster
+	Splits             []string             `protobuf:"bytes,41,rep,name=splits,proto3" json:"splits,omitempty"`                                                   // other histories of this cluster that were found alive: an alarm
+	RecoveryRecipients []*RecoveryRecipient `protobuf:"bytes,50,rep,name=recovery_recipients,json=recoveryRecipients,proto3" json:"recovery_recipients,omitempty"` // who can recover the domain key
+	RecoveryRequired   uint32               `protobuf:"varint,51,opt,name=recovery_required,json=recoveryRequired,proto3" json:"recovery_required,omitempty"`      // of them hold a generation before it becomes active
+	RecoveryAlarms     []string             `protobuf:"bytes,52,rep,name=recovery_alarms,json=recoveryAlarms,proto3" json:"recovery_alarms,omitempty"`             // what is wrong with the recovery of the domain key
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -973,6 +976,27 @@ func (x *StatusResponse) GetSplits() []string {
 	return nil
 }
 
+func (x *StatusResponse) GetRecoveryRecipients() []*RecoveryRecipient {
+	if x != nil {
+		return x.RecoveryRecipients
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetRecoveryRequired() uint32 {
+	if x != nil {
+		return x.RecoveryRequired
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetRecoveryAlarms() []string {
+	if x != nil {
+		return x.RecoveryAlarms
+	}
+	return nil
+}
+
 type InitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Administrator string                 `protobuf:"bytes,1,opt,name=administrator,proto3" json:"administrator,omitempty"`              // SPIFFE URI of the first key administrator of the tenant "default"
@@ -982,13 +1006,20 @@ type InitRequest struct {
 	LeaseDuration *durationpb.Duration `protobuf:"bytes,3,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
 	// How domain keys come to another partition: generic or cloned, for the cluster's life.
 	// It must be that of the node's configuration; empty means that.
-	Profile       string `protobuf:"bytes,9,opt,name=profile,proto3" json:"profile,omitempty"`
-	DryRun        bool   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	RequestId     string `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	Tenant        string `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	IndexToken    []byte `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Profile string `protobuf:"bytes,9,opt,name=profile,proto3" json:"profile,omitempty"`
+	// Files that kmsctl recovery init has made: the domain key is wrapped for each. The
+	// Security Officer of the node that is called must have trusted them. Required, or
+	// no_recovery.
+	RecoveryKeys      [][]byte `protobuf:"bytes,4,rep,name=recovery_keys,json=recoveryKeys,proto3" json:"recovery_keys,omitempty"`
+	RecoveryRequired  uint32   `protobuf:"varint,5,opt,name=recovery_required,json=recoveryRequired,proto3" json:"recovery_required,omitempty"`      // recipients that hold a generation before it becomes active; unset: 1
+	RecoveryApprovals uint32   `protobuf:"varint,6,opt,name=recovery_approvals,json=recoveryApprovals,proto3" json:"recovery_approvals,omitempty"`   // operators who approve a change of the recipients; unset: 2
+	RecoveryDrillDays uint32   `protobuf:"varint,7,opt,name=recovery_drill_days,json=recoveryDrillDays,proto3" json:"recovery_drill_days,omitempty"` // after which a recovery must have been tried again; unset: 90
+	DryRun            bool     `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId         string   `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant            string   `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken        []byte   `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *InitRequest) Reset() {
@@ -1047,6 +1078,34 @@ func (x *InitRequest) GetProfile() string {
 		return x.Profile
 	}
 	return ""
+}
+
+func (x *InitRequest) GetRecoveryKeys() [][]byte {
+	if x != nil {
+		return x.RecoveryKeys
+	}
+	return nil
+}
+
+func (x *InitRequest) GetRecoveryRequired() uint32 {
+	if x != nil {
+		return x.RecoveryRequired
+	}
+	return 0
+}
+
+func (x *InitRequest) GetRecoveryApprovals() uint32 {
+	if x != nil {
+		return x.RecoveryApprovals
+	}
+	return 0
+}
+
+func (x *InitRequest) GetRecoveryDrillDays() uint32 {
+	if x != nil {
+		return x.RecoveryDrillDays
+	}
+	return 0
 }
 
 func (x *InitRequest) GetDryRun() bool {
@@ -2358,6 +2417,8 @@ type DomainGeneration struct {
 	RecoveryRecipients uint32                 `protobuf:"varint,7,opt,name=recovery_recipients,json=recoveryRecipients,proto3" json:"recovery_recipients,omitempty"` // that hold it
 	NoRecovery         bool                   `protobuf:"varint,8,opt,name=no_recovery,json=noRecovery,proto3" json:"no_recovery,omitempty"`                         // an operator accepted by name that none does
 	WaitsFor           string                 `protobuf:"bytes,9,opt,name=waits_for,json=waitsFor,proto3" json:"waits_for,omitempty"`                                // of a proposed one: why it is not active yet
+	RecoveryHolders    []string               `protobuf:"bytes,10,rep,name=recovery_holders,json=recoveryHolders,proto3" json:"recovery_holders,omitempty"`          // names of the recipients that hold it
+	RecoveryLacking    []string               `protobuf:"bytes,11,rep,name=recovery_lacking,json=recoveryLacking,proto3" json:"recovery_lacking,omitempty"`          // and of those that do not
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -2453,6 +2514,20 @@ func (x *DomainGeneration) GetWaitsFor() string {
 		return x.WaitsFor
 	}
 	return ""
+}
+
+func (x *DomainGeneration) GetRecoveryHolders() []string {
+	if x != nil {
+		return x.RecoveryHolders
+	}
+	return nil
+}
+
+func (x *DomainGeneration) GetRecoveryLacking() []string {
+	if x != nil {
+		return x.RecoveryLacking
+	}
+	return nil
 }
 
 // DomainNode is one member and its partition, as it says itself.
@@ -2940,7 +3015,7 @@ var File_quorumkms_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x1aquorumkms/v1/cluster.proto\x12\fquorumkms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17quorumkms/v1/join.proto\x1a\x19quorumkms/v1/rewrap.proto\"\xd2\x03\n" +
+	"\x1aquorumkms/v1/cluster.proto\x12\fquorumkms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17quorumkms/v1/join.proto\x1a\x1bquorumkms/v1/recovery.proto\x1a\x19quorumkms/v1/rewrap.proto\"\xd2\x03\n" +
 	"\x06Member\x12\x17\n" +
 	"\araft_id\x18\x01 \x01(\tR\x06raftId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
@@ -2997,7 +3072,8 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\rStatusRequest\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\xac\t\n" +
+	"indexToken\"\xd4\n" +
+	"\n" +
 	"\x0eStatusResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12!\n" +
@@ -3033,13 +3109,20 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"exposed_to\x18* \x03(\tR\texposedTo\x12#\n" +
 	"\rrefused_joins\x189 \x01(\x04R\frefusedJoins\x12)\n" +
 	"\x10transfer_profile\x18: \x01(\tR\x0ftransferProfile\x12\x16\n" +
-	"\x06splits\x18) \x03(\tR\x06splits\"\xa1\x02\n" +
+	"\x06splits\x18) \x03(\tR\x06splits\x12P\n" +
+	"\x13recovery_recipients\x182 \x03(\v2\x1f.quorumkms.v1.RecoveryRecipientR\x12recoveryRecipients\x12+\n" +
+	"\x11recovery_required\x183 \x01(\rR\x10recoveryRequired\x12'\n" +
+	"\x0frecovery_alarms\x184 \x03(\tR\x0erecoveryAlarms\"\xd2\x03\n" +
 	"\vInitRequest\x12$\n" +
 	"\radministrator\x18\x01 \x01(\tR\radministrator\x12\x1f\n" +
 	"\vno_recovery\x18\x02 \x01(\bR\n" +
 	"noRecovery\x12@\n" +
 	"\x0elease_duration\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\rleaseDuration\x12\x18\n" +
-	"\aprofile\x18\t \x01(\tR\aprofile\x12\x17\n" +
+	"\aprofile\x18\t \x01(\tR\aprofile\x12#\n" +
+	"\rrecovery_keys\x18\x04 \x03(\fR\frecoveryKeys\x12+\n" +
+	"\x11recovery_required\x18\x05 \x01(\rR\x10recoveryRequired\x12-\n" +
+	"\x12recovery_approvals\x18\x06 \x01(\rR\x11recoveryApprovals\x12.\n" +
+	"\x13recovery_drill_days\x18\a \x01(\rR\x11recoveryDrillDays\x12\x17\n" +
 	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
@@ -3175,7 +3258,7 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\araft_id\x18\x01 \x01(\tR\x06raftId\x12%\n" +
 	"\x0erecovery_epoch\x18\x02 \x01(\rR\rrecoveryEpoch\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\xf7\x02\n" +
+	"indexToken\"\xcd\x03\n" +
 	"\x10DomainGeneration\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x123\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1d.quorumkms.v1.GenerationStateR\x05state\x124\n" +
@@ -3186,7 +3269,10 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\x13recovery_recipients\x18\a \x01(\rR\x12recoveryRecipients\x12\x1f\n" +
 	"\vno_recovery\x18\b \x01(\bR\n" +
 	"noRecovery\x12\x1b\n" +
-	"\twaits_for\x18\t \x01(\tR\bwaitsFor\"\xd5\x01\n" +
+	"\twaits_for\x18\t \x01(\tR\bwaitsFor\x12)\n" +
+	"\x10recovery_holders\x18\n" +
+	" \x03(\tR\x0frecoveryHolders\x12)\n" +
+	"\x10recovery_lacking\x18\v \x03(\tR\x0frecoveryLacking\"\xd5\x01\n" +
 	"\n" +
 	"DomainNode\x12\x17\n" +
 	"\araft_id\x18\x01 \x01(\tR\x06raftId\x12\x12\n" +
@@ -3324,19 +3410,20 @@ var file_quorumkms_v1_cluster_proto_goTypes = []any{
 	(*RetireGenerationResponse)(nil),   // 33: quorumkms.v1.RetireGenerationResponse
 	(*timestamppb.Timestamp)(nil),      // 34: google.protobuf.Timestamp
 	(*durationpb.Duration)(nil),        // 35: google.protobuf.Duration
-	(*Rewrap)(nil),                     // 36: quorumkms.v1.Rewrap
-	(*ListJoinsRequest)(nil),           // 37: quorumkms.v1.ListJoinsRequest
-	(*ApproveJoinRequest)(nil),         // 38: quorumkms.v1.ApproveJoinRequest
-	(*RejectJoinRequest)(nil),          // 39: quorumkms.v1.RejectJoinRequest
-	(*StartRewrapRequest)(nil),         // 40: quorumkms.v1.StartRewrapRequest
-	(*StopRewrapRequest)(nil),          // 41: quorumkms.v1.StopRewrapRequest
-	(*ApplyRewrapsRequest)(nil),        // 42: quorumkms.v1.ApplyRewrapsRequest
-	(*ListJoinsResponse)(nil),          // 43: quorumkms.v1.ListJoinsResponse
-	(*ApproveJoinResponse)(nil),        // 44: quorumkms.v1.ApproveJoinResponse
-	(*RejectJoinResponse)(nil),         // 45: quorumkms.v1.RejectJoinResponse
-	(*StartRewrapResponse)(nil),        // 46: quorumkms.v1.StartRewrapResponse
-	(*StopRewrapResponse)(nil),         // 47: quorumkms.v1.StopRewrapResponse
-	(*ApplyRewrapsResponse)(nil),       // 48: quorumkms.v1.ApplyRewrapsResponse
+	(*RecoveryRecipient)(nil),          // 36: quorumkms.v1.RecoveryRecipient
+	(*Rewrap)(nil),                     // 37: quorumkms.v1.Rewrap
+	(*ListJoinsRequest)(nil),           // 38: quorumkms.v1.ListJoinsRequest
+	(*ApproveJoinRequest)(nil),         // 39: quorumkms.v1.ApproveJoinRequest
+	(*RejectJoinRequest)(nil),          // 40: quorumkms.v1.RejectJoinRequest
+	(*StartRewrapRequest)(nil),         // 41: quorumkms.v1.StartRewrapRequest
+	(*StopRewrapRequest)(nil),          // 42: quorumkms.v1.StopRewrapRequest
+	(*ApplyRewrapsRequest)(nil),        // 43: quorumkms.v1.ApplyRewrapsRequest
+	(*ListJoinsResponse)(nil),          // 44: quorumkms.v1.ListJoinsResponse
+	(*ApproveJoinResponse)(nil),        // 45: quorumkms.v1.ApproveJoinResponse
+	(*RejectJoinResponse)(nil),         // 46: quorumkms.v1.RejectJoinResponse
+	(*StartRewrapResponse)(nil),        // 47: quorumkms.v1.StartRewrapResponse
+	(*StopRewrapResponse)(nil),         // 48: quorumkms.v1.StopRewrapResponse
+	(*ApplyRewrapsResponse)(nil),       // 49: quorumkms.v1.ApplyRewrapsResponse
 }
 var file_quorumkms_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.v1.Member.state:type_name -> quorumkms.v1.MemberState
@@ -3355,59 +3442,60 @@ var file_quorumkms_v1_cluster_proto_depIdxs = []int32{
 	5,  // 13: quorumkms.v1.StatusResponse.certificate:type_name -> quorumkms.v1.Certificate
 	5,  // 14: quorumkms.v1.StatusResponse.ca_certificates:type_name -> quorumkms.v1.Certificate
 	6,  // 15: quorumkms.v1.StatusResponse.backup:type_name -> quorumkms.v1.BackupStatus
-	35, // 16: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
-	35, // 17: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
-	34, // 18: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
-	23, // 19: quorumkms.v1.RecoveryPlanResponse.members:type_name -> quorumkms.v1.Survivor
-	35, // 20: quorumkms.v1.RecoveryPlanResponse.wait:type_name -> google.protobuf.Duration
-	34, // 21: quorumkms.v1.RecoveryPlanResponse.journal_time:type_name -> google.protobuf.Timestamp
-	1,  // 22: quorumkms.v1.DomainGeneration.state:type_name -> quorumkms.v1.GenerationState
-	34, // 23: quorumkms.v1.DomainGeneration.created:type_name -> google.protobuf.Timestamp
-	34, // 24: quorumkms.v1.DomainGeneration.since:type_name -> google.protobuf.Timestamp
-	26, // 25: quorumkms.v1.DescribeDomainResponse.generations:type_name -> quorumkms.v1.DomainGeneration
-	27, // 26: quorumkms.v1.DescribeDomainResponse.nodes:type_name -> quorumkms.v1.DomainNode
-	36, // 27: quorumkms.v1.DescribeDomainResponse.rewrap:type_name -> quorumkms.v1.Rewrap
-	7,  // 28: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
-	9,  // 29: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
-	11, // 30: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
-	37, // 31: quorumkms.v1.ClusterService.ListJoins:input_type -> quorumkms.v1.ListJoinsRequest
-	38, // 32: quorumkms.v1.ClusterService.ApproveJoin:input_type -> quorumkms.v1.ApproveJoinRequest
-	39, // 33: quorumkms.v1.ClusterService.RejectJoin:input_type -> quorumkms.v1.RejectJoinRequest
-	13, // 34: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
-	15, // 35: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
-	19, // 36: quorumkms.v1.ClusterService.SetVoter:input_type -> quorumkms.v1.SetVoterRequest
-	17, // 37: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
-	28, // 38: quorumkms.v1.ClusterService.DescribeDomain:input_type -> quorumkms.v1.DescribeDomainRequest
-	30, // 39: quorumkms.v1.ClusterService.RotateDomain:input_type -> quorumkms.v1.RotateDomainRequest
-	32, // 40: quorumkms.v1.ClusterService.RetireGeneration:input_type -> quorumkms.v1.RetireGenerationRequest
-	40, // 41: quorumkms.v1.ClusterService.StartRewrap:input_type -> quorumkms.v1.StartRewrapRequest
-	41, // 42: quorumkms.v1.ClusterService.StopRewrap:input_type -> quorumkms.v1.StopRewrapRequest
-	42, // 43: quorumkms.v1.ClusterService.ApplyRewraps:input_type -> quorumkms.v1.ApplyRewrapsRequest
-	21, // 44: quorumkms.v1.ClusterService.RecoveryPlan:input_type -> quorumkms.v1.RecoveryPlanRequest
-	24, // 45: quorumkms.v1.ClusterService.Recover:input_type -> quorumkms.v1.RecoverRequest
-	8,  // 46: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
-	10, // 47: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
-	12, // 48: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
-	43, // 49: quorumkms.v1.ClusterService.ListJoins:output_type -> quorumkms.v1.ListJoinsResponse
-	44, // 50: quorumkms.v1.ClusterService.ApproveJoin:output_type -> quorumkms.v1.ApproveJoinResponse
-	45, // 51: quorumkms.v1.ClusterService.RejectJoin:output_type -> quorumkms.v1.RejectJoinResponse
-	14, // 52: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
-	16, // 53: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
-	20, // 54: quorumkms.v1.ClusterService.SetVoter:output_type -> quorumkms.v1.SetVoterResponse
-	18, // 55: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
-	29, // 56: quorumkms.v1.ClusterService.DescribeDomain:output_type -> quorumkms.v1.DescribeDomainResponse
-	31, // 57: quorumkms.v1.ClusterService.RotateDomain:output_type -> quorumkms.v1.RotateDomainResponse
-	33, // 58: quorumkms.v1.ClusterService.RetireGeneration:output_type -> quorumkms.v1.RetireGenerationResponse
-	46, // 59: quorumkms.v1.ClusterService.StartRewrap:output_type -> quorumkms.v1.StartRewrapResponse
-	47, // 60: quorumkms.v1.ClusterService.StopRewrap:output_type -> quorumkms.v1.StopRewrapResponse
-	48, // 61: quorumkms.v1.ClusterService.ApplyRewraps:output_type -> quorumkms.v1.ApplyRewrapsResponse
-	22, // 62: quorumkms.v1.ClusterService.RecoveryPlan:output_type -> quorumkms.v1.RecoveryPlanResponse
-	25, // 63: quorumkms.v1.ClusterService.Recover:output_type -> quorumkms.v1.RecoverResponse
-	46, // [46:64] is the sub-list for method output_type
-	28, // [28:46] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	36, // 16: quorumkms.v1.StatusResponse.recovery_recipients:type_name -> quorumkms.v1.RecoveryRecipient
+	35, // 17: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
+	35, // 18: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
+	34, // 19: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
+	23, // 20: quorumkms.v1.RecoveryPlanResponse.members:type_name -> quorumkms.v1.Survivor
+	35, // 21: quorumkms.v1.RecoveryPlanResponse.wait:type_name -> google.protobuf.Duration
+	34, // 22: quorumkms.v1.RecoveryPlanResponse.journal_time:type_name -> google.protobuf.Timestamp
+	1,  // 23: quorumkms.v1.DomainGeneration.state:type_name -> quorumkms.v1.GenerationState
+	34, // 24: quorumkms.v1.DomainGeneration.created:type_name -> google.protobuf.Timestamp
+	34, // 25: quorumkms.v1.DomainGeneration.since:type_name -> google.protobuf.Timestamp
+	26, // 26: quorumkms.v1.DescribeDomainResponse.generations:type_name -> quorumkms.v1.DomainGeneration
+	27, // 27: quorumkms.v1.DescribeDomainResponse.nodes:type_name -> quorumkms.v1.DomainNode
+	37, // 28: quorumkms.v1.DescribeDomainResponse.rewrap:type_name -> quorumkms.v1.Rewrap
+	7,  // 29: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
+	9,  // 30: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
+	11, // 31: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
+	38, // 32: quorumkms.v1.ClusterService.ListJoins:input_type -> quorumkms.v1.ListJoinsRequest
+	39, // 33: quorumkms.v1.ClusterService.ApproveJoin:input_type -> quorumkms.v1.ApproveJoinRequest
+	40, // 34: quorumkms.v1.ClusterService.RejectJoin:input_type -> quorumkms.v1.RejectJoinRequest
+	13, // 35: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
+	15, // 36: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
+	19, // 37: quorumkms.v1.ClusterService.SetVoter:input_type -> quorumkms.v1.SetVoterRequest
+	17, // 38: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
+	28, // 39: quorumkms.v1.ClusterService.DescribeDomain:input_type -> quorumkms.v1.DescribeDomainRequest
+	30, // 40: quorumkms.v1.ClusterService.RotateDomain:input_type -> quorumkms.v1.RotateDomainRequest
+	32, // 41: quorumkms.v1.ClusterService.RetireGeneration:input_type -> quorumkms.v1.RetireGenerationRequest
+	41, // 42: quorumkms.v1.ClusterService.StartRewrap:input_type -> quorumkms.v1.StartRewrapRequest
+	42, // 43: quorumkms.v1.ClusterService.StopRewrap:input_type -> quorumkms.v1.StopRewrapRequest
+	43, // 44: quorumkms.v1.ClusterService.ApplyRewraps:input_type -> quorumkms.v1.ApplyRewrapsRequest
+	21, // 45: quorumkms.v1.ClusterService.RecoveryPlan:input_type -> quorumkms.v1.RecoveryPlanRequest
+	24, // 46: quorumkms.v1.ClusterService.Recover:input_type -> quorumkms.v1.RecoverRequest
+	8,  // 47: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
+	10, // 48: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
+	12, // 49: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
+	44, // 50: quorumkms.v1.ClusterService.ListJoins:output_type -> quorumkms.v1.ListJoinsResponse
+	45, // 51: quorumkms.v1.ClusterService.ApproveJoin:output_type -> quorumkms.v1.ApproveJoinResponse
+	46, // 52: quorumkms.v1.ClusterService.RejectJoin:output_type -> quorumkms.v1.RejectJoinResponse
+	14, // 53: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
+	16, // 54: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
+	20, // 55: quorumkms.v1.ClusterService.SetVoter:output_type -> quorumkms.v1.SetVoterResponse
+	18, // 56: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
+	29, // 57: quorumkms.v1.ClusterService.DescribeDomain:output_type -> quorumkms.v1.DescribeDomainResponse
+	31, // 58: quorumkms.v1.ClusterService.RotateDomain:output_type -> quorumkms.v1.RotateDomainResponse
+	33, // 59: quorumkms.v1.ClusterService.RetireGeneration:output_type -> quorumkms.v1.RetireGenerationResponse
+	47, // 60: quorumkms.v1.ClusterService.StartRewrap:output_type -> quorumkms.v1.StartRewrapResponse
+	48, // 61: quorumkms.v1.ClusterService.StopRewrap:output_type -> quorumkms.v1.StopRewrapResponse
+	49, // 62: quorumkms.v1.ClusterService.ApplyRewraps:output_type -> quorumkms.v1.ApplyRewrapsResponse
+	22, // 63: quorumkms.v1.ClusterService.RecoveryPlan:output_type -> quorumkms.v1.RecoveryPlanResponse
+	25, // 64: quorumkms.v1.ClusterService.Recover:output_type -> quorumkms.v1.RecoverResponse
+	47, // [47:65] is the sub-list for method output_type
+	29, // [29:47] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_v1_cluster_proto_init() }
@@ -3416,6 +3504,7 @@ func file_quorumkms_v1_cluster_proto_init() {
 		return
 	}
 	file_quorumkms_v1_join_proto_init()
+	file_quorumkms_v1_recovery_proto_init()
 	file_quorumkms_v1_rewrap_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -1,0 +1,324 @@
+package fsm
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Operators who approve changes of the recovery recipients.
+const (
+	olga = "spiffe://kms.example/operator/olga"
+	omar = "spiffe://kms.example/operator/omar"
+	oda  = "spiffe://kms.example/operator/oda"
+)
+
+func recoveryKey(name string) RecoveryKey {
+	return RecoveryKey{Name: name, Kind: "SHARES", SPKI: []byte("key of " + name), Threshold: 2, Shares: 3}
+}
+
+func keyHash(name string) []byte {
+	sum := sha256.Sum256(recoveryKey(name).SPKI)
+	return sum[:]
+}
+
+// recoverable is a first entry with recipients, who have copies.
+func recoverable(names ...string) *InitCluster {
+	return edited(initCluster(), func(c *InitCluster) {
+		c.NoRecovery = false
+		c.Recovery = &FirstRecovery{Required: 1, Approvals: 2, DrillDays: 90}
+		for _, n := range names {
+			c.Recovery.Recipients = append(c.Recovery.Recipients, FirstRecipient{recoveryKey(n), []byte("first copy for " + n)})
+		}
+	})
+}
+
+func adding(name string) *ProposeRecipientChange {
+	k := recoveryKey(name)
+	return &ProposeRecipientChange{Add: &k}
+}
+
+func copyFor(generation uint32, name string) *AddRecoveryCopy {
+	return &AddRecoveryCopy{Generation: generation, Recipient: name, Key: keyHash(name), Node: firstNode, Message: []byte("copy for " + name)}
+}
+
+func drillOf(w *world, name string, generation uint32) *RecordDrill {
+	return &RecordDrill{Recipient: name, Key: keyHash(name), Drill: Drill{
+		At: w.s.Now() / second, Generation: generation, Index: 5, Backup: bytes.Repeat([]byte{7}, 32), Tokens: 9, Opened: 8,
+	}}
+}
+
+func names(s *State) (out []string) {
+	for _, r := range s.Recovery().Recipients {
+		out = append(out, r.Name)
+	}
+	return out
+}
+
+// goldenRecipients adds recovery recipients to the end of a golden log.
+func goldenRecipients(w *world) {
+	node := "n9-4" // of the last restore
+	active, _ := w.s.ActiveGeneration()
+	w.as(olga, func() {
+		w.ask("recipient", "safe", adding("safe"))
+		w.refuse(adding("vault"), ErrExists, "")
+		w.refuse(&ApproveRecipientChange{w.s.Index()}, ErrNotFound, "")
+	})
+	approve := func() {
+		w.as(omar, func() { w.do(&ApproveRecipientChange{w.s.Recovery().Change.ID}) })
+	}
+	approve()
+	w.refuse(&ProposeRecipientChange{}, ErrInvalid, "")
+	w.as(olga, func() { w.do(adding("vault")) })
+	approve()
+	copied := func(name string) *AddRecoveryCopy {
+		return edited(copyFor(active.Number, name), func(c *AddRecoveryCopy) { c.Node = node })
+	}
+	w.do(copied("safe"))
+	w.do(copied("safe"))
+	w.do(copied("vault"))
+	w.refuse(copied("nobody"), ErrNotFound, "")
+	w.do(edited(copied("vault"), func(c *AddRecoveryCopy) { c.Generation, c.Message = 1, bytes.Repeat([]byte{0xfb}, MaxRecoveryCopy) }))
+	w.do(drillOf(w, "vault", active.Number))
+	w.refuse(drillOf(w, "vault", active.Number), ErrExists, "")
+	w.as(olga, func() { w.do(&ProposeRecipientChange{Remove: "safe"}) })
+	w.do(&CancelRecipientChange{w.s.Recovery().Change.ID})
+	w.as(olga, func() { w.do(&ProposeRecipientChange{Remove: "safe"}) })
+	approve()
+	w.as(oda, func() { w.do(adding("later")) })
+}
+
+func TestFoundedWithRecipients(t *testing.T) {
+	w := newWorld(t)
+	w.do(recoverable("vault", "safe"))
+	if got := names(w.s); !slices.Equal(got, []string{"safe", "vault"}) {
+		t.Errorf("recipients %v", got)
+	}
+	g, _ := w.s.ActiveGeneration()
+	if !slices.Equal(g.Recipients, []string{"safe", "vault"}) || g.NoRecovery {
+		t.Errorf("generation %+v", g)
+	}
+	c, ok := w.s.RecoveryCopy(1, "vault")
+	if !ok || string(c.Message) != "first copy for vault" || string(c.Identity) != "identity of n1" || c.Donor != firstNode {
+		t.Errorf("copy %+v", c)
+	}
+	w.do(proposeGenerationWith(2))
+	w.refuse(&ActivateGeneration{2}, ErrGeneration, "0 recovery recipients hold generation 2, 1 must")
+	w.do(copyFor(2, "safe"))
+	w.do(&ActivateGeneration{2})
+	if got := w.s.RecoveryAlarms(w.s.Now() / second); len(got) != 1 || !strings.Contains(got[0], "generation 2 of the domain key is not wrapped for vault") {
+		t.Errorf("alarms %q", got)
+	}
+	w.do(copyFor(2, "vault"))
+	w.do(copyFor(2, "vault"))
+	w.do(&RetireGeneration{1})
+	if n := len(w.s.RecoveryCopies()); n != 2 {
+		t.Errorf("%d copies after the retirement of one generation", n)
+	}
+	w.refuse(copyFor(1, "vault"), ErrGeneration, "retired")
+}
+
+func proposeGenerationWith(number uint32) *ProposeGeneration {
+	return edited(proposeGeneration(number), func(c *ProposeGeneration) { c.NoRecovery = false })
+}
+
+func TestFoundingNeedsRecovery(t *testing.T) {
+	for _, row := range []struct {
+		what string
+		edit func(c *InitCluster)
+		text string
+	}{
+		{"neither", func(c *InitCluster) { c.Recovery = nil }, "with recovery recipients, or without any by name"},
+		{"both", func(c *InitCluster) { c.NoRecovery = true }, "with recovery recipients, or without any by name"},
+		{"no recipient", func(c *InitCluster) { c.Recovery.Recipients = nil }, "with recovery recipients"},
+		{"release 1", func(c *InitCluster) { c.Release = 0 }, "release 1 knows no recovery"},
+		{"more than there are", func(c *InitCluster) { c.Recovery.Required = 3 }, "3 recovery recipients are to hold"},
+		{"none required", func(c *InitCluster) { c.Recovery.Required = 0 }, "0 recovery recipients are to hold"},
+		{"no approval", func(c *InitCluster) { c.Recovery.Approvals = 0 }, "0 operators"},
+		{"no drills", func(c *InitCluster) { c.Recovery.DrillDays = 0 }, "each 0 days"},
+		{"no copy", func(c *InitCluster) { c.Recovery.Recipients[1].Message = nil }, "recovery copy has 0 bytes"},
+		{"a long copy", func(c *InitCluster) { c.Recovery.Recipients[1].Message = make([]byte, MaxRecoveryCopy+1) }, "recovery copy has"},
+		{"one name twice", func(c *InitCluster) { c.Recovery.Recipients[1].Name = "safe" }, "given twice"},
+		{"one key twice", func(c *InitCluster) { c.Recovery.Recipients[1].SPKI = c.Recovery.Recipients[0].SPKI }, "or its key is"},
+		{"a bad name", func(c *InitCluster) { c.Recovery.Recipients[1].Name = "A" }, "no name"},
+		{"no kind", func(c *InitCluster) { c.Recovery.Recipients[1].Kind = "" }, "kind"},
+		{"no key", func(c *InitCluster) { c.Recovery.Recipients[1].SPKI = nil }, "public key"},
+		{"no shares", func(c *InitCluster) { c.Recovery.Recipients[1].Shares = 0 }, "2 of 0 shares"},
+		{"many", func(c *InitCluster) {
+			for n := range MaxRecipients {
+				c.Recovery.Recipients = append(c.Recovery.Recipients, FirstRecipient{recoveryKey(fmt.Sprint("n", n)), []byte("m")})
+			}
+		}, "at most 8"},
+	} {
+		newWorld(t).refuse(edited(recoverable("safe", "vault"), row.edit), ErrInvalid, row.text)
+	}
+	newWorld(t).do(edited(recoverable(), func(c *InitCluster) { c.NoRecovery = true }))
+}
+
+func TestChangesNeedApprovals(t *testing.T) {
+	w := newWorld(t)
+	w.do(edited(recoverable("safe"), func(c *InitCluster) { c.Recovery.Approvals = 3 }))
+	w.caller = olga
+	id := w.do(adding("vault")).Index
+	w.refuse(&ApproveRecipientChange{id}, ErrExists, "has approved change")
+	w.refuse(&ApproveRecipientChange{id + 1}, ErrNotFound, "no change")
+	w.as(omar, func() { w.do(&ApproveRecipientChange{id}) })
+	w.do(&DisablePrincipal{omar, ""}) // who is disabled approves nothing
+	w.as(oda, func() { w.do(&ApproveRecipientChange{id}) })
+	if got := names(w.s); len(got) != 1 {
+		t.Errorf("with two approvals that count: %v", got)
+	}
+	w.as("spiffe://kms.example/operator/ole", func() { w.do(&ApproveRecipientChange{id}) })
+	if got := names(w.s); !slices.Equal(got, []string{"safe", "vault"}) || w.s.Recovery().Change != nil {
+		t.Errorf("recipients %v, change %+v", got, w.s.Recovery().Change)
+	}
+	w.refuse(&ApproveRecipientChange{id}, ErrNotFound, "")
+
+	w.refuse(adding("vault"), ErrExists, "")
+	w.refuse(edited(adding("other"), func(c *ProposeRecipientChange) { c.Add.SPKI = recoveryKey("safe").SPKI }), ErrExists, "")
+	w.refuse(&ProposeRecipientChange{Remove: "nobody"}, ErrNotFound, "")
+	w.refuse(&ProposeRecipientChange{Add: &RecoveryKey{Name: "x"}}, ErrInvalid, "kind")
+	w.refuse(edited(adding("a"), func(c *ProposeRecipientChange) { c.Remove = "safe" }), ErrInvalid, "adds one recovery recipient, or removes one")
+
+	id = w.do(&ProposeRecipientChange{Remove: "safe"}).Index
+	w.clock += ChangeSeconds * second
+	w.do(&Tick{Hash: make([]byte, 32)})
+	w.as(oda, func() { w.refuse(&ApproveRecipientChange{id}, ErrNotFound, "expired") })
+	w.refuse(&CancelRecipientChange{id}, ErrNotFound, "expired")
+	id = w.do(&ProposeRecipientChange{Remove: "safe"}).Index
+	w.do(&CancelRecipientChange{id})
+	w.as(oda, func() { w.refuse(&ApproveRecipientChange{id}, ErrNotFound, "cancelled") })
+}
+
+func TestRemovedRecipient(t *testing.T) {
+	w := newWorld(t)
+	w.do(edited(recoverable("safe", "vault"), func(c *InitCluster) { c.Recovery.Approvals = 1 }))
+	w.do(&ProposeRecipientChange{Remove: "vault"})
+	if _, there := w.s.RecoveryCopy(1, "vault"); there || !slices.Equal(names(w.s), []string{"safe"}) {
+		t.Errorf("recipients %v, and the removed one has a copy: %v", names(w.s), there)
+	}
+	w.refuse(&ProposeRecipientChange{Remove: "safe"}, ErrGeneration, "add another first")
+	w.do(adding("vault"))
+	for n := range MaxRecipients - 2 {
+		w.do(adding(fmt.Sprint("n", n)))
+	}
+	w.refuse(adding("one-too-many"), ErrLimit, "")
+}
+
+func TestCopiesAreRefused(t *testing.T) {
+	w := newWorld(t)
+	w.do(recoverable("safe"))
+	for _, row := range []struct {
+		edit func(c *AddRecoveryCopy)
+		want error
+		text string
+	}{
+		{func(c *AddRecoveryCopy) { c.Message = nil }, ErrInvalid, "0 bytes"},
+		{func(c *AddRecoveryCopy) { c.Message = make([]byte, MaxRecoveryCopy+1) }, ErrInvalid, "bytes"},
+		{func(c *AddRecoveryCopy) { c.Node = "" }, ErrInvalid, "raft id"},
+		{func(c *AddRecoveryCopy) { c.Node = "n9" }, ErrMember, "no active member"},
+		{func(c *AddRecoveryCopy) { c.Recipient = "vault" }, ErrNotFound, "vault"},
+		{func(c *AddRecoveryCopy) { c.Key = keyHash("vault") }, ErrConflict, "another key"},
+		{func(c *AddRecoveryCopy) { c.Generation = 7 }, ErrNotFound, "generation 7"},
+	} {
+		w.refuse(edited(copyFor(1, "safe"), row.edit), row.want, row.text)
+	}
+}
+
+func TestDrills(t *testing.T) {
+	w := newWorld(t)
+	w.do(recoverable("safe"))
+	for _, row := range []struct {
+		edit func(c *RecordDrill)
+		want error
+		text string
+	}{
+		{func(c *RecordDrill) { c.Drill.Backup = nil }, ErrInvalid, "hash of 0 bytes"},
+		{func(c *RecordDrill) { c.Drill.At = 0 }, ErrInvalid, "at 0"},
+		{func(c *RecordDrill) { c.Drill.Opened = 10 }, ErrInvalid, "10 of 9"},
+		{func(c *RecordDrill) { c.Drill.Generation = 9 }, ErrNotFound, "generation 9"},
+		{func(c *RecordDrill) { c.Recipient = "vault" }, ErrNotFound, "vault"},
+		{func(c *RecordDrill) { c.Key = keyHash("vault") }, ErrConflict, "another key"},
+	} {
+		w.refuse(edited(drillOf(w, "safe", 1), row.edit), row.want, row.text)
+	}
+	w.refuseLate(edited(drillOf(w, "safe", 1), func(c *RecordDrill) { c.Drill.At += drillSkew + 1 }), ErrInvalid, "in the future")
+	now := w.s.Now() / second
+	days := func(n int64) int64 { return now + n*secondsPerDay }
+	alarm := func(at int64, text string) {
+		t.Helper()
+		got := w.s.RecoveryAlarms(at)
+		if text == "" && len(got) > 0 || text != "" && (len(got) != 1 || !strings.Contains(got[0], text)) {
+			t.Errorf("alarms %q, want %q", got, text)
+		}
+	}
+	alarm(days(90), "")
+	alarm(days(91), "nobody has tried to recover with safe")
+	w.do(drillOf(w, "safe", 1))
+	alarm(days(90), "")
+	alarm(days(91), "tried 91 days ago")
+	w.clock += 50 * secondsPerDay * second
+	w.do(proposeGeneration(2))
+	w.do(&ActivateGeneration{2})
+	w.do(copyFor(2, "safe"))
+	w.clock += 10 * secondsPerDay * second
+	w.do(&Tick{Hash: make([]byte, 32)})
+	w.do(drillOf(w, "safe", 1)) // of an older backup
+	alarm(days(140), "")
+	alarm(days(141), "no recovery with safe was tried since generation 2")
+	w = initialized(t)
+	alarm(0, "no recovery recipient")
+	if got := NewState().RecoveryAlarms(0); got != nil {
+		t.Errorf("before the founding: %q", got)
+	}
+}
+
+func TestCheckRecoveryFindsFaults(t *testing.T) {
+	for _, row := range []struct {
+		text string
+		edit func(t *tx, c *Cluster, r *Recovery)
+	}{
+		{"follows", func(_ *tx, _ *Cluster, r *Recovery) { slices.Reverse(r.Recipients) }},
+		{"kind", func(_ *tx, _ *Cluster, r *Recovery) { r.Recipients[0].Kind = "" }},
+		{"2 recovery copies, 1 are named", func(_ *tx, c *Cluster, _ *Recovery) { c.Generations[0].Recipients = []string{"safe"} }},
+		{"has no copy", func(t *tx, _ *Cluster, _ *Recovery) { x, _ := t.s.RecoveryCopy(1, "safe"); t.dropCopy(x) }},
+		{"which is none", func(_ *tx, _ *Cluster, r *Recovery) { r.Recipients = r.Recipients[1:] }},
+	} {
+		w := newWorld(t)
+		w.do(recoverable("safe", "vault"))
+		w.edit(func(t *tx) {
+			c := t.s.cluster
+			r := *c.Recovery
+			r.Recipients, c.Generations, c.Recovery = slices.Clone(r.Recipients), slices.Clone(c.Generations), &r
+			row.edit(t, &c, &r)
+			t.putCluster(c)
+		})
+		if err := w.s.Check(); err == nil || !strings.Contains(err.Error(), row.text) {
+			t.Errorf("%v, want %q", err, row.text)
+		}
+	}
+}
+
+func TestPeekRecovery(t *testing.T) {
+	w := newWorld(t)
+	w.do(recoverable("safe"))
+	w.do(createKey(1))
+	snapshot := snapshotOf(t, w.s)
+	s, err := PeekRecovery(bytes.NewReader(snapshot))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, ok := s.RecoveryCopy(1, "safe")
+	if !ok || string(c.Message) != "first copy for safe" || s.Cluster().ID != w.s.Cluster().ID || s.KeyCount() != 0 {
+		t.Errorf("peeked copy %+v of %+v, %d keys", c, s.Cluster(), s.KeyCount())
+	}
+	if _, err := PeekRecovery(bytes.NewReader(snapshot[:len(snapshot)-1])); err == nil {
+		t.Error("a snapshot that is cut off was read")
+	}
+	if _, err := ReadSnapshot(bytes.NewReader(snapshot), nil); err == nil {
+		t.Error("a snapshot was read without a key")
+	}
+}

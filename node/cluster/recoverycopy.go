@@ -1,0 +1,106 @@
+package cluster
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
+)
+
+// Copies of the domain key for recovery recipients lie in the state, and so in every
+// backup. They are made by any node that holds the generation and whose Security Officer
+// has trusted the recipient's key: at the founding before the first entry, and later as a
+// duty of every node, which takes nothing but the state to be gone on with.
+
+// RecoveryRecipient is what a recovery key is called in DKX1; no raft id has a slash.
+func RecoveryRecipient(name string) string { return "recovery/" + name }
+
+// TrustsRecovery fails unless this node's Security Officer has trusted recovery keys; it
+// wraps hsm.ErrNotTrusted and names the one.
+func (m *Member) TrustsRecovery(ctx context.Context, keys []fsm.FirstRecipient) error {
+	for _, k := range keys {
+		if err := m.config.Domain.Trusted(ctx, k.SPKI); err != nil {
+			return fmt.Errorf("recovery recipient %s: %w: this node's Security Officer must compare the fingerprint with the one of the ceremony and trust it, on this host: kmsd hsm trust --recovery <file> %s", k.Name, err, hsm.Fingerprint(k.SPKI))
+		}
+	}
+	return nil
+}
+
+// recoverable makes the copies of a new cluster's first generation.
+func (m *Member) recoverable(ctx context.Context, id identity, g hsm.Generation, r *fsm.FirstRecovery) (*fsm.FirstRecovery, error) {
+	if r == nil {
+		return nil, nil //nolint:nilnil // nothing was said
+	}
+	made := *r
+	made.Recipients = slices.Clone(r.Recipients)
+	for i := range made.Recipients {
+		x := &made.Recipients[i]
+		var err error
+		x.Message, err = m.config.Domain.ExportRecovery(ctx, hsm.RecoveryRequest{
+			Cluster: hsm.ID(id.Cluster), Generation: g.Number, Donor: m.id, Recipient: RecoveryRecipient(x.Name), SPKI: x.SPKI,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("wrapping the domain key for recovery recipient %s: %w", x.Name, err)
+		}
+	}
+	return &made, nil
+}
+
+// copyForRecovery makes the recovery copies that this node can; done tells that none is
+// missing. Its Security Officer may trust a recipient's key at any time.
+func (e *engine) copyForRecovery(s *fsm.State) (done bool) {
+	done = true
+	for _, g := range s.Cluster().Generations {
+		lacking := s.Uncopied(g)
+		if len(lacking) == 0 {
+			continue
+		}
+		done = false
+		if !slices.ContainsFunc(e.domain.now(), sameAs(g)) {
+			continue
+		}
+		for _, name := range lacking {
+			err := e.copyFor(s, g, name)
+			if err == nil || errors.Is(err, hsm.ErrNotTrusted) || e.ctx.Err() != nil {
+				continue
+			}
+			if text := err.Error(); text != e.notCopied { // it is tried again each second
+				e.notCopied = text
+				e.log.Warn("the domain key was not wrapped for a recovery recipient", "generation", g.Number, "recipient", name, "error", err)
+			}
+		}
+	}
+	return done
+}
+
+func (e *engine) copyFor(s *fsm.State, g fsm.Generation, name string) error {
+	ctx, cancel := context.WithTimeout(e.ctx, dutyTimeout)
+	defer cancel()
+	r, ok := s.Recovery().Recipient(name)
+	if !ok {
+		return nil // it was removed
+	}
+	if err := e.config.Domain.Trusted(ctx, r.SPKI); err != nil {
+		return err
+	}
+	message, err := e.config.Domain.ExportRecovery(ctx, hsm.RecoveryRequest{
+		Cluster: hsm.ID(e.cluster), Epoch: s.Cluster().RecoveryEpoch, Generation: g.Number, Donor: e.id, Recipient: RecoveryRecipient(name), SPKI: r.SPKI,
+	})
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(r.SPKI)
+	command := &fsm.AddRecoveryCopy{Generation: g.Number, Recipient: name, Key: sum[:], Node: e.id, Message: message}
+	if _, err := e.member.Propose(ctx, fsm.Proposal{Command: command, Principal: e.principal()}); err != nil {
+		return err
+	}
+	e.log.Info("the domain key was wrapped for a recovery recipient", "generation", g.Number, "recipient", name)
+	return nil
+}
+
+// GenerationInHSM is a generation as a partition knows it.
+func GenerationInHSM(g fsm.Generation) hsm.Generation { return hsmGeneration(g) }

@@ -1,0 +1,151 @@
+package recovery
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+)
+
+const (
+	// Format is the release of the files that this package writes, and the only one
+	// that it reads.
+	Format = 1
+	// KeyBits is the modulus of a recovery key.
+	KeyBits = 4096
+	// MaxName is the length of a recovery key's name, in bytes.
+	MaxName = 64
+	// MaxFile is the size of the largest file, in bytes.
+	MaxFile = 1 << 20
+
+	maxSignature = KeyBits / 8
+	maxText      = 255 // bytes of a name of something else
+)
+
+// ErrRefused means: a file is not what it should be, or does not belong to the others.
+// The text says which and why.
+var ErrRefused = errors.New("recovery refused")
+
+func refused(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", ErrRefused, fmt.Errorf(format, args...))
+}
+
+var validName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
+
+// ValidName says what is wrong with the name of a recovery key, if anything.
+func ValidName(name string) error {
+	if len(name) > MaxName || !validName.MatchString(name) {
+		return refused("name %.80q: want 1 to %d of a to z, 0 to 9 and -, not at its ends", name, MaxName)
+	}
+	return nil
+}
+
+// signed is a file that a recovery key has signed.
+type signed interface {
+	label() string
+	signature() *[]byte
+}
+
+// message is what is signed of a file: it has to have been given an empty signature.
+func message(f signed) ([]byte, error) {
+	b, err := json.Marshal(f)
+	if err != nil {
+		return nil, err
+	}
+	return append([]byte(f.label()), b...), nil
+}
+
+var pss = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256}
+
+func sign(f signed, key *rsa.PrivateKey) error {
+	*f.signature() = nil
+	m, err := message(f)
+	if err != nil {
+		return err
+	}
+	digest := sha256.Sum256(m)
+	*f.signature(), err = rsa.SignPSS(rand.Reader, key, crypto.SHA256, digest[:], pss)
+	return err
+}
+
+// verify checks a file's signature and leaves the file as it was.
+func verify(f signed, key *rsa.PublicKey) error {
+	signature := *f.signature()
+	*f.signature() = nil
+	m, err := message(f)
+	*f.signature() = signature
+	if err != nil {
+		return err
+	}
+	digest := sha256.Sum256(m)
+	if err := rsa.VerifyPSS(key, crypto.SHA256, digest[:], signature, pss); err != nil {
+		return refused("its signature does not verify: it was altered after it was made, or another key made it")
+	}
+	return nil
+}
+
+// encode is the file of a value.
+func encode(v any) ([]byte, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	return append(b, '\n'), nil
+}
+
+// decode reads a file in its canonical form.
+func decode(b []byte, what string, into any) error {
+	if len(b) > MaxFile {
+		return refused("%s of more than %d bytes", what, MaxFile)
+	}
+	var release struct {
+		Format int `json:"format"`
+	}
+	if err := json.Unmarshal(b, &release); err == nil && release.Format != Format {
+		return refused("%s of format %d, this release reads %d", what, release.Format, Format)
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return refused("no %s: %w", what, err)
+	}
+	again, err := encode(into)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(again, b) {
+		return refused("%s is not in canonical form, or bytes follow its end", what)
+	}
+	return nil
+}
+
+// Fingerprint names a public key for people: "SHA256:" and the 64 hex digits of the
+// SHA-256 of its SubjectPublicKeyInfo.
+func Fingerprint(spki []byte) string {
+	sum := sha256.Sum256(spki)
+	return "SHA256:" + hex.EncodeToString(sum[:])
+}
+
+// parseKey reads the SPKI of a recovery key.
+func parseKey(spki []byte) (*rsa.PublicKey, error) {
+	parsed, err := x509.ParsePKIXPublicKey(spki)
+	if err != nil {
+		return nil, refused("public key: %w", err)
+	}
+	key, ok := parsed.(*rsa.PublicKey)
+	if !ok || key.N.BitLen() != KeyBits || key.E != 65537 {
+		return nil, refused("public key is not RSA-%d with exponent 65537", KeyBits)
+	}
+	again, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil || !bytes.Equal(again, spki) {
+		return nil, refused("public key is not canonical DER")
+	}
+	return key, nil
+}
