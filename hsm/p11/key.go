@@ -26,13 +26,16 @@ func (p *Partition) GenerateKey(ctx context.Context, spec hsm.KeySpec) (hsm.NewK
 	}
 	made, err := p.makeToken(ctx, spec.Kind(), h)
 	if err != nil {
-		return hsm.NewKey{}, err
+		return hsm.NewKey{}, p.suspect(ctx, err)
 	}
 	var key interface{ Close() }
 	if h.Class == hsm.ClassAES {
 		key, err = p.Open(ctx, made.Token, h)
 	} else {
 		key, err = p.OpenSecret(ctx, hsm.Ref{Token: made.Token, Want: h, Kind: spec.Kind(), SPKI: made.SPKI})
+	}
+	if errors.Is(err, hsm.ErrCorrupt) {
+		err = fmt.Errorf("%w: %w", hsm.ErrWrongAnswer, err)
 	}
 	if err != nil {
 		return hsm.NewKey{}, fmt.Errorf("new key does not open: %w", err)
@@ -61,7 +64,7 @@ func (p *Partition) makeToken(ctx context.Context, k hsm.Kind, h hsm.TokenHeader
 		made.Token, err = hsm.BuildToken(h, check, wrapped, func(message []byte) ([]byte, error) {
 			return s.mac(d[hsm.KindMAC], message)
 		})
-		return err
+		return errors.Join(err, s.proves(p.traits))
 	})
 	return made, err
 }
@@ -84,6 +87,14 @@ func (s *session) makeKey(t traits, h hsm.TokenHeader, domainKey pkcs11.ObjectHa
 
 // Open implements hsm.Partition.
 func (p *Partition) Open(ctx context.Context, token []byte, want hsm.TokenHeader) (hsm.BlockKey, error) {
+	key, err := p.openBlocks(ctx, token, want)
+	if err != nil {
+		return nil, p.suspect(ctx, err)
+	}
+	return key, nil
+}
+
+func (p *Partition) openBlocks(ctx context.Context, token []byte, want hsm.TokenHeader) (*blockKey, error) {
 	t, loaded, err := p.load(ctx, token, want, hsm.Kind{Class: hsm.ClassAES})
 	if err != nil {
 		return nil, err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -19,6 +20,7 @@ import (
 type link struct {
 	lib   *library
 	token slot
+	meter *hsm.Meter // nil until the self-test is over; set before use
 
 	// Each session is in its channel or with the goroutine that took it. noSession
 	// stands for one that was closed and could not be replaced.
@@ -29,7 +31,8 @@ type link struct {
 	gone    chan struct{} // closed when the link is lost
 	lost    sync.Once
 
-	nik pkcs11.ObjectHandle // private half of the node identity key; set before use
+	nik      pkcs11.ObjectHandle // private half of the node identity key; set before use
+	identity []byte              // its public half, SPKI; likewise
 
 	mu      sync.Mutex
 	domains map[domainID]domain
@@ -39,12 +42,12 @@ const noSession pkcs11.SessionHandle = 0 // CK_INVALID_HANDLE
 
 // connect opens the sessions and logs in, with one attempt. Only a caller whose PIN
 // this token took before may find itself logged in already: nobody checks it then.
-func connect(lib *library, s slot, pin []byte, sessions int, again bool) (*link, error) {
+func connect(lib *library, s slot, pin []byte, sessions int, again bool, meter *hsm.Meter) (*link, error) {
 	if s.token.Flags&pkcs11.CKF_USER_PIN_LOCKED != 0 {
 		return nil, fmt.Errorf("%w: the user PIN of token %q is locked", hsm.ErrPIN, s.token.Label)
 	}
 	l := &link{
-		lib: lib, token: s,
+		lib: lib, token: s, meter: meter,
 		work:    make(chan pkcs11.SessionHandle, sessions),
 		hold:    make(chan pkcs11.SessionHandle, 1),
 		gone:    make(chan struct{}),
@@ -87,7 +90,9 @@ func login(lib *library, h pkcs11.SessionHandle, user uint, pin []byte, again bo
 }
 
 func (l *link) open() (pkcs11.SessionHandle, error) {
+	began := time.Now()
 	h, err := l.lib.ctx.OpenSession(l.token.id, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	l.meter.Done(hsm.CallSession, began, err)
 	if err != nil {
 		return noSession, fmt.Errorf("%w: open a session: %w", hsm.ErrUnavailable, err)
 	}
@@ -121,7 +126,10 @@ func (l *link) take(ctx context.Context, pool chan pkcs11.SessionHandle) (*sessi
 
 // replace closes a session whose call failed and opens another in its place.
 func (l *link) replace(s *session) error {
-	if err := l.lib.ctx.CloseSession(s.h); err != nil {
+	began := time.Now()
+	err := l.lib.ctx.CloseSession(s.h)
+	l.meter.Done(hsm.CallSession, began, err)
+	if err != nil {
 		s.h = noSession
 		return fmt.Errorf("%w: close a session: %w", hsm.ErrUnavailable, err)
 	}

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -182,12 +183,12 @@ func (p *Partition) OpenSecret(ctx context.Context, ref hsm.Ref) (hsm.SecretKey,
 	}
 	t, loaded, err := p.load(ctx, ref.Token, ref.Want, ref.Kind)
 	if err != nil {
-		return nil, err
+		return nil, p.suspect(ctx, err)
 	}
 	k := &secretKey{loaded, ref.Kind}
 	if err := ref.Prove(ctx, t.Check, a, k.apply); err != nil {
 		k.Close()
-		return nil, err
+		return nil, p.suspect(ctx, err)
 	}
 	return k, nil
 }
@@ -238,7 +239,9 @@ func (s *session) apply(a hsm.Algorithm, key pkcs11.ObjectHandle, input []byte) 
 		}
 		return derSignature(raw, a.Hash().Size()) // P-256 with SHA-256, P-384 with SHA-384
 	case hsm.SchemeOAEP:
+		began := time.Now()
 		plaintext, err := s.link.lib.native.decryptOAEP(s.h, key, hash, mgf, input)
+		s.ctx().done(hsm.CallDecrypt, began, err)
 		return plaintext, blame(err, hsm.ErrCiphertext, func() error { return s.link.alive(s) })
 	case hsm.SchemeMAC:
 	}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"runtime"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -18,7 +19,7 @@ type session struct {
 	h    pkcs11.SessionHandle
 }
 
-func (s *session) ctx() *pkcs11.Ctx { return s.link.lib.ctx }
+func (s *session) ctx() counted { return counted{s.link.lib.ctx, s.link.meter} }
 
 func mechanism(m uint) []*pkcs11.Mechanism {
 	return []*pkcs11.Mechanism{pkcs11.NewMechanism(m, nil)}
@@ -97,7 +98,10 @@ func (s *session) mac(key pkcs11.ObjectHandle, message []byte) ([]byte, error) {
 }
 
 func (s *session) encryptBlocks(key pkcs11.ObjectHandle, dst, src []byte) error {
-	return s.link.lib.native.encryptECB(s.h, key, dst, src)
+	began := time.Now()
+	err := s.link.lib.native.encryptECB(s.h, key, dst, src)
+	s.ctx().done(hsm.CallEncrypt, began, err)
+	return err
 }
 
 func (s *session) random(n int) ([]byte, error) {
