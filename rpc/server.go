@@ -90,6 +90,7 @@ func NewServer(c Config) *Server {
 	pb.RegisterTenantServiceServer(s.clients, &tenantServer{kms: c.KMS})
 	pb.RegisterCryptoServiceServer(s.clients, &cryptoServer{kms: c.KMS})
 	pb.RegisterClusterServiceServer(s.clients, &clusterServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node})
+	pb.RegisterHsmServiceServer(s.clients, &hsmServer{kms: c.KMS, member: c.Member, node: c.Node})
 	pb.RegisterBackupServiceServer(s.clients, &backupServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node, restoreDir: c.RestoreDir})
 	healthpb.RegisterHealthServer(s.clients, s.health)
 	reflection.Register(s.clients)

@@ -47,7 +47,7 @@ func (p *Partition) suspect(ctx context.Context, err error) error {
 }
 
 // proves has the token wrap, unwrap, encrypt, authenticate and sign with keys that are
-// known, and leaves nothing behind. ErrWrongAnswer names what was wrong.
+// known, and draw random bytes, and leaves nothing behind. ErrWrongAnswer names what was wrong.
 func (s *session) proves(t traits) (err error) {
 	var made []pkcs11.ObjectHandle
 	defer func() {
@@ -94,6 +94,15 @@ func (s *session) proves(t traits) (err error) {
 	}
 	if err := s.encrypts(opened); err != nil {
 		return err
+	}
+	var draws [2][]byte
+	for i := range draws {
+		if draws[i], err = s.random(2 * comparedRandom); err != nil {
+			return err
+		}
+	}
+	if bytes.Equal(draws[0], draws[1]) {
+		return wrongAnswer("the same random bytes twice")
 	}
 	_, err = s.signWith(s.link.nik, s.link.identity, w)
 	if errors.Is(err, hsm.ErrCorrupt) {

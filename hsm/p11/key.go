@@ -103,7 +103,7 @@ func (p *Partition) openBlocks(ctx context.Context, token []byte, want hsm.Token
 	encrypt := func(dst, src []byte) error { return k.EncryptBlocks(ctx, dst, src) }
 	check, err := hsm.CheckValueAES(encrypt, t.Header.Key, t.Header.Version)
 	if err == nil && subtle.ConstantTimeCompare(check[:], t.Check[:]) != 1 {
-		err = fmt.Errorf("%w: check value", hsm.ErrCorrupt)
+		err = fmt.Errorf("%w: check value", hsm.ErrWrongAnswer) // the token is authentic
 	}
 	if err != nil {
 		k.Close()

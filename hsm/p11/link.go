@@ -93,6 +93,9 @@ func (l *link) open() (pkcs11.SessionHandle, error) {
 	began := time.Now()
 	h, err := l.lib.ctx.OpenSession(l.token.id, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 	l.meter.Done(hsm.CallSession, began, err)
+	if code(err) == pkcs11.CKR_SESSION_COUNT {
+		return noSession, fmt.Errorf("%w: the token has no session left; lower hsm.sessions, or end what else uses the token: %w", hsm.ErrUnavailable, err)
+	}
 	if err != nil {
 		return noSession, fmt.Errorf("%w: open a session: %w", hsm.ErrUnavailable, err)
 	}

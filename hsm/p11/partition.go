@@ -330,7 +330,7 @@ func (p *Partition) again(ctx context.Context) (*link, error) {
 func (p *Partition) reconnect(ctx context.Context) (*link, error) {
 	s, err := p.lib.find(p.cfg.Token, p.serial)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w (if the token is destroyed: remove this node from the cluster and let it join anew with a new token)", err)
 	}
 	l, err := connect(p.lib, s, p.cfg.PIN, p.cfg.Sessions, true, &p.meter)
 	if err != nil {
