@@ -93,6 +93,7 @@ func newFake(t *testing.T, ca *clienttest.CA) *fake {
 			quorumkmsv1.RegisterPolicyServiceServer(s, f)
 			quorumkmsv1.RegisterTenantServiceServer(s, f)
 			quorumkmsv1.RegisterClusterServiceServer(s, &fakeNode{f: f, name: name})
+			quorumkmsv1.RegisterHsmServiceServer(s, &fakeHSM{name: name})
 			quorumkmsv1.RegisterBackupServiceServer(s, &fakeBackups{name: name, golden: readGolden()})
 		}, grpc.UnaryInterceptor(f.intercept)))
 	}

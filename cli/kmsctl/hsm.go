@@ -37,7 +37,12 @@ shown as such; if none answers that was asked for, the command fails.`,
 			if err != nil {
 				return err
 			}
-			report, err := a.askHSMs(ctx, status, node)
+			var report *quorumkmsv1.HsmReport
+			if len(status.GetMembers()) > 0 {
+				report, err = a.askHSMs(ctx, status, node)
+			} else { // the node belongs to no cluster
+				report, err = ownHSM(ctx, kms)
+			}
 			if err != nil {
 				return err
 			}
@@ -46,6 +51,12 @@ shown as such; if none answers that was asked for, the command fails.`,
 	}
 	c.Flags().StringVar(&node, "node", "", "ask only the member of this name or raft id")
 	return c
+}
+
+// ownHSM asks the node that answers.
+func ownHSM(ctx context.Context, kms *client.Client) (*quorumkmsv1.HsmReport, error) {
+	r, err := kms.Hsm().DescribeHsm(ctx, &quorumkmsv1.DescribeHsmRequest{})
+	return &quorumkmsv1.HsmReport{Nodes: []*quorumkmsv1.HsmOfNode{{NodeName: r.GetNodeName(), Hsm: r}}}, err
 }
 
 // askHSMs asks the members that are named so, or all. The error is that of a member if
