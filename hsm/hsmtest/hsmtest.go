@@ -56,6 +56,7 @@ func Run(t *testing.T, open func(t *testing.T) Env) {
 		{"secrets refused", testSecretsRefused},
 		{"secret expectations", testSecretExpectations},
 		{"secret keyring", testSecretKeyring},
+		{"activity", testActivity},
 		{"closed", testClosed},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, open(t)) })
