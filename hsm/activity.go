@@ -39,7 +39,7 @@ const (
 	CallUnwrap
 	CallRandom
 	CallObject  // objects found, read, made, destroyed
-	CallSession // opened and closed
+	CallSession // opened, looked at, closed
 	callKinds   = iota
 )
 

@@ -11,7 +11,7 @@ import (
 // that is well stands up to doubt.
 func testActivity(t *testing.T, env Env) {
 	p, ctx := env.Partition, t.Context()
-	createDomain(t, p, cluster, 2)
+	createDomain(t, p, cluster, 1)
 	count := func(k hsm.CallKind) hsm.CallCount {
 		all := p.Activity().Calls
 		i := slices.IndexFunc(all, func(c hsm.CallCount) bool { return c.Kind == k })

@@ -163,7 +163,9 @@ func (l *link) drain() {
 // alive asks whether the session is logged in and a token object can be read. It is
 // cheap, and meant for errors that say nothing.
 func (l *link) alive(s *session) error {
+	began := time.Now()
 	info, err := l.lib.ctx.GetSessionInfo(s.h)
+	l.meter.Done(hsm.CallSession, began, err)
 	if err != nil {
 		return fmt.Errorf("session: %w", err)
 	}
