@@ -167,11 +167,13 @@ func testHSMStatus(ctx context.Context, c *testCluster, _ []token) {
 // answers nothing with it and that the others go on.
 func (c *testCluster) stopsServing(ctx context.Context, p *process, o object, texts ...string) {
 	c.t.Helper()
+	crypto := c.crypto(p)
 	c.until(p.name+" says why it does not serve", func(s *pb.StatusResponse) bool {
+		_, _ = crypto.Encrypt(ctx, &pb.EncryptRequest{KeyId: o.key, Plaintext: []byte("x")}) // some faults show only when the token works
 		reason := s.GetNotServingReason()
 		return !s.GetServing() && !s.GetHsm().GetHealthy() && !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(reason, text) })
 	}, p)
-	refused(codes.Unavailable, client.ErrHSMUnavailable).check(c.t, "Encrypt at "+p.name, fromStatus(second(c.crypto(p).Encrypt(ctx, &pb.EncryptRequest{KeyId: o.key, Plaintext: []byte("x")}))))
+	refused(codes.Unavailable, client.ErrHSMUnavailable).check(c.t, "Encrypt at "+p.name, fromStatus(second(crypto.Encrypt(ctx, &pb.EncryptRequest{KeyId: o.key, Plaintext: []byte("x")}))))
 	known := []*process{p}
 	for _, other := range c.nodes {
 		if other != p {
@@ -404,7 +406,7 @@ func testTokenDestroyed(ctx context.Context, c *testCluster, tokens []token) {
 
 	// The steps of README, "Repair a node whose token is destroyed".
 	ctl := c.buildKmsctl()
-	ctl.must(c.nodes[:2], "cluster", "remove", k.name)
+	ctl.must(c.nodes[:2], "cluster", "remove", k.name, "--yes")
 	if out, code := kmsd(c.t, k.env, "hsm", "init-token", "--token", k.name, "--pin-file", k.path("pin"), "--so-pin-file", k.path("so-pin")); code != 0 {
 		c.t.Fatalf("init-token: %s", out)
 	}

@@ -65,7 +65,7 @@ static void spoil(word rv, unsigned char *out, word *n) {
 }
 
 static pthread_mutex_t memory = PTHREAD_MUTEX_INITIALIZER;
-static struct { word by, n; unsigned char in[4096]; } before; /* what C_UnwrapKey opened */
+static struct { word by, n; unsigned char in[4096]; } opened[64]; /* what C_UnwrapKey opened with a key, by its handle */
 
 #define FRONT(place, name, trouble, params, args) \
 	static word name params { \
@@ -107,16 +107,17 @@ static word wrap_key(word session, void *mechanism, word by, word key, unsigned 
 }
 
 static word unwrap_key(word session, void *mechanism, word by, void *in, word n, void *attributes, word m, word *key) {
-	unsigned char other[sizeof before.in];
+	unsigned char other[sizeof opened[0].in];
+	word at = by % 64;
 	word rv = working();
 	if (rv != 0) return rv;
 	pthread_mutex_lock(&memory);
-	if (condition() == 'u' && before.by == by && before.n == n) {
-		memcpy(other, before.in, n);
+	if (condition() == 'u' && opened[at].by == by && opened[at].n == n) {
+		memcpy(other, opened[at].in, n);
 		in = other;
-	} else if (n <= sizeof before.in) {
-		before.by = by, before.n = n;
-		memcpy(before.in, in, n);
+	} else if (n <= sizeof other) {
+		opened[at].by = by, opened[at].n = n;
+		memcpy(opened[at].in, in, n);
 	}
 	pthread_mutex_unlock(&memory);
 	return ((word(*)(word, void *, word, void *, word, void *, word, void *))behind->fn[UNWRAP_KEY])(session, mechanism, by, in, n, attributes, m, key);
