@@ -410,7 +410,7 @@ func testTokenDestroyed(ctx context.Context, c *testCluster, tokens []token) {
 	if out, code := kmsd(c.t, k.env, "hsm", "init-token", "--token", k.name, "--pin-file", k.path("pin"), "--so-pin-file", k.path("so-pin")); code != 0 {
 		c.t.Fatalf("init-token: %s", out)
 	}
-	c.failsToStart("a new token and the old directory", k.process, exitConfig, "data directory", "join anew")
+	c.failsToStart("a new token and the old directory", k.process, exitHSM, "does not hold the domain key", "join anew", "empty data directory")
 	must(c.t, os.Rename(k.path("data"), k.path("data.old")))
 	c.join(k.process)
 	c.waitVoters(3)
