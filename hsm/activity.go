@@ -75,7 +75,7 @@ func (m *Meter) Done(k CallKind, began time.Time, err error) {
 	}
 	c := &m.kinds[k]
 	c.count.Add(1)
-	c.nanoseconds.Add(uint64(max(0, time.Since(began)))) //nolint:gosec // not negative
+	c.nanoseconds.Add(uint64(max(0, time.Since(began))))
 	if err != nil {
 		c.errors.Add(1)
 		m.fault.Store(&fault{k.String() + ": " + err.Error(), time.Now()})
@@ -87,7 +87,7 @@ func (m *Meter) Count() (a Activity) {
 	for k := range m.kinds {
 		c := &m.kinds[k]
 		a.Calls = append(a.Calls, CallCount{
-			Kind: CallKind(k), Count: c.count.Load(), Errors: c.errors.Load(), //nolint:gosec // below callKinds
+			Kind: CallKind(k), Count: c.count.Load(), Errors: c.errors.Load(),
 			Time: time.Duration(c.nanoseconds.Load()), //nolint:gosec // of 292 years
 		})
 	}

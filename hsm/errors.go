@@ -41,4 +41,4 @@ type wrongAnswer struct{}
 func (wrongAnswer) Error() string { return "the hsm gave a wrong answer" }
 
 // Is makes it an ErrCorrupt.
-func (wrongAnswer) Is(target error) bool { return target == ErrCorrupt } //nolint:errorlint // what errors.Is asks
+func (wrongAnswer) Is(target error) bool { return target == ErrCorrupt }

@@ -142,7 +142,7 @@ func (s *Service) open(ctx context.Context, st *fsm.State, t target, header blob
 	switch {
 	case derived != nil:
 		return nil, derived
-	case again != keys: //nolint:gosec // whether the HSM errs is no secret
+	case again != keys:
 		return nil, fmt.Errorf("%w: it derives other keys for the same message", hsm.ErrWrongAnswer)
 	}
 	return nil, err
