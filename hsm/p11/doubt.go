@@ -27,7 +27,7 @@ func (p *Partition) Doubt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = p.on(ctx, l, func(s *session) error { return s.proves(p.traits) })
+	err = p.on(ctx, l, func(s *session) error { return s.provesAll(p.traits) })
 	if errors.Is(err, hsm.ErrWrongAnswer) {
 		p.lose(l, err)
 	}
@@ -46,8 +46,8 @@ func (p *Partition) suspect(ctx context.Context, err error) error {
 	return err
 }
 
-// proves has the token wrap, unwrap, encrypt, authenticate and sign with keys that are
-// known, and draw random bytes, and leaves nothing behind. ErrWrongAnswer names what was wrong.
+// proves has the token wrap, unwrap, encrypt and authenticate with keys that are known: what
+// the making of a key rests on. It leaves nothing behind. ErrWrongAnswer names what was wrong.
 func (s *session) proves(t traits) (err error) {
 	var made []pkcs11.ObjectHandle
 	defer func() {
@@ -92,7 +92,12 @@ func (s *session) proves(t traits) (err error) {
 		}
 		return fmt.Errorf("%w: unwrap: %v", hsm.ErrWrongAnswer, err) //nolint:errorlint // of its own wrapping
 	}
-	if err := s.encrypts(opened); err != nil {
+	return s.encrypts(opened)
+}
+
+// provesAll is proves, and draws random bytes, and signs with the node's identity.
+func (s *session) provesAll(t traits) (err error) {
+	if err := s.proves(t); err != nil {
 		return err
 	}
 	var draws [2][]byte
@@ -104,7 +109,7 @@ func (s *session) proves(t traits) (err error) {
 	if bytes.Equal(draws[0], draws[1]) {
 		return wrongAnswer("the same random bytes twice")
 	}
-	_, err = s.signWith(s.link.nik, s.link.identity, w)
+	_, err = s.signWith(s.link.nik, s.link.identity, draws[0])
 	if errors.Is(err, hsm.ErrCorrupt) {
 		return wrongAnswer("signature")
 	}

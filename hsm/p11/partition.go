@@ -343,7 +343,7 @@ func (p *Partition) reconnect(ctx context.Context) (*link, error) {
 			err = fmt.Errorf("%w: the token has another node identity key than before", hsm.ErrUnavailable)
 		}
 		if l.identity = spki; err == nil {
-			err = s.proves(p.traits)
+			err = s.provesAll(p.traits)
 		}
 		return err
 	})
