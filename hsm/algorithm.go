@@ -110,6 +110,15 @@ func (a Algorithm) Signs() bool {
 	return s == SchemePSS || s == SchemePKCS1 || s == SchemeECDSA
 }
 
+// Algorithms are all that there are.
+func Algorithms() []Algorithm {
+	out := make([]Algorithm, len(algorithms))
+	for i, row := range algorithms {
+		out[i] = row.name
+	}
+	return out
+}
+
 // Algorithms are the algorithms of all keys of a kind.
 func (k Kind) Algorithms() []Algorithm {
 	var out []Algorithm

@@ -243,13 +243,17 @@ func checkCaught(t *testing.T, uses []hsm.Use, corrupt func(dst []byte)) {
 				corrupt(dst)
 			}
 		}
-		k := hsm.NewKeyring(fake, hsm.KeyringConfig{})
+		var doubts atomic.Int64
+		k := hsm.NewKeyring(fake, hsm.KeyringConfig{Doubt: func(context.Context) error { doubts.Add(1); return nil }})
 		defer k.Close()
 		_, queued := behindGate(t.Context(), k, uses...)
 		close(g.open)
 		synctest.Wait()
+		if doubts.Load() == 0 || k.Stats().Wrong == 0 {
+			t.Fatalf("the token is doubted %d times, %d wrong answers are counted", doubts.Load(), k.Stats().Wrong)
+		}
 		for i, r := range queued {
-			if !errors.Is(r.err, hsm.ErrCorrupt) || r.keys != (hsm.MessageKeys{}) {
+			if !errors.Is(r.err, hsm.ErrWrongAnswer) || r.keys != (hsm.MessageKeys{}) {
 				t.Fatalf("message %d: error %v, keys returned %v", i, r.err, r.keys != hsm.MessageKeys{})
 			}
 		}

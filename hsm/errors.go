@@ -17,6 +17,9 @@ var (
 	// ErrCorrupt means: a token, a check value or an answer of the HSM is not what it
 	// must be. Never retried with anything weaker.
 	ErrCorrupt = errors.New("key material corrupt")
+	// ErrWrongAnswer means: the token answered, and wrongly. Nothing of the answer was used;
+	// another node may do better. It is an ErrCorrupt, too.
+	ErrWrongAnswer error = wrongAnswer{}
 	// ErrNotFound means: the partition does not hold the domain key generation.
 	ErrNotFound = errors.New("domain key not in this partition")
 	// ErrExists means: the partition holds it already.
@@ -37,3 +40,11 @@ var (
 	// ErrSelfTest means: the token fails a probe that the operator has not accepted.
 	ErrSelfTest = errors.New("hsm self-test failed")
 )
+
+// wrongAnswer is the type of ErrWrongAnswer.
+type wrongAnswer struct{}
+
+func (wrongAnswer) Error() string { return "the hsm gave a wrong answer" }
+
+// Is makes it an ErrCorrupt.
+func (wrongAnswer) Is(target error) bool { return target == ErrCorrupt }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 )
 
 // Opener loads the key of a token. Every Partition is one.
@@ -37,16 +38,22 @@ type KeyringConfig struct {
 	// MaxWaiting is the number of messages under way at one time, over all keys.
 	// Default DefaultMaxWaiting.
 	MaxWaiting int
+	// Doubt, optional, is called when the HSM has given a wrong answer (Partition.Doubt).
+	Doubt func(context.Context) error
 }
 
 // Stats counts what a Keyring did since it was made.
 type Stats struct {
-	Loaded    int    // keys loaded now, or being loaded
-	Waiting   int    // messages under way now
-	Calls     uint64 // HSM calls that derived message keys or applied a key
-	Messages  uint64 // messages those calls carried
-	Loads     uint64 // keys opened
-	Evictions uint64 // keys closed to make room for others
+	Loaded     int    // keys loaded now, or being loaded
+	MaxKeys    int    // of Loaded
+	Waiting    int    // messages under way now
+	MaxWaiting int    // of Waiting
+	Hits       uint64 // messages and uses that found their key loaded
+	Wrong      uint64 // wrong answers of the HSM that were caught
+	Calls      uint64 // HSM calls that derived message keys or applied a key
+	Messages   uint64 // messages those calls carried
+	Loads      uint64 // keys opened
+	Evictions  uint64 // keys closed to make room for others
 }
 
 // Keyring uses customer master keys: it derives message keys under AES keys, has resident
@@ -56,12 +63,15 @@ type Keyring struct {
 	opener     Opener
 	maxKeys    int
 	maxWaiting int
+	doubt      func(context.Context) error
 	shared     *shared
+	wrong      atomic.Uint64
 	active     sync.WaitGroup // calls that use a key
 
 	mu      sync.Mutex
 	closed  bool
 	waiting int
+	hits    uint64
 	loaded  int // slots that are not closed, in slots or not
 	slots   map[slotID]*slot
 	idle    queue[*slot]  // slots of the map with no refs, least recently used first
@@ -77,7 +87,7 @@ func NewKeyring(o Opener, c KeyringConfig) *Keyring {
 		c.MaxWaiting = DefaultMaxWaiting
 	}
 	return &Keyring{
-		opener: o, maxKeys: c.MaxKeys, maxWaiting: c.MaxWaiting,
+		opener: o, maxKeys: c.MaxKeys, maxWaiting: c.MaxWaiting, doubt: c.Doubt,
 		shared: newShared(), slots: make(map[slotID]*slot),
 	}
 }
@@ -86,8 +96,8 @@ func NewKeyring(o Opener, c KeyringConfig) *Keyring {
 // need be. A key lost with its session is opened again once.
 //
 // ErrBusy: MaxWaiting messages are under way. ErrCorrupt: the token is not what
-// ref wants, or an answer of the HSM is wrong; the key is then loaded anew next
-// time. ErrUnavailable: closed, or the HSM is. The error of a context that ends
+// ref wants. ErrWrongAnswer: an answer of the HSM is wrong; the key is then loaded anew
+// next time. ErrUnavailable: closed, or the HSM is. The error of a context that ends
 // while waiting is the context's. Otherwise the error of the Opener or the key.
 func (k *Keyring) Derive(ctx context.Context, ref Ref, in MessageInput, use Use) (MessageKeys, error) {
 	if use != Seal && use != Open {
@@ -111,7 +121,7 @@ func (k *Keyring) Apply(ctx context.Context, ref Ref, a Algorithm, input []byte)
 		k.shared.msgCount.Add(1)
 		output, err := s.secret.Apply(ctx, a, input)
 		if err == nil && a.Signs() && s.public.Verify(a, input, output) != nil {
-			return nil, fmt.Errorf("%w: the hsm made a signature that does not verify", ErrCorrupt)
+			return nil, fmt.Errorf("%w: a signature that does not verify", ErrWrongAnswer)
 		}
 		return output, err
 	})
@@ -136,6 +146,12 @@ func usingOnce[T any](ctx context.Context, k *Keyring, ref Ref, f func(*slot) (T
 	if ctx.Err() != nil {
 		return result, fmt.Errorf("using a key: %w", ctx.Err())
 	}
+	defer func() {
+		if errors.Is(err, ErrWrongAnswer) {
+			k.wrong.Add(1)
+			k.suspect(ctx)
+		}
+	}()
 	s, err := k.acquire(ctx, ref)
 	if err != nil {
 		return result, err
@@ -148,6 +164,17 @@ func usingOnce[T any](ctx context.Context, k *Keyring, ref Ref, f func(*slot) (T
 	return result, err
 }
 
+// suspect has the partition prove that its token answers rightly; that it does not is
+// the partition's to tell.
+func (k *Keyring) suspect(ctx context.Context) {
+	if k.doubt == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	_ = k.doubt(ctx)
+}
+
 // Forget drops every loaded version of a key. Derivations under way end normally.
 func (k *Keyring) Forget(key ID) {
 	k.dropIf(func(id slotID) bool { return id.key == key })
@@ -158,7 +185,7 @@ func (k *Keyring) Stats() Stats {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return Stats{
-		Loaded: k.loaded, Waiting: k.waiting,
+		Loaded: k.loaded, MaxKeys: k.maxKeys, Waiting: k.waiting, MaxWaiting: k.maxWaiting, Hits: k.hits, Wrong: k.wrong.Load(),
 		Calls: k.shared.callCount.Load(), Messages: k.shared.msgCount.Load(),
 		Loads: k.shared.loadCount.Load(), Evictions: k.shared.evictions.Load(),
 	}
@@ -252,6 +279,7 @@ func (k *Keyring) find(ref Ref) (s *slot, loads bool, room <-chan struct{}, err 
 				k.idle.remove(&s.link)
 			}
 			s.refs++
+			k.hits++
 			return s, false, nil, nil
 		}
 		unused[0] = k.detach(s)

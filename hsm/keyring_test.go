@@ -310,8 +310,8 @@ func TestWrongSignature(t *testing.T) {
 	o := &wrongSigner{}
 	k := hsm.NewKeyring(o, hsm.KeyringConfig{})
 	for range 2 {
-		if _, err := k.Apply(t.Context(), ref, hsm.ECDSASHA256, make([]byte, 32)); !errors.Is(err, hsm.ErrCorrupt) {
-			t.Errorf("%v, want %v", err, hsm.ErrCorrupt)
+		if _, err := k.Apply(t.Context(), ref, hsm.ECDSASHA256, make([]byte, 32)); !errors.Is(err, hsm.ErrWrongAnswer) {
+			t.Errorf("%v, want %v", err, hsm.ErrWrongAnswer)
 		}
 	}
 	k.Close()

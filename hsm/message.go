@@ -121,15 +121,15 @@ func (c *call) prepare(k1 *[16]byte) (dst, src []byte) {
 }
 
 // finish checks the answers and hands each waiter its keys. With one wrong block
-// nothing in the call is believed: ErrCorrupt. Blocks that follow one another are
+// nothing in the call is believed: ErrWrongAnswer. Blocks that follow one another are
 // different in every call, and so must be their answers.
 func (c *call) finish(l *[16]byte) error {
 	if subtle.ConstantTimeCompare(block(c.dst[:], 0, 1), l[:]) != 1 {
-		return fmt.Errorf("%w: the hsm encrypts with another key", ErrCorrupt)
+		return fmt.Errorf("%w: it encrypts with another key", ErrWrongAnswer)
 	}
 	for i := range len(c.batch) * messageBlocks {
 		if bytes.Equal(block(c.dst[:], i, 1), block(c.dst[:], i+1, 1)) {
-			return fmt.Errorf("%w: the hsm gave one answer for two blocks", ErrCorrupt)
+			return fmt.Errorf("%w: one for two blocks", ErrWrongAnswer)
 		}
 	}
 	same := 1
@@ -137,7 +137,7 @@ func (c *call) finish(l *[16]byte) error {
 		same &= subtle.ConstantTimeCompare(block(c.dst[:], first, 1), block(c.dst[:], second, 1))
 	})
 	if same != 1 {
-		return fmt.Errorf("%w: the hsm gave two answers for one block", ErrCorrupt)
+		return fmt.Errorf("%w: two for one block", ErrWrongAnswer)
 	}
 	for i, w := range c.batch {
 		keys := block(c.dst[:], 1+i*messageBlocks, messageBlocks)

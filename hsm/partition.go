@@ -66,6 +66,12 @@ const (
 type Partition interface {
 	// Info describes the token for people: it never blocks and makes no HSM call.
 	Info() Info
+	// Activity tells what the partition can do and has done. Like Info, it makes no call.
+	Activity() Activity
+	// Doubt has the token answer questions whose answers are known, because something that
+	// it said was wrong. If it errs again, or does not answer, the partition is out of use
+	// until it answers rightly (Healthy), and the error says so.
+	Doubt(ctx context.Context) error
 	// Healthy is nil while the partition can be used; otherwise it wraps
 	// ErrUnavailable and says why. It makes no HSM call.
 	Healthy() error

@@ -26,7 +26,7 @@ func (r Ref) isResident() bool { return r.Kind == Kind{Class: ClassResident} }
 // returned: a wrong answer of the HSM seals no data key that never opens again.
 //
 // At most one message was encrypted, also where it fails. Errors are as those of Derive;
-// ErrCorrupt as well if the partition gives one IV twice.
+// ErrWrongAnswer as well if the partition gives one IV twice.
 func (k *Keyring) Encrypt(ctx context.Context, ref Ref, plaintext []byte, bind Binding) ([]byte, error) {
 	if !ref.isResident() {
 		return nil, notResident(ref)
@@ -98,17 +98,17 @@ func (r *resident) encrypt(ctx context.Context, plaintext []byte, bind Binding) 
 		return nil, sealedOnce(err)
 	}
 	if subtle.ConstantTimeCompare(com[:], made.com[:]) != 1 {
-		return nil, fmt.Errorf("%w: the hsm gave two answers for one commitment", ErrCorrupt)
+		return nil, fmt.Errorf("%w: the hsm gave two answers for one commitment", ErrWrongAnswer)
 	}
 	opened, err := r.key.Open(ctx, made.iv, ciphertext, made.aad)
 	defer clear(opened)
 	switch {
 	case errors.Is(err, ErrCiphertext):
-		return nil, fmt.Errorf("%w: the hsm does not open what it sealed", ErrCorrupt)
+		return nil, fmt.Errorf("%w: the hsm does not open what it sealed", ErrWrongAnswer)
 	case err != nil:
 		return nil, sealedOnce(err)
 	case subtle.ConstantTimeCompare(opened, plaintext) != 1:
-		return nil, fmt.Errorf("%w: the hsm opens something else than it sealed", ErrCorrupt)
+		return nil, fmt.Errorf("%w: the hsm opens something else than it sealed", ErrWrongAnswer)
 	}
 	return ciphertext, nil
 }

@@ -154,7 +154,7 @@ func (n *Node) open(ctx context.Context) error {
 		return err
 	}
 	n.onClose(n.partition.Close)
-	n.keyring = hsm.NewKeyring(n.partition, hsm.KeyringConfig{MaxKeys: c.HSM.MaxKeys})
+	n.keyring = hsm.NewKeyring(n.partition, hsm.KeyringConfig{MaxKeys: c.HSM.MaxKeys, Doubt: n.partition.Doubt})
 	n.onClose(func() error {
 		n.keyring.Close()
 		return nil

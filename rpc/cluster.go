@@ -25,6 +25,7 @@ type NodeView struct {
 	Version     string
 	Partition   interface {
 		Info() hsm.Info
+		Activity() hsm.Activity
 		Healthy() error
 	}
 	Keyring     func() hsm.Stats
@@ -56,7 +57,7 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 	out := &pb.StatusResponse{
 		TrustDomain: s.node.TrustDomain, RaftId: st.ID, NodeName: s.node.Name, Version: s.node.Version,
 		LeaderId: st.LeaderID, Term: st.Term, AppliedIndex: st.Applied, LastLogIndex: st.LastLog,
-		LeaseLeft: durationpb.New(st.LeaseLeft), Hsm: s.hsm(), KnownRelease: fsm.NewestRelease,
+		LeaseLeft: durationpb.New(st.LeaseLeft), Hsm: s.node.hsm(), KnownRelease: fsm.NewestRelease,
 		Certificate: s.certificate(s.node.Credentials.Certificate()), CaCertificates: each(s.node.Credentials.CAs(), s.certificate),
 	}
 	out.CertificateExpiry = out.GetCertificate().GetNotAfter()
@@ -119,8 +120,8 @@ func (s *clusterServer) serving(out *pb.StatusResponse, st cluster.Status) {
 	}
 }
 
-func (s *clusterServer) hsm() *pb.HsmStatus {
-	i, stats := s.node.Partition.Info(), s.node.Keyring()
+func (n NodeView) hsm() *pb.HsmStatus {
+	i, stats := n.Partition.Info(), n.Keyring()
 	out := &pb.HsmStatus{
 		Kind: i.Kind, Manufacturer: i.Manufacturer, Model: i.Model, Serial: i.Serial, Label: i.Label, Healthy: true,
 		LoadedKeys: uint64(stats.Loaded), Calls: stats.Calls, Messages: stats.Messages, //nolint:gosec // not negative
@@ -128,7 +129,7 @@ func (s *clusterServer) hsm() *pb.HsmStatus {
 			return &pb.HsmProbe{Name: p.Name, Passed: p.Passed, Accepted: p.Accepted, Detail: p.Detail}
 		}),
 	}
-	if err := s.node.Partition.Healthy(); err != nil {
+	if err := n.Partition.Healthy(); err != nil {
 		out.Healthy, out.Problem = false, err.Error()
 	}
 	return out

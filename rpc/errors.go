@@ -71,6 +71,7 @@ var table = []struct {
 	{archive.ErrJournal, codes.InvalidArgument, pb.Reason_REASON_INVALID},
 	{fsm.ErrSnapshot, codes.InvalidArgument, pb.Reason_REASON_INVALID},
 
+	{hsm.ErrWrongAnswer, codes.Unavailable, pb.Reason_REASON_HSM_UNAVAILABLE},
 	{hsm.ErrCorrupt, codes.FailedPrecondition, pb.Reason_REASON_KEY_MATERIAL_CORRUPT},
 	{hsm.ErrUnsupported, codes.FailedPrecondition, pb.Reason_REASON_UNSUPPORTED},
 	{hsm.ErrBusy, codes.ResourceExhausted, pb.Reason_REASON_BUSY},

@@ -91,6 +91,7 @@ func NewServer(c Config) *Server {
 	pb.RegisterRecoveryServiceServer(s.clients, &recoveryServer{kms: c.KMS, member: c.Member, node: c.Node})
 	pb.RegisterCryptoServiceServer(s.clients, &cryptoServer{kms: c.KMS})
 	pb.RegisterClusterServiceServer(s.clients, &clusterServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node})
+	pb.RegisterHsmServiceServer(s.clients, &hsmServer{kms: c.KMS, member: c.Member, node: c.Node})
 	pb.RegisterBackupServiceServer(s.clients, &backupServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node, restoreDir: c.RestoreDir})
 	healthpb.RegisterHealthServer(s.clients, s.health)
 	reflection.Register(s.clients)

@@ -95,6 +95,7 @@ func newFake(t *testing.T, ca *clienttest.CA) *fake {
 			quorumkmsv1.RegisterTenantServiceServer(s, f)
 			quorumkmsv1.RegisterRecoveryServiceServer(s, &f.recovery)
 			quorumkmsv1.RegisterClusterServiceServer(s, &fakeNode{f: f, name: name})
+			quorumkmsv1.RegisterHsmServiceServer(s, &fakeHSM{name: name})
 			quorumkmsv1.RegisterBackupServiceServer(s, &fakeBackups{name: name, golden: readGolden()})
 		}, grpc.UnaryInterceptor(f.intercept)))
 	}

@@ -77,7 +77,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 
 func (a *app) root() *cobra.Command {
 	root := group("kmsctl", "Administer and use a QuorumKMS cluster",
-		a.clusterCommand(), a.domainCommand(), a.recoveryCommand(), a.keyCommand(), a.grantCommand(), a.policyCommand(), a.tenantCommand(), a.principalCommand(),
+		a.clusterCommand(), a.domainCommand(), a.recoveryCommand(), a.hsmCommand(), a.keyCommand(), a.grantCommand(), a.policyCommand(), a.tenantCommand(), a.principalCommand(),
 		a.encryptCommand(), a.decryptCommand(), a.reencryptCommand(), a.dataKeyCommand(), a.dataKeyPairCommand(), a.randomCommand(),
 		a.signCommand(), a.verifyCommand(), a.publicKeyCommand(), a.macCommand(), a.verifyMacCommand(),
 		a.objectCommand(), a.backupCommand(), a.configCommand(), a.whoamiCommand(), a.versionCommand())

@@ -74,17 +74,26 @@ func (a *app) askMembers(ctx context.Context, status *quorumkmsv1.StatusResponse
 }
 
 func (a *app) askMember(ctx context.Context, address string) (r *quorumkmsv1.StatusResponse, err error) {
+	err = a.at(address, func(kms *client.Client) error {
+		r, err = kms.Cluster().Status(ctx, &quorumkmsv1.StatusRequest{})
+		return err
+	})
+	return r, err
+}
+
+// at asks one member, once.
+func (a *app) at(address string, f func(*client.Client) error) error {
 	config, err := a.clientConfig()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	config.Addresses, config.Fixed, config.Deadline, config.Retrying = []string{address}, true, askTime, nil
 	kms, err := client.New(config)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer kms.Close() //nolint:errcheck // nothing is lost
-	return kms.Cluster().Status(ctx, &quorumkmsv1.StatusRequest{})
+	return f(kms)
 }
 
 // writeFoundling shows a node that belongs to no cluster.
@@ -233,14 +242,7 @@ func healthText(h *quorumkmsv1.HsmStatus) string {
 }
 
 func hsmText(h *quorumkmsv1.HsmStatus) string {
-	parts := []string{healthText(h), h.GetKind()}
-	for _, p := range []struct{ name, value string }{
-		{"", h.GetManufacturer()}, {"", h.GetModel()}, {"serial ", h.GetSerial()}, {"label ", h.GetLabel()},
-	} {
-		if p.value != "" {
-			parts = append(parts, p.name+p.value)
-		}
-	}
+	parts := []string{healthText(h), tokenText(h)}
 	if h.GetCalls() > 0 {
 		parts = append(parts, fmt.Sprintf("%d keys loaded, %d messages in %d calls", h.GetLoadedKeys(), h.GetMessages(), h.GetCalls()))
 	}

@@ -202,6 +202,7 @@ func wholeCalls(o object) []named {
 			&pb.SetVoterRequest{Node: "kms-3", Voter: true},
 			&pb.TransferLeadershipRequest{},
 			&pb.DescribeDomainRequest{},
+			&pb.DescribeHsmRequest{},
 			&pb.RotateDomainRequest{NoRecovery: true},
 			&pb.RetireGenerationRequest{Generation: 2},
 			&pb.StartRewrapRequest{Generation: 2},

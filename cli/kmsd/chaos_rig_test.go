@@ -53,7 +53,7 @@ func newRig(t *testing.T, nodes int, on string) *rig {
 	r := &rig{testCluster: newCluster(t, 0), began: time.Now(), wire: newWire(t), exits: map[int]int{}}
 	r.wire.host("", clientsAddress)
 	shim := filepath.Join(r.dir, "p11shim.so")
-	run(t, "gcc", "-shared", "-fPIC", "-O2", "-o", shim, "testdata/p11shim.c")
+	run(t, "gcc", "-shared", "-fPIC", "-O2", "-pthread", "-o", shim, "testdata/p11shim.c")
 	module := os.Getenv("SOFTHSM2_MODULE")
 	if module == "" {
 		t.Fatal("SOFTHSM2_MODULE is not set: scripts/chaos.sh does that")

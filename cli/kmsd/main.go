@@ -56,7 +56,7 @@ func exitCode(err error) int {
 		return exitOK
 	case errors.Is(err, hsm.ErrPIN):
 		return exitPIN
-	case errors.Is(err, hsm.ErrUnavailable), errors.Is(err, hsm.ErrSelfTest):
+	case errors.Is(err, hsm.ErrUnavailable), errors.Is(err, hsm.ErrSelfTest), errors.Is(err, hsm.ErrNotFound), errors.Is(err, hsm.ErrWrongAnswer):
 		return exitHSM
 	case errors.Is(err, cluster.ErrRemoved):
 		return exitRemoved

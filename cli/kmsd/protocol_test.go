@@ -22,7 +22,7 @@ var methods = sync.OnceValue(func() map[protoreflect.FullName]protoreflect.Metho
 	for _, f := range []protoreflect.FileDescriptor{
 		pb.File_quorumkms_v1_key_proto, pb.File_quorumkms_v1_crypto_proto, pb.File_quorumkms_v1_grant_proto,
 		pb.File_quorumkms_v1_policy_proto, pb.File_quorumkms_v1_tenant_proto, pb.File_quorumkms_v1_cluster_proto,
-		pb.File_quorumkms_v1_backup_proto, pb.File_quorumkms_v1_recovery_proto,
+		pb.File_quorumkms_v1_backup_proto, pb.File_quorumkms_v1_recovery_proto, pb.File_quorumkms_v1_hsm_proto,
 	} {
 		for i := range f.Services().Len() {
 			for j := range f.Services().Get(i).Methods().Len() {

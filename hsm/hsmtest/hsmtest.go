@@ -81,6 +81,7 @@ func Parts() []Part {
 		{"resident keyring", testResidentKeyring},
 		{"import", testImport},
 		{"import refused", testImportRefused},
+		{"activity", testActivity},
 		{"closed", testClosed},
 	}
 }

@@ -56,7 +56,7 @@ func isPIN(rv pkcs11.Error) bool {
 func wrapped(err error) error {
 	for _, sentinel := range []error{
 		hsm.ErrUnavailable, hsm.ErrBusy, hsm.ErrStale, hsm.ErrCorrupt, hsm.ErrNotFound, hsm.ErrExists,
-		hsm.ErrNotTrusted, hsm.ErrRefused, hsm.ErrUnsupported, hsm.ErrCiphertext, hsm.ErrPIN, hsm.ErrSelfTest,
+		hsm.ErrWrongAnswer, hsm.ErrNotTrusted, hsm.ErrRefused, hsm.ErrUnsupported, hsm.ErrCiphertext, hsm.ErrPIN, hsm.ErrSelfTest,
 	} {
 		if errors.Is(err, sentinel) {
 			return err

@@ -65,7 +65,7 @@ func visit(ctx context.Context, cfg Config, fn func(*link, *session, Config) err
 	if err != nil {
 		return err
 	}
-	l, err := connect(lib, t, cfg.PIN, 1, false)
+	l, err := connect(lib, t, cfg.PIN, 1, false, nil)
 	if err != nil {
 		return err
 	}

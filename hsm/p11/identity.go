@@ -117,7 +117,7 @@ func Adopt(ctx context.Context, cfg Config) (spki []byte, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := connect(lib, found, cfg.PIN, 1, false)
+	l, err := connect(lib, found, cfg.PIN, 1, false, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -187,7 +187,7 @@ func (s *session) signWith(key pkcs11.ObjectHandle, spki, message []byte) ([]byt
 		return nil, err
 	}
 	if err := hsm.VerifyIdentitySignature(spki, message, sig); err != nil {
-		return nil, fmt.Errorf("%w: %v", hsm.ErrCorrupt, err) //nolint:errorlint // the token's fault, not a refusal
+		return nil, fmt.Errorf("%w: %v", hsm.ErrWrongAnswer, err) //nolint:errorlint // the token's fault, not a refusal
 	}
 	return sig, nil
 }
@@ -226,8 +226,29 @@ func (p *Partition) Random(ctx context.Context, b []byte) error {
 	return p.do(ctx, func(s *session) error {
 		random, err := s.random(len(b))
 		if err == nil && copy(b, random) != len(b) {
-			err = fmt.Errorf("%w: %d random bytes", hsm.ErrCorrupt, len(random))
+			err = fmt.Errorf("%w: %d random bytes", hsm.ErrWrongAnswer, len(random))
+		}
+		if err == nil && p.drawnBefore(random) {
+			err = fmt.Errorf("%w: the same random bytes twice", hsm.ErrWrongAnswer)
+			p.lose(s.link, err)
 		}
 		return err
 	})
+}
+
+// comparedRandom is the least draw that is compared with the one before, in bytes: two that
+// are the same by chance nobody sees.
+const comparedRandom = 16
+
+// drawnBefore tells whether the generator stands still.
+func (p *Partition) drawnBefore(random []byte) bool {
+	if len(random) < comparedRandom {
+		return false
+	}
+	drawn := sha256.Sum256(random)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before := p.drawn
+	p.drawn = drawn
+	return before == drawn
 }

@@ -230,7 +230,7 @@ func (s *session) unwrapBlock(pair pkcs11.ObjectHandle, t hsm.ImportToken, block
 	}
 	padded := make([]byte, len(block))
 	defer clear(padded)
-	if err := s.link.lib.native.decryptRaw(s.h, pair, padded, block); err != nil {
+	if _, err := counts(s, hsm.CallDecrypt, func() (struct{}, error) { return struct{}{}, s.link.lib.native.decryptRaw(s.h, pair, padded, block) }); err != nil {
 		return 0, err
 	}
 	plaintext, err := hsm.DecodeOAEP(t.Algorithm.Hash(), padded)
@@ -240,7 +240,9 @@ func (s *session) unwrapBlock(pair pkcs11.ObjectHandle, t hsm.ImportToken, block
 	if err != nil {
 		return 0, err
 	}
-	return s.link.lib.native.create(s.h, as.with(octets(pkcs11.CKA_VALUE, plaintext)))
+	return counts(s, hsm.CallObject, func() (pkcs11.ObjectHandle, error) {
+		return s.link.lib.native.create(s.h, as.with(octets(pkcs11.CKA_VALUE, plaintext)))
+	})
 }
 
 // sized is nil if a key has so many bytes. Not every token tells the length of a key that it

@@ -31,9 +31,13 @@ func (p *Partition) GenerateKey(ctx context.Context, spec hsm.KeySpec) (hsm.NewK
 	}
 	made, err := p.makeToken(ctx, spec.Kind(), h)
 	if err != nil {
-		return hsm.NewKey{}, err
+		return hsm.NewKey{}, p.suspect(ctx, err)
 	}
-	if err := hsm.TryOpen(ctx, p, hsm.Ref{Token: made.Token, Want: h, Kind: spec.Kind(), SPKI: made.SPKI}); err != nil {
+	err = hsm.TryOpen(ctx, p, hsm.Ref{Token: made.Token, Want: h, Kind: spec.Kind(), SPKI: made.SPKI})
+	if errors.Is(err, hsm.ErrCorrupt) {
+		err = fmt.Errorf("%w: %w", hsm.ErrWrongAnswer, err)
+	}
+	if err != nil {
 		return hsm.NewKey{}, fmt.Errorf("new key does not open: %w", err)
 	}
 	return made, nil
@@ -63,7 +67,7 @@ func (p *Partition) makeToken(ctx context.Context, k hsm.Kind, h hsm.TokenHeader
 		made.Token, err = hsm.BuildToken(h, check, wrapped, func(message []byte) ([]byte, error) {
 			return s.mac(d[hsm.KindMAC], message)
 		})
-		return err
+		return errors.Join(err, s.proves(p.traits))
 	})
 	return made, err
 }
@@ -90,6 +94,14 @@ func (s *session) makeKey(t traits, h hsm.TokenHeader, domainKey pkcs11.ObjectHa
 
 // Open implements hsm.Partition.
 func (p *Partition) Open(ctx context.Context, token []byte, want hsm.TokenHeader) (hsm.BlockKey, error) {
+	key, err := p.openBlocks(ctx, token, want)
+	if err != nil {
+		return nil, p.suspect(ctx, err)
+	}
+	return key, nil
+}
+
+func (p *Partition) openBlocks(ctx context.Context, token []byte, want hsm.TokenHeader) (*blockKey, error) {
 	t, loaded, err := p.load(ctx, hsm.Ref{Token: token, Want: want, Kind: hsm.Kind{Class: hsm.ClassAES}})
 	if err != nil {
 		return nil, err
@@ -98,7 +110,7 @@ func (p *Partition) Open(ctx context.Context, token []byte, want hsm.TokenHeader
 	encrypt := func(dst, src []byte) error { return k.EncryptBlocks(ctx, dst, src) }
 	check, err := hsm.CheckValueAES(encrypt, t.Header.Key, t.Header.Version)
 	if err == nil && subtle.ConstantTimeCompare(check[:], t.Check[:]) != 1 {
-		err = fmt.Errorf("%w: check value", hsm.ErrCorrupt)
+		err = fmt.Errorf("%w: check value", hsm.ErrWrongAnswer) // the token is authentic
 	}
 	if err != nil {
 		k.Close()

@@ -407,3 +407,24 @@ func BenchmarkEncryptBlocks(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkGenerateKey is a new AES key: made, wrapped, opened once, with known answers
+// beside it (Doubt, the second).
+func BenchmarkGenerateKey(b *testing.B) {
+	b.Run("key", func(b *testing.B) {
+		p := withDomain(b)
+		for b.Loop() {
+			if _, err := p.GenerateKey(b.Context(), testSpec(1)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("known answers", func(b *testing.B) {
+		p := withDomain(b)
+		for b.Loop() {
+			if err := p.Doubt(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

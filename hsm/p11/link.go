@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -19,6 +20,7 @@ import (
 type link struct {
 	lib   *library
 	token slot
+	meter *hsm.Meter // nil until the self-test is over; set before use
 
 	// Each session is in its channel or with the goroutine that took it. noSession
 	// stands for one that was closed and could not be replaced.
@@ -29,8 +31,9 @@ type link struct {
 	gone    chan struct{} // closed when the link is lost
 	lost    sync.Once
 
-	nik    pkcs11.ObjectHandle // private half of the node identity key; set before use
-	quirks quirks              // as in traits; set before use
+	nik      pkcs11.ObjectHandle // private half of the node identity key; set before use
+	identity []byte              // its public half, SPKI; likewise
+	quirks   quirks              // as in traits; set before use
 
 	mu      sync.Mutex
 	domains map[domainID]domain
@@ -40,12 +43,12 @@ const noSession pkcs11.SessionHandle = 0 // CK_INVALID_HANDLE
 
 // connect opens the sessions and logs in, with one attempt. Only a caller whose PIN
 // this token took before may find itself logged in already: nobody checks it then.
-func connect(lib *library, s slot, pin []byte, sessions int, again bool) (*link, error) {
+func connect(lib *library, s slot, pin []byte, sessions int, again bool, meter *hsm.Meter) (*link, error) {
 	if s.token.Flags&pkcs11.CKF_USER_PIN_LOCKED != 0 {
 		return nil, fmt.Errorf("%w: the user PIN of token %q is locked", hsm.ErrPIN, s.token.Label)
 	}
 	l := &link{
-		lib: lib, token: s,
+		lib: lib, token: s, meter: meter,
 		work:    make(chan pkcs11.SessionHandle, sessions),
 		hold:    make(chan pkcs11.SessionHandle, 1),
 		gone:    make(chan struct{}),
@@ -88,7 +91,12 @@ func login(lib *library, h pkcs11.SessionHandle, user uint, pin []byte, again bo
 }
 
 func (l *link) open() (pkcs11.SessionHandle, error) {
+	began := time.Now()
 	h, err := l.lib.ctx.OpenSession(l.token.id, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	l.meter.Done(hsm.CallSession, began, err)
+	if code(err) == pkcs11.CKR_SESSION_COUNT {
+		return noSession, fmt.Errorf("%w: the token has no session left; lower hsm.sessions, or end what else uses the token: %w", hsm.ErrUnavailable, err)
+	}
 	if err != nil {
 		return noSession, fmt.Errorf("%w: open a session: %w", hsm.ErrUnavailable, err)
 	}
@@ -122,7 +130,10 @@ func (l *link) take(ctx context.Context, pool chan pkcs11.SessionHandle) (*sessi
 
 // replace closes a session whose call failed and opens another in its place.
 func (l *link) replace(s *session) error {
-	if err := l.lib.ctx.CloseSession(s.h); err != nil {
+	began := time.Now()
+	err := l.lib.ctx.CloseSession(s.h)
+	l.meter.Done(hsm.CallSession, began, err)
+	if err != nil {
 		s.h = noSession
 		return fmt.Errorf("%w: close a session: %w", hsm.ErrUnavailable, err)
 	}
@@ -153,7 +164,9 @@ func (l *link) drain() {
 // alive asks whether the session is logged in and a token object can be read. It is
 // cheap, and meant for errors that say nothing.
 func (l *link) alive(s *session) error {
+	began := time.Now()
 	info, err := l.lib.ctx.GetSessionInfo(s.h)
+	l.meter.Done(hsm.CallSession, began, err)
 	if err != nil {
 		return fmt.Errorf("session: %w", err)
 	}

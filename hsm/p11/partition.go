@@ -5,6 +5,7 @@ package p11
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -35,10 +36,16 @@ type Partition struct {
 	// ceremony is held while token objects are made or destroyed.
 	ceremony chan struct{}
 
+	meter hsm.Meter
+
 	mu   sync.Mutex
 	link *link // nil while the token is lost, and after Close
 	why  error // why link is nil
 	end  error // of the library, at Close
+
+	drawn            [sha256.Size]byte // hash of the last random bytes
+	losses, returns  uint64
+	lostAt, returned time.Time // the last
 }
 
 var _ hsm.Partition = (*Partition)(nil)
@@ -110,7 +117,7 @@ func (p *Partition) first(ctx context.Context) (*link, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := connect(p.lib, s, p.cfg.PIN, p.cfg.Sessions, false)
+	l, err := connect(p.lib, s, p.cfg.PIN, p.cfg.Sessions, false, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -123,6 +130,7 @@ func (p *Partition) first(ctx context.Context) (*link, error) {
 		l.drain()
 		return nil, err
 	}
+	l.meter = &p.meter
 	return l, nil
 }
 
@@ -138,6 +146,7 @@ func (p *Partition) prepare(ctx context.Context, l *link) error {
 	}
 	return p.on(ctx, l, func(s *session) error {
 		l.nik, p.identity, err = s.ensureIdentity()
+		l.identity = p.identity
 		return err
 	})
 }
@@ -239,6 +248,7 @@ func (p *Partition) lose(l *link, why error) {
 		return
 	}
 	p.mu.Lock()
+	p.losses, p.lostAt = p.losses+1, time.Now()
 	if p.link == l {
 		p.link, p.why = nil, fmt.Errorf("token %q lost: %w", p.cfg.Token, why)
 	}
@@ -288,6 +298,9 @@ func (p *Partition) reopen(ctx context.Context) *link {
 		l, err := p.again(ctx)
 		if err == nil {
 			p.cfg.Logger.Info("hsm token open again", "token", p.cfg.Token)
+			p.mu.Lock()
+			p.returns, p.returned = p.returns+1, time.Now()
+			p.mu.Unlock()
 			p.set(l, nil)
 			return l
 		}
@@ -317,9 +330,9 @@ func (p *Partition) again(ctx context.Context) (*link, error) {
 func (p *Partition) reconnect(ctx context.Context) (*link, error) {
 	s, err := p.lib.find(p.cfg.Token, p.serial)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w (if the token is destroyed: remove this node from the cluster and let it join anew with a new token)", err)
 	}
-	l, err := connect(p.lib, s, p.cfg.PIN, p.cfg.Sessions, true)
+	l, err := connect(p.lib, s, p.cfg.PIN, p.cfg.Sessions, true, &p.meter)
 	if err != nil {
 		return nil, err
 	}
@@ -329,6 +342,9 @@ func (p *Partition) reconnect(ctx context.Context) (*link, error) {
 		l.nik, spki, err = s.identity()
 		if err == nil && !bytes.Equal(spki, p.identity) {
 			err = fmt.Errorf("%w: the token has another node identity key than before", hsm.ErrUnavailable)
+		}
+		if l.identity = spki; err == nil {
+			err = s.provesAll(p.traits)
 		}
 		return err
 	})

@@ -99,7 +99,9 @@ func (s *session) seal(key pkcs11.ObjectHandle, plaintext []byte, bind hsm.Bindi
 	if err := s.cmac(key)(&com, &blocks); err != nil {
 		return nil, err
 	}
-	return s.link.lib.native.encryptGCM(s.h, key, &iv, aad(&com), plaintext)
+	return counts(s, hsm.CallEncrypt, func() ([]byte, error) {
+		return s.link.lib.native.encryptGCM(s.h, key, &iv, aad(&com), plaintext)
+	})
 }
 
 // Open implements hsm.ResidentKey. Some tokens report a wrong tag like a fault of their
@@ -110,7 +112,9 @@ func (k *residentKey) Open(ctx context.Context, iv [hsm.IVSize]byte, ciphertext,
 		return nil, fmt.Errorf("%w: a ciphertext of %d bytes", hsm.ErrRefused, len(ciphertext))
 	}
 	err = k.use(ctx, func(s *session) error {
-		plaintext, err = s.link.lib.native.decryptGCM(s.h, k.handle, &iv, aad, ciphertext)
+		plaintext, err = counts(s, hsm.CallDecrypt, func() ([]byte, error) {
+			return s.link.lib.native.decryptGCM(s.h, k.handle, &iv, aad, ciphertext)
+		})
 		return err
 	})
 	if err == nil {
@@ -131,7 +135,8 @@ func (k *residentKey) Open(ctx context.Context, iv [hsm.IVSize]byte, ciphertext,
 // cmac makes the CMACs of two blocks.
 func (s *session) cmac(key pkcs11.ObjectHandle) func(dst, blocks *[2 * hsm.BlockSize]byte) error {
 	return func(dst, blocks *[2 * hsm.BlockSize]byte) error {
-		return s.link.lib.native.cmacBlocks(s.h, key, dst, blocks)
+		_, err := counts(s, hsm.CallSign, func() (struct{}, error) { return struct{}{}, s.link.lib.native.cmacBlocks(s.h, key, dst, blocks) })
+		return err
 	}
 }
 

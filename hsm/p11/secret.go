@@ -185,12 +185,12 @@ func (p *Partition) OpenSecret(ctx context.Context, ref hsm.Ref) (hsm.SecretKey,
 	}
 	t, loaded, err := p.load(ctx, ref)
 	if err != nil {
-		return nil, err
+		return nil, p.suspect(ctx, err)
 	}
 	k := &secretKey{loaded, ref.Kind}
 	if err := ref.Prove(ctx, t.Check, a, k.apply); err != nil {
 		k.Close()
-		return nil, err
+		return nil, p.suspect(ctx, err)
 	}
 	return k, nil
 }
@@ -241,7 +241,7 @@ func (s *session) apply(a hsm.Algorithm, key pkcs11.ObjectHandle, input []byte) 
 		}
 		return derSignature(raw, a.Hash().Size()) // P-256 with SHA-256, P-384 with SHA-384
 	case hsm.SchemeOAEP:
-		plaintext, err := s.link.lib.native.decryptOAEP(s.h, key, hash, mgf, input)
+		plaintext, err := counts(s, hsm.CallDecrypt, func() ([]byte, error) { return s.link.lib.native.decryptOAEP(s.h, key, hash, mgf, input) })
 		return plaintext, blame(err, hsm.ErrCiphertext, func() error { return s.link.alive(s) })
 	case hsm.SchemeMAC:
 	}

@@ -260,8 +260,14 @@ func (b *bench) wraps(m uint, kek, key []byte, answer string) error {
 // isRFC5649 wraps a key of 32 bytes, as domain keys and master keys are. The answer
 // was computed with OpenSSL. (The RFC's own examples have odd lengths.)
 func (b *bench) isRFC5649(m uint) error {
-	return b.wraps(m, ordinaryValue(), unhex("f0e0d0c0b0a090807060504030201000f1e1d1c1b1a191817161514131211101"),
-		"2c0bff4702d89db6daf59d845d0e456b288cd79fda76faa83e051401efff89bc3fa242a1b90466bd")
+	return b.wraps(m, ordinaryValue(), wrappedValue(), wrappedAnswer)
+}
+
+// wrappedAnswer is wrappedValue, wrapped with ordinaryValue.
+const wrappedAnswer = "2c0bff4702d89db6daf59d845d0e456b288cd79fda76faa83e051401efff89bc3fa242a1b90466bd"
+
+func wrappedValue() []byte {
+	return unhex("f0e0d0c0b0a090807060504030201000f1e1d1c1b1a191817161514131211101")
 }
 
 // oddLengths wraps the longer example of RFC 5649, section 6. SoftHSM first pads a

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -19,7 +20,7 @@ type session struct {
 	h    pkcs11.SessionHandle
 }
 
-func (s *session) ctx() *pkcs11.Ctx { return s.link.lib.ctx }
+func (s *session) ctx() counted { return counted{s.link.lib.ctx, s.link.meter} }
 
 // encode is what objects of this token are made with.
 func (s *session) encode(t template, pin *runtime.Pinner) []*pkcs11.Attribute {
@@ -66,7 +67,7 @@ func (s *session) wrap(m []*pkcs11.Mechanism, with, key pkcs11.ObjectHandle) ([]
 	var err error
 	switch m[0].Mechanism {
 	case pkcs11.CKM_AES_KEY_WRAP, ckmAESKeyWrapPad, ckmAESKeyWrapKWP:
-		b, err = s.link.lib.native.wrapKey(s.h, m[0].Mechanism, with, key)
+		b, err = counts(s, hsm.CallWrap, func() ([]byte, error) { return s.link.lib.native.wrapKey(s.h, m[0].Mechanism, with, key) })
 	default:
 		b, err = s.ctx().WrapKey(s.h, m, with, key)
 	}
@@ -110,7 +111,10 @@ func (s *session) mac(key pkcs11.ObjectHandle, message []byte) ([]byte, error) {
 }
 
 func (s *session) encryptBlocks(key pkcs11.ObjectHandle, dst, src []byte) error {
-	return s.link.lib.native.encryptECB(s.h, key, dst, src)
+	began := time.Now()
+	err := s.link.lib.native.encryptECB(s.h, key, dst, src)
+	s.ctx().done(hsm.CallEncrypt, began, err)
+	return err
 }
 
 func (s *session) random(n int) ([]byte, error) {

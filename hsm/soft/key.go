@@ -9,6 +9,7 @@ import (
 	"crypto/subtle"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/quorumkms/quorumkms/hsm"
 )
@@ -35,7 +36,9 @@ func (p *Partition) GenerateKey(ctx context.Context, s hsm.KeySpec) (hsm.NewKey,
 	if err != nil {
 		return hsm.NewKey{}, err
 	}
+	began := time.Now()
 	made, err := p.generate(s.Kind(), h)
+	p.meter.Done(hsm.CallGenerate, began, err)
 	if err != nil {
 		return hsm.NewKey{}, err
 	}
@@ -156,7 +159,9 @@ func (p *Partition) unwrap(token []byte, want hsm.TokenHeader) (hsm.Token, []byt
 	if err != nil {
 		return t, nil, err
 	}
+	began := time.Now()
 	raw, err := unwrapKWP(kek, t.Wrapped)
+	p.meter.Done(hsm.CallUnwrap, began, err)
 	if err != nil {
 		return t, nil, fmt.Errorf("%w: %w", hsm.ErrCorrupt, err)
 	}
@@ -203,7 +208,9 @@ func (k *blockKey) EncryptBlocks(ctx context.Context, dst, src []byte) error {
 	if n == 0 || n%hsm.BlockSize != 0 || n > hsm.MaxBlocks*hsm.BlockSize || len(dst) != n {
 		return fmt.Errorf("%w: blocks of %d bytes into %d", hsm.ErrRefused, n, len(dst))
 	}
+	began := time.Now()
 	k.encrypt(dst, src)
+	k.partition.meter.Done(hsm.CallEncrypt, began, nil)
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/quorumkms/quorumkms/hsm"
 )
@@ -46,6 +47,8 @@ type Partition struct {
 	oaepHash uint8
 	identity []byte // SPKI
 	nik      *ecdsa.PrivateKey
+
+	meter hsm.Meter
 
 	mu       sync.RWMutex
 	closed   bool
@@ -207,6 +210,16 @@ func (p *Partition) usable(ctx context.Context) error {
 // Info implements hsm.Partition.
 func (p *Partition) Info() hsm.Info { return p.info }
 
+// Activity implements hsm.Partition.
+func (p *Partition) Activity() hsm.Activity {
+	a := p.meter.Count()
+	a.OAEPHashes, a.Algorithms = []string{hsm.OAEPName(hsm.OAEPSHA1), hsm.OAEPName(hsm.OAEPSHA256)}, hsm.Algorithms()
+	return a
+}
+
+// Doubt implements hsm.Partition: what this process computes it need not ask itself again.
+func (p *Partition) Doubt(context.Context) error { return p.Healthy() }
+
 // Healthy implements hsm.Partition.
 func (p *Partition) Healthy() error {
 	p.mu.RLock()
@@ -224,7 +237,10 @@ func (p *Partition) SignIdentity(ctx context.Context, message []byte) ([]byte, e
 	if err := p.usable(ctx); err != nil {
 		return nil, err
 	}
-	return p.sign(message)
+	began := time.Now()
+	sig, err := p.sign(message)
+	p.meter.Done(hsm.CallSign, began, err)
+	return sig, err
 }
 
 func (p *Partition) sign(message []byte) ([]byte, error) {
@@ -246,7 +262,9 @@ func (p *Partition) Random(ctx context.Context, b []byte) error {
 	if len(b) == 0 || len(b) > hsm.MaxRandom {
 		return fmt.Errorf("%w: random of %d bytes", hsm.ErrRefused, len(b))
 	}
-	if _, err := rand.Read(b); err != nil {
+	began := time.Now()
+	_, err := rand.Read(b)
+	if p.meter.Done(hsm.CallRandom, began, err); err != nil {
 		return fmt.Errorf("%w: random: %w", hsm.ErrUnavailable, err)
 	}
 	return nil

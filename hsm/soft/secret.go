@@ -12,6 +12,7 @@ import (
 	"encoding/asn1"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/quorumkms/quorumkms/hsm"
 )
@@ -154,7 +155,13 @@ func (k *secretKey) Apply(ctx context.Context, a hsm.Algorithm, input []byte) ([
 	if err := k.kind.Accepts(a, input); err != nil {
 		return nil, err
 	}
-	return k.apply(ctx, a, input)
+	began, kind := time.Now(), hsm.CallSign
+	if a.Scheme() == hsm.SchemeOAEP {
+		kind = hsm.CallDecrypt
+	}
+	output, err := k.apply(ctx, a, input)
+	k.partition.meter.Done(kind, began, err)
+	return output, err
 }
 
 func (k *secretKey) apply(_ context.Context, a hsm.Algorithm, input []byte) (output []byte, err error) {

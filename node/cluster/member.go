@@ -239,7 +239,7 @@ func (m *Member) start(ctx context.Context, id identity, prepare prepare) (*engi
 	c := &m.config
 	key, err := c.Domain.LogKey(ctx, hsm.ID(id.Cluster))
 	if err != nil {
-		return nil, fmt.Errorf("the HSM of this node does not hold the domain key of cluster %s: %w", id.Cluster, err)
+		return nil, fmt.Errorf("the HSM of this node does not hold the domain key of cluster %s; if its token was replaced, remove the node from the cluster and let it join anew with an empty data directory: %w", id.Cluster, err)
 	}
 	held, err := c.Domain.Generations(ctx, hsm.ID(id.Cluster))
 	if err != nil {

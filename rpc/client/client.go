@@ -249,6 +249,9 @@ func (c *Client) Cluster() quorumkmsv1.ClusterServiceClient {
 	return quorumkmsv1.NewClusterServiceClient(c)
 }
 
+// Hsm returns the calls on the HSM partition of the node that answers.
+func (c *Client) Hsm() quorumkmsv1.HsmServiceClient { return quorumkmsv1.NewHsmServiceClient(c) }
+
 // Grants returns the calls that let one principal use one key.
 func (c *Client) Grants() quorumkmsv1.GrantServiceClient { return quorumkmsv1.NewGrantServiceClient(c) }
 

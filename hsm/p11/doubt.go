@@ -1,0 +1,139 @@
+//go:build cgo
+
+package p11
+
+import (
+	"bytes"
+	"context"
+	"crypto/aes"
+	"crypto/hmac"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/quorumkms/quorumkms/hsm"
+)
+
+// A token that once passed the self-test can begin to err. What every key rests on is asked
+// again with known keys: when an answer was wrong, before a lost token is used again, and
+// for each key that is made, whose token would otherwise be made, and opened, with the same
+// fault, and with nothing else once the fault is gone.
+
+// Doubt implements hsm.Partition.
+func (p *Partition) Doubt(ctx context.Context) error {
+	l, err := p.current()
+	if err != nil {
+		return err
+	}
+	err = p.on(ctx, l, func(s *session) error { return s.provesAll(p.traits) })
+	if errors.Is(err, hsm.ErrWrongAnswer) {
+		p.lose(l, err)
+	}
+	return err
+}
+
+// suspect gives the error of opening a token its sentinel if it is not the token that is
+// wrong but the HSM.
+func (p *Partition) suspect(ctx context.Context, err error) error {
+	if !errors.Is(err, hsm.ErrCorrupt) {
+		return err
+	}
+	if doubt := p.Doubt(ctx); doubt != nil {
+		return fmt.Errorf("%w (at first: %v)", doubt, err) //nolint:errorlint // it is not believed
+	}
+	return err
+}
+
+// proves has the token wrap, unwrap, encrypt and authenticate with keys that are known: what
+// the making of a key rests on. It leaves nothing behind. ErrWrongAnswer names what was wrong.
+func (s *session) proves(t traits) (err error) {
+	var made []pkcs11.ObjectHandle
+	defer func() {
+		for _, o := range made {
+			err = errors.Join(err, s.destroy(o))
+		}
+	}()
+	keep := func(o pkcs11.ObjectHandle, failed error) (pkcs11.ObjectHandle, error) {
+		if failed == nil {
+			made = append(made, o)
+		}
+		return o, failed
+	}
+	kek, err := keep(s.create(known(pkcs11.CKK_AES, ordinaryValue(), pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP)))
+	if err != nil {
+		return err
+	}
+	secret, err := keep(s.create(known(pkcs11.CKK_GENERIC_SECRET, wrappedValue(), pkcs11.CKA_SIGN)))
+	if err != nil {
+		return err
+	}
+	w, err := s.wrap(t.keyWrap(), kek, secret)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(w, unhex(wrappedAnswer)) {
+		return wrongAnswer("wrap")
+	}
+	mac, err := s.mac(secret, w)
+	if err != nil {
+		return err
+	}
+	h := hmac.New(sha256.New, wrappedValue())
+	h.Write(w)
+	if !hmac.Equal(mac, h.Sum(nil)) {
+		return wrongAnswer("HMAC")
+	}
+	opened, err := keep(s.unwrap(t.keyWrap(), kek, w, plain(pkcs11.CKK_AES, pkcs11.CKA_ENCRYPT)))
+	if err != nil {
+		if isLoss(code(err)) {
+			return err
+		}
+		return fmt.Errorf("%w: unwrap: %v", hsm.ErrWrongAnswer, err) //nolint:errorlint // of its own wrapping
+	}
+	return s.encrypts(opened)
+}
+
+// provesAll is proves, and draws random bytes, and signs with the node's identity.
+func (s *session) provesAll(t traits) (err error) {
+	if err := s.proves(t); err != nil {
+		return err
+	}
+	var draws [2][]byte
+	for i := range draws {
+		if draws[i], err = s.random(2 * comparedRandom); err != nil {
+			return err
+		}
+	}
+	if bytes.Equal(draws[0], draws[1]) {
+		return wrongAnswer("the same random bytes twice")
+	}
+	_, err = s.signWith(s.link.nik, s.link.identity, draws[0])
+	if errors.Is(err, hsm.ErrCorrupt) {
+		return wrongAnswer("signature")
+	}
+	return err
+}
+
+// encrypts compares two blocks under a key of wrappedValue with what Go's own AES says.
+func (s *session) encrypts(key pkcs11.ObjectHandle) error {
+	var src, dst, want [2 * hsm.BlockSize]byte
+	copy(src[hsm.BlockSize:], ordinaryValue())
+	if err := s.encryptBlocks(key, dst[:], src[:]); err != nil {
+		return err
+	}
+	block, err := aes.NewCipher(wrappedValue())
+	if err != nil {
+		return fmt.Errorf("%w: %w", hsm.ErrRefused, err)
+	}
+	for i := 0; i < len(src); i += hsm.BlockSize {
+		block.Encrypt(want[i:], src[i:])
+	}
+	if dst != want {
+		return wrongAnswer("AES-ECB of an unwrapped key")
+	}
+	return nil
+}
+
+func wrongAnswer(to string) error { return fmt.Errorf("%w: %s", hsm.ErrWrongAnswer, to) }
