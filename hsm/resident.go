@@ -60,7 +60,12 @@ func (k *Keyring) Decrypt(ctx context.Context, ref Ref, iv [IVSize]byte, t [32]b
 			return nil, err
 		}
 		aad, err := verify(&com)
-		if err != nil {
+		if err != nil { // that the HSM erred is not the ciphertext's fault: it is asked again
+			again, failed := s.inside.key.Commit(ctx, t)
+			defer clear(again[:])
+			if failed == nil && subtle.ConstantTimeCompare(again[:], com[:]) != 1 {
+				err = fmt.Errorf("%w: the hsm gave two answers for one commitment", ErrWrongAnswer)
+			}
 			return nil, err
 		}
 		return s.inside.key.Open(ctx, iv, ciphertext, aad)
@@ -90,7 +95,7 @@ func (r *resident) encrypt(ctx context.Context, plaintext []byte, bind Binding) 
 		return nil, err
 	}
 	if len(ciphertext) != len(plaintext)+TagSize || r.repeats(made.iv) {
-		return nil, fmt.Errorf("%w: the hsm sealed %d bytes in %d, or under an IV that it gave before", ErrCorrupt, len(plaintext), len(ciphertext))
+		return nil, fmt.Errorf("%w: the hsm sealed %d bytes in %d, or under an IV that it gave before", ErrWrongAnswer, len(plaintext), len(ciphertext))
 	}
 	com, err := r.key.Commit(ctx, made.t)
 	defer clear(com[:])
