@@ -54,27 +54,8 @@ func (k *Key) check() error {
 	if len(k.Versions) == 0 {
 		return fmt.Errorf("no version")
 	}
-	for i, v := range k.Versions {
-		if i > 0 && v.Version <= k.Versions[i-1].Version {
-			return fmt.Errorf("version %d follows %d", v.Version, k.Versions[i-1].Version)
-		}
-		if err := v.Usable(); errors.Is(err, ErrUnsupported) {
-			return err
-		}
-		if err := k.checkImport(i); err != nil {
-			return err
-		}
-		if destroyed := v.State == VersionDestroyed; destroyed != (v.Token == nil) && (destroyed || v.Import == nil) {
-			return fmt.Errorf("version %d in state %q has a token of %d bytes", v.Version, v.State, len(v.Token))
-		}
-		if v.Token != nil {
-			if err := validToken(v.Token); err != nil {
-				return err
-			}
-		}
-		if (v.State == VersionDestroyScheduled || v.State == VersionDestroyed) != (v.Destroy != 0) {
-			return fmt.Errorf("version %d in state %q with destruction at %d", v.Version, v.State, v.Destroy)
-		}
+	if err := k.checkVersions(); err != nil {
+		return err
 	}
 	if v := k.going(); v != nil && k.Protected {
 		return fmt.Errorf("it is protected, and version %d is to be destroyed", v.Version)
@@ -111,6 +92,32 @@ func (k *Key) check() error {
 		return fmt.Errorf("state %s with deletion date %d", k.State, k.Deletion)
 	}
 	return validDescription(k.Description)
+}
+
+func (k *Key) checkVersions() error {
+	for i, v := range k.Versions {
+		if i > 0 && v.Version <= k.Versions[i-1].Version {
+			return fmt.Errorf("version %d follows %d", v.Version, k.Versions[i-1].Version)
+		}
+		if err := v.Usable(); errors.Is(err, ErrUnsupported) {
+			return err
+		}
+		if err := k.checkImport(i); err != nil {
+			return err
+		}
+		if destroyed := v.State == VersionDestroyed; destroyed != (v.Token == nil) && (destroyed || v.Import == nil) {
+			return fmt.Errorf("version %d in state %q has a token of %d bytes", v.Version, v.State, len(v.Token))
+		}
+		if v.Token != nil {
+			if err := validToken(v.Token); err != nil {
+				return err
+			}
+		}
+		if (v.State == VersionDestroyScheduled || v.State == VersionDestroyed) != (v.Destroy != 0) {
+			return fmt.Errorf("version %d in state %q with destruction at %d", v.Version, v.State, v.Destroy)
+		}
+	}
+	return nil
 }
 
 // checkGenerations: one wraps new keys, at most one waits to, and every token can be opened.

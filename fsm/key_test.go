@@ -180,7 +180,7 @@ func inState(t failer, s KeyState) *world {
 	w.do(&ScheduleKeyVersionDestruction{version(1, 1), 7})
 	w.do(&EnableKeyRotation{ref(1), 90 * day})
 	switch s {
-	case KeyEnabled:
+	case KeyEnabled, KeyPendingImport: // the latter is never stored
 	case KeyDecryptOnly:
 		w.do(&SetKeyDecryptOnly{ref(1)})
 	case KeyDisabled:

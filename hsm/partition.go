@@ -218,8 +218,9 @@ const (
 	BlockSize = 16
 	// MaxBlocks is the ceiling of one EncryptBlocks call: 4 KiB.
 	MaxBlocks = 256
-	// IVSize is the size of the IVs of ResidentKey, in bytes, and TagSize that of its tags.
-	IVSize  = 12
+	// IVSize is the size of the IVs of ResidentKey, in bytes.
+	IVSize = 12
+	// TagSize is the tag of AES-GCM, in bytes.
 	TagSize = 16
 	// MaxResident is the most that a ResidentKey seals at once, in bytes.
 	MaxResident = 64 << 10

@@ -10,7 +10,6 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"fmt"
-	"hash"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -67,7 +66,7 @@ func wrapped(t *testing.T, p *pb.GetParametersForImportResponse, material []byte
 	t.Helper()
 	parsed, err := x509.ParsePKIXPublicKey(p.GetPublicKey())
 	must(t, err)
-	var h hash.Hash = sha256.New()
+	h := sha256.New()
 	if p.GetWrappingAlgorithm() == importSHA1 {
 		h = sha1.New() //nolint:gosec // see above
 	}

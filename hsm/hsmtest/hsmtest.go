@@ -26,7 +26,8 @@ type Env struct {
 	// Asking returns another empty partition whose transfer keys ask for this OAEP
 	// hash, or nil if there can be none.
 	Asking func(t T, oaepHash uint8) hsm.Partition
-	// Cloned returns another empty partition, of the transfer profile cloned.
+	// Cloned returns another empty partition, of the transfer profile cloned. Nil: whoever
+	// runs the suite has no second token for that.
 	Cloned func(t T) hsm.Partition
 	// Trust is the step of p's Security Officer: it trusts a transfer key.
 	Trust func(t T, p hsm.Partition, spki []byte)
@@ -331,7 +332,7 @@ func testClosed(t T, env Env) {
 	var block [hsm.BlockSize]byte
 	wantErr(t, "open key", key.EncryptBlocks(ctx, block[:], make([]byte, hsm.BlockSize)), hsm.ErrUnavailable, hsm.ErrStale)
 	key.Close()
-	_, err = inside.Seal(ctx, []byte("message"), bound(t, nil, "context"))
+	_, err = inside.Seal(ctx, []byte("message"), bound(nil, "context"))
 	wantErr(t, "open resident key", err, hsm.ErrUnavailable, hsm.ErrStale)
 	inside.Close()
 	for name, call := range map[string]func() error{

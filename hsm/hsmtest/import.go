@@ -53,7 +53,7 @@ func keyWrap(t T, kek, key []byte) []byte {
 	t.Helper()
 	c, err := aes.NewCipher(kek)
 	must(t, c, err)
-	a := binary.BigEndian.AppendUint32([]byte{0xa6, 0x59, 0x59, 0xa6}, uint32(len(key))) //nolint:gosec // short
+	a := binary.BigEndian.AppendUint32([]byte{0xa6, 0x59, 0x59, 0xa6}, uint32(len(key)))
 	r := append([]byte{}, key...)
 	for len(r)%8 != 0 {
 		r = append(r, 0)
@@ -63,7 +63,7 @@ func keyWrap(t T, kek, key []byte) []byte {
 		for i := range n {
 			var b [16]byte
 			c.Encrypt(b[:], append(append([]byte{}, a...), r[8*i:8*i+8]...))
-			a = binary.BigEndian.AppendUint64(nil, binary.BigEndian.Uint64(b[:8])^uint64(n*j+i+1)) //nolint:gosec // short
+			a = binary.BigEndian.AppendUint64(nil, binary.BigEndian.Uint64(b[:8])^uint64(n*j+i+1))
 			copy(r[8*i:], b[8:])
 		}
 	}

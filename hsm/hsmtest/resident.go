@@ -35,7 +35,7 @@ func tOf(iv [hsm.IVSize]byte, context string) [32]byte {
 }
 
 // bound binds a message to a context, and notes what it was bound to.
-func bound(t T, l *letter, context string) hsm.Binding {
+func bound(l *letter, context string) hsm.Binding {
 	return func(iv [hsm.IVSize]byte) ([32]byte, func(*[32]byte) []byte) {
 		return tOf(iv, context), func(com *[32]byte) []byte {
 			mac := sha256.Sum256(com[:])
@@ -73,7 +73,7 @@ func testResident(t T, env Env) {
 	for _, n := range []int{1, 15, 16, 17, 32, 4096, hsm.MaxResident} {
 		plaintext := bytes.Repeat([]byte{byte(n)}, n)
 		var l letter
-		l.ciphertext, err = key.Seal(ctx, plaintext, bound(t, &l, "context"))
+		l.ciphertext, err = key.Seal(ctx, plaintext, bound(&l, "context"))
 		if must(t, l, err); len(l.ciphertext) != n+hsm.TagSize || seen[l.iv] {
 			t.Errorf("%d bytes become %d under the IV %x", n, len(l.ciphertext), l.iv)
 		}
@@ -98,7 +98,7 @@ func testResident(t T, env Env) {
 	}
 	tampered(t, key, letters[4])
 	for _, n := range []int{0, hsm.MaxResident + 1} {
-		_, err := key.Seal(ctx, make([]byte, n), bound(t, nil, ""))
+		_, err := key.Seal(ctx, make([]byte, n), bound(nil, ""))
 		wantErr(t, fmt.Sprintf("sealing %d bytes", n), err, hsm.ErrRefused)
 		_, err = key.Open(ctx, letters[0].iv, make([]byte, n+hsm.TagSize), nil)
 		wantErr(t, fmt.Sprintf("opening %d bytes", n), err, hsm.ErrRefused)
@@ -208,7 +208,7 @@ func testResidentKeyring(t T, env Env) {
 			ref, context, plaintext := refs[i%2], fmt.Sprintf("context %d", i), bytes.Repeat([]byte{byte(i)}, i+1)
 			var l letter
 			var err error
-			if l.ciphertext, err = ring.Encrypt(ctx, ref, plaintext, bound(t, &l, context)); err != nil {
+			if l.ciphertext, err = ring.Encrypt(ctx, ref, plaintext, bound(&l, context)); err != nil {
 				t.Error(err)
 				return
 			}
@@ -239,7 +239,7 @@ func testResidentKeyring(t T, env Env) {
 	_, err := ring.Derive(ctx, refs[0], hsm.MessageInput{}, hsm.Seal)
 	wantErr(t, "message keys of a resident key", err, hsm.ErrRefused)
 	plain := hsm.Ref{Token: generate(t, p, spec(3)), Want: header(spec(3))}
-	_, err = ring.Encrypt(ctx, plain, []byte("x"), bound(t, nil, ""))
+	_, err = ring.Encrypt(ctx, plain, []byte("x"), bound(nil, ""))
 	wantErr(t, "a block key inside the hsm", err, hsm.ErrRefused)
 	_, err = ring.Decrypt(ctx, plain, [hsm.IVSize]byte{}, [32]byte{}, make([]byte, 20), nil)
 	wantErr(t, "a block key inside the hsm", err, hsm.ErrRefused)

@@ -165,6 +165,12 @@ func attributeName(kind uint) string {
 // ckaNSSDB is CKA_NSS_DB of NSS: the public point of a private EC key.
 const ckaNSSDB = 0xd5a0db00
 
+// opened is the template of a key of a reference in a session.
+func (t traits) opened(ref hsm.Ref, extractable bool) (template, error) {
+	point, err := t.point(ref.Kind, ref.SPKI)
+	return join(point, templateOf(ref.Kind, extractable)), err
+}
+
 // point is what a token wants to know beyond the template of an EC key that it unwraps:
 // the public point, of those that want it.
 func (t traits) point(k hsm.Kind, spki []byte) (template, error) {

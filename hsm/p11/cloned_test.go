@@ -15,8 +15,9 @@ import (
 	"github.com/quorumkms/quorumkms/hsm"
 )
 
-func cloned(token string) Config {
-	cfg := config(token)
+func cloned(token string) Config { return clonedOf(config(token)) }
+
+func clonedOf(cfg Config) Config {
 	cfg.Cloned = true
 	return cfg
 }

@@ -65,7 +65,7 @@ func (p *Partition) NewImportPair(ctx context.Context, spec hsm.ImportPairSpec) 
 			return err
 		}
 		var wrapped []byte
-		if wrapped, made.SPKI, err = s.makePair(p.traits, h.Class, uint(spec.Bits), d[hsm.KeyKind(h.Class)]); err != nil {
+		if wrapped, made.SPKI, err = p.makePair(s, h.Class, uint(spec.Bits), d[hsm.KeyKind(h.Class)]); err != nil {
 			return fmt.Errorf("import pair: %w", err)
 		}
 		check := hsm.CheckValuePublic(h.Class, h.Key, h.Version, made.SPKI)
@@ -80,8 +80,9 @@ func (p *Partition) NewImportPair(ctx context.Context, spec hsm.ImportPairSpec) 
 	return made, nil
 }
 
-// makePair makes an import pair, wraps its private half, opens it once, and destroys it.
-func (s *session) makePair(t traits, c hsm.Class, bits uint, domainKey pkcs11.ObjectHandle) (wrapped, spki []byte, err error) {
+// makePair makes an import pair, wraps its private half, opens it once, and destroys it. It
+// has more usages than it should only where that is accepted.
+func (p *Partition) makePair(s *session, c hsm.Class, bits uint, domainKey pkcs11.ObjectHandle) (wrapped, spki []byte, err error) {
 	public, private, err := s.generatePair(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN,
 		publicHalf(hsm.Kind{Class: hsm.ClassRSA}).with(newRSA(bits)...), importPrivate(c, true))
 	if err != nil {
@@ -91,14 +92,18 @@ func (s *session) makePair(t traits, c hsm.Class, bits uint, domainKey pkcs11.Ob
 	if spki, err = s.rsaPublic(public); err != nil {
 		return nil, nil, err
 	}
-	if wrapped, err = s.wrap(t.keyWrap(), domainKey, private); err != nil {
+	if wrapped, err = s.wrap(p.traits.keyWrap(), domainKey, private); err != nil {
 		return nil, nil, err
 	}
-	opened, err := s.unwrap(t.keyWrap(), domainKey, wrapped, importPrivate(c, false))
+	opened, err := s.unwrap(p.traits.keyWrap(), domainKey, wrapped, importPrivate(c, false))
 	if err != nil {
 		return nil, nil, err
 	}
-	return wrapped, spki, errors.Join(s.check(opened, importPrivate(c, false)), s.destroy(opened))
+	want := importPrivate(c, false)
+	if p.accepts(probeUsages) {
+		want = want.less(want.unset(privateUsages()))
+	}
+	return wrapped, spki, errors.Join(s.check(opened, want), s.destroy(opened))
 }
 
 // ImportKey implements hsm.Partition.
@@ -128,16 +133,9 @@ func (p *Partition) ImportKey(ctx context.Context, r hsm.ImportRequest) (made hs
 	if err != nil {
 		return hsm.NewKey{}, err
 	}
-	var key interface{ Close() }
-	if h.Class == hsm.ClassAES {
-		key, err = p.Open(ctx, made.Token, h)
-	} else {
-		key, err = p.OpenSecret(ctx, hsm.Ref{Token: made.Token, Want: h, Kind: k})
-	}
-	if err != nil {
+	if err := hsm.TryOpen(ctx, p, hsm.Ref{Token: made.Token, Want: h, Kind: k}); err != nil {
 		return hsm.NewKey{}, fmt.Errorf("imported key does not open: %w", err)
 	}
-	key.Close()
 	return made, nil
 }
 

@@ -142,17 +142,13 @@ func (p *Partition) load(ctx context.Context, ref hsm.Ref) (hsm.Token, *loadedKe
 	if t.Header.Class != as.Class {
 		return t, nil, fmt.Errorf("%w: a key of class %d as one of class %d", hsm.ErrRefused, t.Header.Class, as.Class)
 	}
-	opened := templateOf(as, false)
-	if as.Class == hsm.ClassEC {
-		point, err := p.traits.point(as, ref.SPKI)
-		if err != nil {
-			return t, nil, err
-		}
-		opened = join(point, opened)
+	opened, err := p.traits.opened(ref, false)
+	if err != nil {
+		return t, nil, err
 	}
 	k := &loadedKey{partition: p, link: l}
 	err = p.held(ctx, l, func(s *session) error {
-		k.handle, err = s.unwrap(p.traits.keyWrap(), domainKey, t.Wrapped, templateOf(as, false))
+		k.handle, err = s.unwrap(p.traits.keyWrap(), domainKey, t.Wrapped, opened)
 		return blame(err, hsm.ErrCorrupt, func() error { return s.opensKeys(p.traits, want.Class, domainKey) })
 	})
 	if err != nil {

@@ -128,7 +128,8 @@ func TestNSSConformance(t *testing.T) {
 				p.traits.oaep = slices.DeleteFunc(p.traits.oaep, func(h uint8) bool { return h != oaepHash })
 				return p
 			},
-			Trust: func(_ hsmtest.T, p hsm.Partition, spki []byte) { n.trust(t, p, spki) },
+			Cloned: func(hsmtest.T) hsm.Partition { return mustOpen(t, clonedOf(n.newToken(t))) },
+			Trust:  func(_ hsmtest.T, p hsm.Partition, spki []byte) { n.trust(t, p, spki) },
 		}
 	})
 }

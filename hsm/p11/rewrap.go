@@ -233,7 +233,11 @@ func (p *Partition) rewrap(s *session, old hsm.Token, ref hsm.Ref, to uint32) (t
 	if err != nil {
 		return nil, err
 	}
-	key, err := s.unwrap(p.traits.keyWrap(), twinKey, old.Wrapped, templateOf(ref.Kind, true))
+	opened, err := p.traits.opened(ref, true)
+	if err != nil {
+		return nil, err
+	}
+	key, err := s.unwrap(p.traits.keyWrap(), twinKey, old.Wrapped, opened)
 	if err != nil {
 		return nil, fmt.Errorf("open key: %w", blame(err, hsm.ErrCorrupt, func() error { return s.opensKeys(p.traits, ref.Kind.Class, domainKey) }))
 	}

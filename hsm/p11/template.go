@@ -56,6 +56,16 @@ func (t template) equal(other template) bool {
 	return len(values) == len(t)
 }
 
+// unset are those of the flags that t does not set.
+func (t template) unset(flags []uint) (off []uint) {
+	for _, kind := range flags {
+		if !t.sets(kind) {
+			off = append(off, kind)
+		}
+	}
+	return off
+}
+
 // sets tells whether the flag is on in t.
 func (t template) sets(kind uint) bool {
 	for _, a := range t {

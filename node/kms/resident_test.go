@@ -312,7 +312,7 @@ func TestMessageLimit(t *testing.T) {
 func TestMeterBound(t *testing.T) {
 	m := newMeters()
 	for i := range maxMeters + 10 {
-		of := useOf{fsm.ID(uuid.NewSHA1(uuid.Nil, fmt.Append(nil, i))), 1}
+		of := useOf{uuid.NewSHA1(uuid.Nil, fmt.Append(nil, i)), 1}
 		_, r, size := m.take(of, "default")
 		m.end(of, r, size, nil)
 	}
