@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -75,6 +76,12 @@ func (c *testCluster) opensResident(ctx context.Context, sealed [][]byte, nodes 
 	}
 }
 
+// reserves waits until whichever node is asked knows what has been reserved, by version.
+func (c *testCluster) reserves(ctx context.Context, what, key string, want ...uint64) {
+	c.t.Helper()
+	c.eventually(fmt.Sprintf("%s: %d messages are reserved", what, want), func() bool { return slices.Equal(c.reservedMessages(ctx, key), want) }, c.nodes...)
+}
+
 // reservedMessages are those of each version of a key.
 func (c *testCluster) reservedMessages(ctx context.Context, key string) (counts []uint64) {
 	c.t.Helper()
@@ -94,9 +101,7 @@ func TestResident(t *testing.T) {
 	defer cancel()
 	key := c.residentKey(ctx, c.nodes[1])
 	sealed := c.usesResident(ctx, key, c.nodes...)
-	if n := c.reservedMessages(ctx, key); len(n) != 1 || n[0] != 3*1024 {
-		t.Errorf("three nodes have reserved %d", n)
-	}
+	c.reserves(ctx, "three nodes", key, 3*1024)
 	c.refuseResident(ctx, key)
 	c.tamperResident(ctx, sealed[0])
 
@@ -108,9 +113,7 @@ func TestResident(t *testing.T) {
 	must(t, second(c.dial(adminID).Keys().RotateKeyOnDemand(ctx, &pb.RotateKeyOnDemandRequest{KeyId: key})))
 	c.opensResident(ctx, sealed, c.nodes...)
 	sealed = append(sealed, c.usesResident(ctx, key, c.nodes...)...)
-	if n := c.reservedMessages(ctx, key); len(n) != 2 || n[0] != 3*1024 || n[1] != 3*1024 {
-		t.Errorf("of two versions are reserved %d", n)
-	}
+	c.reserves(ctx, "of two versions", key, 3*1024, 3*1024)
 
 	// The leader dies: those that have a reservation encrypt on.
 	leader := c.leader(c.nodes[0])
@@ -140,9 +143,7 @@ func TestResident(t *testing.T) {
 	}
 	c.opensResident(ctx, sealed, c.nodes...)
 	sealed = append(sealed, c.usesResident(ctx, key, c.nodes...)...)
-	if n := c.reservedMessages(ctx, key); n[1] != 6*1024 {
-		t.Errorf("after a restart of all nodes are reserved %d", n)
-	}
+	c.reserves(ctx, "after a restart of all nodes", key, 3*1024, 6*1024)
 
 	// Another domain key: versions of before open, the next is wrapped under it.
 	number := c.rotateDomain(ctx, c.nodes[0])

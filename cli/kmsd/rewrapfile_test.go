@@ -79,11 +79,11 @@ func TestRewrapFile(t *testing.T) {
 	run("no backup named", exitConfig, "--backup is missing", "rewrap", "--config", config, "--out", out)
 	run("no generation named", exitConfig, "--generation is missing", "twin", "install", "--config", config, "--cluster", cluster)
 	run("no cluster", exitConfig, "want the cluster's id", "twin", "list", "--config", config, "--cluster", "x")
-	run("another cluster's twin", exitFailed, "twin of generation 1", "twin", "destroy", "--config", config, "--cluster", uuid.NewString(), "--generation", "1")
-	run("without a twin", exitFailed, "no twin", file...)
-	run("a generation that is not there", exitFailed, "does not hold generation 9", append(file, "--to", "9")...)
-	run("the twin of a generation that is not there", exitFailed, "does not hold generation 9", twin("install", "9", officer...)...)
-	run("destroying what is not there", exitFailed, "twin of generation 1", twin("destroy", "1")...)
+	run("another cluster's twin", exitHSM, "twin of generation 1", "twin", "destroy", "--config", config, "--cluster", uuid.NewString(), "--generation", "1")
+	run("without a twin", exitHSM, "no twin", file...)
+	run("a generation that is not there", exitHSM, "does not hold generation 9", append(file, "--to", "9")...)
+	run("the twin of a generation that is not there", exitHSM, "does not hold generation 9", twin("install", "9", officer...)...)
+	run("destroying what is not there", exitHSM, "twin of generation 1", twin("destroy", "1")...)
 	if _, err := os.Stat(out); !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("a file is there that was refused: %v", err)
 	}
@@ -96,7 +96,7 @@ func TestRewrapFile(t *testing.T) {
 	if said := run("list", exitOK, "", "twin", "list", "--config", config, "--cluster", cluster); said != "" {
 		t.Errorf("after the end twins are %q", said)
 	}
-	run("the ceremony is over", exitFailed, "no twin", append(file[:len(file)-1:len(file)-1], out+"2")...)
+	run("the ceremony is over", exitHSM, "no twin", append(file[:len(file)-1:len(file)-1], out+"2")...)
 
 	left, err := os.ReadDir(filepath.Dir(out))
 	must(t, err)

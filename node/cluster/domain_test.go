@@ -103,6 +103,8 @@ func (d *rereading) DestroyDomain(_ context.Context, _ hsm.ID, number uint32) er
 	return nil
 }
 
+func (d *rereading) Twins(context.Context, hsm.ID) ([]uint32, error) { return nil, nil }
+
 func (d *rereading) NewTransfer(context.Context) (hsm.Transfer, error) {
 	return hsm.Transfer{}, hsm.ErrUnavailable
 }

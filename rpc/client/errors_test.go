@@ -64,6 +64,10 @@ var sentinels = map[quorumkmsv1.Reason]error{
 	quorumkmsv1.Reason_REASON_POLICY_INVALID:           client.ErrPolicyInvalid,
 	quorumkmsv1.Reason_REASON_POLICY_LOCKOUT:           client.ErrPolicyLockout,
 	quorumkmsv1.Reason_REASON_RATE_LIMITED:             client.ErrRateLimited,
+	quorumkmsv1.Reason_REASON_KEY_PENDING_IMPORT:       client.ErrKeyPendingImport,
+	quorumkmsv1.Reason_REASON_IMPORT_TOKEN_REFUSED:     client.ErrImportTokenRefused,
+	quorumkmsv1.Reason_REASON_INVALID_KEY_MATERIAL:     client.ErrInvalidKeyMaterial,
+	quorumkmsv1.Reason_REASON_KEY_MATERIAL_DIFFERS:     client.ErrKeyMaterialDiffers,
 }
 
 func TestEveryReasonHasItsSentinel(t *testing.T) {
