@@ -333,14 +333,14 @@ func (c *ProposeRecipientChange) apply(t *tx) (Result, error) {
 	change := &RecipientChange{
 		ID: t.s.index, Add: c.Add, Remove: c.Remove, Proposed: t.seconds(), Expires: t.seconds() + ChangeSeconds, By: []string{t.entry.Principal},
 	}
-	if err := r.possible(change); err != nil {
+	if err := t.s.possible(r, change); err != nil {
 		return Result{}, err
 	}
 	return t.approved(r, change)
 }
 
 // possible says why a change cannot be made, if so.
-func (r Recovery) possible(c *RecipientChange) error {
+func (s *State) possible(r Recovery, c *RecipientChange) error {
 	if c.Add == nil {
 		if _, ok := r.Recipient(c.Remove); !ok {
 			return fmt.Errorf("%w: recovery recipient %.80q", ErrNotFound, c.Remove)
@@ -348,7 +348,10 @@ func (r Recovery) possible(c *RecipientChange) error {
 		if n := len(r.Recipients) - 1; n < r.Required {
 			return fmt.Errorf("%w: %d recovery recipients would be left, %d must hold each generation: add another first", ErrGeneration, n, r.Required)
 		}
-		return nil
+		return s.keepsCopies(r, c.Remove)
+	}
+	if p := s.cluster.TransferProfile(); p != ProfileGeneric {
+		return fmt.Errorf("%w: in the transfer profile %s nothing wraps the domain key for a recovery key: the HSM vendor's backup recovers it", ErrGeneration, p)
 	}
 	for _, x := range r.Recipients {
 		if x.Name == c.Add.Name || bytes.Equal(x.SPKI, c.Add.SPKI) {
@@ -357,6 +360,24 @@ func (r Recovery) possible(c *RecipientChange) error {
 	}
 	if len(r.Recipients) >= MaxRecipients {
 		return fmt.Errorf("%w: the cluster has %d recovery recipients", ErrLimit, len(r.Recipients))
+	}
+	return nil
+}
+
+// keepsCopies refuses to let go of a recipient whose copy of a generation in use is one of
+// those that must be: a recipient without a copy does not stand in for it.
+func (s *State) keepsCopies(r Recovery, name string) error {
+	for _, g := range s.cluster.Generations {
+		if !g.InUse() || !slices.Contains(g.Recipients, name) {
+			continue
+		}
+		must := r.Required
+		if g.NoRecovery || len(g.Recipients) < must { // it has never had as many: the last one stays
+			must = 1
+		}
+		if n := len(g.Recipients) - 1; n < must {
+			return fmt.Errorf("%w: %d recovery recipients would hold generation %d, %d must: have it wrapped for another first", ErrGeneration, n, g.Number, must)
+		}
 	}
 	return nil
 }
@@ -378,7 +399,7 @@ func (c *ApproveRecipientChange) apply(t *tx) (Result, error) {
 	if slices.Contains(change.By, t.entry.Principal) {
 		return Result{}, fmt.Errorf("%w: %s has approved change %d already: another operator must", ErrExists, t.entry.Principal, c.Change)
 	}
-	if err := r.possible(&change); err != nil {
+	if err := t.s.possible(r, &change); err != nil {
 		return Result{}, err
 	}
 	change.By = append(slices.Clone(change.By), t.entry.Principal)

@@ -183,6 +183,7 @@ func TestChangesNeedApprovals(t *testing.T) {
 	w.refuse(&ProposeRecipientChange{Add: &RecoveryKey{Name: "x"}}, ErrInvalid, "kind")
 	w.refuse(edited(adding("a"), func(c *ProposeRecipientChange) { c.Remove = "safe" }), ErrInvalid, "adds one recovery recipient, or removes one")
 
+	w.do(copyFor(1, "vault"))
 	id = w.do(&ProposeRecipientChange{Remove: "safe"}).Index
 	w.clock += ChangeSeconds * second
 	w.do(&Tick{Hash: make([]byte, 32)})
@@ -202,10 +203,35 @@ func TestRemovedRecipient(t *testing.T) {
 	}
 	w.refuse(&ProposeRecipientChange{Remove: "safe"}, ErrGeneration, "add another first")
 	w.do(adding("vault"))
+	w.refuse(&ProposeRecipientChange{Remove: "safe"}, ErrGeneration, "0 recovery recipients would hold generation 1, 1 must")
+	w.do(copyFor(1, "vault"))
+	id := w.do(&ProposeRecipientChange{Remove: "safe"}).Index
+	if got := names(w.s); id == 0 || !slices.Equal(got, []string{"vault"}) {
+		t.Errorf("recipients %v, where another holds the generation", got)
+	}
+	w.do(adding("safe"))
 	for n := range MaxRecipients - 2 {
 		w.do(adding(fmt.Sprint("n", n)))
 	}
 	w.refuse(adding("one-too-many"), ErrLimit, "")
+}
+
+func TestNoRecipientsWhereNothingIsWrapped(t *testing.T) {
+	w := newWorld(t)
+	w.do(edited(initCluster(), func(c *InitCluster) { c.Profile = ProfileCloned }))
+	w.refuse(adding("vault"), ErrGeneration, "vendor's backup")
+}
+
+// TestChangeEndsWithItsHistory: what waits for approvals in a lost history waits no more.
+func TestChangeEndsWithItsHistory(t *testing.T) {
+	w := newWorld(t)
+	w.do(recoverable("safe"))
+	id := w.do(adding("vault")).Index
+	w.do(&RecoverCluster{Epoch: 1, ID: keyID(77), Node: firstNode})
+	if w.s.Recovery().Change != nil || !slices.Equal(names(w.s), []string{"safe"}) {
+		t.Errorf("after a recovery waits %+v, recipients %v", w.s.Recovery().Change, names(w.s))
+	}
+	w.as(oda, func() { w.refuse(&ApproveRecipientChange{id}, ErrNotFound, "") })
 }
 
 func TestCopiesAreRefused(t *testing.T) {

@@ -140,6 +140,11 @@ func (t *tx) beginHistory(h History) {
 	t.countAnew()
 	c := t.s.cluster
 	c.RecoveryEpoch, c.RecoveryID, c.Release = h.Epoch, h.ID, max(c.Release, recoveryRelease)
+	if c.Recovery != nil && c.Recovery.Change != nil { // it may have been cancelled since, and its number is used again
+		r := *c.Recovery
+		r.Change = nil
+		c.Recovery = &r
+	}
 	t.putCluster(c)
 }
 

@@ -232,6 +232,9 @@ func (a *app) applyBatch(ctx context.Context, kms *client.Client, batch []*quoru
 	if err != nil {
 		return err
 	}
+	if n := len(r.GetResults()); n != len(batch) {
+		return fmt.Errorf("%d answers to %d key versions", n, len(batch))
+	}
 	for i, x := range r.GetResults() {
 		switch x.GetOutcome() {
 		case quorumkmsv1.RewrapOutcome_REWRAP_OUTCOME_APPLIED:

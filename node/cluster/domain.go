@@ -257,6 +257,7 @@ func (e *engine) installLoop() {
 
 // install takes the steps that are this node's; done tells that none is left.
 func (e *engine) install(s *fsm.State) (done bool) {
+	twin := e.keepTwin(s) // first: a twin that nobody asks for goes, whatever else cannot be done
 	if e.member.cloned() {
 		if err := e.look(); err != nil {
 			e.domain.problemIs(err)
@@ -294,11 +295,10 @@ func (e *engine) install(s *fsm.State) (done bool) {
 		}
 		e.log.Info("a generation of the domain key is installed", "generation", g.Number)
 	}
-	err := e.keepTwin(s)
 	if e.ctx.Err() == nil {
-		e.domain.problemIs(err)
+		e.domain.problemIs(twin)
 	}
-	return len(lacking) == 0 && !left && err == nil
+	return len(lacking) == 0 && !left && twin == nil
 }
 
 // leftOver destroys what the partition holds under a generation's number if that is

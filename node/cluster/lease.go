@@ -641,6 +641,9 @@ func (e *engine) obtain(ctx context.Context) error {
 func (e *engine) noteRefusal(err error) {
 	switch {
 	case errors.Is(err, ErrRemoved):
+		if _, err := e.onlyTwin(0); err != nil {
+			e.log.Warn("a twin of a domain key may be left in this node's partition: kmsd recovery twin destroy", "error", err)
+		}
 		e.config.Halt(fmt.Errorf("%w: its data directory is of no further use; to come back it joins with an empty one", err))
 	case errors.Is(err, ErrDiverged):
 		e.diverged(err)

@@ -22,21 +22,13 @@ import (
 func (e *engine) keepTwin(s *fsm.State) error {
 	asked, ours := s.Rewrapping()
 	ours = ours && asked.Node == e.id
-	held, err := e.config.Domain.Twins(e.ctx, hsm.ID(e.cluster))
-	if err != nil {
-		return fmt.Errorf("looking for twins of domain keys: %w", err)
+	keep := uint32(0)
+	if ours {
+		keep = asked.Generation
 	}
-	there := false
-	for _, number := range held {
-		if ours && number == asked.Generation {
-			there = true
-			continue
-		}
-		e.twin.CompareAndSwap(number, 0)
-		if err := e.config.Domain.DestroyTwin(e.ctx, hsm.ID(e.cluster), number); err != nil {
-			return fmt.Errorf("destroying the twin of generation %d of the domain key: %w", number, err)
-		}
-		e.log.Info("the twin of a generation of the domain key was destroyed in this node's partition", "generation", number)
+	there, err := e.onlyTwin(keep)
+	if err != nil {
+		return err
 	}
 	if !ours {
 		return nil
@@ -51,6 +43,27 @@ func (e *engine) keepTwin(s *fsm.State) error {
 	}
 	e.log.Warn("the twin of a generation of the domain key is in this node's partition: until it is destroyed, whoever has the PIN can take keys out", "generation", asked.Generation)
 	return nil
+}
+
+// onlyTwin destroys every twin in this node's partition but that of one generation, of which
+// it tells whether it is there; 0: every one.
+func (e *engine) onlyTwin(keep uint32) (there bool, err error) {
+	held, err := e.config.Domain.Twins(e.ctx, hsm.ID(e.cluster))
+	if err != nil {
+		return false, fmt.Errorf("looking for twins of domain keys: %w", err)
+	}
+	for _, number := range held {
+		if number == keep {
+			there = true
+			continue
+		}
+		e.twin.CompareAndSwap(number, 0)
+		if err := e.config.Domain.DestroyTwin(e.ctx, hsm.ID(e.cluster), number); err != nil {
+			return there, fmt.Errorf("destroying the twin of generation %d of the domain key: %w", number, err)
+		}
+		e.log.Info("the twin of a generation of the domain key was destroyed in this node's partition", "generation", number)
+	}
+	return there, nil
 }
 
 // installTwin makes the twin of a generation that this node holds.

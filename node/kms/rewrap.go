@@ -139,10 +139,12 @@ func (s *Service) rewrapAll(ctx context.Context, generation uint32) error {
 			}
 		}
 		for batch := range slices.Chunk(moves, MaxRewraps) {
-			for _, m := range s.rewrapBatch(ctx, st, batch) {
-				if failed++; first == nil {
-					first = m.err
-				}
+			bad := s.rewrapBatch(ctx, st, batch)
+			if failed += len(bad); first == nil && len(bad) > 0 {
+				first = bad[0].err
+			}
+			if len(bad) == len(batch) { // the others would hardly fare better
+				return fmt.Errorf("%d key versions were not moved, and the rest was not tried: %w", failed, first)
 			}
 		}
 	}
