@@ -180,7 +180,7 @@ func TestOneIdentityOneMember(t *testing.T) {
 // TestReleaseOneAdmitsAnyIdentity: what the first release decided stays as it was.
 func TestReleaseOneAdmitsAnyIdentity(t *testing.T) {
 	w := newWorld(t)
-	w.do(edited(initCluster(), func(c *InitCluster) { c.Release = 0 }))
+	w.do(edited(initCluster(), func(c *InitCluster) { c.Release, c.NoRecovery = 0, false }))
 	w.refuse(invite("n2", nil), ErrRelease, "InviteNode is of release 2")
 	w.do(ticketFor("n2"))
 	w.do(edited(admit("n2"), func(c *AdmitNode) { c.Identity = []byte("identity of n1") }))
