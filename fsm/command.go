@@ -81,7 +81,8 @@ var commands = []spec{
 	{"DisableKeyVersion", 2, Restricts, func() Command { return new(DisableKeyVersion) }},
 	{"EnableKeyVersion", 2, Loosens, func() Command { return new(EnableKeyVersion) }},
 	{"ScheduleKeyVersionDestruction", 2, Restricts, func() Command { return new(ScheduleKeyVersionDestruction) }},
-	{"CancelKeyVersionDestruction", 2, Loosens, func() Command { return new(CancelKeyVersionDestruction) }},
+	// A version that comes back without its material makes its whole key wait for that.
+	{"CancelKeyVersionDestruction", 2, Restricts, func() Command { return new(CancelKeyVersionDestruction) }},
 	{"DestroyKeyVersions", 2, Restricts, func() Command { return new(DestroyKeyVersions) }},
 	{"DeleteKey", 2, Restricts, func() Command { return new(DeleteKey) }},
 	{"RotateKeyOnSchedule", 2, Loosens, func() Command { return new(RotateKeyOnSchedule) }},

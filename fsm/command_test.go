@@ -49,7 +49,7 @@ func TestCommandTable(t *testing.T) {
 		{"DisableKeyVersion", 2, Restricts},
 		{"EnableKeyVersion", 2, Loosens},
 		{"ScheduleKeyVersionDestruction", 2, Restricts},
-		{"CancelKeyVersionDestruction", 2, Loosens},
+		{"CancelKeyVersionDestruction", 2, Restricts},
 		{"DestroyKeyVersions", 2, Restricts},
 		{"DeleteKey", 2, Restricts},
 		{"RotateKeyOnSchedule", 2, Loosens},

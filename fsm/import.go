@@ -288,14 +288,21 @@ func (t *tx) takeMaterial(old *Key, of func(KeyVersion) bool) (Result, error) {
 	k.Versions = slices.DeleteFunc(k.Versions, func(v KeyVersion) bool { return v.State == VersionPendingRotation && of(v) })
 	for i := range k.Versions {
 		if v := &k.Versions[i]; of(*v) {
-			v.Token = nil
-			had := *v.Import
-			had.Expires = 0
-			v.Import = &had
+			v.loseMaterial()
 		}
 	}
 	t.putKey(&k)
 	return Result{ID: k.ID.String(), Version: k.Current().Version}, nil
+}
+
+// loseMaterial takes the token away; what was imported ends no more.
+func (v *KeyVersion) loseMaterial() {
+	v.Token = nil
+	if v.Import != nil {
+		had := *v.Import
+		had.Expires = 0
+		v.Import = &had
+	}
 }
 
 // ExpireKeyMaterial takes the material of every version away whose time is over.

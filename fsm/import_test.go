@@ -165,6 +165,26 @@ func TestImportedRotation(t *testing.T) {
 	w.do(&DeleteKeyMaterial{version(1, 1)})
 }
 
+// TestDestroyImported: what is destroyed before its time ends no more, and whether it ends is
+// no matter for the version that came after it.
+func TestDestroyImported(t *testing.T) {
+	w := awaiting(t)
+	end := w.s.Now()/second + 90*secondsPerDay
+	w.do(edited(material(1, 1), func(c *ImportKeyMaterial) { c.Expires = end }))
+	w.do(material(1, 2))
+	w.do(&RotateToImported{ref(1), 2})
+	w.do(&ScheduleKeyVersionDestruction{version(1, 1), 7})
+	wantCondition(t, w, 0, KeyEnabled)
+	w.do(&DestroyKeyVersions{ref(1), w.key(1).Version(1).Destroy})
+	wantCondition(t, w, end, KeyEnabled)
+	if v := w.key(1).Version(1); v.State != VersionDestroyed || v.Token != nil || v.Import.Expires != 0 || len(v.Import.Check) == 0 {
+		t.Errorf("destroyed: %+v", v)
+	}
+	if due := w.s.Due(1<<40, 10); len(due) != 0 {
+		t.Errorf("still due: %v", due)
+	}
+}
+
 func TestImportRefusals(t *testing.T) {
 	of := func(edit func(*ImportKeyMaterial)) Command { return edited(material(1, 1), edit) }
 	testRefusals(t, awaiting, []refusal{

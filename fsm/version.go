@@ -163,7 +163,8 @@ func (c *DestroyKeyVersions) apply(t *tx) (Result, error) {
 	k.Versions = slices.Clone(k.Versions)
 	for i := range k.Versions {
 		if v := &k.Versions[i]; v.State == VersionDestroyScheduled && v.Destroy <= c.At {
-			v.State, v.Token, v.Destroy = VersionDestroyed, nil, c.At
+			v.State, v.Destroy = VersionDestroyed, c.At
+			v.loseMaterial()
 			n++
 		}
 	}

@@ -28,6 +28,14 @@ func TestRewrap(t *testing.T) {
 	defer cancel()
 	before := c.seal(ctx, 3)
 	kinds := c.everyKind(ctx)
+	resident, material := c.residentKey(ctx), randomBytes(32)
+	c.level(ctx)
+	sealedInside := c.usesResident(ctx, resident, c.nodes...)
+	imported := c.externalKey(ctx, pb.KeySpec_KEY_SPEC_SYMMETRIC)
+	must(t, second(c.bring(ctx, imported, material, nil, c.nodes[0], c.nodes[1])))
+	c.level(ctx)
+	sealedImported, err := c.dial(userID).Encrypt(ctx, imported, []byte(proven), nil)
+	must(t, err)
 	for range manyKeys {
 		c.createKey(ctx)
 	}
@@ -87,7 +95,12 @@ func TestRewrap(t *testing.T) {
 	for _, p := range c.nodes {
 		c.intact(ctx, p, before)
 		c.useKinds(ctx, p, kinds)
+		c.opensResident(ctx, sealedInside, p)
+		must(t, second(c.dial(userID, p).Decrypt(ctx, sealedImported, nil)))
 	}
+	c.usesResident(ctx, resident, c.nodes...)
+	must(t, second(c.dial(adminID).Keys().DeleteImportedKeyMaterial(ctx, &pb.DeleteImportedKeyMaterialRequest{KeyId: imported, Version: 1})))
+	must(t, second(c.bring(ctx, imported, material, nil, c.nodes[2], c.nodes[0]))) // the same bytes, by their check value
 	c.twinIsGone(ctx, mover)
 	trail, err := os.ReadFile(mover.path("data/audit/audit.log"))
 	must(t, err)

@@ -46,6 +46,14 @@ func TestRewrapFile(t *testing.T) {
 	for _, usage := range []pb.KeyUsage{signVerify, encDecrypt} {
 		old[c.keyOfSpec(ctx, pb.KeySpec_KEY_SPEC_RSA_2048, usage)] = true
 	}
+	resident := c.residentKey(ctx)
+	old[resident] = true
+	sealedInside := c.usesResident(ctx, resident, p)
+	imported := c.externalKey(ctx, pb.KeySpec_KEY_SPEC_SYMMETRIC)
+	old[imported] = true
+	must(t, second(c.bring(ctx, imported, randomBytes(32), nil, p, p)))
+	sealedImported, err := c.dial(userID).Encrypt(ctx, imported, []byte(proven), nil)
+	must(t, err)
 	number := c.rotateDomain(ctx, p)
 	c.eventually("the generation is active", func() bool {
 		r, err := c.describeDomain(p)
@@ -154,5 +162,7 @@ func TestRewrapFile(t *testing.T) {
 	must(t, second(c.dial(adminID, p).Keys().CancelKeyDeletion(ctx, &pb.CancelKeyDeletionRequest{KeyId: doomed})))
 	must(t, second(c.dial(adminID, p).Keys().EnableKey(ctx, &pb.EnableKeyRequest{KeyId: doomed})))
 	c.intact(ctx, p, before)
+	c.opensResident(ctx, sealedInside, p)
+	must(t, second(c.dial(userID, p).Decrypt(ctx, sealedImported, nil)))
 	must(t, second(c.dial(userID, p).Crypto().VerifyMac(ctx, &pb.VerifyMacRequest{KeyId: macKey, Message: []byte(proven), MacAlgorithm: hmac256, Mac: mac})))
 }

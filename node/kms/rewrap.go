@@ -187,7 +187,7 @@ func (s *Service) rewrapBatch(ctx context.Context, st *fsm.State, batch []*move)
 			return
 		}
 		if m.token, m.err = s.rewrapper.Rewrap(ctx, hsmRef(st, m.key, m.version), to.Number); m.err == nil {
-			m.err = s.opener.Opened(ctx, m.key.ID, m.version.Version, kindOf(m.key.Spec, m.key.Usage), m.made())
+			m.err = s.opener.Opened(ctx, m.key.ID, m.version.Version, kindOfKey(m.key), m.made())
 		}
 	})
 	s.replaceTokens(ctx, to.Number, batch, func(ctx context.Context, c fsm.Command) error { return s.act(ctx, "RewrapKeyVersions", c) })
@@ -262,7 +262,7 @@ func (s *Service) ApplyRewraps(ctx context.Context, items []RewrapItem, propose 
 		}
 	}
 	each(moves, func(m *move) {
-		kind := kindOf(m.key.Spec, m.key.Usage)
+		kind := kindOfKey(m.key)
 		if m.err = s.rewrapper.OpenHere(ctx, m.key.ID, m.version.Version, kind, m.made()); m.err == nil {
 			m.err = s.opener.Opened(ctx, m.key.ID, m.version.Version, kind, m.made())
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -33,23 +34,30 @@ func (e *env) twin() {
 
 func (e *env) wrapped(generation uint32) int { return e.log.State().CountTokens()[generation] }
 
-// rewrapping has three keys, one with two versions, under generation 1, and generation 2
-// active.
-func rewrapping(t *testing.T) (e *env, keys []string) {
-	e = newEnv(t)
+// rewrapping has keys of every kind, three of them symmetric and one of those with two
+// versions, under generation 1, and generation 2 active. It returns the symmetric ones and how
+// many key versions there are.
+func rewrapping(t *testing.T) (e *env, keys []string, versions int) {
+	x := newImports(t)
+	x.ok(x.bring(x.wrap(x.material)))
+	e = x.env
 	for range 3 {
 		keys = append(keys, e.key("default"))
 	}
 	_, _, err := e.RotateKeyOnDemand(t.Context(), as(ada), keys[0], 0)
 	e.ok(err)
+	e.resident()
+	e.of(fsm.SpecHMAC256, fsm.UsageMac)
+	e.of(fsm.SpecP256, fsm.UsageSignVerify)
+	e.of(fsm.SpecRSA2048, fsm.UsageEncryptDecrypt)
 	e.rotateDomain()
-	return e, keys
+	return e, keys, e.wrapped(1)
 }
 
 // TestRewrapAll moves everything, ends the ceremony and leaves records; keys are usable
 // before and afterwards.
 func TestRewrapAll(t *testing.T) {
-	e, keys := rewrapping(t)
+	e, keys, versions := rewrapping(t)
 	blob := e.sealed(as(uma), keys[0])
 	opened := func() {
 		t.Helper()
@@ -58,18 +66,18 @@ func TestRewrapAll(t *testing.T) {
 	opened()
 	e.do(&fsm.BeginRewrap{Generation: 1, Node: "n1-1"})
 	e.hsm.moving = 1
-	if err := e.rewrapAll(t.Context(), 1); err == nil || !errors.Is(err, hsm.ErrNotFound) || !strings.Contains(err.Error(), "4 key versions") {
+	if err := e.rewrapAll(t.Context(), 1); err == nil || !errors.Is(err, hsm.ErrNotFound) || !strings.Contains(err.Error(), fmt.Sprintf("%d key versions", versions)) {
 		t.Errorf("without a twin: %v", err)
 	}
 	e.twin()
 	e.hsm.unopened = errUnopenedHere
-	if err := e.rewrapAll(t.Context(), 1); !errors.Is(err, errUnopenedHere) || e.wrapped(1) != 4 {
+	if err := e.rewrapAll(t.Context(), 1); !errors.Is(err, errUnopenedHere) || e.wrapped(1) != versions {
 		t.Errorf("while no majority opens them: %v, %d left", err, e.wrapped(1))
 	}
 	e.hsm.unopened = nil
 	broken := e.log.State()
 	e.ok(e.rewrapAll(t.Context(), 1))
-	if _, on := e.log.State().Rewrapping(); on || e.wrapped(1) != 0 || e.wrapped(2) != 4 {
+	if _, on := e.log.State().Rewrapping(); on || e.wrapped(1) != 0 || e.wrapped(2) != versions {
 		t.Errorf("%d and %d key versions, still going on: %v", e.wrapped(1), e.wrapped(2), on)
 	}
 	opened()
@@ -85,8 +93,8 @@ func TestRewrapAll(t *testing.T) {
 			moved++
 		}
 	}
-	if moved != 4 {
-		t.Errorf("%d records of moved key versions, want 4", moved)
+	if moved != versions {
+		t.Errorf("%d records of moved key versions, want %d", moved, versions)
 	}
 }
 
@@ -94,17 +102,17 @@ var errUnopenedHere = errors.New("no majority")
 
 // TestRewrapStopped: a node that is not the one any more moves nothing.
 func TestRewrapStopped(t *testing.T) {
-	e, _ := rewrapping(t)
+	e, _, versions := rewrapping(t)
 	e.twin()
 	e.ok(e.rewrapAll(t.Context(), 1))
-	if e.wrapped(1) != 4 {
+	if e.wrapped(1) != versions {
 		t.Error("key versions were moved without a ceremony")
 	}
 }
 
 // TestApplyRewraps brings good and false tokens.
 func TestApplyRewraps(t *testing.T) {
-	e, keys := rewrapping(t)
+	e, keys, versions := rewrapping(t)
 	e.twin()
 	ctx := t.Context()
 	token := func(id string) RewrapItem {
@@ -154,7 +162,7 @@ func TestApplyRewraps(t *testing.T) {
 			t.Errorf("%s: %+v, want %d and a text with %q", what, results[0], row.want, row.text)
 		}
 	}
-	if e.wrapped(1) != 4 {
+	if e.wrapped(1) != versions {
 		t.Fatal("a false token took a place")
 	}
 	results, err := e.ApplyRewraps(ctx, []RewrapItem{with(second, func(i *RewrapItem) { i.Old = make([]byte, 32) }), good}, propose)
