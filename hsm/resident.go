@@ -3,6 +3,7 @@ package hsm
 import (
 	"context"
 	"crypto/cipher"
+	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
 	"fmt"
@@ -12,7 +13,8 @@ import (
 // resident is the loaded key of a slot whose messages the partition encrypts itself. Its
 // calls are not shared: each message is its own.
 type resident struct {
-	key ResidentKey
+	key   ResidentKey
+	known [sha256.Size]byte // SHA-256 of K_com of no message, made when the key was opened
 
 	mu   sync.Mutex
 	last [IVSize]byte // the IV of the message sealed last
@@ -21,9 +23,32 @@ type resident struct {
 // isResident tells whether the key is one of suite 2.
 func (r Ref) isResident() bool { return r.Kind == Kind{Class: ClassResident} }
 
+// load asks for the key's known answer.
+func (r *resident) load(ctx context.Context) (err error) {
+	r.known, err = r.answer(ctx)
+	return err
+}
+
+func (r *resident) answer(ctx context.Context) (sum [sha256.Size]byte, err error) {
+	com, err := r.key.Commit(ctx, [32]byte{})
+	defer clear(com[:])
+	return sha256.Sum256(com[:]), err
+}
+
+// proves asks for the known answer again: a partition that has come to use another key in
+// this one's place agrees with itself in all else.
+func (r *resident) proves(ctx context.Context) error {
+	now, err := r.answer(ctx)
+	if err == nil && now != r.known {
+		err = fmt.Errorf("%w: the hsm uses another key than it opened", ErrWrongAnswer)
+	}
+	return err
+}
+
 // Encrypt seals a message under the key of ref, of class resident, in the partition. What
-// was sealed has been opened there again, and its commitment made anew, before it is
-// returned: a wrong answer of the HSM seals no data key that never opens again.
+// was sealed has been opened there again, its commitment made anew, and the key's known
+// answer asked for, before it is returned: a wrong answer of the HSM, or another key in the
+// place of this one, seals no data key that never opens again.
 //
 // At most one message was encrypted, also where it fails. Errors are as those of Derive;
 // ErrWrongAnswer as well if the partition gives one IV twice.
@@ -61,10 +86,8 @@ func (k *Keyring) Decrypt(ctx context.Context, ref Ref, iv [IVSize]byte, t [32]b
 		}
 		aad, err := verify(&com)
 		if err != nil { // that the HSM erred is not the ciphertext's fault: it is asked again
-			again, failed := s.inside.key.Commit(ctx, t)
-			defer clear(again[:])
-			if failed == nil && subtle.ConstantTimeCompare(again[:], com[:]) != 1 {
-				err = fmt.Errorf("%w: the hsm gave two answers for one commitment", ErrWrongAnswer)
+			if failed := s.inside.commitsAgain(ctx, t, &com); failed != nil {
+				return nil, failed
 			}
 			return nil, err
 		}
@@ -97,14 +120,6 @@ func (r *resident) encrypt(ctx context.Context, plaintext []byte, bind Binding) 
 	if len(ciphertext) != len(plaintext)+TagSize || r.repeats(made.iv) {
 		return nil, fmt.Errorf("%w: the hsm sealed %d bytes in %d, or under an IV that it gave before", ErrWrongAnswer, len(plaintext), len(ciphertext))
 	}
-	com, err := r.key.Commit(ctx, made.t)
-	defer clear(com[:])
-	if err != nil {
-		return nil, sealedOnce(err)
-	}
-	if subtle.ConstantTimeCompare(com[:], made.com[:]) != 1 {
-		return nil, fmt.Errorf("%w: the hsm gave two answers for one commitment", ErrWrongAnswer)
-	}
 	opened, err := r.key.Open(ctx, made.iv, ciphertext, made.aad)
 	defer clear(opened)
 	switch {
@@ -115,7 +130,23 @@ func (r *resident) encrypt(ctx context.Context, plaintext []byte, bind Binding) 
 	case subtle.ConstantTimeCompare(opened, plaintext) != 1:
 		return nil, fmt.Errorf("%w: the hsm opens something else than it sealed", ErrWrongAnswer)
 	}
+	if err := r.commitsAgain(ctx, made.t, &made.com); err != nil {
+		return nil, sealedOnce(err)
+	}
 	return ciphertext, nil
+}
+
+// commitsAgain has K_com made once more, and asks for the known answer.
+func (r *resident) commitsAgain(ctx context.Context, t [32]byte, com *[32]byte) error {
+	again, err := r.key.Commit(ctx, t)
+	defer clear(again[:])
+	if err == nil && subtle.ConstantTimeCompare(again[:], com[:]) != 1 {
+		err = fmt.Errorf("%w: the hsm gave two answers for one commitment", ErrWrongAnswer)
+	}
+	if err != nil {
+		return err
+	}
+	return r.proves(ctx)
 }
 
 // sealedOnce is an error behind an encryption: the message is not sealed again with the key

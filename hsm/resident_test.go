@@ -106,8 +106,9 @@ func TestEncryptChecksTheHSM(t *testing.T) {
 		"another plaintext":            {fakeResident{open: func(b []byte) ([]byte, error) { return flip(b), nil }}, hsm.ErrCorrupt},
 		"a shorter plaintext":          {fakeResident{open: func(b []byte) ([]byte, error) { return b[1:], nil }}, hsm.ErrCorrupt},
 		"a wrong K_com when sealing":   {fakeResident{commit: func(n int, com *[32]byte) error { com[31] ^= byte(n & 1); return nil }}, hsm.ErrCorrupt},
+		"another key since":            {fakeResident{commit: func(n int, com *[32]byte) error { com[31] ^= map[bool]byte{true: 1}[n > 1]; return nil }}, hsm.ErrWrongAnswer},
 		"lost before the message":      {fakeResident{commit: func(int, *[32]byte) error { return hsm.ErrStale }}, hsm.ErrUnavailable},
-		"lost before it is checked":    {fakeResident{commit: func(n int, _ *[32]byte) error { return map[bool]error{true: hsm.ErrStale}[n%2 == 0] }}, hsm.ErrUnavailable},
+		"lost before it is checked":    {fakeResident{commit: func(n int, _ *[32]byte) error { return map[bool]error{true: hsm.ErrStale}[n == 3] }}, hsm.ErrUnavailable},
 		"lost while it is checked":     {fakeResident{open: func([]byte) ([]byte, error) { return nil, hsm.ErrStale }}, hsm.ErrUnavailable},
 		"out of order while it checks": {fakeResident{open: func([]byte) ([]byte, error) { return nil, hsm.ErrUnavailable }}, hsm.ErrUnavailable},
 	} {

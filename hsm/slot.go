@@ -37,8 +37,10 @@ func (s *slot) open(ctx context.Context, o Opener) (err error) {
 		return s.load(ctx)
 	}
 	if s.ref.isResident() {
-		s.inside.key, err = o.OpenResident(ctx, s.ref.Token, s.ref.Want)
-		return err
+		if s.inside.key, err = o.OpenResident(ctx, s.ref.Token, s.ref.Want); err != nil {
+			return err
+		}
+		return s.inside.load(ctx)
 	}
 	if s.secret, err = o.OpenSecret(ctx, s.ref); err == nil && s.ref.Kind.pair() {
 		s.public, err = s.ref.Public()

@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
 
 	"github.com/quorumkms/quorumkms/hsm"
 )
@@ -191,6 +192,14 @@ func testImportRefused(t T, env Env) {
 			try("material of another size", hsm.ErrCiphertext, func(r *hsm.ImportRequest) {
 				r.Ciphertext = wrapMaterial(t, pair.SPKI, a, bytes.Repeat([]byte{7}, n), kek)
 			})
+		}
+		for _, k := range importable()[1:] {
+			for _, n := range []int{k.MaterialSize() - 8, k.MaterialSize() - 1, k.MaterialSize() + 1, k.MaterialSize() + 8} {
+				try(fmt.Sprintf("%d bytes for an HMAC key of %d bits", n, k.Bits), hsm.ErrCiphertext, func(r *hsm.ImportRequest) {
+					r.Spec.Class, r.Spec.Bits = k.Class, k.Bits
+					r.Ciphertext = wrapMaterial(t, pair.SPKI, a, bytes.Repeat([]byte{7}, n), kek)
+				})
+			}
 		}
 		if a.Wraps() {
 			for _, n := range []int{16, 24} {

@@ -95,9 +95,26 @@ func (s *session) proves(t traits) (err error) {
 	return s.encrypts(opened)
 }
 
-// provesAll is proves, and draws random bytes, and signs with the node's identity.
+// provesResident has the token do what resident keys do, with one that is known.
+func (s *session) provesResident(t traits) (err error) {
+	if !t.resident {
+		return nil
+	}
+	key, err := s.create(known(pkcs11.CKK_AES, residentValue(), residentUsages()...))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.destroy(key)) }()
+	err = s.residentAnswers(key)
+	if errors.Is(err, errAnswer) {
+		return wrongAnswer(err.Error())
+	}
+	return err
+}
+
+// provesAll is both, and draws random bytes, and signs with the node's identity.
 func (s *session) provesAll(t traits) (err error) {
-	if err := s.proves(t); err != nil {
+	if err := errors.Join(s.proves(t), s.provesResident(t)); err != nil {
 		return err
 	}
 	var draws [2][]byte

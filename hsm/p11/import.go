@@ -3,6 +3,7 @@
 package p11
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"errors"
@@ -128,10 +129,10 @@ func (p *Partition) ImportKey(ctx context.Context, r hsm.ImportRequest) (made hs
 		made.Token, err = hsm.BuildToken(h, check, wrapped, func(message []byte) ([]byte, error) {
 			return s.mac(d[hsm.KindMAC], message)
 		})
-		return err
+		return errors.Join(err, s.proves(p.traits))
 	})
 	if err != nil {
-		return hsm.NewKey{}, err
+		return hsm.NewKey{}, p.suspect(ctx, err)
 	}
 	if err := hsm.TryOpen(ctx, p, hsm.Ref{Token: made.Token, Want: h, Kind: k}); err != nil {
 		return hsm.NewKey{}, fmt.Errorf("imported key does not open: %w", err)
@@ -239,14 +240,18 @@ func (s *session) unwrapBlock(pair pkcs11.ObjectHandle, t hsm.ImportToken, block
 		return 0, err
 	}
 	return counts(s, hsm.CallObject, func() (pkcs11.ObjectHandle, error) {
-		return s.link.lib.native.create(s.h, as.with(octets(pkcs11.CKA_VALUE, plaintext)))
+		return s.link.lib.native.create(s.h, s.link.quirks.fit(as.with(octets(pkcs11.CKA_VALUE, plaintext))))
 	})
 }
 
 // sized is nil if a key has so many bytes. Not every token tells the length of a key that it
-// has unwrapped, but what wraps it does, to whole units of 8 bytes. What is shorter by less
-// than that is no AES key, and shorter than the tokens take for the HMAC.
+// has unwrapped (SoftHSM does not), but what wraps it does, to whole units of 8 bytes. What is
+// shorter by less than that is no AES key, and shorter than such tokens take for the HMAC.
 func (s *session) sized(t traits, key, aesDomainKey pkcs11.ObjectHandle, size int) error {
+	told, err := s.attribute(key, pkcs11.CKA_VALUE_LEN)
+	if err == nil && len(told) > 0 && !bytes.Equal(told, ulong(0)) && !bytes.Equal(told, ulong(uint(size))) {
+		return hsm.ErrCiphertext
+	}
 	w, err := s.wrap(t.keyWrap(), aesDomainKey, key)
 	if err == nil && len(w) != size+8 {
 		return hsm.ErrCiphertext

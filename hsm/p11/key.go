@@ -67,7 +67,11 @@ func (p *Partition) makeToken(ctx context.Context, k hsm.Kind, h hsm.TokenHeader
 		made.Token, err = hsm.BuildToken(h, check, wrapped, func(message []byte) ([]byte, error) {
 			return s.mac(d[hsm.KindMAC], message)
 		})
-		return errors.Join(err, s.proves(p.traits))
+		err = errors.Join(err, s.proves(p.traits))
+		if h.Class == hsm.ClassResident {
+			err = errors.Join(err, s.provesResident(p.traits))
+		}
+		return err
 	})
 	return made, err
 }

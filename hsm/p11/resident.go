@@ -25,12 +25,12 @@ func (p *Partition) OpenResident(ctx context.Context, token []byte, want hsm.Tok
 	}
 	t, loaded, err := p.load(ctx, hsm.Ref{Token: token, Want: want, Kind: hsm.Kind{Class: hsm.ClassResident}})
 	if err != nil {
-		return nil, err
+		return nil, p.suspect(ctx, err)
 	}
 	k := &residentKey{loaded, t}
 	if err := k.proves(ctx); err != nil {
 		k.Close()
-		return nil, err
+		return nil, p.suspect(ctx, err)
 	}
 	return k, nil
 }
@@ -55,7 +55,7 @@ func (k *residentKey) proves(ctx context.Context) error {
 	return k.use(ctx, func(s *session) error {
 		check, err := hsm.CheckValueCMAC(s.cmac(k.handle), k.token.Header.Key, k.token.Header.Version)
 		if err == nil && subtle.ConstantTimeCompare(check[:], k.token.Check[:]) != 1 {
-			err = fmt.Errorf("%w: check value", hsm.ErrCorrupt)
+			err = fmt.Errorf("%w: check value", hsm.ErrWrongAnswer) // the token is authentic
 		}
 		return err
 	})
@@ -151,7 +151,13 @@ func (b *bench) findResident(f *findings) {
 		err = b.check(key, residentTemplate(false))
 	}
 	if err == nil {
-		err = b.operation(func(h pkcs11.SessionHandle) error { return (&session{b.link, h}).residentAnswers(key) })
+		err = b.operation(func(h pkcs11.SessionHandle) error {
+			s := &session{b.link, h}
+			if err := s.residentAnswers(key); err != nil {
+				return err
+			}
+			return s.refusesWrongTag(key)
+		})
 	}
 	b.traits.resident = err == nil
 	if err != nil {
@@ -178,6 +184,7 @@ func residentValue() []byte {
 	return unhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
 }
 
+// residentAnswers compares what a key of residentValue makes with the known answers.
 func (s *session) residentAnswers(key pkcs11.ObjectHandle) error {
 	var macs [2 * hsm.BlockSize]byte
 	blocks := [2 * hsm.BlockSize]byte(unhex("6bc1bee22e409f96e93d7e117393172a" + "6bc1bee22e409f96e93d7e117393172a"))
@@ -188,29 +195,42 @@ func (s *session) residentAnswers(key pkcs11.ObjectHandle) error {
 	if macs != [2 * hsm.BlockSize]byte(unhex(mac+mac)) {
 		return fmt.Errorf("%w: AES-CMAC", errAnswer)
 	}
-	iv, aad, message := [hsm.IVSize]byte(counting(hsm.IVSize)), []byte("additional data"), []byte("a message to find out whether the token has AES-GCM")
-	sealed, err := s.link.lib.native.encryptGCM(s.h, key, &iv, aad, message)
+	iv := knownIV()
+	sealed, err := s.link.lib.native.encryptGCM(s.h, key, &iv, []byte(knownData), []byte(knownMessage))
 	if err != nil {
 		return err
 	}
 	if subtle.ConstantTimeCompare(sealed, unhex(knownGCM)) != 1 {
 		return fmt.Errorf("%w: AES-GCM", errAnswer)
 	}
-	opened, err := s.link.lib.native.decryptGCM(s.h, key, &iv, aad, sealed)
+	opened, err := s.link.lib.native.decryptGCM(s.h, key, &iv, []byte(knownData), sealed)
 	if err != nil {
 		return err
 	}
-	if string(opened) != string(message) {
+	if string(opened) != knownMessage {
 		return fmt.Errorf("%w: AES-GCM decrypts to something else", errAnswer)
 	}
+	return nil
+}
+
+// refusesWrongTag has a message opened whose tag is wrong. The session is not used again.
+func (s *session) refusesWrongTag(key pkcs11.ObjectHandle) error {
+	iv, sealed := knownIV(), unhex(knownGCM)
 	sealed[len(sealed)-1] ^= 1
-	if _, err := s.link.lib.native.decryptGCM(s.h, key, &iv, aad, sealed); err == nil {
+	if _, err := s.link.lib.native.decryptGCM(s.h, key, &iv, []byte(knownData), sealed); err == nil {
 		return fmt.Errorf("%w: AES-GCM opens a message with a wrong tag", errAnswer)
 	}
 	return nil
 }
 
-// knownGCM is what AES-256-GCM makes of the message of residentAnswers: computed with Go's.
+func knownIV() [hsm.IVSize]byte { return [hsm.IVSize]byte(counting(hsm.IVSize)) }
+
+const (
+	knownMessage = "a message to find out whether the token has AES-GCM"
+	knownData    = "additional data"
+)
+
+// knownGCM is what AES-256-GCM makes of knownMessage and knownData: computed with Go's.
 const knownGCM = "6941dc36f737fa19c38036c6ad58f085215ce997d645eebbbdc394851b8461cb771291b9bf1658e746369fe0f35a918e2be1db135be0edbcec4f00c8d347deb4c8090d"
 
 // residentMisused tries every use of a resident key but its own.

@@ -120,7 +120,7 @@ func TestWrongTagOrFault(t *testing.T) {
 	}
 	unwell := &residentKey{key.loadedKey, key.token}
 	unwell.token.Check[0] ^= 1
-	if _, err := unwell.Open(t.Context(), iv, altered, nil); !errors.Is(err, hsm.ErrCorrupt) {
+	if _, err := unwell.Open(t.Context(), iv, altered, nil); !errors.Is(err, hsm.ErrWrongAnswer) {
 		t.Errorf("a wrong tag, of a key whose known answer is wrong: %v", err)
 	}
 	if _, err := unwell.Open(t.Context(), iv, ciphertext, nil); err != nil {

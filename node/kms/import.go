@@ -163,6 +163,9 @@ func (s *Service) ImportKeyMaterial(ctx context.Context, c Call, key string, m M
 		if _, err := st.Try(command); err != nil {
 			return nil, err
 		}
+		if v := k.Version(command.Version); m.Type == ImportExisting && (v == nil || len(v.Import.Check) == 0) {
+			return nil, invalid("version %d of key %s never had key material: import it as new", command.Version, k.ID)
+		}
 		e.KeyVersion = command.Version
 		if err := s.tokenFor(st, k, m.Token); err != nil || c.DryRun {
 			return command, err

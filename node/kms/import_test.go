@@ -105,6 +105,8 @@ func TestImportIsRepeated(t *testing.T) {
 func TestImportChoosesTheVersion(t *testing.T) {
 	x := newImports(t)
 	isNew := x.wrap(x.material)
+	isNew.Type = ImportExisting
+	x.refused(x.bring(isNew), fsm.ErrInvalid, "import it as new")
 	isNew.Type = ImportNew
 	x.ok(x.bring(isNew)) // the first is new as well
 	next := x.wrap([]byte("another 32 bytes of key material"))

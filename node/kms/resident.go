@@ -105,19 +105,25 @@ func (x *meter) begin() *reservation {
 
 func (x *meter) size() uint64 { return min(max(2*x.last, firstReservation), fsm.MaxReservation) }
 
-// ahead begins a reservation for every version that is low.
-func (m *meters) ahead() (all map[useOf]meter) {
+// ahead begins the reservation of one version that is low; ok tells whether there is one.
+func (m *meters) ahead() (of useOf, next meter, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	all = map[useOf]meter{}
-	for of := range m.low {
+	for of = range m.low {
+		delete(m.low, of)
 		if x := m.of[of]; x != nil && x.pending == nil {
 			x.begin()
-			all[of] = *x
+			return of, *x, true
 		}
 	}
-	clear(m.low)
-	return all
+	return of, meter{}, false
+}
+
+// lows is how many versions are low.
+func (m *meters) lows() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.low)
 }
 
 // end ends a reservation, and takes in what was reserved.
@@ -206,7 +212,11 @@ func (s *Service) RunReservations(ctx context.Context) {
 		case <-again:
 		}
 		again = nil
-		for of, x := range s.meters.ahead() {
+		for range s.meters.lows() { // what fails is low again, and waits for the next round
+			of, x, ok := s.meters.ahead()
+			if !ok {
+				break
+			}
 			within, cancel := context.WithTimeout(ctx, reserveTimeout)
 			err := s.reserve(within, of, x.tenant, x.size())
 			cancel()
@@ -251,8 +261,9 @@ func (b *insideBlob) bind(iv [hsm.IVSize]byte) (t [32]byte, aad func(com *[32]by
 	}
 }
 
-// openInside opens a blob of suite 2. The commitment is compared before the HSM sees the
-// ciphertext: what was altered does not reach it, unless by who has the key.
+// openInside opens a blob of suite 2. The commitment, which covers the header and the
+// context, is compared before the HSM sees the ciphertext; what was altered in that is found
+// by its tag.
 func (s *Service) openInside(ctx context.Context, ref hsm.Ref, h [32]byte, blob []byte) ([]byte, error) {
 	iv := [hsm.IVSize]byte(blob[blobNonce:])
 	plaintext, err := s.deriver.Decrypt(ctx, ref, iv, messageInput(blob, h).T, blob[blobBody:], func(com *[32]byte) ([]byte, error) {
