@@ -140,7 +140,7 @@ func TestLanes(t *testing.T) {
 	e.ok(err)
 	for name, err := range map[string]error{
 		"EnableKey":                   drop(e.EnableKey(ctx, call, key, 0)),
-		"CancelKeyVersionDestruction": drop(e.CancelKeyVersionDestruction(ctx, call, key, 1, 0)),
+		"EnableKeyVersion":            drop(e.EnableKeyVersion(ctx, call, key, 1, 0)),
 		"RotateKeyOnDemand":           drop(e.RotateKeyOnDemand(ctx, call, key, 0)),
 		"EnableKeyRotation":           drop(e.EnableKeyRotation(ctx, call, key, time.Hour, 0)),
 		"CreateGrant":                 drop(e.CreateGrant(ctx, call, key, GrantParams{Grantee: who(uma), Operations: ops(fsm.GrantEncrypt)})),
