@@ -139,13 +139,13 @@ func TestLanes(t *testing.T) {
 	_, _, err := e.DescribeKey(ctx, call, key) // takes what there is of the control lane
 	e.ok(err)
 	for name, err := range map[string]error{
-		"EnableKey":                   drop(e.EnableKey(ctx, call, key, 0)),
-		"EnableKeyVersion":            drop(e.EnableKeyVersion(ctx, call, key, 1, 0)),
-		"RotateKeyOnDemand":           drop(e.RotateKeyOnDemand(ctx, call, key, 0)),
-		"EnableKeyRotation":           drop(e.EnableKeyRotation(ctx, call, key, time.Hour, 0)),
-		"CreateGrant":                 drop(e.CreateGrant(ctx, call, key, GrantParams{Grantee: who(uma), Operations: ops(fsm.GrantEncrypt)})),
-		"CreateKey":                   drop(e.CreateKey(ctx, call, KeyParams{Usage: fsm.UsageEncryptDecrypt, Spec: fsm.SpecSymmetric})),
-		"BindResource":                drop(e.BindResource(ctx, call, key, "r", 0)),
+		"EnableKey":         drop(e.EnableKey(ctx, call, key, 0)),
+		"EnableKeyVersion":  drop(e.EnableKeyVersion(ctx, call, key, 1, 0)),
+		"RotateKeyOnDemand": drop(e.RotateKeyOnDemand(ctx, call, key, 0)),
+		"EnableKeyRotation": drop(e.EnableKeyRotation(ctx, call, key, time.Hour, 0)),
+		"CreateGrant":       drop(e.CreateGrant(ctx, call, key, GrantParams{Grantee: who(uma), Operations: ops(fsm.GrantEncrypt)})),
+		"CreateKey":         drop(e.CreateKey(ctx, call, KeyParams{Usage: fsm.UsageEncryptDecrypt, Spec: fsm.SpecSymmetric})),
+		"BindResource":      drop(e.BindResource(ctx, call, key, "r", 0)),
 	} {
 		t.Log(name)
 		e.refused(err, limit.ErrExceeded, "control calls")
