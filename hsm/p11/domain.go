@@ -309,22 +309,27 @@ func (p *Partition) CreateDomain(ctx context.Context, cluster hsm.ID, number uin
 }
 
 // DestroyDomain implements hsm.Partition.
-func (p *Partition) DestroyDomain(ctx context.Context, cluster hsm.ID, number uint32) error {
-	id := domainID{cluster, number}
+func (p *Partition) DestroyDomain(ctx context.Context, cluster hsm.ID, g hsm.Generation) error {
+	id := domainID{cluster, g.Number}
 	return p.ceremonial(ctx, func(s *session) error {
 		h, err := s.holdings(cluster)
 		switch {
 		case err != nil:
 			return err
-		case len(h.generations[number]) == 0:
-			return fmt.Errorf("generation %d: %w", number, hsm.ErrNotFound)
-		case h.complete(number) && len(h.numbers()) == 1:
-			return fmt.Errorf("%w: generation %d is the only one", hsm.ErrRefused, number)
+		case len(h.generations[g.Number]) == 0:
+			return fmt.Errorf("generation %d: %w", g.Number, hsm.ErrNotFound)
+		case h.complete(g.Number): // of what an earlier attempt has left there are no check values
+			if err := p.mustBe(s, cluster, g); err != nil {
+				return err
+			}
+			if len(h.numbers()) == 1 {
+				return fmt.Errorf("%w: generation %d is the only one", hsm.ErrRefused, g.Number)
+			}
 		}
 		s.link.mu.Lock()
 		delete(s.link.domains, id)
 		s.link.mu.Unlock()
-		keys := h.generations[number]
+		keys := h.generations[g.Number]
 		if first, ok := keys[hsm.KindMAC]; ok { // otherwise an earlier attempt got no further
 			if err := s.destroy(first); err != nil {
 				return err
@@ -333,6 +338,22 @@ func (p *Partition) DestroyDomain(ctx context.Context, cluster hsm.ID, number ui
 		}
 		return s.destroyAll(slices.Collect(maps.Values(keys)))
 	})
+}
+
+// mustBe refuses unless the token's generation of that number has those check values.
+func (p *Partition) mustBe(s *session, cluster hsm.ID, g hsm.Generation) error {
+	d, err := p.domain(s, domainID{cluster, g.Number})
+	if err != nil {
+		return err
+	}
+	there, err := s.generation(p.traits, g.Number, d)
+	if err != nil {
+		return err
+	}
+	if !there.Equal(g) {
+		return fmt.Errorf("%w: generation %d has other check values", hsm.ErrRefused, g.Number)
+	}
+	return nil
 }
 
 func (s *session) generateDomainKey(kind hsm.KeyKind, t template) (pkcs11.ObjectHandle, error) {

@@ -225,7 +225,8 @@ func TestGenerationsShareTheLogKey(t *testing.T) {
 // TestDestroyDomainGoesOn: what an earlier attempt has left of a generation is destroyed.
 func TestDestroyDomainGoesOn(t *testing.T) {
 	p := withDomain(t)
-	if _, err := p.CreateDomain(t.Context(), testCluster, 7); err != nil {
+	made, err := p.CreateDomain(t.Context(), testCluster, 7)
+	if err != nil {
 		t.Fatal(err)
 	}
 	left := func() (n int) {
@@ -246,13 +247,13 @@ func TestDestroyDomainGoesOn(t *testing.T) {
 	if n := left(); n == 0 {
 		t.Fatal("nothing is left to destroy")
 	}
-	if err := p.DestroyDomain(t.Context(), testCluster, 7); err != nil {
+	if err := p.DestroyDomain(t.Context(), testCluster, made); err != nil {
 		t.Fatal(err)
 	}
 	if n := left(); n != 0 {
 		t.Errorf("%d keys of the generation are left", n)
 	}
-	if err := p.DestroyDomain(t.Context(), testCluster, 7); !errors.Is(err, hsm.ErrNotFound) {
+	if err := p.DestroyDomain(t.Context(), testCluster, made); !errors.Is(err, hsm.ErrNotFound) {
 		t.Errorf("destroying it again: %v, want %v", err, hsm.ErrNotFound)
 	}
 }

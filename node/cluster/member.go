@@ -25,7 +25,8 @@ type Domain interface {
 	Identity() []byte
 	SignIdentity(ctx context.Context, message []byte) ([]byte, error)
 	CreateDomain(ctx context.Context, cluster hsm.ID, number uint32) (hsm.Generation, error)
-	DestroyDomain(ctx context.Context, cluster hsm.ID, number uint32) error
+	DestroyDomain(ctx context.Context, cluster hsm.ID, g hsm.Generation) error
+	Doubt(ctx context.Context) error
 	Generations(ctx context.Context, cluster hsm.ID) ([]hsm.Generation, error)
 	LogKey(ctx context.Context, cluster hsm.ID) ([]byte, error)
 	NewTransfer(ctx context.Context) (hsm.Transfer, error)
