@@ -175,11 +175,6 @@ func (k *Keyring) suspect(ctx context.Context) {
 	_ = k.doubt(ctx)
 }
 
-// Forget drops every loaded version of a key. Derivations under way end normally.
-func (k *Keyring) Forget(key ID) {
-	k.dropIf(func(id slotID) bool { return id.key == key })
-}
-
 // Stats reports what the keyring has done.
 func (k *Keyring) Stats() Stats {
 	k.mu.Lock()
@@ -198,7 +193,7 @@ func (k *Keyring) Close() {
 	k.closed = true
 	k.wakeRoom()
 	k.mu.Unlock()
-	k.dropIf(func(slotID) bool { return true })
+	k.dropAll()
 	k.active.Wait()
 }
 
@@ -348,14 +343,12 @@ func (k *Keyring) drop(s *slot) {
 	closeKeys(unused)
 }
 
-// dropIf takes every slot that matches out of the map.
-func (k *Keyring) dropIf(match func(slotID) bool) {
+// dropAll takes every slot out of the map.
+func (k *Keyring) dropAll() {
 	var unused []closer
 	k.mu.Lock()
-	for id, s := range k.slots {
-		if match(id) {
-			unused = append(unused, k.detach(s))
-		}
+	for _, s := range k.slots {
+		unused = append(unused, k.detach(s))
 	}
 	k.mu.Unlock()
 	closeKeys(unused...)

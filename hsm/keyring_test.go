@@ -438,33 +438,6 @@ func TestTokenIsCopied(t *testing.T) {
 	}
 }
 
-func TestForget(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		fake := &fakeHSM{}
-		g := newGate(fake)
-		k := newKeyring(t, fake, hsm.KeyringConfig{})
-		running := start(t.Context(), k, testRef(1), 0, hsm.Seal)
-		synctest.Wait()
-		second := testRef(1)
-		second.Want.Version = 2
-		derive(t, k, second, 1)
-		derive(t, k, testRef(2), 2)
-		k.Forget(hsm.ID{1})
-		if n := fake.openNow.Load(); n != 2 { // the one in use, and key 2
-			t.Errorf("%d keys open", n)
-		}
-		close(g.open)
-		synctest.Wait()
-		if running.err != nil || fake.openNow.Load() != 1 || k.Stats().Loaded != 1 {
-			t.Errorf("%v, %d keys open", running.err, fake.openNow.Load())
-		}
-		derive(t, k, testRef(1), 3)
-		if fake.opens.Load() != 4 {
-			t.Errorf("%d loads, want 4", fake.opens.Load())
-		}
-	})
-}
-
 func TestClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fake := &fakeHSM{}

@@ -90,8 +90,9 @@ type Partition interface {
 	CreateDomain(ctx context.Context, cluster ID, number uint32) (Generation, error)
 	// DestroyDomain destroys a generation: tokens under it are never opened again here.
 	// The log key, which belongs to all generations, stays. ErrNotFound if the partition
-	// does not hold it; ErrRefused if it holds no other of the cluster.
-	DestroyDomain(ctx context.Context, cluster ID, number uint32) error
+	// holds none of that number; ErrRefused if what it holds under the number has other
+	// check values, or if it holds no other of the cluster.
+	DestroyDomain(ctx context.Context, cluster ID, g Generation) error
 	// Generations lists the domain key generations this partition holds for the
 	// cluster, by number.
 	Generations(ctx context.Context, cluster ID) ([]Generation, error)
@@ -285,6 +286,11 @@ type KeyCheck struct {
 type Generation struct {
 	Number uint32
 	Checks []KeyCheck // of every key that it has, in the order of DomainKinds
+}
+
+// Equal tells whether two are the same generation: what has the number only is another.
+func (g Generation) Equal(h Generation) bool {
+	return g.Number == h.Number && slices.Equal(g.Checks, h.Checks)
 }
 
 // KeySpec says which key to make.

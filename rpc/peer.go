@@ -180,7 +180,7 @@ func (s *peerServer) Open(ctx context.Context, r *peerpb.OpenRequest) (*peerpb.O
 	if err := s.asActiveMember(ctx, r.GetNode()); err != nil {
 		return nil, err
 	}
-	problems, err := s.member.HandleOpen(ctx, cluster.OpenRequest{
+	results, err := s.member.HandleOpen(ctx, cluster.OpenRequest{
 		Node: r.GetNode(), Cluster: idFrom(r.GetClusterId()),
 		Openings: each(r.GetKeys(), func(k *peerpb.NewKey) cluster.Opening {
 			return cluster.Opening{
@@ -189,7 +189,10 @@ func (s *peerServer) Open(ctx context.Context, r *peerpb.OpenRequest) (*peerpb.O
 			}
 		}),
 	})
-	return &peerpb.OpenResponse{Problems: problems, Failure: failure(err)}, nil
+	return &peerpb.OpenResponse{
+		Problems: each(results, func(r cluster.OpenResult) string { return r.Problem }),
+		Passing:  each(results, func(r cluster.OpenResult) bool { return r.Passing }), Failure: failure(err),
+	}, nil
 }
 
 func (s *peerServer) Domain(ctx context.Context, r *peerpb.DomainRequest) (*peerpb.DomainResponse, error) {

@@ -87,6 +87,7 @@ func (p *Peers) to(address string) (peerpb.PeerServiceClient, error) {
 func (p *Peers) dial(address string, config *tls.Config) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+address,
 		grpc.WithTransportCredentials(dialledTLS{p.credentials, config}),
+		grpc.WithUnaryInterceptor(tellingCalls), grpc.WithStreamInterceptor(tellingStreams),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveAt / 3, Timeout: minPing, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{
@@ -192,7 +193,7 @@ func (p *Peers) Survey(ctx context.Context, address string, r cluster.SurveyRequ
 }
 
 // Open implements cluster.Peers.
-func (p *Peers) Open(ctx context.Context, address string, r cluster.OpenRequest) ([]string, error) {
+func (p *Peers) Open(ctx context.Context, address string, r cluster.OpenRequest) ([]cluster.OpenResult, error) {
 	c, err := p.to(address)
 	if err != nil {
 		return nil, err
@@ -208,7 +209,17 @@ func (p *Peers) Open(ctx context.Context, address string, r cluster.OpenRequest)
 	if err != nil {
 		return nil, err
 	}
-	return x.GetProblems(), failed(x.GetFailure())
+	return openResults(x), failed(x.GetFailure())
+}
+
+// openResults reads what a member has opened; one of an earlier version does not say what
+// may pass.
+func openResults(x *peerpb.OpenResponse) []cluster.OpenResult {
+	out := make([]cluster.OpenResult, len(x.GetProblems()))
+	for i, problem := range x.GetProblems() {
+		out[i] = cluster.OpenResult{Problem: problem, Passing: i < len(x.GetPassing()) && x.GetPassing()[i]}
+	}
+	return out
 }
 
 // Domain implements cluster.Peers.

@@ -48,7 +48,7 @@ is made when it is first asked for. Its --context must have tenant=… and resou
 
 // tries adds --dry-run to a command that uses a key.
 func (a *app) tries(c *cobra.Command) *cobra.Command {
-	c.Flags().BoolVar(&a.dryRun, "dry-run", false, "tell whether the key may be used so; nothing is encrypted or decrypted")
+	c.Flags().BoolVar(&a.dryRun, "dry-run", false, "tell whether the key may be used so; nothing is done with it")
 	return c
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -59,28 +58,48 @@ trusted their keys (kmsd hsm trust --recovery), and does not become active befor
 hold it as must. --no-recovery accepts that none does: with the last member's HSM
 partition, every key under it is lost.`,
 		Example: "  kmsctl domain rotate --wait",
-		RunE: a.remote(func(ctx context.Context, kms *client.Client, _ []string) error {
-			r, err := kms.Cluster().RotateDomain(ctx, &quorumkmsv1.RotateDomainRequest{NoRecovery: noRecovery, DryRun: a.dryRun, RequestId: a.requestID})
-			if err != nil {
+	}
+	c.RunE = a.remote(func(ctx context.Context, kms *client.Client, _ []string) error {
+		var before *quorumkmsv1.DescribeDomainResponse
+		if c.Flags().Changed("request-id") && !a.dryRun { // otherwise nobody can have made this request before
+			var err error
+			if before, err = kms.Cluster().DescribeDomain(ctx, &quorumkmsv1.DescribeDomainRequest{}); err != nil {
 				return err
 			}
-			if noRecovery {
-				if _, err := fmt.Fprintf(a.stderr, "WARNING: GENERATION %d OF THE DOMAIN KEY HAS NO RECOVERY COPY: IF EVERY NODE'S HSM TOKEN IS LOST, SO IS ALL DATA.\n", r.GetGeneration()); err != nil {
-					return err
-				}
+		}
+		r, err := kms.Cluster().RotateDomain(ctx, &quorumkmsv1.RotateDomainRequest{NoRecovery: noRecovery, DryRun: a.dryRun, RequestId: a.requestID})
+		if err != nil {
+			return err
+		}
+		if noRecovery {
+			if _, err := fmt.Fprintf(a.stderr, "WARNING: GENERATION %d OF THE DOMAIN KEY HAS NO RECOVERY COPY: IF EVERY NODE'S HSM TOKEN IS LOST, SO IS ALL DATA.\n", r.GetGeneration()); err != nil {
+				return err
 			}
-			if wait {
-				if err := a.awaitGeneration(ctx, kms, r.GetGeneration()); err != nil {
-					return err
-				}
-				return a.printLine(r, "Generation %d is active.", r.GetGeneration())
+		}
+		if wait {
+			if err := a.awaitGeneration(ctx, kms, r.GetGeneration()); err != nil {
+				return err
 			}
-			return a.printLine(r, "Generation %d is proposed; it becomes active when every node has it: kmsctl domain status.", r.GetGeneration())
-		}),
-	}
+			return a.printLine(r, "Generation %d is active.", r.GetGeneration())
+		}
+		if g := generationOf(before, r.GetGeneration()); g != nil {
+			return a.printLine(r, "Nothing is done: an earlier call with this request id has proposed generation %d already, which is %s: kmsctl domain status.", g.GetNumber(), enumName(g.GetState(), "GENERATION_STATE_"))
+		}
+		return a.printLine(r, "Generation %d is proposed; it becomes active when every node has it: kmsctl domain status.", r.GetGeneration())
+	})
 	c.Flags().BoolVar(&noRecovery, "no-recovery", false, "accept that the generation has no recovery copy")
 	c.Flags().BoolVar(&wait, "wait", false, "show what nodes wait for until the generation is active")
 	return a.mutates(c)
+}
+
+// generationOf is a generation by its number; nil: there is none.
+func generationOf(r *quorumkmsv1.DescribeDomainResponse, number uint32) *quorumkmsv1.DomainGeneration {
+	for _, g := range r.GetGenerations() {
+		if g.GetNumber() == number {
+			return g
+		}
+	}
+	return nil
 }
 
 // awaitGeneration shows what a generation waits for, whenever that changes, until it is
@@ -92,11 +111,11 @@ func (a *app) awaitGeneration(ctx context.Context, kms *client.Client, number ui
 		if err != nil {
 			return err
 		}
-		i := slices.IndexFunc(r.GetGenerations(), func(g *quorumkmsv1.DomainGeneration) bool { return g.GetNumber() == number })
-		if i < 0 || r.GetGenerations()[i].GetState() != quorumkmsv1.GenerationState_GENERATION_STATE_PROPOSED {
-			return gaveUp(r, i, number)
+		g := generationOf(r, number)
+		if g.GetState() != quorumkmsv1.GenerationState_GENERATION_STATE_PROPOSED {
+			return gaveUp(g, number)
 		}
-		if now := waitText(r, r.GetGenerations()[i]); now != shown {
+		if now := waitText(r, g); now != shown {
 			shown = now
 			if _, err := fmt.Fprintln(a.stderr, now); err != nil {
 				return err
@@ -117,9 +136,9 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// gaveUp is nil if the generation at i is, or was, active.
-func gaveUp(r *quorumkmsv1.DescribeDomainResponse, i int, number uint32) error {
-	if i < 0 || r.GetGenerations()[i].GetState() == quorumkmsv1.GenerationState_GENERATION_STATE_RETIRED {
+// gaveUp is nil if a generation is, or was, active.
+func gaveUp(g *quorumkmsv1.DomainGeneration, number uint32) error {
+	if g == nil || g.GetState() == quorumkmsv1.GenerationState_GENERATION_STATE_RETIRED {
 		return fmt.Errorf("generation %d was given up", number)
 	}
 	return nil

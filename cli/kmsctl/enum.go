@@ -3,6 +3,7 @@ package main
 import (
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -18,10 +19,19 @@ func (e enum) choices() []string {
 	var out []string
 	for _, n := range slices.Sorted(maps.Keys(e.names)) {
 		if n != 0 {
-			out = append(out, strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(e.names[n], e.prefix), "_", "-")))
+			out = append(out, e.text(n))
 		}
 	}
 	return out
+}
+
+// text is how a value is spelled for the flag; one that this release does not know is a number.
+func (e enum) text(n int32) string {
+	name, ok := e.names[n]
+	if !ok {
+		return strconv.FormatInt(int64(n), 10)
+	}
+	return strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(name, e.prefix), "_", "-"))
 }
 
 // parse reads the value of a flag; empty is the unset one.

@@ -66,7 +66,11 @@ func (n *fakeNode) RotateDomain(_ context.Context, r *quorumkmsv1.RotateDomainRe
 }
 
 func (n *fakeNode) RetireGeneration(_ context.Context, r *quorumkmsv1.RetireGenerationRequest) (*quorumkmsv1.RetireGenerationResponse, error) {
-	if r.GetGeneration() != 2 {
+	switch r.GetGeneration() {
+	case 2:
+	case 9:
+		return nil, fakeError(codes.NotFound, quorumkmsv1.Reason_REASON_NOT_FOUND, "domain key generation 9")
+	default:
 		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_GENERATION_REFUSED, "generation 1 wraps 7 key versions")
 	}
 	n.f.domain.retired = true

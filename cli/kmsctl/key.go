@@ -122,10 +122,10 @@ func (a *app) keyDescribe() *cobra.Command {
 // keyRow is a key in a list. Of one that the caller may not describe the id alone is told.
 func keyRow(k *quorumkmsv1.KeyMetadata) []string {
 	if k.GetState() == quorumkmsv1.KeyState_KEY_STATE_UNSPECIFIED {
-		return []string{k.GetKeyId(), "not shown", "", "", "", ""}
+		return []string{k.GetKeyId(), "not shown", "", "", "", "", ""}
 	}
 	return []string{
-		k.GetKeyId(), enumName(k.GetState(), "KEY_STATE_"), number(k.GetCurrentVersion()),
+		k.GetKeyId(), enumName(k.GetState(), "KEY_STATE_"), specs.text(int32(k.GetSpec())), number(k.GetCurrentVersion()),
 		timeText(k.GetCreationDate()), strings.Join(k.GetAliases(), " "), k.GetDescription(),
 	}
 }
@@ -149,7 +149,7 @@ func (a *app) keyList() *cobra.Command {
 				return err
 			}
 			return a.print(all, func(w io.Writer) error {
-				rows := [][]string{{"KEY", "STATE", "VERSION", "CREATED", "ALIASES", "DESCRIPTION"}}
+				rows := [][]string{{"KEY", "STATE", "SPEC", "VERSION", "CREATED", "ALIASES", "DESCRIPTION"}}
 				for _, k := range all.GetKeys() {
 					rows = append(rows, keyRow(k))
 				}
@@ -344,10 +344,10 @@ func writeKey(w io.Writer, k *quorumkmsv1.KeyMetadata) error {
 	return writeFields(w, append(fields, [][2]string{
 		{"Version", number(k.GetCurrentVersion())},
 		{"Created", timeText(k.GetCreationDate())},
-		{"Usage", enumName(k.GetUsage(), "KEY_USAGE_")},
-		{"Spec", enumName(k.GetSpec(), "KEY_SPEC_")},
-		{"Origin", enumName(k.GetOrigin(), "KEY_ORIGIN_")},
-		{"Protection", enumName(k.GetProtectionLevel(), "PROTECTION_LEVEL_")},
+		{"Usage", usages.text(int32(k.GetUsage()))},
+		{"Spec", specs.text(int32(k.GetSpec()))},
+		{"Origin", origins.text(int32(k.GetOrigin()))},
+		{"Protection", protections.text(int32(k.GetProtectionLevel()))},
 		{"Manager", managerText(k)},
 		{"Tenant", tenantText(k)},
 		{"Protected", protectedText(k)},

@@ -217,7 +217,7 @@ kmsctl key import-material.`,
 			where = "the HSM lacks this mechanism: a node's memory holds the plaintext for a moment"
 		}
 		return a.printLine(p, "%s and %s are in %s. Wrap %d bytes with %s until %s; %s.", wrappingKeyFile, importTokenFile, dir,
-			p.GetMaterialSize(), enumName(p.GetWrappingAlgorithm(), wrappingAlgorithms.prefix), timeText(p.GetParametersValidTo()), where)
+			p.GetMaterialSize(), wrappingAlgorithms.text(int32(p.GetWrappingAlgorithm())), timeText(p.GetParametersValidTo()), where)
 	})
 	c.Flags().StringVar(&dir, "out-dir", "", "directory to write to; it is made if it is not there")
 	w.flags(c)

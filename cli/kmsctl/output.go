@@ -83,7 +83,7 @@ func (a *app) report(cmd *cobra.Command, err error) {
 		err = fmt.Errorf("interrupted: %w", err)
 	}
 	text := fmt.Sprintf("%s: %v\n", cmd.CommandPath(), err)
-	if hint := a.hint(err); hint != "" {
+	if hint := a.hint(cmd, err); hint != "" {
 		text += "  " + hint + "\n"
 	}
 	if cmd.Annotations[opens] != "" && errors.Is(err, client.ErrNotFound) {
@@ -95,7 +95,7 @@ func (a *app) report(cmd *cobra.Command, err error) {
 	fmt.Fprint(a.stderr, text) //nolint:errcheck // there is nowhere else to say it
 }
 
-func (a *app) hint(err error) string {
+func (a *app) hint(cmd *cobra.Command, err error) string {
 	hints := []struct {
 		err  error
 		text string
@@ -105,7 +105,7 @@ func (a *app) hint(err error) string {
 		{client.ErrClientRefused, "The node does not accept your certificate: see kmsctl whoami."},
 		{client.ErrPrincipalDisabled, "Who disabled you can end that: kmsctl principal enable " + a.self()},
 		{client.ErrDenied, "You are " + a.self() + "."},
-		{client.ErrNotFound, "Check the name, and the tenant: you are " + a.self() + "."},
+		{client.ErrNotFound, a.missingText(cmd)},
 		{client.ErrKeyDisabled, "An administrator can enable it: kmsctl key enable KEY"},
 		{client.ErrKeyPendingDeletion, "An administrator can keep it: kmsctl key cancel-deletion KEY"},
 		{client.ErrKeyDecryptOnly, "It only opens what it has sealed. An administrator can end that: kmsctl key enable KEY"},
@@ -118,7 +118,7 @@ func (a *app) hint(err error) string {
 		{client.ErrPolicyInvalid, "Each problem with its line and column: kmsctl policy validate --file FILE"},
 		{client.ErrPolicyLockout, "Keep a statement by which you or the tenant's administrator may put another policy: see kmsctl policy explain."},
 		{client.ErrRateLimited, retryText(err)},
-		{client.ErrInvalidCiphertext, "It is damaged, or its --context is another one than it was made with."},
+		{client.ErrInvalidCiphertext, unopenedText(cmd)},
 		{client.ErrInvalidSignature, "The file, the signature, the key or --algorithm is another one than when it was signed."},
 		{client.ErrInvalidMac, "The input, the MAC or the key is another one than when it was made."},
 		{client.ErrMalformedCiphertext, "It must be the bytes that encrypt or data-key gave, not base64; a sealed object is opened with kmsctl object open, a ciphertext of RSA with --algorithm and --expect-key."},
@@ -131,6 +131,24 @@ func (a *app) hint(err error) string {
 		}
 	}
 	return ""
+}
+
+// missingText says where to look for what was not found.
+func (a *app) missingText(cmd *cobra.Command) string {
+	for c := cmd; c != nil; c = c.Parent() {
+		if c.Name() == "domain" {
+			return "See which generations there are: kmsctl domain status"
+		}
+	}
+	return "Check the name, and the tenant: you are " + a.self() + "."
+}
+
+// unopenedText says why a ciphertext may not open: what RSA has encrypted has no context.
+func unopenedText(cmd *cobra.Command) string {
+	if f := cmd.Flags().Lookup("algorithm"); f != nil && f.Changed {
+		return "It is damaged, or was made for another key, or with another --algorithm."
+	}
+	return "It is damaged, or its --context is another one than it was made with."
 }
 
 // retryText says when a caller that asks too often may ask again.

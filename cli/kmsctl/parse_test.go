@@ -246,7 +246,22 @@ func TestKeyRow(t *testing.T) {
 	if row := keyRow(&quorumkmsv1.KeyMetadata{KeyId: "k"}); row[0] != "k" || row[1] != "not shown" || row[2] != "" {
 		t.Errorf("a hidden key: %q", row)
 	}
-	if row := keyRow(&quorumkmsv1.KeyMetadata{KeyId: "k", State: quorumkmsv1.KeyState_KEY_STATE_DISABLED, CurrentVersion: 2}); row[1] != "disabled" || row[2] != "2" {
+	k := &quorumkmsv1.KeyMetadata{KeyId: "k", State: quorumkmsv1.KeyState_KEY_STATE_DISABLED, Spec: quorumkmsv1.KeySpec_KEY_SPEC_ECC_NIST_P256, CurrentVersion: 2}
+	if row := keyRow(k); row[1] != "disabled" || row[2] != "ecc-nist-p256" || row[3] != "2" {
 		t.Errorf("a disabled key: %q", row)
+	}
+}
+
+// TestShownIsAccepted: what is shown of a key can be given to the flags.
+func TestShownIsAccepted(t *testing.T) {
+	for _, e := range []enum{specs, usages, origins, protections, wrappingAlgorithms} {
+		for n := range e.names {
+			if got, err := e.parse("flag", e.text(n)); n != 0 && (err != nil || got != n) {
+				t.Errorf("%s: %d is shown as %q, which is %d (%v)", e.prefix, n, e.text(n), got, err)
+			}
+		}
+	}
+	if text := specs.text(99); text != "99" {
+		t.Errorf("an unknown kind is %q", text)
 	}
 }

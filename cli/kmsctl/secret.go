@@ -47,8 +47,8 @@ type signing struct {
 	isDigest  bool
 }
 
-func (s *signing) flags(c *cobra.Command) {
-	enumFlag(c, &s.algorithm, "algorithm", signings, "how to sign")
+func (s *signing) flags(c *cobra.Command, how string) {
+	enumFlag(c, &s.algorithm, "algorithm", signings, how)
 	c.Flags().StringVar(&s.in, "in", "", "file to read (default: standard input)")
 	c.Flags().BoolVar(&s.isDigest, "digest", false, "the input is the digest itself, in binary")
 }
@@ -105,16 +105,16 @@ For PSS, add -sigopt rsa_padding_mode:pss -sigopt rsa_pss_saltlen:digest.`,
 			return err
 		}
 		r, err := kms.Crypto().Sign(ctx, &quorumkmsv1.SignRequest{
-			KeyId: args[0], Message: digest, MessageType: quorumkmsv1.MessageType_MESSAGE_TYPE_DIGEST, SigningAlgorithm: algorithm,
+			KeyId: args[0], Message: digest, MessageType: quorumkmsv1.MessageType_MESSAGE_TYPE_DIGEST, SigningAlgorithm: algorithm, DryRun: a.dryRun,
 		})
 		if err != nil {
 			return err
 		}
 		return a.deliver(out, &r.Signature, r)
 	})
-	s.flags(c)
+	s.flags(c, "how to sign")
 	c.Flags().StringVar(&out, "out", "", "file for the signature (default: standard output)")
-	return c
+	return a.tries(c)
 }
 
 func (a *app) verifyCommand() *cobra.Command {
@@ -136,16 +136,16 @@ func (a *app) verifyCommand() *cobra.Command {
 			return err
 		}
 		r, err := kms.Crypto().Verify(ctx, &quorumkmsv1.VerifyRequest{
-			KeyId: args[0], Message: digest, MessageType: quorumkmsv1.MessageType_MESSAGE_TYPE_DIGEST, SigningAlgorithm: algorithm, Signature: signature,
+			KeyId: args[0], Message: digest, MessageType: quorumkmsv1.MessageType_MESSAGE_TYPE_DIGEST, SigningAlgorithm: algorithm, Signature: signature, DryRun: a.dryRun,
 		})
 		if err != nil {
 			return err
 		}
 		return a.printLine(r, "The signature is of %s.", r.GetKeyId())
 	})
-	s.flags(c)
+	s.flags(c, "how it was signed")
 	c.Flags().StringVar(&path, "signature", "", "file with the signature")
-	return c
+	return a.tries(c)
 }
 
 // readProof reads a file with a signature or a MAC.
@@ -228,7 +228,7 @@ func (a *app) macCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		r, err := kms.Crypto().GenerateMac(ctx, &quorumkmsv1.GenerateMacRequest{KeyId: args[0], Message: message, MacAlgorithm: algorithm})
+		r, err := kms.Crypto().GenerateMac(ctx, &quorumkmsv1.GenerateMacRequest{KeyId: args[0], Message: message, MacAlgorithm: algorithm, DryRun: a.dryRun})
 		if err != nil {
 			return err
 		}
@@ -240,7 +240,7 @@ func (a *app) macCommand() *cobra.Command {
 	m.flags(c)
 	c.Flags().StringVar(&out, "out", "", "file for the MAC (default: standard output)")
 	c.Flags().BoolVar(&asHex, "hex", false, "in hexadecimal, with a new line")
-	return c
+	return a.tries(c)
 }
 
 func (a *app) verifyMacCommand() *cobra.Command {
@@ -261,7 +261,7 @@ func (a *app) verifyMacCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		r, err := kms.Crypto().VerifyMac(ctx, &quorumkmsv1.VerifyMacRequest{KeyId: args[0], Message: message, MacAlgorithm: algorithm, Mac: mac})
+		r, err := kms.Crypto().VerifyMac(ctx, &quorumkmsv1.VerifyMacRequest{KeyId: args[0], Message: message, MacAlgorithm: algorithm, Mac: mac, DryRun: a.dryRun})
 		if err != nil {
 			return err
 		}
@@ -269,7 +269,7 @@ func (a *app) verifyMacCommand() *cobra.Command {
 	})
 	m.flags(c)
 	c.Flags().StringVar(&path, "mac", "", "file with the MAC, in binary")
-	return c
+	return a.tries(c)
 }
 
 // dataKeyPair are the flags of data-key-pair.
@@ -304,17 +304,17 @@ The private half is not printed on a terminal unless --show says so.
 		}
 		if d.withoutPlain {
 			r, err := kms.Crypto().GenerateDataKeyPairWithoutPlaintext(ctx, &quorumkmsv1.GenerateDataKeyPairWithoutPlaintextRequest{
-				KeyId: named(args), Spec: spec, EncryptionContext: *ec,
+				KeyId: named(args), Spec: spec, EncryptionContext: *ec, DryRun: a.dryRun,
 			})
 			if err != nil {
 				return err
 			}
 			return a.deliverDataKeyPair(d, nil, &r.PublicKey, &r.PrivateKeyCiphertext, r)
 		}
-		if d.privateOut == "" && isTerminal(a.stdout) && !d.show {
+		if d.privateOut == "" && isTerminal(a.stdout) && !d.show && !a.dryRun {
 			return usagef("the private half of a pair is not shown on a terminal: use --private-out FILE, --without-plaintext, or --show")
 		}
-		r, err := kms.Crypto().GenerateDataKeyPair(ctx, &quorumkmsv1.GenerateDataKeyPairRequest{KeyId: named(args), Spec: spec, EncryptionContext: *ec})
+		r, err := kms.Crypto().GenerateDataKeyPair(ctx, &quorumkmsv1.GenerateDataKeyPairRequest{KeyId: named(args), Spec: spec, EncryptionContext: *ec, DryRun: a.dryRun})
 		if err != nil {
 			return err
 		}
@@ -327,7 +327,7 @@ The private half is not printed on a terminal unless --show says so.
 	c.Flags().StringVar(&d.privateOut, "private-out", "", "file for the private half, readable by its owner only")
 	c.Flags().StringVar(&d.publicOut, "public-out", "", "file for the public half")
 	c.Flags().StringVar(&d.blobOut, "blob-out", "", "file for the blob")
-	return c
+	return a.tries(c)
 }
 
 func (d *dataKeyPair) check() (quorumkmsv1.DataKeyPairSpec, error) {

@@ -113,7 +113,7 @@ func offered(offered, required bool) string {
 	}
 }
 
-// maxDetail is how much of a detail a line shows, in bytes; JSON has it all.
+// maxDetail is how much of a detail a line shows, in bytes; JSON has all that the probe tells.
 const maxDetail = 160
 
 func brief(s string) string {

@@ -57,7 +57,7 @@ func testCloned(t T, env Env) {
 	_, err = p.Import(ctx, c.export(t, c.donor, 1), c.expectation(t, c.donor, 1))
 	cloned("import", err)
 
-	if err := p.DestroyDomain(ctx, cluster, 1); err != nil {
+	if err := p.DestroyDomain(ctx, cluster, held(t, p, 1)); err != nil {
 		t.Error(err)
 	}
 }

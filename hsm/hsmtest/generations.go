@@ -27,9 +27,13 @@ func testGenerations(t T, env Env) {
 	wantErr(t, "import after the last one", err, hsm.ErrRefused)
 
 	p := c.recipient
-	wantErr(t, "destroying what is not there", p.DestroyDomain(ctx, cluster, 3), hsm.ErrNotFound)
-	wantErr(t, "destroying another cluster's", p.DestroyDomain(ctx, other, 1), hsm.ErrNotFound)
-	if err := p.DestroyDomain(ctx, cluster, 1); err != nil {
+	g1, g2 := held(t, p, 1), held(t, p, 2)
+	wantErr(t, "destroying what is not there", p.DestroyDomain(ctx, cluster, hsm.Generation{Number: 3, Checks: g1.Checks}), hsm.ErrNotFound)
+	wantErr(t, "destroying another cluster's", p.DestroyDomain(ctx, other, g1), hsm.ErrNotFound)
+	wantErr(t, "destroying another of the number", p.DestroyDomain(ctx, cluster, hsm.Generation{Number: 1, Checks: g2.Checks}), hsm.ErrRefused)
+	wantErr(t, "destroying by the number", p.DestroyDomain(ctx, cluster, hsm.Generation{Number: 1}), hsm.ErrRefused)
+	openKey(t, p, old, header(s)).Close()
+	if err := p.DestroyDomain(ctx, cluster, g1); err != nil {
 		t.Fatal(err)
 	}
 	afterwards := func(p hsm.Partition) {
@@ -43,11 +47,25 @@ func testGenerations(t T, env Env) {
 		openKey(t, p, young, header(s2)).Close()
 		key, err := p.LogKey(ctx, cluster)
 		must(t, key, err)
-		wantErr(t, "destroying it twice", p.DestroyDomain(ctx, cluster, 1), hsm.ErrNotFound)
-		wantErr(t, "destroying the last one", p.DestroyDomain(ctx, cluster, 2), hsm.ErrRefused)
+		wantErr(t, "destroying it twice", p.DestroyDomain(ctx, cluster, g1), hsm.ErrNotFound)
+		wantErr(t, "destroying the last one", p.DestroyDomain(ctx, cluster, g2), hsm.ErrRefused)
 	}
 	afterwards(p)
 	if env.Reopen != nil {
 		afterwards(env.Reopen(t))
 	}
+}
+
+// held is a generation as the partition lists it.
+func held(t T, p hsm.Partition, number uint32) hsm.Generation {
+	t.Helper()
+	all, err := p.Generations(t.Context(), cluster)
+	must(t, all, err)
+	for _, g := range all {
+		if g.Number == number {
+			return g
+		}
+	}
+	t.Fatalf("generation %d is not there", number)
+	return hsm.Generation{}
 }

@@ -85,7 +85,7 @@ func testRewrap(t T, env Env) {
 	}
 	_, err = p.Rewrap(ctx, refs[0], 2)
 	wantErr(t, "rewrap after the ceremony", err, hsm.ErrNotFound)
-	if err := p.DestroyDomain(ctx, cluster, 1); err != nil {
+	if err := p.DestroyDomain(ctx, cluster, held(t, p, 1)); err != nil {
 		t.Fatal(err)
 	}
 	after := openKey(t, p, moved[0].Token, moved[0].Want)

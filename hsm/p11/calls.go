@@ -14,7 +14,8 @@ import (
 // here is not counted. Two halves of one operation count as one, a first half that fails too.
 type counted struct {
 	*pkcs11.Ctx
-	meter *hsm.Meter // nil during the self-test, whose calls are to fail
+	meter   *hsm.Meter // nil during the self-test, whose calls are to fail
+	session *session
 }
 
 // done counts a call. That an object lacks an attribute is an answer.
@@ -23,6 +24,7 @@ func (c counted) done(k hsm.CallKind, began time.Time, err error) {
 		err = nil
 	}
 	c.meter.Done(k, began, err)
+	c.session.link.returned(c.session)
 }
 
 // counts makes a call that the binding does not, and counts it.

@@ -37,6 +37,8 @@ type Config struct {
 	// ReopenEvery is the pause between attempts to open a lost token again, and
 	// between looks at a token that nobody uses. Default one second.
 	ReopenEvery time.Duration
+
+	patience time.Duration // how long a call may take before the token counts as hanging
 }
 
 // InitConfig describes a token to be made.
@@ -92,4 +94,9 @@ const (
 
 	defaultSessions    = 8
 	defaultReopenEvery = time.Second
+
+	defaultPatience = 30 * time.Second
+	// pairPatience is how many times as long it may take to make a pair: RSA keys are
+	// searched for.
+	pairPatience = 10
 )

@@ -89,6 +89,45 @@ func parseName(name string) (d domainID, kind hsm.KeyKind, ok bool) {
 type holdings struct {
 	log         pkcs11.ObjectHandle // 0: none
 	generations map[uint32]domain
+	copies      []copied // beside those above; of the log root key only such as are the same
+}
+
+// copied is another object with the name of a domain key: a vendor's cloning that was run
+// twice leaves some. The copy with the lowest handle is used.
+type copied struct {
+	number uint32 // 0: of the log root key
+	kind   hsm.KeyKind
+	object pkcs11.ObjectHandle
+}
+
+// copiesOf are further copies of a generation's keys; of the log root key: of number 0.
+func (h holdings) copiesOf(number uint32) (all []copied) {
+	for _, c := range h.copies {
+		if c.number == number {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// objectsOf are a generation's keys and their copies. The domain MAC keys stand first: what
+// is left of a generation when they are destroyed is none.
+func (h holdings) objectsOf(number uint32) []pkcs11.ObjectHandle {
+	var macs, others []pkcs11.ObjectHandle
+	sort := func(kind hsm.KeyKind, o pkcs11.ObjectHandle) {
+		if isMAC(kind) {
+			macs = append(macs, o)
+		} else {
+			others = append(others, o)
+		}
+	}
+	for kind, o := range h.generations[number] {
+		sort(kind, o)
+	}
+	for _, c := range h.copiesOf(number) {
+		sort(c.kind, c.object)
+	}
+	return append(macs, others...)
 }
 
 func (h holdings) complete(number uint32) bool {
@@ -122,6 +161,7 @@ func (s *session) holdings(cluster hsm.ID) (holdings, error) {
 	if err != nil {
 		return h, err
 	}
+	slices.Sort(objects) // so that the same copy is used each time
 	for _, o := range objects {
 		label, err := s.attribute(o, pkcs11.CKA_LABEL)
 		if err != nil {
@@ -133,7 +173,11 @@ func (s *session) holdings(cluster hsm.ID) (holdings, error) {
 		}
 		if kind == hsm.KindLog {
 			if h.log != 0 {
-				return h, fmt.Errorf("%w: two keys named %q", hsm.ErrCorrupt, label)
+				if err := s.sameKey(traits{}, d, kind, h.log, o); err != nil {
+					return h, err
+				}
+				h.copies = append(h.copies, copied{0, kind, o})
+				continue
 			}
 			h.log = o
 			continue
@@ -142,11 +186,27 @@ func (s *session) holdings(cluster hsm.ID) (holdings, error) {
 			h.generations[d.number] = domain{}
 		}
 		if _, double := h.generations[d.number][kind]; double {
-			return h, fmt.Errorf("%w: two keys named %q", hsm.ErrCorrupt, label)
+			h.copies = append(h.copies, copied{d.number, kind, o})
+			continue
 		}
 		h.generations[d.number][kind] = o
 	}
 	return h, nil
+}
+
+// sameKey refuses two objects with the name of a domain key that are not the same key.
+func (s *session) sameKey(t traits, id domainID, kind hsm.KeyKind, a, b pkcs11.ObjectHandle) error {
+	var checks [2][16]byte
+	for i, o := range []pkcs11.ObjectHandle{a, b} {
+		var err error
+		if checks[i], err = s.checkValue(t, kind, o); err != nil {
+			return err
+		}
+	}
+	if checks[0] != checks[1] {
+		return fmt.Errorf("%w: two keys named %q, which are not the same", hsm.ErrCorrupt, id.name(kind)[0].value)
+	}
+	return nil
 }
 
 // domain finds a complete generation and checks the template of each of its keys,
@@ -184,10 +244,41 @@ func (p *Partition) domain(s *session, id domainID) (domain, error) {
 			return nil, fmt.Errorf("generation %d, key of kind %d: %w", id.number, kind, err)
 		}
 	}
+	if err := p.checkCopies(s, id, h, d); err != nil {
+		return nil, err
+	}
 	s.link.mu.Lock()
 	s.link.domains[id] = d
 	s.link.mu.Unlock()
 	return d, nil
+}
+
+// uncache has a generation looked for, and checked, anew.
+func (l *link) uncache(id domainID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.domains, id)
+}
+
+// checkCopies refuses a generation of which the token has two keys of a name that differ: in
+// their values, or in what may be done with them. Copies of the same key do no harm.
+func (p *Partition) checkCopies(s *session, id domainID, h holdings, d domain) error {
+	copies := append(h.copiesOf(id.number), h.copiesOf(0)...)
+	for _, c := range copies {
+		if err := s.sameKey(p.traits, id, c.kind, d[c.kind], c.object); err != nil {
+			return err
+		}
+		if p.accepts(probeTemplates) {
+			continue
+		}
+		if err := s.check(c.object, p.traits.domainKey(c.kind, id.name(c.kind), true)); err != nil {
+			return fmt.Errorf("generation %d, another copy of the key of kind %d: %w", id.number, c.kind, err)
+		}
+	}
+	if len(copies) > 0 {
+		p.cfg.Logger.Warn("hsm token holds keys of a domain more than once: the copies are the same, and one of each is used", "generation", id.number, "copies", len(copies))
+	}
+	return nil
 }
 
 func (p *Partition) accepts(probe string) bool { return slices.Contains(p.cfg.AcceptWeakness, probe) }
@@ -246,17 +337,21 @@ func (s *session) vacate(id domainID) (holdings, error) {
 	if h.complete(id.number) {
 		return h, fmt.Errorf("generation %d: %w", id.number, hsm.ErrExists)
 	}
-	for number, keys := range h.generations {
+	for number := range h.generations {
 		if h.complete(number) {
 			continue
 		}
-		if err := s.destroyAll(slices.Collect(maps.Values(keys))); err != nil {
+		if err := s.destroyAll(h.objectsOf(number)); err != nil {
 			return h, err
 		}
 		delete(h.generations, number)
 	}
 	if h.log != 0 && len(h.generations) == 0 {
-		err = s.destroy(h.log)
+		unused := []pkcs11.ObjectHandle{h.log}
+		for _, c := range h.copiesOf(0) {
+			unused = append(unused, c.object)
+		}
+		err = s.destroyAll(unused)
 		h.log = 0
 	}
 	return h, err
@@ -309,30 +404,44 @@ func (p *Partition) CreateDomain(ctx context.Context, cluster hsm.ID, number uin
 }
 
 // DestroyDomain implements hsm.Partition.
-func (p *Partition) DestroyDomain(ctx context.Context, cluster hsm.ID, number uint32) error {
-	id := domainID{cluster, number}
+func (p *Partition) DestroyDomain(ctx context.Context, cluster hsm.ID, g hsm.Generation) error {
+	id := domainID{cluster, g.Number}
 	return p.ceremonial(ctx, func(s *session) error {
 		h, err := s.holdings(cluster)
 		switch {
 		case err != nil:
 			return err
-		case len(h.generations[number]) == 0:
-			return fmt.Errorf("generation %d: %w", number, hsm.ErrNotFound)
-		case h.complete(number) && len(h.numbers()) == 1:
-			return fmt.Errorf("%w: generation %d is the only one", hsm.ErrRefused, number)
-		}
-		s.link.mu.Lock()
-		delete(s.link.domains, id)
-		s.link.mu.Unlock()
-		keys := h.generations[number]
-		if first, ok := keys[hsm.KindMAC]; ok { // otherwise an earlier attempt got no further
-			if err := s.destroy(first); err != nil {
+		case len(h.generations[g.Number]) == 0:
+			return fmt.Errorf("generation %d: %w", g.Number, hsm.ErrNotFound)
+		case h.complete(g.Number): // of what an earlier attempt has left there are no check values
+			if err := p.mustBe(s, cluster, g); err != nil {
 				return err
 			}
-			delete(keys, hsm.KindMAC)
+			if len(h.numbers()) == 1 {
+				return fmt.Errorf("%w: generation %d is the only one", hsm.ErrRefused, g.Number)
+			}
 		}
-		return s.destroyAll(slices.Collect(maps.Values(keys)))
+		s.link.uncache(id)
+		return s.destroyAll(h.objectsOf(g.Number))
 	})
+}
+
+// mustBe refuses unless the token's generation of that number, each copy of it, has those
+// check values: it looks anew.
+func (p *Partition) mustBe(s *session, cluster hsm.ID, g hsm.Generation) error {
+	s.link.uncache(domainID{cluster, g.Number})
+	d, err := p.domain(s, domainID{cluster, g.Number})
+	if err != nil {
+		return err
+	}
+	there, err := s.generation(p.traits, g.Number, d)
+	if err != nil {
+		return err
+	}
+	if !there.Equal(g) {
+		return fmt.Errorf("%w: generation %d has other check values", hsm.ErrRefused, g.Number)
+	}
+	return nil
 }
 
 func (s *session) generateDomainKey(kind hsm.KeyKind, t template) (pkcs11.ObjectHandle, error) {

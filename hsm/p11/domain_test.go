@@ -3,7 +3,9 @@
 package p11
 
 import (
+	"bytes"
 	"errors"
+	"log/slog"
 	"reflect"
 	"slices"
 	"testing"
@@ -188,6 +190,149 @@ func TestDamagedGeneration(t *testing.T) {
 	}
 }
 
+// knownDomainKey makes a key of a generation with a value that is given, as a vendor's cloning
+// puts the same key into a token again.
+func (s *session) knownDomainKey(kind hsm.KeyKind, t template, value byte) (pkcs11.ObjectHandle, error) {
+	keyType := uint(pkcs11.CKK_AES)
+	if kind == hsm.KindMAC || kind == hsm.KindLog {
+		keyType = pkcs11.CKK_GENERIC_SECRET
+	}
+	return s.create(t.with(number(pkcs11.CKA_KEY_TYPE, keyType), octets(pkcs11.CKA_VALUE, bytes.Repeat([]byte{value}, hsm.DomainKeySize))))
+}
+
+// TestCopiedGeneration: keys that are in the token more than once are used if they are the
+// same, and destroyed together.
+func TestCopiedGeneration(t *testing.T) {
+	id := domainID{testCluster, 2}
+	var told logged
+	cfg := config(newToken(t))
+	cfg.Logger = slog.New(slog.NewTextHandler(&told, nil))
+	p := mustOpen(t, cfg)
+	before := countObjects(t, p)
+	if _, err := p.CreateDomain(t.Context(), testCluster, 1); err != nil {
+		t.Fatal(err)
+	}
+	var g hsm.Generation
+	onSession(t, p, func(s *session) error {
+		h, err := s.vacate(id)
+		if err != nil {
+			return err
+		}
+		g, err = s.install(p.traits, id, h, hsm.DomainKinds(), func(kind hsm.KeyKind, want template) (pkcs11.ObjectHandle, error) {
+			return s.knownDomainKey(kind, want, byte(kind))
+		})
+		return err
+	})
+	spec := testSpec(1)
+	spec.Generation = 2
+	made, err := p.GenerateKey(t.Context(), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := spec.Header()
+	if err != nil {
+		t.Fatal(err)
+	}
+	single := countObjects(t, p)
+	again := func(value byte, kinds ...hsm.KeyKind) {
+		onSession(t, p, func(s *session) error {
+			s.link.uncache(id) // as after the token was opened again
+			for _, kind := range kinds {
+				if _, err := s.knownDomainKey(kind, p.traits.domainKey(kind, id.name(kind), true), value|byte(kind)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	for range 2 {
+		for _, kind := range hsm.DomainKinds() {
+			if kind != hsm.KindLog {
+				again(0, kind)
+			}
+		}
+	}
+	key, err := p.Open(t.Context(), made.Token, want)
+	if err != nil {
+		t.Fatalf("copied twice: %v", err)
+	}
+	key.Close()
+	all, err := p.Generations(t.Context(), testCluster)
+	if err != nil || len(all) != 2 || !all[1].Equal(g) {
+		t.Fatalf("copied twice, generations %v (%v)", all, err)
+	}
+	if !told.says("hsm token holds keys of a domain more than once") {
+		t.Error("nobody is told")
+	}
+	if err := p.DestroyDomain(t.Context(), testCluster, g); err != nil {
+		t.Fatal(err)
+	}
+	if n := countObjects(t, p); n != single-len(hsm.DomainKinds())+1 {
+		t.Errorf("%d objects are left, want none of the copies: %d", n, single-len(hsm.DomainKinds())+1)
+	}
+	if n := countObjects(t, p); n != before+len(hsm.DomainKinds()) {
+		t.Errorf("%d objects are left", n)
+	}
+}
+
+// TestCopiesThatDiffer: two keys of one name that are not the same, or of which one may do
+// more, are used by nobody, and destroyed by no node.
+func TestCopiesThatDiffer(t *testing.T) {
+	id := domainID{testCluster, 1}
+	for name, add := range map[string]func(*Partition, *session) error{
+		"another value": func(p *Partition, s *session) error {
+			_, err := s.generateDomainKey(hsm.KindMAC, p.traits.domainKey(hsm.KindMAC, id.name(hsm.KindMAC), true))
+			return err
+		},
+		"another log key": func(p *Partition, s *session) error {
+			_, err := s.generateDomainKey(hsm.KindLog, p.traits.domainKey(hsm.KindLog, id.name(hsm.KindLog), true))
+			return err
+		},
+		"the same key, which may do more": func(p *Partition, s *session) error {
+			d, err := p.domain(s, id)
+			if err != nil {
+				return err
+			}
+			want := p.traits.domainKey(aesKind, id.name(aesKind), true)
+			if err := s.destroy(d[aesKind]); err != nil {
+				return err
+			}
+			for _, t := range []template{want, want.with(flag(pkcs11.CKA_WRAP_WITH_TRUSTED, false))} {
+				if _, err := s.knownDomainKey(aesKind, t, 7); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	} {
+		p := withDomain(t)
+		all, err := p.Generations(t.Context(), testCluster)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.CreateDomain(t.Context(), testCluster, 2); err != nil {
+			t.Fatal(err)
+		}
+		onSession(t, p, func(s *session) error {
+			if err := add(p, s); err != nil {
+				return err
+			}
+			s.link.uncache(id)
+			return nil
+		})
+		n := countObjects(t, p)
+		if _, err := p.Generations(t.Context(), testCluster); !errors.Is(err, hsm.ErrCorrupt) {
+			t.Errorf("%s: generations: %v", name, err)
+		}
+		if _, err := p.GenerateKey(t.Context(), testSpec(1)); !errors.Is(err, hsm.ErrCorrupt) {
+			t.Errorf("%s: generate key: %v", name, err)
+		}
+		if err := p.DestroyDomain(t.Context(), testCluster, all[0]); !errors.Is(err, hsm.ErrCorrupt) || countObjects(t, p) != n {
+			t.Errorf("%s: destroy: %v", name, err)
+		}
+	}
+}
+
 func TestGenerationsShareTheLogKey(t *testing.T) {
 	p := withDomain(t)
 	log1, err := p.LogKey(t.Context(), testCluster)
@@ -225,7 +370,8 @@ func TestGenerationsShareTheLogKey(t *testing.T) {
 // TestDestroyDomainGoesOn: what an earlier attempt has left of a generation is destroyed.
 func TestDestroyDomainGoesOn(t *testing.T) {
 	p := withDomain(t)
-	if _, err := p.CreateDomain(t.Context(), testCluster, 7); err != nil {
+	made, err := p.CreateDomain(t.Context(), testCluster, 7)
+	if err != nil {
 		t.Fatal(err)
 	}
 	left := func() (n int) {
@@ -246,13 +392,13 @@ func TestDestroyDomainGoesOn(t *testing.T) {
 	if n := left(); n == 0 {
 		t.Fatal("nothing is left to destroy")
 	}
-	if err := p.DestroyDomain(t.Context(), testCluster, 7); err != nil {
+	if err := p.DestroyDomain(t.Context(), testCluster, made); err != nil {
 		t.Fatal(err)
 	}
 	if n := left(); n != 0 {
 		t.Errorf("%d keys of the generation are left", n)
 	}
-	if err := p.DestroyDomain(t.Context(), testCluster, 7); !errors.Is(err, hsm.ErrNotFound) {
+	if err := p.DestroyDomain(t.Context(), testCluster, made); !errors.Is(err, hsm.ErrNotFound) {
 		t.Errorf("destroying it again: %v, want %v", err, hsm.ErrNotFound)
 	}
 }

@@ -36,6 +36,13 @@ func isLoss(rv pkcs11.Error) bool {
 	}
 }
 
+// isDoubtful tells whether an error says that the device fails, which tokens also say of what
+// they refuse: NSS has no other answer for much that is wrong with its input. A call that its
+// caller has made wrong must not take the token away from everybody, so the token is asked
+// (Partition.doubted): whether it is there, and whether it answers what is known (doubt.go). A
+// device that fails in earnest does not, and is lost then.
+func isDoubtful(rv pkcs11.Error) bool { return rv == pkcs11.CKR_DEVICE_ERROR }
+
 // isVague tells whether an error says nothing: the token may be gone or not.
 func isVague(rv pkcs11.Error) bool {
 	return rv == pkcs11.CKR_GENERAL_ERROR || rv == pkcs11.CKR_FUNCTION_FAILED

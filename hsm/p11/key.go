@@ -266,10 +266,10 @@ func (p *Partition) discard(l *link, key pkcs11.ObjectHandle) {
 	select {
 	case <-l.gone: // and the key with it
 	case h := <-l.hold:
-		s := &session{l, h}
+		s := l.begins(h)
 		if err := s.destroy(key); err != nil && !p.lostBy(s, err) {
 			p.cfg.Logger.Warn("hsm key not destroyed", "error", err)
 		}
-		l.hold <- h
+		p.giveBack(s, l.hold)
 	}
 }

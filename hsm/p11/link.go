@@ -28,6 +28,7 @@ type link struct {
 	hold chan pkcs11.SessionHandle // one: keeps the login, owns the loaded keys
 
 	waiting atomic.Int32
+	uses    uses
 	gone    chan struct{} // closed when the link is lost
 	lost    sync.Once
 
@@ -110,7 +111,7 @@ func (l *link) take(ctx context.Context, pool chan pkcs11.SessionHandle) (*sessi
 	}
 	select {
 	case h := <-pool:
-		return &session{l, h}, nil
+		return l.begins(h), nil
 	default:
 	}
 	if l.waiting.Add(1) > maxWaiting {
@@ -120,7 +121,7 @@ func (l *link) take(ctx context.Context, pool chan pkcs11.SessionHandle) (*sessi
 	defer l.waiting.Add(-1)
 	select {
 	case h := <-pool:
-		return &session{l, h}, nil
+		return l.begins(h), nil
 	case <-l.gone:
 		return nil, fmt.Errorf("%w: the token was lost", hsm.ErrUnavailable)
 	case <-ctx.Done():

@@ -33,6 +33,8 @@ type Partition struct {
 	cancel context.CancelFunc
 	done   chan struct{} // closed when monitor has returned
 
+	attending sync.WaitGroup // for attend
+
 	// ceremony is held while token objects are made or destroyed.
 	ceremony chan struct{}
 
@@ -76,6 +78,7 @@ func Open(ctx context.Context, cfg Config) (*Partition, error) {
 	p.link = l
 	monitored, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	p.cancel = cancel
+	p.attending.Go(func() { p.attend(monitored) })
 	go p.monitor(monitored, l)
 	return p, nil
 }
@@ -103,6 +106,9 @@ func (c *Config) check() error {
 	}
 	if c.ReopenEvery == 0 {
 		c.ReopenEvery = defaultReopenEvery
+	}
+	if c.patience == 0 {
+		c.patience = defaultPatience
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -158,7 +164,7 @@ func (p *Partition) Info() hsm.Info {
 	return info
 }
 
-// Healthy is nil while there is a link to the token.
+// Healthy is nil while there is a link to the token, and its calls return.
 func (p *Partition) Healthy() error {
 	_, err := p.current()
 	return err
@@ -168,6 +174,7 @@ func (p *Partition) Healthy() error {
 func (p *Partition) Close() error {
 	p.cancel()
 	<-p.done
+	p.attending.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.end
@@ -178,6 +185,9 @@ func (p *Partition) current() (*link, error) {
 	defer p.mu.Unlock()
 	if p.link == nil {
 		return nil, fmt.Errorf("%w: %w", hsm.ErrUnavailable, p.why)
+	}
+	if d, hung := p.link.hangs(); hung {
+		return nil, fmt.Errorf("%w: token %q hangs: a call has not returned for %s", hsm.ErrUnavailable, p.cfg.Token, d.Truncate(time.Second))
 	}
 	return p.link, nil
 }
@@ -205,16 +215,35 @@ func (p *Partition) on(ctx context.Context, l *link, fn func(*session) error) er
 	if err != nil {
 		return err
 	}
-	defer func() { l.work <- s.h }()
+	defer p.giveBack(s, l.work)
 	if err = fn(s); err == nil {
 		return nil
 	}
 	if code(err) != pkcs11.CKR_OK && !p.lostBy(s, err) {
 		if broken := l.replace(s); broken != nil {
 			p.lose(l, broken)
+		} else if isDoubtful(code(err)) {
+			p.doubted(l, err, s.provesAll(p.traits))
 		}
 	}
 	return wrapped(err)
+}
+
+// doubted takes the link out of use if the token, which has said that it fails, did not
+// answer what is known either.
+func (p *Partition) doubted(l *link, err, answer error) {
+	if answer != nil {
+		p.lose(l, fmt.Errorf("%w, and then: %w", err, answer))
+	}
+}
+
+// giveBack ends the use of a session.
+func (p *Partition) giveBack(s *session, pool chan pkcs11.SessionHandle) {
+	s.link.ends(s)
+	if _, hung := s.link.hangs(); hung {
+		p.judge(s.link)
+	}
+	pool <- s.h
 }
 
 // held runs fn with the session that owns the loaded keys. fn makes only calls that
@@ -224,18 +253,26 @@ func (p *Partition) held(ctx context.Context, l *link, fn func(*session) error) 
 	if err != nil {
 		return err
 	}
-	defer func() { l.hold <- s.h }()
+	defer p.giveBack(s, l.hold)
 	if err = fn(s); err == nil {
 		return nil
 	}
-	p.lostBy(s, err)
+	if !p.lostBy(s, err) && isDoubtful(code(err)) { // asked on a session that owns nothing
+		asked := context.WithoutCancel(ctx)
+		p.doubted(l, err, p.on(asked, l, func(s *session) error { return s.provesAll(p.traits) }))
+	}
 	return wrapped(err)
 }
 
 // lostBy judges the error of a call and reports whether the link is lost by it.
 func (p *Partition) lostBy(s *session, err error) bool {
 	rv := code(err)
-	if !isLoss(rv) && (!isVague(rv) || s.link.alive(s) == nil) {
+	switch {
+	case isVague(rv), isDoubtful(rv):
+		if s.link.alive(s) == nil {
+			return false
+		}
+	case !isLoss(rv):
 		return false
 	}
 	p.lose(s.link, err)
@@ -254,6 +291,36 @@ func (p *Partition) lose(l *link, why error) {
 	}
 	p.mu.Unlock()
 	p.cfg.Logger.Warn("hsm token lost", "token", p.cfg.Token, "error", why)
+}
+
+// attend looks from time to time whether calls return. It makes none itself.
+func (p *Partition) attend(ctx context.Context) {
+	tick := time.NewTicker(p.cfg.ReopenEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			p.mu.Lock()
+			l := p.link
+			p.mu.Unlock()
+			if l != nil {
+				p.judge(l)
+			}
+		}
+	}
+}
+
+// judge says whether a call of the link hangs.
+func (p *Partition) judge(l *link) {
+	changed, hung := l.judge(time.Now(), p.cfg.patience)
+	switch {
+	case changed && hung > 0:
+		p.cfg.Logger.Warn("hsm token hangs: it is not used until the call returns", "token", p.cfg.Token, "for", hung)
+	case changed:
+		p.cfg.Logger.Info("hsm token answers again", "token", p.cfg.Token)
+	}
 }
 
 // monitor owns the link: it watches it, and when it is lost makes another, until the

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/miekg/pkcs11"
@@ -123,12 +124,67 @@ func (f *findings) watch(err error) {
 func (f *findings) detail() string {
 	var parts []string
 	if len(f.faults) > 0 {
-		parts = append(parts, strings.Join(slices.Sorted(slices.Values(f.faults)), "; "))
+		parts = append(parts, brief(ofKinds(f.faults)))
 	}
 	if f.refused > 0 {
 		parts = append(parts, fmt.Sprintf("%d attempts refused", f.refused))
 	}
 	return strings.Join(append(parts, f.notes...), "; ")
+}
+
+// maxFaults is how much of what a probe found is told, in bytes: some tokens fail in a hundred
+// ways of one sort.
+const maxFaults = 1024
+
+// brief lists as much as fits, and how much more there is.
+func brief(faults []string) string {
+	text := faults[0]
+	if len(text) > maxFaults {
+		text = strings.ToValidUTF8(text[:maxFaults], "") + " …"
+	}
+	for i, f := range faults[1:] {
+		rest := fmt.Sprintf("; and %d more", len(faults)-1-i)
+		if len(text)+len("; ")+len(f)+len(rest) > maxFaults {
+			return text + rest
+		}
+		text += "; " + f
+	}
+	return text
+}
+
+// kindText is how faults name one kind of domain key.
+const kindText = "domain key of kind "
+
+// ofKinds sorts faults, and makes one of those that differ in the kind of domain key only.
+func ofKinds(faults []string) []string {
+	kinds := map[string][]int{} // by the fault without its number
+	for _, f := range faults {
+		number, rest := "", ""
+		if at := strings.Index(f, kindText); at >= 0 {
+			tail := f[at+len(kindText):]
+			number = tail[:len(tail)-len(strings.TrimLeft(tail, "0123456789"))]
+			rest = f[:at] + kindText + "%" + tail[len(number):]
+		}
+		if n, err := strconv.Atoi(number); err == nil {
+			kinds[rest] = append(kinds[rest], n)
+		} else {
+			kinds[f] = nil
+		}
+	}
+	var out []string
+	for text, all := range kinds {
+		slices.Sort(all)
+		switch all = slices.Compact(all); {
+		case len(all) == 1:
+			text = strings.Replace(text, kindText+"%", kindText+strconv.Itoa(all[0]), 1)
+		case len(all) > 1:
+			list := strings.Trim(strings.ReplaceAll(fmt.Sprint(all), " ", ", "), "[]")
+			text = strings.Replace(text, kindText+"%", "domain keys of kinds "+list, 1)
+		}
+		out = append(out, text)
+	}
+	slices.Sort(out)
+	return out
 }
 
 // bench is the scratch objects of a self-test. They are objects of one session and

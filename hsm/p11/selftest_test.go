@@ -4,6 +4,7 @@ package p11
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -406,5 +407,35 @@ func TestForeignObjects(t *testing.T) {
 	again := mustOpen(t, cfg)
 	if _, err := again.CreateDomain(t.Context(), testCluster, 1); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestFindingsAreBrief: what is alike is told once, and not more than can be read.
+func TestFindingsAreBrief(t *testing.T) {
+	var f findings
+	for _, kind := range []int{17, 1, 3, 3} {
+		f.refuse(fmt.Sprintf("domain key of kind %d wrapped with a known key, ECB", kind), nil)
+	}
+	f.refuse("domain key of kind 16 read", nil)
+	f.fault("an identity key: domain key of kind unknown")
+	f.refuse("a refused one", pkcs11.Error(pkcs11.CKR_KEY_UNEXTRACTABLE))
+	const want = "an identity key: domain key of kind unknown; domain key of kind 16 read succeeds; domain keys of kinds 1, 3, 17 wrapped with a known key, ECB succeeds; 1 attempts refused"
+	if got := f.detail(); got != want {
+		t.Errorf("told %q", got)
+	}
+	for i := range 200 {
+		f.fault("quorumkms/%03d wrapped with an ordinary key succeeds", i)
+	}
+	got := f.detail()
+	if n := len(got); n > maxFaults+64 || n < maxFaults/2 {
+		t.Errorf("%d bytes", n)
+	}
+	shown := strings.Count(got, "; ") - 2 // of them, without what is left out and refused
+	if !strings.Contains(got, fmt.Sprintf("; and %d more; 1 attempts refused", 203-1-shown)) {
+		t.Errorf("%d faults are told in %q", shown+1, got)
+	}
+	f.faults = []string{strings.Repeat("x", 2*maxFaults)}
+	if got := f.detail(); got != strings.Repeat("x", maxFaults)+" …; 1 attempts refused" {
+		t.Errorf("one long fault, told as %q", got)
 	}
 }

@@ -20,7 +20,7 @@ type session struct {
 	h    pkcs11.SessionHandle
 }
 
-func (s *session) ctx() counted { return counted{s.link.lib.ctx, s.link.meter} }
+func (s *session) ctx() counted { return counted{s.link.lib.ctx, s.link.meter, s} }
 
 // encode is what objects of this token are made with.
 func (s *session) encode(t template, pin *runtime.Pinner) []*pkcs11.Attribute {
@@ -55,6 +55,7 @@ func (s *session) generate(m uint, t template) (pkcs11.ObjectHandle, error) {
 func (s *session) generatePair(m uint, public, private template) (pub, priv pkcs11.ObjectHandle, err error) {
 	var pin runtime.Pinner
 	defer pin.Unpin()
+	defer s.link.takesLong(s)()
 	pub, priv, err = s.ctx().GenerateKeyPair(s.h, mechanism(m), s.encode(public, &pin), s.encode(private, &pin))
 	if err != nil {
 		return 0, 0, fmt.Errorf("generate key pair: %w", err)

@@ -123,21 +123,27 @@ func (p *Partition) CreateDomain(ctx context.Context, cluster hsm.ID, number uin
 }
 
 // DestroyDomain implements hsm.Partition.
-func (p *Partition) DestroyDomain(ctx context.Context, cluster hsm.ID, number uint32) error {
+func (p *Partition) DestroyDomain(ctx context.Context, cluster hsm.ID, g hsm.Generation) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.usable(ctx); err != nil {
 		return err
 	}
-	old, err := p.held(cluster, number)
+	old, err := p.held(cluster, g.Number)
 	if err != nil {
 		return err
 	}
-	if len(old.Generations) == 1 {
-		return fmt.Errorf("%w: generation %d is the only one", hsm.ErrRefused, number)
+	there, err := old.generation(g.Number)
+	switch {
+	case err != nil:
+		return err
+	case !there.Equal(g):
+		return fmt.Errorf("%w: generation %d has other check values", hsm.ErrRefused, g.Number)
+	case len(old.Generations) == 1:
+		return fmt.Errorf("%w: generation %d is the only one", hsm.ErrRefused, g.Number)
 	}
 	d := &domain{LogRoot: old.LogRoot, Generations: maps.Clone(old.Generations)}
-	delete(d.Generations, number)
+	delete(d.Generations, g.Number)
 	next := &contents{Identity: p.contents.Identity, Domains: maps.Clone(p.contents.Domains)}
 	next.Domains[hex.EncodeToString(cluster[:])] = d
 	return p.store(next)

@@ -43,7 +43,7 @@ type DomainWait struct {
 
 // DomainHolding is what one member has of the domain key.
 type DomainHolding struct {
-	Holds   []uint32    // numbers of the generations in its partition
+	Holds   []uint32    // numbers of the cluster's generations in its partition
 	Waiting *DomainWait // nil: for nobody
 	Problem string      // why it does not get on; empty: it does
 }
@@ -69,8 +69,8 @@ func (d *domainKeys) add(g hsm.Generation) {
 	})
 }
 
-func (d *domainKeys) drop(number uint32) {
-	d.change(func(all []hsm.Generation) []hsm.Generation { return slices.DeleteFunc(all, numbered(number)) })
+func (d *domainKeys) drop(g hsm.Generation) {
+	d.change(func(all []hsm.Generation) []hsm.Generation { return slices.DeleteFunc(all, g.Equal) })
 }
 
 func (d *domainKeys) change(f func([]hsm.Generation) []hsm.Generation) {
@@ -80,14 +80,9 @@ func (d *domainKeys) change(f func([]hsm.Generation) []hsm.Generation) {
 	d.held.Store(&all)
 }
 
-// equalTo tells whether a partition's generation is another's.
-func equalTo(g hsm.Generation) func(hsm.Generation) bool {
-	return func(h hsm.Generation) bool { return h.Number == g.Number && slices.Equal(h.Checks, g.Checks) }
-}
-
 // sameAs tells whether a partition's generation is the one that the state knows.
 func sameAs(g fsm.Generation) func(hsm.Generation) bool {
-	return equalTo(hsmGeneration(g))
+	return hsmGeneration(g).Equal
 }
 
 func numbered(number uint32) func(hsm.Generation) bool {
@@ -99,11 +94,22 @@ func numbered(number uint32) func(hsm.Generation) bool {
 func (d *domainKeys) complete(s *fsm.State) error {
 	held := d.now()
 	for _, g := range s.Cluster().Generations {
-		if g.InUse() && !slices.ContainsFunc(held, numbered(g.Number)) {
+		if g.InUse() && !slices.ContainsFunc(held, sameAs(g)) {
 			return fmt.Errorf("%w: generation %d; it is installed as soon as a Security Officer has trusted this node's transfer key, other nodes may answer", hsm.ErrNotFound, g.Number)
 		}
 	}
 	return nil
+}
+
+// holds are the numbers of the cluster's generations that this node has: what has the number
+// only is not the cluster's. Of a retired one the state has no check values any more.
+func (d *domainKeys) holds(s *fsm.State) (numbers []uint32) {
+	for _, h := range d.now() {
+		if g, ok := s.Generation(h.Number); ok && (g.Retired() || sameAs(g)(h)) {
+			numbers = append(numbers, h.Number)
+		}
+	}
+	return numbers
 }
 
 // RotateDomain makes a new generation in this node's partition and proposes it; it becomes
@@ -131,13 +137,24 @@ func (m *Member) RotateDomain(ctx context.Context, noRecovery bool, propose func
 	if errors.Is(err, ErrOutcomeUnknown) {
 		return 0, err
 	}
-	if err != nil || result.ID != strconv.FormatUint(uint64(number), 10) { // another is proposed: this one is of no use
-		e.forget(number)
+	if neverProposed(e.machine.State(), made, err) { // another is: this one is of no use
+		e.forget(made)
 	}
 	if err != nil {
 		return 0, err
 	}
 	return GenerationOf(result)
+}
+
+// neverProposed tells whether nothing can ever be wrapped under a generation that this node
+// has made: the log has answered, or has never had the proposal, and the state does not know
+// those check values. The number says nothing: another node's generation may have it.
+func neverProposed(s *fsm.State, made hsm.Generation, err error) bool {
+	if err != nil && (fsm.Code(err) == "" || errors.Is(err, fsm.ErrHalted)) && !errors.Is(err, ErrNoLeader) && !errors.Is(err, ErrBusy) {
+		return false
+	}
+	g, ok := s.Generation(made.Number)
+	return !ok || !sameAs(g)(made)
 }
 
 // keepsGenerations refuses to let go of the only node in reach that holds a generation
@@ -202,15 +219,16 @@ func domainChecks(g hsm.Generation) (out []fsm.DomainCheck) {
 	return out
 }
 
-// forget destroys a generation in this node's partition, and tells whether it is gone.
-func (e *engine) forget(number uint32) (gone bool) {
-	if err := e.config.Domain.DestroyDomain(e.ctx, hsm.ID(e.cluster), number); err != nil && !errors.Is(err, hsm.ErrNotFound) {
-		e.log.Warn("a generation of the domain key was not destroyed in this node's partition", "generation", number, "error", err)
-		return false
+// forget destroys a generation, with those check values and no others, in this node's
+// partition.
+func (e *engine) forget(g hsm.Generation) error {
+	if err := e.config.Domain.DestroyDomain(e.ctx, hsm.ID(e.cluster), g); err != nil && !errors.Is(err, hsm.ErrNotFound) {
+		e.log.Warn("a generation of the domain key was not destroyed in this node's partition", "generation", g.Number, "error", err)
+		return fmt.Errorf("destroying generation %d of the domain key in this node's partition: %w", g.Number, err)
 	}
-	e.domain.drop(number)
-	e.log.Info("a generation of the domain key was destroyed in this node's partition", "generation", number)
-	return true
+	e.domain.drop(g)
+	e.log.Info("a generation of the domain key was destroyed in this node's partition", "generation", g.Number)
+	return nil
 }
 
 // activate commits that a generation wraps new keys from here on.
@@ -276,9 +294,9 @@ func (e *engine) install(s *fsm.State) (done bool) {
 			held = e.domain.now()
 		}
 		switch {
-		case g.Retired():
-			if slices.ContainsFunc(held, numbered(g.Number)) {
-				left = !e.forget(g.Number) || left
+		case g.Retired(): // whatever has the number: no token names it, and none ever will
+			if i := slices.IndexFunc(held, numbered(g.Number)); i >= 0 {
+				left = e.forget(held[i]) != nil || left
 			}
 		case !slices.ContainsFunc(held, sameAs(g)), g.State == fsm.GenerationProposed && !slices.Contains(g.Installed, e.id):
 			lacking = append(lacking, g)
@@ -301,22 +319,37 @@ func (e *engine) install(s *fsm.State) (done bool) {
 	return len(lacking) == 0 && !left && twin == nil
 }
 
-// leftOver destroys what the partition holds under a generation's number if that is
-// another one. It asks the partition again first: one wrong answer destroys nothing.
+// leftOver destroys what the partition holds under a generation's number if the state says
+// that the cluster's is another: no check value is the same. The partition is asked again
+// first, and whether it errs: wrong answers destroy nothing. What is the cluster's in part is
+// not destroyed by a node on its own.
 func (e *engine) leftOver(g fsm.Generation) error {
 	held, err := e.config.Domain.Generations(e.ctx, hsm.ID(e.cluster))
 	if err != nil {
 		return err
 	}
-	if slices.ContainsFunc(held, sameAs(g)) {
-		e.log.Warn("this node's partition had given wrong check values", "generation", g.Number)
-		e.domain.drop(g.Number)
-		e.domain.add(hsmGeneration(g))
+	e.domain.change(func([]hsm.Generation) []hsm.Generation { return slices.Clone(held) })
+	i := slices.IndexFunc(held, numbered(g.Number))
+	switch {
+	case i < 0:
 		return nil
+	case sameAs(g)(held[i]):
+		e.log.Warn("this node's partition had given wrong check values", "generation", g.Number)
+		return nil
+	case shareKeys(hsmGeneration(g), held[i]):
+		return fmt.Errorf("%w: this node's partition holds generation %d of the domain key with some of the cluster's check values and some others: it is not destroyed; look after the HSM, or replace the node", hsm.ErrCorrupt, g.Number)
+	}
+	if err := e.config.Domain.Doubt(e.ctx); err != nil {
+		return fmt.Errorf("generation %d of the domain key has other check values than the cluster's: %w", g.Number, err)
 	}
 	e.log.Warn("this node's partition holds another generation of that number, which the cluster does not know: it was left over", "generation", g.Number)
-	e.forget(g.Number)
-	return nil
+	return e.forget(held[i])
+}
+
+// shareKeys tells whether two generations have a check value in common, but for that of the
+// log key, which all have.
+func shareKeys(a, b hsm.Generation) bool {
+	return slices.ContainsFunc(a.Checks, func(k hsm.KeyCheck) bool { return k.Kind != hsm.KindLog && slices.Contains(b.Checks, k) })
 }
 
 // look reads again what this node's partition holds: cloning puts keys there behind the
@@ -349,10 +382,7 @@ func (m *Member) HandleDomain() (DomainHolding, error) {
 	if err != nil {
 		return DomainHolding{}, err
 	}
-	var out DomainHolding
-	for _, g := range e.domain.now() {
-		out.Holds = append(out.Holds, g.Number)
-	}
+	out := DomainHolding{Holds: e.domain.holds(e.machine.State())}
 	e.domain.mu.Lock()
 	defer e.domain.mu.Unlock()
 	out.Waiting, out.Problem = e.domain.waiting, e.domain.problem

@@ -3,11 +3,13 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"testing"
 
 	"github.com/google/uuid"
+	"github.com/hashicorp/raft"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
@@ -18,14 +20,10 @@ func rotated(t *testing.T, commands ...fsm.Command) *fsm.State {
 	t.Helper()
 	key := fsm.LogKey(make([]byte, 32))
 	s := fsm.NewState()
-	check := []fsm.DomainCheck{{Kind: uint8(hsm.KindMAC), Value: make([]byte, 16)}}
-	first := &fsm.InitCluster{
-		Cluster: uuid.New(), TrustDomain: "kms.example", Operator: "spiffe://kms.example/operator/o", Administrator: "spiffe://kms.example/tenant/default/admin/a",
-		LeaseMillis: 6000, Generation: 1, Checks: check, Node: "n1", Name: "n1", PeerAddress: "n1:1", ClientAddress: "n1:2", Identity: []byte("i"), Release: fsm.NewestRelease, NoRecovery: true,
-	}
+	first := founding()
 	for _, c := range append([]fsm.Command{first}, commands...) {
 		if p, ok := c.(*fsm.ProposeGeneration); ok {
-			p.Checks, p.Node, p.NoRecovery = check, "n1", true
+			p.Checks, p.Node, p.NoRecovery = first.Checks, "n1", true
 		}
 		raw, err := fsm.EncodeEntry(fsm.Entry{Principal: "p", Proposer: "n1", Time: 1}, c, key)
 		if err != nil {
@@ -38,6 +36,14 @@ func rotated(t *testing.T, commands ...fsm.Command) *fsm.State {
 		s = next
 	}
 	return s
+}
+
+func founding() *fsm.InitCluster {
+	check := []fsm.DomainCheck{{Kind: uint8(hsm.KindMAC), Value: make([]byte, 16)}}
+	return &fsm.InitCluster{
+		Cluster: uuid.New(), TrustDomain: "kms.example", Operator: "spiffe://kms.example/operator/o", Administrator: "spiffe://kms.example/tenant/default/admin/a",
+		LeaseMillis: 6000, Generation: 1, Checks: check, Node: "n1", Name: "n1", PeerAddress: "n1:1", ClientAddress: "n1:2", Identity: []byte("i"), Release: fsm.NewestRelease, NoRecovery: true,
+	}
 }
 
 // TestCompleteDomain: a node serves when it holds every generation that is in use, neither
@@ -61,12 +67,43 @@ func TestCompleteDomain(t *testing.T) {
 	} {
 		var d domainKeys
 		d.held.Store(&[]hsm.Generation{})
+		s := rotated(t, row.commands...)
 		for _, n := range row.holds {
-			d.add(hsm.Generation{Number: n})
+			d.add(hsm.Generation{Number: n, Checks: []hsm.KeyCheck{{Kind: hsm.KindMAC}}})
 		}
-		err := d.complete(rotated(t, row.commands...))
+		err := d.complete(s)
 		if (err == nil) != row.ok || err != nil && !errors.Is(err, hsm.ErrNotFound) {
 			t.Errorf("%s: %v", row.what, err)
+		}
+		held := d.now()
+		for i := range held { // another key under each number
+			held[i].Checks = []hsm.KeyCheck{{Kind: hsm.KindMAC, Value: [16]byte{1}}}
+		}
+		if err := d.complete(s); !errors.Is(err, hsm.ErrNotFound) {
+			t.Errorf("%s: the numbers of other keys: %v", row.what, err)
+		}
+	}
+}
+
+// TestHoldsByCheckValue: a node says that it holds what the cluster knows by these check
+// values, and nothing else.
+func TestHoldsByCheckValue(t *testing.T) {
+	s := rotated(t, &fsm.ProposeGeneration{Number: 2}, &fsm.RetireGeneration{Number: 2}, &fsm.ProposeGeneration{Number: 3})
+	same, another := []hsm.KeyCheck{{Kind: hsm.KindMAC}}, []hsm.KeyCheck{{Kind: hsm.KindMAC, Value: [16]byte{1}}}
+	var d domainKeys
+	for _, row := range []struct {
+		what string
+		held []hsm.Generation
+		want []uint32
+	}{
+		{"the cluster's", []hsm.Generation{{Number: 1, Checks: same}, {Number: 3, Checks: same}}, []uint32{1, 3}},
+		{"another under a number", []hsm.Generation{{Number: 1, Checks: same}, {Number: 3, Checks: another}}, []uint32{1}},
+		{"retired, and not destroyed yet", []hsm.Generation{{Number: 2, Checks: another}}, []uint32{2}},
+		{"what the state does not know", []hsm.Generation{{Number: 4, Checks: same}}, nil},
+	} {
+		d.held.Store(&row.held)
+		if got := d.holds(s); !slices.Equal(got, row.want) {
+			t.Errorf("%s: %v, want %v", row.what, got, row.want)
 		}
 	}
 }
@@ -88,7 +125,9 @@ func TestSameGeneration(t *testing.T) {
 type rereading struct {
 	Domain
 	holds     []hsm.Generation
-	destroyed []uint32
+	destroyed []hsm.Generation
+	doubt     error
+	made      hsm.Generation
 }
 
 func (d *rereading) Generations(context.Context, hsm.ID) ([]hsm.Generation, error) {
@@ -98,10 +137,25 @@ func (d *rereading) Generations(context.Context, hsm.ID) ([]hsm.Generation, erro
 	return d.holds, nil
 }
 
-func (d *rereading) DestroyDomain(_ context.Context, _ hsm.ID, number uint32) error {
-	d.destroyed = append(d.destroyed, number)
+func (d *rereading) DestroyDomain(_ context.Context, _ hsm.ID, g hsm.Generation) error {
+	i := slices.IndexFunc(d.holds, numbered(g.Number))
+	if i < 0 {
+		return hsm.ErrNotFound
+	}
+	if !d.holds[i].Equal(g) {
+		return hsm.ErrRefused
+	}
+	d.destroyed, d.holds = append(d.destroyed, g), slices.Delete(slices.Clone(d.holds), i, i+1)
 	return nil
 }
+
+func (d *rereading) CreateDomain(_ context.Context, _ hsm.ID, number uint32) (hsm.Generation, error) {
+	d.made.Number = number
+	d.holds = append(slices.Clone(d.holds), d.made)
+	return d.made, nil
+}
+
+func (d *rereading) Doubt(context.Context) error { return d.doubt }
 
 func (d *rereading) Twins(context.Context, hsm.ID) ([]uint32, error) { return nil, nil }
 
@@ -110,31 +164,124 @@ func (d *rereading) NewTransfer(context.Context) (hsm.Transfer, error) {
 }
 
 // TestLeftOver: what a partition holds under a number of the cluster's is destroyed if it is
-// another generation, and not for one wrong answer of the partition.
+// another generation altogether, and not for wrong answers of the partition.
 func TestLeftOver(t *testing.T) {
 	s := rotated(t)
 	g, _ := s.Generation(1)
 	right := hsmGeneration(g)
 	wrong := hsmGeneration(g)
 	wrong.Checks[0].Value[0] ^= 1
+	inPart := hsm.Generation{Number: 1, Checks: append(slices.Clone(right.Checks), hsm.KeyCheck{Kind: hsm.KeyKind(hsm.ClassAES)})}
+	sameLog := hsm.Generation{Number: 1, Checks: append(slices.Clone(wrong.Checks), hsm.KeyCheck{Kind: hsm.KindLog})}
 	for _, row := range []struct {
 		what      string
 		holds     []hsm.Generation // asked again
-		destroyed []uint32
+		doubt     error
+		destroyed []hsm.Generation
 		done      bool
 	}{
-		{"a wrong answer", []hsm.Generation{right}, nil, true},
-		{"no answer", nil, nil, false},
-		{"another generation", []hsm.Generation{wrong}, []uint32{1}, false},
+		{"a wrong answer", []hsm.Generation{right}, nil, nil, true},
+		{"no answer", nil, nil, nil, false},
+		{"another generation", []hsm.Generation{wrong}, nil, []hsm.Generation{wrong}, false},
+		{"another generation with the log key", []hsm.Generation{sameLog}, nil, []hsm.Generation{sameLog}, false},
+		{"the cluster's in part", []hsm.Generation{inPart}, nil, nil, false},
+		{"of a token that errs", []hsm.Generation{wrong}, hsm.ErrWrongAnswer, nil, false},
+		{"what is gone", []hsm.Generation{{Number: 2}}, nil, nil, false},
 	} {
-		d := &rereading{holds: row.holds}
+		d := &rereading{holds: row.holds, doubt: row.doubt}
 		e := &engine{member: &Member{}, config: &Config{Domain: d}, id: "n1", ctx: t.Context(), log: slog.New(slog.DiscardHandler)}
 		e.domain.held.Store(&[]hsm.Generation{wrong})
-		if done := e.install(s); done != row.done || !slices.Equal(d.destroyed, row.destroyed) {
+		if done := e.install(s); done != row.done || !slices.EqualFunc(d.destroyed, row.destroyed, hsm.Generation.Equal) {
 			t.Errorf("%s: done %t, destroyed %v", row.what, done, d.destroyed)
 		}
 		if done := slices.ContainsFunc(e.domain.now(), sameAs(g)); done != row.done {
 			t.Errorf("%s: held afterwards: %t", row.what, done)
+		}
+	}
+}
+
+// TestRetiredIsDestroyed: what a retired number stands for in the partition goes.
+func TestRetiredIsDestroyed(t *testing.T) {
+	s := rotated(t, &fsm.ProposeGeneration{Number: 2}, &fsm.RetireGeneration{Number: 2})
+	g, _ := s.Generation(1)
+	retired := hsm.Generation{Number: 2, Checks: []hsm.KeyCheck{{Kind: hsm.KindMAC, Value: [16]byte{7}}}}
+	d := &rereading{holds: []hsm.Generation{hsmGeneration(g), retired}}
+	e := &engine{member: &Member{}, config: &Config{Domain: d}, id: "n1", ctx: t.Context(), log: slog.New(slog.DiscardHandler)}
+	e.domain.held.Store(&d.holds)
+	if done := e.install(s); !done || len(d.destroyed) != 1 || !d.destroyed[0].Equal(retired) {
+		t.Errorf("done %t, destroyed %v", done, d.destroyed)
+	}
+}
+
+// TestRotationDestroysItsOwnOnly: a node whose proposal was refused destroys what it has made,
+// by its check values. What has the same number is the cluster's, and may be all there is.
+func TestRotationDestroysItsOwnOnly(t *testing.T) {
+	made := hsm.Generation{Checks: []hsm.KeyCheck{{Kind: hsm.KindMAC, Value: [16]byte{9}}}}
+	refusal := fmt.Errorf("%w: proposed already", fsm.ErrGeneration)
+	lost := errors.New("the entry has no outcome")
+	for _, row := range []struct {
+		what     string
+		proposed bool // the state knows another generation of the number by then
+		own      bool // and it is this node's
+		pulled   bool // it is in the partition by then, in the place of what was made
+		id       string
+		err      error
+		gone     bool // what was made
+	}{
+		{what: "proposed", proposed: true, own: true, id: "2"},
+		{what: "refused", err: refusal, gone: true},
+		{what: "never proposed", err: ErrNoLeader, gone: true},
+		{what: "no answer", err: ErrOutcomeUnknown},
+		{what: "an answer that tells nothing", err: lost},
+		{what: "proposed, and told otherwise", proposed: true, own: true, err: refusal},
+		{what: "another of the number", proposed: true, err: refusal, gone: true},
+		{what: "another of the number, a repeated request's", proposed: true, id: "2", gone: true},
+		{what: "another of the number, which has come", proposed: true, pulled: true, err: refusal},
+	} {
+		m := fsm.NewMachine(fsm.LogKey(make([]byte, 32)), func(err error) { t.Error(err) })
+		index := uint64(0)
+		apply := func(c fsm.Command) {
+			raw, err := fsm.EncodeEntry(fsm.Entry{Principal: "p", Proposer: "n1", Time: 1}, c, fsm.LogKey(make([]byte, 32)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			index++
+			if o, ok := m.Apply(&raft.Log{Index: index, Term: 1, Type: raft.LogCommand, Data: raw}).(fsm.Outcome); !ok || o.Err != nil {
+				t.Fatalf("%s: %v", row.what, o.Err)
+			}
+		}
+		apply(founding())
+		g, _ := m.State().Generation(1)
+		first, others := hsmGeneration(g), hsm.Generation{Number: 2, Checks: []hsm.KeyCheck{{Kind: hsm.KindMAC, Value: [16]byte{5}}}}
+		d := &rereading{holds: []hsm.Generation{first}, made: made}
+		e := &engine{config: &Config{Domain: d}, id: "n1", ctx: t.Context(), log: slog.New(slog.DiscardHandler), machine: m}
+		e.domain.held.Store(&[]hsm.Generation{first})
+		_, err := (&Member{running: e}).RotateDomain(t.Context(), true, func(_ context.Context, c fsm.Command) (fsm.Result, error) {
+			p, ok := c.(*fsm.ProposeGeneration)
+			if !ok || p.Number != 2 {
+				t.Fatalf("%s: proposed %+v", row.what, c)
+			}
+			another := *p
+			if !row.own {
+				another.Checks = domainChecks(others)
+			}
+			if row.proposed {
+				apply(&another)
+			}
+			if row.pulled {
+				d.holds = []hsm.Generation{first, others}
+			}
+			return fsm.Result{ID: row.id}, row.err
+		})
+		if !errors.Is(err, row.err) {
+			t.Errorf("%s: %v", row.what, err)
+		}
+		kept := d.holds[len(d.holds)-1]
+		switch want := (hsm.Generation{Number: 2, Checks: made.Checks}); {
+		case row.pulled && !kept.Equal(others):
+			t.Errorf("%s: the cluster's generation is destroyed, %v is left", row.what, d.holds)
+		case !row.pulled && kept.Equal(want) == row.gone:
+			t.Errorf("%s: what is left is %v", row.what, d.holds)
 		}
 	}
 }

@@ -254,11 +254,11 @@ func (m *Member) joinThrough(ctx context.Context, j Joining, address string) (hi
 		return history, err
 	}
 	switch {
-	case m.cloned() && !slices.ContainsFunc(held, equalTo(transfer.Generation)):
+	case m.cloned() && !slices.ContainsFunc(held, transfer.Generation.Equal):
 		return history, fmt.Errorf("%w: this node's HSM partition does not hold generation %d of the domain key as node %s does: clone it from a member's partition with the vendor's tools", ErrJoin, transfer.Generation.Number, challenge.Donor)
 	case m.cloned():
 	case proof.HoldsGeneration == transfer.Generation.Number:
-		if !slices.ContainsFunc(held, equalTo(transfer.Generation)) {
+		if !slices.ContainsFunc(held, transfer.Generation.Equal) {
 			return history, fmt.Errorf("%w: the donor's domain key is not the generation %d that this node's HSM partition holds", ErrJoin, transfer.Generation.Number)
 		}
 	default:

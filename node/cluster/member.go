@@ -25,7 +25,8 @@ type Domain interface {
 	Identity() []byte
 	SignIdentity(ctx context.Context, message []byte) ([]byte, error)
 	CreateDomain(ctx context.Context, cluster hsm.ID, number uint32) (hsm.Generation, error)
-	DestroyDomain(ctx context.Context, cluster hsm.ID, number uint32) error
+	DestroyDomain(ctx context.Context, cluster hsm.ID, g hsm.Generation) error
+	Doubt(ctx context.Context) error
 	Generations(ctx context.Context, cluster hsm.ID) ([]hsm.Generation, error)
 	LogKey(ctx context.Context, cluster hsm.ID) ([]byte, error)
 	NewTransfer(ctx context.Context) (hsm.Transfer, error)
@@ -49,8 +50,8 @@ type Peers interface {
 	Progress(ctx context.Context, address string) ([]Progress, error)
 	Survey(ctx context.Context, address string, r SurveyRequest) (Survey, error)
 	// Open has a member open tokens with its partition. The answers are in the order of
-	// the request: empty, or why a token was not opened.
-	Open(ctx context.Context, address string, r OpenRequest) (problems []string, err error)
+	// the request.
+	Open(ctx context.Context, address string, r OpenRequest) ([]OpenResult, error)
 	// Join opens the conversation with a member at address whose CA's keys hash to pin.
 	Join(ctx context.Context, address string, pin []byte) (JoinStream, error)
 	// Domain asks a member which generations of the domain key it holds.

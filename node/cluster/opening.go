@@ -36,6 +36,12 @@ type OpenRequest struct {
 	Openings []Opening // 1..MaxOpenings
 }
 
+// OpenResult is what became of an Opening.
+type OpenResult struct {
+	Problem string // empty: the partition has opened the token
+	Passing bool   // the problem may be gone in a moment: it is worth asking again
+}
+
 // MaxOpenings is how many tokens one request may bring.
 const MaxOpenings = 64
 
@@ -44,6 +50,8 @@ const (
 	openRelease = 2
 	// openTimeout bounds one call to one member.
 	openTimeout = 2 * time.Second
+	// againPause is between an answer that may be another in a moment and the next question.
+	againPause = 200 * time.Millisecond
 	// openAtOnce is how many tokens of a request a partition opens side by side.
 	openAtOnce = 8
 	// maxAsked bounds the tokens that wait for one member.
@@ -52,8 +60,8 @@ const (
 
 // Opened returns when a majority of the voters' partitions have opened a token that this
 // node's partition has made, and opened, itself. ErrUnopened names the others and why
-// they did not; a member that cannot be reached is asked again for as long as a command
-// would wait for a leader. In a cluster of the first release nobody is asked.
+// they did not; a member that cannot be reached, or whose partition cannot be used at the
+// moment, is asked again for as long as a command would wait for a leader. In a cluster of the first release nobody is asked.
 func (m *Member) Opened(ctx context.Context, key fsm.ID, version uint32, kind hsm.Kind, made hsm.NewKey) error {
 	o := Opening{Key: key, Version: version, Kind: kind, Made: made}
 	e, err := m.engine()
@@ -98,8 +106,8 @@ func (o *openings) majority(ctx context.Context, voters []raft.Server, self stri
 			case a.problem == "":
 				delete(missing, string(a.voter.ID))
 				opened++
-			case a.unreached:
-				time.AfterFunc(retryPause, func() { o.ask(ctx, a.voter, x, answers) })
+			case a.passing:
+				time.AfterFunc(a.pause, func() { o.ask(ctx, a.voter, x, answers) })
 			default:
 				refused++
 			}
@@ -132,7 +140,7 @@ func (e *engine) voters() []raft.Server {
 // openings asks other members to open tokens. What comes for a member while it is being
 // asked goes into the next request to it: at most one is under way a member.
 type openings struct {
-	call func(ctx context.Context, address string, all []Opening) (problems []string, err error)
+	call func(ctx context.Context, address string, all []Opening) ([]OpenResult, error)
 	// refuses is told when a member's partition begins to refuse what others may open, and
 	// when it opens again: the problem is empty then.
 	refuses func(node, problem string)
@@ -158,14 +166,15 @@ type asked struct {
 }
 
 type openAnswer struct {
-	voter     raft.Server
-	problem   string // empty: it opened the token
-	unreached bool   // it may not have been asked at all
+	voter   raft.Server
+	problem string // empty: it opened the token
+	passing bool   // it is asked again after the pause
+	pause   time.Duration
 }
 
-func (q asked) answer(problem string, unreached bool) {
+func (q asked) answer(r OpenResult, pause time.Duration) {
 	select {
-	case q.answers <- openAnswer{q.voter, problem, unreached}:
+	case q.answers <- openAnswer{q.voter, r.Problem, r.Passing, pause}:
 	case <-q.ctx.Done():
 	}
 }
@@ -184,7 +193,7 @@ func (o *openings) ask(ctx context.Context, v raft.Server, x Opening, answers ch
 	}
 	a := asked{ctx, x, v, answers}
 	if len(q.waiting) >= maxAsked {
-		a.answer(fmt.Sprintf("%d new keys wait for it", maxAsked), false)
+		a.answer(OpenResult{Problem: fmt.Sprintf("%d new keys wait for it", maxAsked)}, 0)
 		return
 	}
 	q.waiting = append(q.waiting, a)
@@ -201,16 +210,16 @@ func (o *openings) work(q *openQueue) {
 		for i, a := range batch {
 			all[i] = a.opening
 		}
-		problems, err := o.call(context.Background(), string(batch[0].voter.Address), all)
-		if err == nil && len(problems) != len(batch) {
-			err = fmt.Errorf("%d answers to %d questions", len(problems), len(batch))
+		results, err := o.call(context.Background(), string(batch[0].voter.Address), all)
+		if err == nil && len(results) != len(batch) {
+			err = fmt.Errorf("%d answers to %d questions", len(results), len(batch))
 		}
 		for i, a := range batch {
-			if err != nil {
-				a.answer(err.Error(), true)
+			if err != nil { // it may not have been asked at all
+				a.answer(OpenResult{Problem: err.Error(), Passing: true}, retryPause)
 			} else {
-				q.note(o.refuses, string(a.voter.ID), problems[i])
-				a.answer(problems[i], false)
+				q.note(o.refuses, string(a.voter.ID), results[i].Problem)
+				a.answer(results[i], againPause)
 			}
 		}
 	}
@@ -249,7 +258,7 @@ func (o *openings) stop() {
 	o.running.Wait()
 }
 
-func (e *engine) askToOpen(_ context.Context, address string, all []Opening) ([]string, error) {
+func (e *engine) askToOpen(_ context.Context, address string, all []Opening) ([]OpenResult, error) {
 	ctx, cancel := context.WithTimeout(e.ctx, openTimeout)
 	defer cancel()
 	return e.config.Peers.Open(ctx, address, OpenRequest{Node: e.id, Cluster: e.cluster, Openings: all})
@@ -265,8 +274,8 @@ func (e *engine) openRefused(node, problem string) {
 }
 
 // HandleOpen opens tokens that another member's partition has made. The answers are in
-// the order of the request: empty, or why a token was not opened.
-func (m *Member) HandleOpen(ctx context.Context, r OpenRequest) ([]string, error) {
+// the order of the request.
+func (m *Member) HandleOpen(ctx context.Context, r OpenRequest) ([]OpenResult, error) {
 	e, err := m.engine()
 	if err != nil {
 		return nil, err
@@ -277,7 +286,7 @@ func (m *Member) HandleOpen(ctx context.Context, r OpenRequest) ([]string, error
 	case n == 0 || n > MaxOpenings:
 		return nil, fmt.Errorf("%w: %d tokens: must be 1 to %d", fsm.ErrInvalid, n, MaxOpenings)
 	}
-	problems := make([]string, len(r.Openings))
+	results := make([]OpenResult, len(r.Openings))
 	atOnce := make(chan struct{}, openAtOnce)
 	var all sync.WaitGroup
 	for i, o := range r.Openings {
@@ -285,12 +294,26 @@ func (m *Member) HandleOpen(ctx context.Context, r OpenRequest) ([]string, error
 		all.Go(func() {
 			defer func() { <-atOnce }()
 			if err := e.open(ctx, o); err != nil {
-				problems[i] = err.Error()
+				results[i] = OpenResult{Problem: err.Error(), Passing: passes(err)}
 			}
 		})
 	}
 	all.Wait()
-	return problems, nil
+	return results, nil
+}
+
+// passes tells whether a partition that did not open a token may open it in a moment: it is
+// lost, has no session, its queue is full, its key went with the session, or it erred once;
+// or this node's state is behind. That it refuses its PIN does not pass, nor does anything
+// that is said of the token.
+func passes(err error) bool {
+	switch {
+	case errors.Is(err, hsm.ErrPIN):
+		return false
+	case errors.Is(err, hsm.ErrUnavailable), errors.Is(err, hsm.ErrBusy), errors.Is(err, hsm.ErrStale), errors.Is(err, hsm.ErrWrongAnswer):
+		return true
+	}
+	return errors.Is(err, errGeneration)
 }
 
 // open opens one token with this node's partition, of a generation that the state knows.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,11 +23,21 @@ func threeVoters() []raft.Server {
 
 // others is openings whose members answer as a test says.
 func others(t *testing.T, call func(address string, all []Opening) ([]string, error)) *openings {
-	o := &openings{queues: map[string]*openQueue{}, refuses: func(string, string) {}, call: func(_ context.Context, address string, all []Opening) ([]string, error) {
-		return call(address, all)
-	}}
+	o := answering(call)
 	t.Cleanup(o.stop)
 	return o
+}
+
+// answering is others that the caller stops. No problem passes.
+func answering(call func(address string, all []Opening) ([]string, error)) *openings {
+	return &openings{queues: map[string]*openQueue{}, refuses: func(string, string) {}, call: func(_ context.Context, address string, all []Opening) ([]OpenResult, error) {
+		problems, err := call(address, all)
+		results := make([]OpenResult, len(problems))
+		for i, problem := range problems {
+			results[i].Problem = problem
+		}
+		return results, err
+	}}
 }
 
 func anOpening() Opening {
@@ -43,12 +54,12 @@ func TestMajorityOpens(t *testing.T) {
 		"down":    func() ([]string, error) { return nil, errors.New("connection refused") },
 		"strange": func() ([]string, error) { return nil, nil },
 	} {
-		o := &openings{queues: map[string]*openQueue{}, refuses: func(string, string) {}, call: func(_ context.Context, address string, all []Opening) ([]string, error) {
+		o := answering(func(address string, all []Opening) ([]string, error) {
 			if address == "b:1" {
 				return make([]string, len(all)), nil
 			}
 			return third()
-		}}
+		})
 		if err := o.majority(t.Context(), threeVoters(), "a", anOpening()); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -93,6 +104,84 @@ func TestTooFewOpen(t *testing.T) {
 	err = down.majority(ctx, threeVoters(), "a", anOpening())
 	if !errors.Is(err, ErrUnopened) || !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "connection refused") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestPassingRefusals: a member whose HSM cannot be used at the moment is asked again until it
+// opens the token, or the call's time is over. Where the majority is lost for good, nobody is.
+func TestPassingRefusals(t *testing.T) {
+	var asked atomic.Int32
+	answers := func(r func(n int32, address string) OpenResult) *openings {
+		asked.Store(0)
+		o := &openings{queues: map[string]*openQueue{}, refuses: func(string, string) {}}
+		o.call = func(_ context.Context, address string, all []Opening) ([]OpenResult, error) {
+			return slices.Repeat([]OpenResult{r(asked.Add(1), address)}, len(all)), nil
+		}
+		t.Cleanup(o.stop)
+		return o
+	}
+	lost := OpenResult{Problem: "token lost", Passing: true}
+
+	o := answers(func(n int32, _ string) OpenResult {
+		if n < 4 {
+			return lost
+		}
+		return OpenResult{}
+	})
+	if err := o.majority(t.Context(), threeVoters()[:2], "a", anOpening()); err != nil || asked.Load() != 4 {
+		t.Errorf("an HSM that comes back: %v, asked %d times", err, asked.Load())
+	}
+
+	o = answers(func(_ int32, address string) OpenResult {
+		if address == "b:1" {
+			return lost
+		}
+		return OpenResult{Problem: "corrupt"}
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		for asked.Load() < 5 {
+			time.Sleep(time.Millisecond)
+		}
+		cancel()
+	}()
+	err := o.majority(ctx, threeVoters(), "a", anOpening())
+	if !errors.Is(err, ErrUnopened) || !strings.Contains(err.Error(), "b: token lost; c: corrupt") {
+		t.Errorf("an HSM that does not come back: %v", err)
+	}
+
+	o = answers(func(n int32, _ string) OpenResult {
+		if n == 1 {
+			return lost
+		}
+		return OpenResult{Problem: "corrupt"}
+	})
+	err = o.majority(t.Context(), threeVoters()[:2], "a", anOpening())
+	if !errors.Is(err, ErrUnopened) || !strings.Contains(err.Error(), "b: corrupt") || asked.Load() != 2 {
+		t.Errorf("a refusal for good behind one that passes: %v, asked %d times", err, asked.Load())
+	}
+}
+
+// TestWhatPasses: what is wrong with a token, or wants people, is final.
+func TestWhatPasses(t *testing.T) {
+	for _, row := range []struct {
+		err  error
+		want bool
+	}{
+		{fmt.Errorf("%w: token lost", hsm.ErrUnavailable), true},
+		{hsm.ErrBusy, true},
+		{hsm.ErrStale, true},
+		{hsm.ErrWrongAnswer, true},
+		{errGeneration, true},
+		{fmt.Errorf("%w: %w", hsm.ErrUnavailable, hsm.ErrPIN), false},
+		{hsm.ErrCorrupt, false},
+		{hsm.ErrNotFound, false},
+		{hsm.ErrUnsupported, false},
+		{hsm.ErrRefused, false},
+	} {
+		if got := passes(row.err); got != row.want {
+			t.Errorf("%v: %t", row.err, got)
+		}
 	}
 }
 

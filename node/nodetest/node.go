@@ -253,7 +253,9 @@ func (d domain) Generations(context.Context, hsm.ID) ([]hsm.Generation, error) {
 	return []hsm.Generation{{Number: 1, Checks: []hsm.KeyCheck{{Kind: hsm.KindLog}}}}, nil
 }
 
-func (d domain) DestroyDomain(context.Context, hsm.ID, uint32) error { return errNoDomain }
+func (d domain) DestroyDomain(context.Context, hsm.ID, hsm.Generation) error { return errNoDomain }
+
+func (d domain) Doubt(context.Context) error { return nil }
 
 func (d domain) InstallTwin(context.Context, []byte, hsm.ImportExpectation) error { return errNoDomain }
 

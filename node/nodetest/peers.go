@@ -115,8 +115,8 @@ func (p peers) Survey(ctx context.Context, address string, r cluster.SurveyReque
 }
 
 // Open implements cluster.Peers.
-func (p peers) Open(ctx context.Context, address string, r cluster.OpenRequest) ([]string, error) {
-	return to(ctx, p, address, r, func(ctx context.Context, m *cluster.Member) ([]string, error) {
+func (p peers) Open(ctx context.Context, address string, r cluster.OpenRequest) ([]cluster.OpenResult, error) {
+	return to(ctx, p, address, r, func(ctx context.Context, m *cluster.Member) ([]cluster.OpenResult, error) {
 		if err := known(m, r.Node); err != nil {
 			return nil, err
 		}

@@ -1137,6 +1137,7 @@ type OpenResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Problems      []string               `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"` // one a key: empty, or why it was not opened
 	Failure       *Failure               `protobuf:"bytes,2,opt,name=failure,proto3" json:"failure,omitempty"`
+	Passing       []bool                 `protobuf:"varint,3,rep,packed,name=passing,proto3" json:"passing,omitempty"` // one a key: the problem may pass; empty: none does
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1181,6 +1182,13 @@ func (x *OpenResponse) GetProblems() []string {
 func (x *OpenResponse) GetFailure() *Failure {
 	if x != nil {
 		return x.Failure
+	}
+	return nil
+}
+
+func (x *OpenResponse) GetPassing() []bool {
+	if x != nil {
+		return x.Passing
 	}
 	return nil
 }
@@ -2397,10 +2405,11 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\x04bits\x18\x05 \x01(\rR\x04bits\x12\x1a\n" +
 	"\bdecrypts\x18\x06 \x01(\bR\bdecrypts\x12\x1d\n" +
 	"\n" +
-	"public_key\x18\a \x01(\fR\tpublicKey\"`\n" +
+	"public_key\x18\a \x01(\fR\tpublicKey\"z\n" +
 	"\fOpenResponse\x12\x1a\n" +
 	"\bproblems\x18\x01 \x03(\tR\bproblems\x124\n" +
-	"\afailure\x18\x02 \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"#\n" +
+	"\afailure\x18\x02 \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\x12\x18\n" +
+	"\apassing\x18\x03 \x03(\bR\apassing\"#\n" +
 	"\rDomainRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\"\xaf\x01\n" +
 	"\x0eDomainResponse\x12\x14\n" +
