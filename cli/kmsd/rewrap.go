@@ -51,7 +51,9 @@ when they were made.`,
 				if from == 0 {
 					return errors.New("with --share, name the generation whose keys are moved: --from")
 				}
-				return rewrapFile(c, func(ctx context.Context) (hsm.Partition, error) { return recoveredWithTwin(ctx, f, from) }, f.backup, from, to, out)
+				return rewrapFile(c, func(ctx context.Context) (hsm.Partition, error) {
+					return recoveredWithTwin(ctx, f, from, c.ErrOrStderr())
+				}, f.backup, from, to, out)
 			}
 			cfg, err := node.LoadHSM(config)
 			if err != nil {
@@ -70,8 +72,8 @@ when they were made.`,
 }
 
 // recoveredWithTwin is the partition that shares open, with the twin of a generation.
-func recoveredWithTwin(ctx context.Context, f recoveryFlags, from uint32) (hsm.Partition, error) {
-	r, err := openRecovered(ctx, f)
+func recoveredWithTwin(ctx context.Context, f recoveryFlags, from uint32, stderr io.Writer) (hsm.Partition, error) {
+	r, err := openRecovered(ctx, f, stderr)
 	if err != nil {
 		return nil, err
 	}

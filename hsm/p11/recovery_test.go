@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -33,6 +34,24 @@ func TestRecoveryCopyLeavesNothing(t *testing.T) {
 	}
 	before := countObjects(t, p)
 	want := hsm.ImportExpectation{Cluster: testCluster, Donor: "a", Recipient: "recovery/vault", DonorIdentity: donor.Identity(), Generation: g}
+	damaged, err := hsm.ParseTransfer(message)
+	if err != nil {
+		t.Fatal(err)
+	}
+	damaged.Keys[len(damaged.Keys)-1].Ciphertext[9] ^= 1 // the last one that is opened
+	if damaged.Signature, err = donor.SignIdentity(ctx, damaged.Signed()); err != nil {
+		t.Fatal(err)
+	}
+	wrong, err := damaged.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.ImportRecovery(ctx, wrong, want); !errors.Is(err, hsm.ErrRefused) {
+		t.Errorf("a damaged copy: %v", err)
+	}
+	if n := countObjects(t, p); n != before {
+		t.Errorf("a damaged copy left %d objects, %d before", n, before)
+	}
 	if _, err := p.ImportRecovery(ctx, message, want); err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +100,7 @@ func TestRecoveryCopyLeavesNothing(t *testing.T) {
 			t.Errorf("a copy with a hash that the donor lacks: %v", err)
 		}
 	}
-	made, err := p.GenerateKey(ctx, hsm.KeySpec{Cluster: testCluster, Generation: 1, Class: hsm.ClassAES, Version: 1})
+	made, err := p.GenerateKey(ctx, hsm.KeySpec{Cluster: testCluster, Generation: 1, Class: hsm.ClassAES, Version: 1, Created: time.Unix(1_700_000_000, 0)})
 	if err != nil {
 		t.Fatal(err)
 	}
