@@ -154,3 +154,51 @@ func trustHint(err error, f recoveryFlags, request string, to *recovery.Request)
 	}
 	return fmt.Errorf("%w: the Security Officer of the recovery token must compare the fingerprint with the one on the new node's console and trust it: kmsd hsm trust --config %s --request %s %s", err, f.token, request, to.Fingerprint())
 }
+
+// twinnedToken is a recovery token that has the twin of a generation until it is closed.
+type twinnedToken struct {
+	*recovered
+	ctx     context.Context //nolint:containedctx // Close has none, and must not be cancelled
+	from    uint32
+	untrust func() error
+}
+
+// Close destroys the twin and takes the trust back.
+func (t *twinnedToken) Close() error {
+	err := t.DestroyTwin(t.ctx, hsm.ID(t.state.Cluster().ID), t.from)
+	return errors.Join(err, t.recovered.Close(), t.untrust())
+}
+
+// recoveryTokenWithTwin opens a backup in the token that the recovery key is in, and makes the
+// twin of a generation there. The token hands the generation to itself, for which its Security
+// Officer trusts a key; he is not let in while this process is its user, so it is opened twice.
+func recoveryTokenWithTwin(ctx context.Context, f recoveryFlags, from uint32, soPIN []byte, stderr io.Writer) (hsm.Partition, error) {
+	cfg, err := node.LoadHSM(f.token)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Kind == node.KindEmbedded {
+		return nil, fmt.Errorf("%w: an embedded partition has a twin only as long as its process runs", hsm.ErrRefused)
+	}
+	p, err := openRecoveryToken(ctx, f.token, stderr)
+	if err != nil {
+		return nil, err
+	}
+	transfer, err := p.NewTransfer(ctx)
+	if err = errors.Join(err, p.Close()); err != nil {
+		return nil, err
+	}
+	if err := node.TrustTransfer(ctx, cfg, soPIN, transfer.SPKI); err != nil {
+		return nil, err
+	}
+	after := context.WithoutCancel(ctx)
+	untrust := func() error { return node.UntrustTransfer(after, cfg, soPIN, hsm.Fingerprint(transfer.SPKI)) }
+	r, err := openRecovered(ctx, f, stderr)
+	if err != nil {
+		return nil, errors.Join(err, untrust())
+	}
+	if err := node.TwinOfOwn(ctx, r, r.state.Cluster().ID, from, transfer); err != nil {
+		return nil, errors.Join(err, r.Close(), untrust())
+	}
+	return &twinnedToken{recovered: r, ctx: after, from: from, untrust: untrust}, nil
+}
