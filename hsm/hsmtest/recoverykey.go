@@ -3,6 +3,7 @@ package hsmtest
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -21,6 +22,9 @@ func testRecoveryKey(t T, env Env) {
 		wantErr(t, "a recovery key named "+bad, err, hsm.ErrRefused)
 	}
 	key, made, err := p.EnsureRecoveryKey(ctx, "vault")
+	if errors.Is(err, hsm.ErrUnsupported) { // no node needs it
+		return
+	}
 	if must(t, key, err); !made || key.Name != "vault" || hsm.OAEPName(key.OAEPHash) == "" {
 		t.Errorf("made %v: %+v", made, key)
 	}
