@@ -90,12 +90,13 @@ func TestRecoverFromToken(t *testing.T) {
 	x := c.fill(ctx)
 	file := filepath.Join(c.dir, "all.qkb")
 	ctl.must(c.nodes, "backup", "create", file)
-	other := c.recoveryToken(ctl, "other", "vault")
+	other := c.recoveryToken(ctl, "other", "safe")
 	before := o.files()
 	c.drillToken(ctl, o, other, file)
 	if after := o.files(); !slices.Equal(after, before) {
 		t.Errorf("after the drill the token has the objects %v, before %v", after, before)
 	}
+	c.addRecoveryToken(ctx, ctl, other)
 	c.rewrapInToken(ctl, o, file)
 
 	p := c.nodes[0]
@@ -185,7 +186,7 @@ func (c *testCluster) drillToken(ctl kmsctl, o, other offlineToken, file string)
 		code       int
 		args       []string
 	}{
-		{"another token", `no recovery key in token "other" (vault) is of a recipient in this backup`, other.env, exitFailed, verify(other, file)},
+		{"another token", `no recovery key in token "other" (safe) is of a recipient in this backup`, other.env, exitFailed, verify(other, file)},
 		{"a token without recovery keys", `token "empty" has no recovery key`, empty.env, exitFailed, []string{"recovery", "verify", "--backup", file, "--token", config}},
 		{"a token that is not there", "no token", empty.env, exitHSM, verify(o, file)},
 		{"a recipient that is none", "is of a recipient in this backup", o.env, exitFailed, verify(o, file, "--recipient", "safe")},
@@ -239,6 +240,32 @@ func (c *testCluster) drillToken(ctl kmsctl, o, other offlineToken, file string)
 	}
 	if out := ctl.must(c.nodes, "cluster", "status"); !regexp.MustCompile(`vault, HSM token SHA256:.*, last tried: .*generation 2`).MatchString(out) || regexp.MustCompile(`(?m)^WARNING`).MatchString(out) {
 		c.t.Errorf("after the drill the status says %s", out)
+	}
+}
+
+// addRecoveryToken makes the key of another token a recipient, by two operators, and tries it.
+func (c *testCluster) addRecoveryToken(ctx context.Context, ctl kmsctl, other offlineToken) {
+	c.t.Helper()
+	c.issue("/operator/omar", "omar")
+	ctl.must(c.nodes, "recovery", "recipients", "add", other.public)
+	if out := ctl.must(c.nodes, "recovery", "recipients", "list"); !regexp.MustCompile(`add safe, HSM token SHA256:[0-9a-f]{64}, ` + other.fingerprint).MatchString(out) {
+		c.t.Errorf("while it waits: %s", out)
+	}
+	omar := c.dial("/operator/omar").Recovery()
+	r, err := omar.DescribeRecovery(ctx, &pb.DescribeRecoveryRequest{})
+	must(c.t, err)
+	must(c.t, second(omar.ApproveRecipientChange(ctx, &pb.ApproveRecipientChangeRequest{Change: r.GetChange().GetId()})))
+	c.until("the status says what is missing", func(s *pb.StatusResponse) bool {
+		return slices.ContainsFunc(s.GetRecoveryAlarms(), func(a string) bool { return strings.Contains(a, "is not wrapped for safe") })
+	}, c.nodes[0])
+	c.trustRecovery(c.nodes[0], other.holders())
+	c.until("copies were made", func(s *pb.StatusResponse) bool {
+		return len(s.GetRecoveryAlarms()) == 0 && len(s.GetRecoveryRecipients()) == 2
+	}, c.nodes[0])
+	later := filepath.Join(c.dir, "later.qkb")
+	ctl.must(c.nodes, "backup", "create", later)
+	if out := c.kmsdMust(other.env, "recovery", "verify", "--backup", later, "--token", other.config, "--recipient", "safe"); !strings.Contains(out, "[1 2] of the domain key opened") {
+		c.t.Errorf("with the other token: %s", out)
 	}
 }
 

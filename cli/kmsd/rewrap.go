@@ -38,7 +38,8 @@ The domain key comes from shares of a recovery key (--share), on a machine witho
 that is wiped afterwards: there it is in clear, in the memory of the process. Or it comes from
 the copies in the backup, in the HSM token that a recovery key is in (--token): that token has
 the twin of the old generation for the length of the command, to which its Security Officer
-agrees with the PIN, from a file with mode 0600 or from KMSD_HSM_SO_PIN. Or it is in an HSM
+agrees with the PIN, from a file with mode 0600 or from KMSD_HSM_SO_PIN (if the command is
+killed, "kmsd recovery twin destroy" takes the twin out). Or it is in an HSM
 partition that holds both generations, and the twin of the old one ("kmsd recovery twin
 install"); --config names a file with the part hsm of a node's configuration.
 
