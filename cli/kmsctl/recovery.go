@@ -26,9 +26,9 @@ func (a *app) recoveryCommand() *cobra.Command {
 
 A recovery key opens the domain key when every HSM is lost: with it, any backup of the
 cluster is restored. It is made on a machine without a network: its private half is split
-among people (init), or it is in another HSM token (kmsd recovery init-token). What it is used for is done there too, with kmsd: kmsd
-recovery verify tries it on a backup, kmsd recovery release gives the domain key to new
-nodes.`
+among people (init), or it is in another HSM token (kmsd recovery init-token). What it is
+used for is done there too, with kmsd: kmsd recovery verify tries it on a backup, kmsd
+recovery release gives the domain key to new nodes.`
 	return g
 }
 
@@ -254,8 +254,8 @@ func (a *app) recipientsAdd() *cobra.Command {
 		Use:   "add FILE",
 		Short: "Propose one recovery recipient more",
 		Long: `Propose one recovery recipient more: the file of a recovery key (kmsctl recovery init, or
-kmsd recovery init-token). When it is one, each node whose Security Officer has trusted the key (kmsd hsm trust
---recovery) wraps the generations of the domain key for it.`,
+kmsd recovery init-token). When it is one, each node whose Security Officer has trusted
+the key (kmsd hsm trust --recovery) wraps the generations of the domain key for it.`,
 		Example: "  kmsctl recovery recipients add vault.recovery",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 			keys, err := a.readRecoveryKeys(ctx, args)
