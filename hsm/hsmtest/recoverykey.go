@@ -48,6 +48,11 @@ func testRecoveryKey(t T, env Env) {
 	first, second := createDomain(t, donor, cluster, 1), createDomain(t, donor, cluster, 2)
 	older, newer := v.copy(t, 1), v.copy(t, 2)
 	v.refused(t, p, older, v.expectation(first))
+	// Its Security Officer says first to whom it may give what it opens: some partitions are
+	// opened again for that.
+	c := &ceremony{donor: p, recipient: env.Second(t), trust: env.Trust}
+	c.renew(t)
+	c.trust(t, p, c.transfer.SPKI)
 	v.takes(t, p, older, first)
 	_, err = p.ImportRecovery(ctx, older, v.expectation(first))
 	wantErr(t, "the same copy again", err, hsm.ErrExists)
@@ -60,14 +65,17 @@ func testRecoveryKey(t T, env Env) {
 	wantErr(t, "a copy with another log key", err, hsm.ErrRefused)
 
 	// It gives them to a node, as any donor does.
-	c := &ceremony{donor: p, recipient: env.Second(t), trust: env.Trust}
-	c.renew(t)
-	_, err = p.Export(ctx, c.request(1))
-	wantErr(t, "export before the security officer's trust", err, hsm.ErrNotTrusted)
-	want := c.expectation(t, p, 1)
-	want.More = true
-	c.importing(t, c.export(t, p, 1), want)
-	c.importing(t, c.export(t, p, 2), c.expectation(t, p, 2))
+	untrusted := &ceremony{donor: p, recipient: stranger}
+	untrusted.renew(t)
+	_, err = p.Export(ctx, untrusted.request(1))
+	wantErr(t, "export to a transfer key that nobody trusts", err, hsm.ErrNotTrusted)
+	for _, g := range []hsm.Generation{first, second} {
+		message, err := p.Export(ctx, c.request(g.Number))
+		must(t, message, err)
+		want := c.expectation(t, p, g.Number)
+		want.More = g.Number == 1
+		c.importing(t, message, want)
+	}
 	sameDomain(t, donor, c.recipient)
 
 	if env.Reopen == nil {
