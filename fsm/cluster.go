@@ -116,6 +116,13 @@ func (c *InitCluster) apply(t *tx) (Result, error) {
 	if t.s.Initialized() {
 		return Result{}, fmt.Errorf("%w: the cluster is initialized (%s)", ErrExists, t.s.cluster.ID)
 	}
+	if c.Recovery != nil {
+		for _, x := range c.Recovery.Recipients {
+			if err := x.Apart(c.Node, c.Identity); err != nil {
+				return Result{}, err
+			}
+		}
+	}
 	now := t.seconds()
 	cluster := Cluster{
 		ID: c.Cluster, TrustDomain: c.TrustDomain, Release: max(c.Release, FirstRelease), Created: now, Operator: c.Operator, LeaseMillis: c.LeaseMillis, Profile: c.Profile,

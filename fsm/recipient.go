@@ -44,11 +44,21 @@ type Recovery struct {
 // RecoveryKey is the public half of a recovery key.
 type RecoveryKey struct {
 	Name      string `json:"name"`
-	Kind      string `json:"kind"`      // how its private half is kept
+	Kind      string `json:"kind"`      // how its private half is kept: KindShares or KindToken
 	SPKI      []byte `json:"spki"`      // opaque here
-	Threshold int    `json:"threshold"` // people of so many open it
+	Threshold int    `json:"threshold"` // of kind SHARES: people of so many open it
 	Shares    int    `json:"shares"`
+	// Of kind TOKEN: the hash of OAEP that the token has, and the SPKI of its identity key,
+	// which signs the reports of drills.
+	OAEPHash uint8  `json:"oaep_hash,omitempty"`
+	Identity []byte `json:"identity,omitempty"`
 }
+
+// The kinds of recovery keys.
+const (
+	KindShares = "SHARES" // split among people
+	KindToken  = "TOKEN"  // in an HSM token
+)
 
 // Recipient is a recovery key that the domain key is wrapped for.
 type Recipient struct {
@@ -93,12 +103,28 @@ func (k *RecoveryKey) validate() error {
 	switch {
 	case !ValidName(k.Name):
 		return invalid("recovery recipient %.80q: that is no name of 1 to %d characters", k.Name, MaxRecipientName)
-	case k.Kind == "" || len(k.Kind) > MaxRecipientName:
-		return invalid("kind of recovery recipient %s has %d bytes", k.Name, len(k.Kind))
+	case k.Kind != KindShares && k.Kind != KindToken:
+		return invalid("recovery recipient %s is of kind %.40q, this release knows %s and %s", k.Name, k.Kind, KindShares, KindToken)
 	case len(k.SPKI) == 0 || len(k.SPKI) > MaxRecipientKey:
 		return invalid("public key of recovery recipient %s has %d bytes, must be 1 to %d", k.Name, len(k.SPKI), MaxRecipientKey)
+	case k.Kind == KindToken && (k.Threshold != 0 || k.Shares != 0):
+		return invalid("recovery recipient %s of kind %s opens with %d of %d shares", k.Name, k.Kind, k.Threshold, k.Shares)
+	case k.Kind == KindToken && (k.OAEPHash == 0 || len(k.Identity) == 0 || len(k.Identity) > MaxIdentity):
+		return invalid("recovery recipient %s of kind %s: oaep hash %d, node identity key of %d bytes", k.Name, k.Kind, k.OAEPHash, len(k.Identity))
+	case k.Kind == KindToken:
+		return nil
+	case k.OAEPHash != 0 || k.Identity != nil:
+		return invalid("recovery recipient %s of kind %s has an oaep hash or a token's identity", k.Name, k.Kind)
 	case k.Shares < 1 || k.Shares > MaxRecoveryShare || k.Threshold < 1 || k.Threshold > k.Shares:
 		return invalid("recovery recipient %s opens with %d of %d shares", k.Name, k.Threshold, k.Shares)
+	}
+	return nil
+}
+
+// Apart refuses a recovery key that is in the HSM partition of a node: it would be lost with it.
+func (k *RecoveryKey) Apart(node string, identity []byte) error {
+	if k.Kind == KindToken && bytes.Equal(k.Identity, identity) {
+		return fmt.Errorf("%w: the key of recovery recipient %s is in the HSM partition of node %s: it would be lost with it, and must be in another token", ErrIdentity, k.Name, node)
 	}
 	return nil
 }
@@ -352,6 +378,11 @@ func (s *State) possible(r Recovery, c *RecipientChange) error {
 	}
 	if p := s.cluster.TransferProfile(); p != ProfileGeneric {
 		return fmt.Errorf("%w: in the transfer profile %s nothing wraps the domain key for a recovery key: the HSM vendor's backup recovers it", ErrGeneration, p)
+	}
+	for _, m := range s.Members() {
+		if err := c.Add.Apart(m.ID, m.Identity); m.Alive() && err != nil {
+			return err
+		}
 	}
 	for _, x := range r.Recipients {
 		if x.Name == c.Add.Name || bytes.Equal(x.SPKI, c.Add.SPKI) {

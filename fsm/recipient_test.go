@@ -20,6 +20,16 @@ func recoveryKey(name string) RecoveryKey {
 	return RecoveryKey{Name: name, Kind: "SHARES", SPKI: []byte("key of " + name), Threshold: 2, Shares: 3}
 }
 
+// tokenKey is a recovery key that is in a token.
+func tokenKey(name string) RecoveryKey {
+	return RecoveryKey{Name: name, Kind: "TOKEN", SPKI: []byte("key of " + name), OAEPHash: 1, Identity: []byte("identity of the token of " + name)}
+}
+
+func addingToken(name string) *ProposeRecipientChange {
+	k := tokenKey(name)
+	return &ProposeRecipientChange{Add: &k}
+}
+
 func keyHash(name string) []byte {
 	sum := sha256.Sum256(recoveryKey(name).SPKI)
 	return sum[:]
@@ -88,6 +98,10 @@ func goldenRecipients(w *world) {
 	w.do(&CancelRecipientChange{w.s.Recovery().Change.ID})
 	w.as(olga, func() { w.do(&ProposeRecipientChange{Remove: "safe"}) })
 	approve()
+	w.as(olga, func() { w.do(addingToken("token")) })
+	approve()
+	w.do(copied("token"))
+	w.do(drillOf(w, "token", active.Number))
 	w.as(oda, func() { w.do(adding("later")) })
 }
 
@@ -144,6 +158,17 @@ func TestFoundingNeedsRecovery(t *testing.T) {
 		{"one name twice", func(c *InitCluster) { c.Recovery.Recipients[1].Name = "safe" }, "given twice"},
 		{"one key twice", func(c *InitCluster) { c.Recovery.Recipients[1].SPKI = c.Recovery.Recipients[0].SPKI }, "or its key is"},
 		{"a bad name", func(c *InitCluster) { c.Recovery.Recipients[1].Name = "A" }, "no name"},
+		{"an unknown kind", func(c *InitCluster) { c.Recovery.Recipients[1].Kind = "PASSPHRASE" }, "this release knows SHARES and TOKEN"},
+		{"a token's with shares", func(c *InitCluster) { c.Recovery.Recipients[1].Kind = "TOKEN" }, "2 of 3 shares"},
+		{"a token's without hash", func(c *InitCluster) {
+			c.Recovery.Recipients[1].RecoveryKey = tokenKey("vault")
+			c.Recovery.Recipients[1].OAEPHash = 0
+		}, "oaep hash 0"},
+		{"a token's without identity", func(c *InitCluster) {
+			c.Recovery.Recipients[1].RecoveryKey = tokenKey("vault")
+			c.Recovery.Recipients[1].Identity = nil
+		}, "node identity key of 0 bytes"},
+		{"shares with an identity", func(c *InitCluster) { c.Recovery.Recipients[1].Identity = []byte("x") }, "a token's identity"},
 		{"no kind", func(c *InitCluster) { c.Recovery.Recipients[1].Kind = "" }, "kind"},
 		{"no key", func(c *InitCluster) { c.Recovery.Recipients[1].SPKI = nil }, "public key"},
 		{"no shares", func(c *InitCluster) { c.Recovery.Recipients[1].Shares = 0 }, "2 of 0 shares"},
@@ -156,6 +181,35 @@ func TestFoundingNeedsRecovery(t *testing.T) {
 		newWorld(t).refuse(edited(recoverable("safe", "vault"), row.edit), ErrInvalid, row.text)
 	}
 	newWorld(t).do(edited(recoverable(), func(c *InitCluster) { c.NoRecovery = true }))
+}
+
+// TestRecipientInToken: a recovery key may be in a token, but in none of a node's.
+func TestRecipientInToken(t *testing.T) {
+	own := func(k *RecoveryKey) { k.Identity = []byte("identity of n1") }
+	newWorld(t).refuse(edited(recoverable("vault"), func(c *InitCluster) {
+		c.Recovery.Recipients[0].RecoveryKey = tokenKey("vault")
+		own(&c.Recovery.Recipients[0].RecoveryKey)
+	}), ErrIdentity, "in the HSM partition of node "+firstNode)
+	w := newWorld(t)
+	w.do(edited(recoverable("safe", "vault"), func(c *InitCluster) {
+		c.Recovery.Approvals = 1
+		c.Recovery.Recipients[1].RecoveryKey = tokenKey("vault")
+	}))
+	w.refuse(edited(addingToken("own"), func(c *ProposeRecipientChange) { own(c.Add) }), ErrIdentity, "must be in another token")
+	w.do(addingToken("other"))
+	w.do(copyFor(1, "other"))
+	w.do(drillOf(w, "vault", 1))
+	r := w.s.Recovery()
+	if !slices.Equal(names(w.s), []string{"other", "safe", "vault"}) || r.Recipients[2].Kind != KindToken || r.Recipients[2].Drill == nil {
+		t.Errorf("recipients %+v", r.Recipients)
+	}
+	if got := w.s.RecoveryAlarms(w.s.Now() / second); got != nil {
+		t.Errorf("alarms %q", got)
+	}
+	w.do(&ProposeRecipientChange{Remove: "vault"})
+	if err := w.s.Check(); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestChangesNeedApprovals(t *testing.T) {

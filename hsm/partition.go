@@ -114,8 +114,8 @@ type Partition interface {
 	// Trusted is nil if the partition's Security Officer has trusted a transfer key or a
 	// recovery key (SPKI), so that the partition wraps for it; otherwise ErrNotTrusted.
 	Trusted(ctx context.Context, spki []byte) error
-	// ExportRecovery wraps a generation for a recovery key as DKX1, with a hash of OAEP
-	// that this partition has. ErrNotTrusted as Export.
+	// ExportRecovery wraps a generation for a recovery key as DKX1, with the hash of OAEP that
+	// is asked for, or one that this partition has. ErrRefused and ErrNotTrusted as Export.
 	ExportRecovery(ctx context.Context, r RecoveryRequest) ([]byte, error)
 	// Import takes a DKX1 message in, checks it against what the recipient
 	// expects, and destroys the transfer key, unless more is to follow. The partition is unchanged if it
@@ -145,6 +145,7 @@ type Partition interface {
 	Supports(a Algorithm) bool
 
 	Rewrapper
+	Recoverer
 	// NewImportPair makes the RSA pair under which the material of a key is wrapped on its
 	// way in. The token of its private half is the import token.
 	NewImportPair(ctx context.Context, s ImportPairSpec) (NewKey, error)
@@ -344,6 +345,7 @@ type RecoveryRequest struct {
 	Donor      string // raft id of this node, 1..255 bytes
 	Recipient  string // what the recovery key is called, 1..255 bytes
 	SPKI       []byte // of the recovery key, RSA-4096
+	OAEPHash   uint8  // that the recovery key's token has; 0: any
 }
 
 // ImportExpectation is what the recipient knows about the transfer from elsewhere

@@ -215,6 +215,9 @@ func (r RecoveryRequest) Check() (*rsa.PublicKey, error) {
 	if !validName(r.Donor) || !validName(r.Recipient) {
 		return nil, fmt.Errorf("%w: recovery copy: names of %d and %d bytes", ErrRefused, len(r.Donor), len(r.Recipient))
 	}
+	if r.OAEPHash != 0 && OAEPName(r.OAEPHash) == "" {
+		return nil, fmt.Errorf("%w: recovery copy: unknown oaep hash %d", ErrRefused, r.OAEPHash)
+	}
 	return RecoveryPublicKey(r.SPKI)
 }
 

@@ -240,9 +240,16 @@ func readConfig(path string) (Config, error) {
 // LoadHSM reads the part hsm of a configuration file: of a node's, or of one that has
 // nothing else, for a partition that belongs to no node.
 func LoadHSM(path string) (HSM, error) {
+	c, err := LoadPartition(path)
+	return c.HSM, err
+}
+
+// LoadPartition is LoadHSM with whatever else the file has, which is not checked: for the steps
+// of a Security Officer.
+func LoadPartition(path string) (Config, error) {
 	c, err := readConfig(path)
 	if err != nil {
-		return HSM{}, err
+		return Config{}, err
 	}
 	c.complete()
 	var problems []string
@@ -252,9 +259,9 @@ func LoadHSM(path string) (HSM, error) {
 		}
 	})
 	if len(problems) > 0 {
-		return HSM{}, fmt.Errorf("%s: %w: %s", path, ErrConfig, strings.Join(problems, "; "))
+		return Config{}, fmt.Errorf("%s: %w: %s", path, ErrConfig, strings.Join(problems, "; "))
 	}
-	return c.HSM, nil
+	return c, nil
 }
 
 func (h HSM) check(bad func(wrong bool, format string, args ...any)) {

@@ -28,7 +28,7 @@ func recoveryKey(file []byte) (fsm.RecoveryKey, error) {
 	if err != nil {
 		return fsm.RecoveryKey{}, err
 	}
-	return fsm.RecoveryKey{Name: k.Name, Kind: k.Kind, SPKI: k.SPKI, Threshold: k.Threshold, Shares: k.Shares}, nil
+	return fsm.RecoveryKey{Name: k.Name, Kind: k.Kind, SPKI: k.SPKI, Threshold: k.Threshold, Shares: k.Shares, OAEPHash: k.OAEPHash, Identity: k.Identity}, nil
 }
 
 // firstRecovery is the recovery that a cluster is to be founded with.
@@ -43,7 +43,7 @@ func firstRecovery(r *pb.InitRequest) (*fsm.FirstRecovery, error) {
 	case n > fsm.MaxRecipients:
 		return nil, fmt.Errorf("%w: %d recovery keys, at most %d", fsm.ErrInvalid, n, fsm.MaxRecipients)
 	case n == 0 && !r.GetNoRecovery():
-		return nil, fmt.Errorf("%w: nobody could recover the domain key: if every node's HSM token is lost, so is all data; name recovery keys (--recovery-recipient, made with kmsctl recovery init), or say no_recovery (--no-recovery) to accept that", fsm.ErrInvalid)
+		return nil, fmt.Errorf("%w: nobody could recover the domain key: if every node's HSM token is lost, so is all data; name recovery keys (--recovery-recipient, made with kmsctl recovery init or kmsd recovery init-token), or say no_recovery (--no-recovery) to accept that", fsm.ErrInvalid)
 	case n > 0 && r.GetNoRecovery():
 		return nil, fmt.Errorf("%w: recovery keys are named, and no_recovery is said: want one of both", fsm.ErrInvalid)
 	}
@@ -58,9 +58,13 @@ func firstRecovery(r *pb.InitRequest) (*fsm.FirstRecovery, error) {
 }
 
 func describeRecipient(k fsm.RecoveryKey) *pb.RecoveryRecipient {
-	return &pb.RecoveryRecipient{
+	out := &pb.RecoveryRecipient{
 		Name: k.Name, Kind: k.Kind, Fingerprint: hsm.Fingerprint(k.SPKI), Threshold: uint32(k.Threshold), Shares: uint32(k.Shares), //nolint:gosec // small numbers
 	}
+	if k.Kind == fsm.KindToken {
+		out.TokenIdentity = hsm.Fingerprint(k.Identity)
+	}
+	return out
 }
 
 func describeRecipients(r fsm.Recovery) []*pb.RecoveryRecipient {
@@ -202,7 +206,7 @@ func (s *recoveryServer) RecordRecoveryReport(ctx context.Context, r *pb.RecordR
 }
 
 // drill is what a report proves: it must be about this cluster, and signed by the key of a
-// recipient.
+// recipient, or by the token that the key is in.
 func (s *recoveryServer) drill(r *recovery.Report) (*fsm.RecordDrill, error) {
 	st := s.member.State()
 	if !st.Initialized() {
@@ -215,7 +219,7 @@ func (s *recoveryServer) drill(r *recovery.Report) (*fsm.RecordDrill, error) {
 	if !ok {
 		return nil, fmt.Errorf("%w: recovery recipient %s", fsm.ErrNotFound, r.Recipient)
 	}
-	if err := r.Verify(x.SPKI); err != nil {
+	if err := r.Verify(&recovery.PublicKey{Kind: x.Kind, SPKI: x.SPKI, Identity: x.Identity}); err != nil {
 		return nil, err
 	}
 	sum := sha256.Sum256(x.SPKI)

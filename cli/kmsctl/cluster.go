@@ -43,10 +43,10 @@ were initialized would be another cluster. Other nodes join: see kmsctl cluster
 invite.
 
 --administrator is the first key administrator of the tenant "default".
---recovery-recipient is the file of a recovery key (kmsctl recovery init): the domain
-key is wrapped for it, into the cluster's state and so into every backup. The node's
-Security Officer trusts each key before: kmsd hsm trust --recovery. Give it once for
-each. --recovery-required of them must hold a generation of the domain key before it
+--recovery-recipient is the file of a recovery key (kmsctl recovery init, or kmsd recovery
+init-token): the domain key is wrapped for it, into the cluster's state and so into every
+backup. The node's Security Officer trusts each key before: kmsd hsm trust --recovery.
+Give it once for each. --recovery-required of them must hold a generation of the domain key before it
 becomes active, --recovery-approvals operators must approve a change of the recipients,
 and after --recovery-drill days without a report of kmsd recovery verify the status
 warns.

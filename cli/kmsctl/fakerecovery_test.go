@@ -35,7 +35,7 @@ func (f *fakeRecovery) AddRecoveryRecipient(_ context.Context, r *quorumkmsv1.Ad
 	}
 	f.change = &quorumkmsv1.RecipientChange{
 		Id: fakeChange, Expires: timestamppb.New(fakeEpoch), ApprovedBy: []string{"spiffe://kms.test/operator/olga"},
-		Add: &quorumkmsv1.RecoveryRecipient{Name: k.Name, Kind: k.Kind, Fingerprint: k.Fingerprint(), Threshold: uint32(k.Threshold), Shares: uint32(k.Shares), Added: timestamppb.New(fakeEpoch)},
+		Add: &quorumkmsv1.RecoveryRecipient{Name: k.Name, Kind: k.Kind, Fingerprint: k.Fingerprint(), Threshold: uint32(k.Threshold), Shares: uint32(k.Shares), TokenIdentity: tokenIdentity(k), Added: timestamppb.New(fakeEpoch)},
 	}
 	return &quorumkmsv1.AddRecoveryRecipientResponse{Change: fakeChange}, nil
 }

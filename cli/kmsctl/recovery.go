@@ -25,10 +25,10 @@ func (a *app) recoveryCommand() *cobra.Command {
 	g.Long = `Make recovery keys, and govern who can recover the domain key.
 
 A recovery key opens the domain key when every HSM is lost: with it, any backup of the
-cluster is restored. It is made on a machine without a network (init), and its private
-half is split among people. What it is used for is done there too, with kmsd: kmsd
-recovery verify tries it on a backup, kmsd recovery release gives the domain key to new
-nodes.`
+cluster is restored. It is made on a machine without a network: its private half is split
+among people (init), or it is in another HSM token (kmsd recovery init-token). What it is
+used for is done there too, with kmsd: kmsd recovery verify tries it on a backup, kmsd
+recovery release gives the domain key to new nodes.`
 	return g
 }
 
@@ -108,15 +108,17 @@ func (a *app) printRecoveryKey(key *recovery.PublicKey, path string) error {
 	v := struct {
 		Name        string `json:"name"`
 		Kind        string `json:"kind"`
-		Threshold   int    `json:"threshold"`
-		Shares      int    `json:"shares"`
+		Threshold   int    `json:"threshold,omitempty"`
+		Shares      int    `json:"shares,omitempty"`
+		Token       string `json:"token_identity,omitempty"`
 		Fingerprint string `json:"fingerprint"`
 		File        string `json:"file"`
-	}{key.Name, key.Kind, key.Threshold, key.Shares, key.Fingerprint(), path}
+	}{key.Name, key.Kind, key.Threshold, key.Shares, tokenIdentity(key), key.Fingerprint(), path}
 	return a.printValue(v, func(w io.Writer) error {
 		return writeFields(w, [][2]string{
 			{"Recovery key", v.Name},
-			{"Opens with", fmt.Sprintf("%d of %d shares", v.Threshold, v.Shares)},
+			{"Kind", v.Kind},
+			{"Opens with", opensWith(v.Kind, v.Threshold, v.Shares, v.Token)},
 			{"Fingerprint", v.Fingerprint},
 			{"Public half", v.File},
 		})
@@ -200,7 +202,7 @@ func (a *app) recoveryReport() *cobra.Command {
 		Use:   "report FILE",
 		Short: "Record what a drill has opened",
 		Long: `Record what a drill has opened: the report that kmsd recovery verify has written and the
-recovery key has signed. The cluster's status shows the last one of each recipient, and
+recovery key has signed, or the token that it is in. The cluster's status shows the last one of each recipient, and
 warns when it is old.`,
 		Example: "  kmsctl recovery report vault-2026-01-02.report",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
@@ -251,9 +253,9 @@ func (a *app) recipientsAdd() *cobra.Command {
 	return a.mutates(&cobra.Command{
 		Use:   "add FILE",
 		Short: "Propose one recovery recipient more",
-		Long: `Propose one recovery recipient more: the file of a recovery key (kmsctl recovery init).
-When it is one, each node whose Security Officer has trusted the key (kmsd hsm trust
---recovery) wraps the generations of the domain key for it.`,
+		Long: `Propose one recovery recipient more: the file of a recovery key (kmsctl recovery init, or
+kmsd recovery init-token). When it is one, each node whose Security Officer has trusted
+the key (kmsd hsm trust --recovery) wraps the generations of the domain key for it.`,
 		Example: "  kmsctl recovery recipients add vault.recovery",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 			keys, err := a.readRecoveryKeys(ctx, args)
@@ -374,7 +376,7 @@ func drillText(d *quorumkmsv1.RecoveryDrill) string {
 // recoveryFields is what a status says of the recovery of the domain key.
 func recoveryFields(s *quorumkmsv1.StatusResponse) (fields [][2]string) {
 	for _, r := range s.GetRecoveryRecipients() {
-		fields = append(fields, [2]string{"Recovery", clean(fmt.Sprintf("%s, %d of %d shares, last tried: %s", r.GetName(), r.GetThreshold(), r.GetShares(), drillText(r.GetDrill())))})
+		fields = append(fields, [2]string{"Recovery", clean(fmt.Sprintf("%s, %s, last tried: %s", r.GetName(), recipientOpensWith(r), drillText(r.GetDrill())))})
 	}
 	for _, alarm := range s.GetRecoveryAlarms() {
 		fields = append(fields, [2]string{"WARNING", clean(alarm)})
@@ -383,10 +385,10 @@ func recoveryFields(s *quorumkmsv1.StatusResponse) (fields [][2]string) {
 }
 
 func writeRecovery(w io.Writer, r *quorumkmsv1.DescribeRecoveryResponse) error {
-	rows := [][]string{{"RECIPIENT", "OPENS WITH", "SINCE", "LAST TRIED", "FINGERPRINT"}}
+	rows := [][]string{{"RECIPIENT", "KIND", "OPENS WITH", "SINCE", "LAST TRIED", "FINGERPRINT"}}
 	for _, x := range r.GetRecipients() {
 		rows = append(rows, []string{
-			x.GetName(), fmt.Sprintf("%d of %d shares", x.GetThreshold(), x.GetShares()), timeText(x.GetAdded()), drillText(x.GetDrill()), x.GetFingerprint(),
+			x.GetName(), x.GetKind(), recipientOpensWith(x), timeText(x.GetAdded()), drillText(x.GetDrill()), x.GetFingerprint(),
 		})
 	}
 	if err := writeTable(w, rows); err != nil {
@@ -396,7 +398,7 @@ func writeRecovery(w io.Writer, r *quorumkmsv1.DescribeRecoveryResponse) error {
 	if c := r.GetChange(); c != nil {
 		what := "remove " + c.GetRemove()
 		if x := c.GetAdd(); x != nil {
-			what = fmt.Sprintf("add %s, %d of %d shares, %s", x.GetName(), x.GetThreshold(), x.GetShares(), x.GetFingerprint())
+			what = fmt.Sprintf("add %s, %s, %s", x.GetName(), recipientOpensWith(x), x.GetFingerprint())
 		}
 		notes = append(notes, fmt.Sprintf("Change %d waits until %s: %s; approved by %s.", c.GetId(), timeText(c.GetExpires()), what, strings.Join(c.GetApprovedBy(), ", ")))
 	}

@@ -106,7 +106,7 @@ func partitionCommand(c *cobra.Command, do func(context.Context, node.Config) ([
 }
 
 func trustCommand() *cobra.Command {
-	var recoveryFile string
+	var recoveryFile, requestFile string
 	c := officerCommand(&cobra.Command{
 		Use: "trust FINGERPRINT", Short: "Trust another node's transfer key, or a recovery key, as Security Officer",
 		Long: `A node that joins, or lacks a generation of the domain key, asks this node for it.
@@ -116,13 +116,19 @@ channel other than this cluster; then give it here. PIN from a file with mode 06
 KMSD_HSM_SO_PIN. Where the configuration accepts the weakness trusted-by-user the
 user of the token may do it: without one of these, the node's own PIN is used.
 
-With --recovery it is the key in that file, which kmsctl recovery init has made. Compare
-the fingerprint with the one that was noted at that ceremony: whoever has the other half
-of a key that is trusted here, and a backup, has every key of the cluster.`,
+With --recovery it is the key in that file, which kmsctl recovery init or kmsd recovery
+init-token has made. Compare the fingerprint with the one that was noted at that ceremony:
+whoever has the other half of a key that is trusted here, and a backup, has every key of
+the cluster.
+
+With --request it is the transfer key in that file, which kmsd recovery request has made on
+the host of a new node: so the token that a recovery key is in is told for whom it may
+release the domain key. --config may name a file with the part hsm only.`,
 		Example: "  kmsd hsm trust --config /etc/quorumkms/kmsd.yaml --so-pin-file so-pin SHA256:9f2c…\n" +
-			"  kmsd hsm trust --config /etc/quorumkms/kmsd.yaml --so-pin-file so-pin --recovery vault.recovery SHA256:77ab…",
+			"  kmsd hsm trust --config /etc/quorumkms/kmsd.yaml --so-pin-file so-pin --recovery vault.recovery SHA256:77ab…\n" +
+			"  kmsd hsm trust --config recovery.yaml --so-pin-file so-pin --request kms1.request SHA256:9f2c…",
 	}, "trusted", func(ctx context.Context, cfg node.Config, soPIN func() ([]byte, error), fingerprint string) error {
-		spki, err := keyToTrust(cfg, recoveryFile, fingerprint)
+		spki, err := keyToTrust(cfg, recoveryFile, requestFile, fingerprint)
 		if err != nil {
 			return err
 		}
@@ -133,13 +139,19 @@ of a key that is trusted here, and a backup, has every key of the cluster.`,
 		return node.TrustTransfer(ctx, cfg.HSM, pin, spki)
 	})
 	c.Flags().StringVar(&recoveryFile, "recovery", "", "file of the recovery key to trust")
+	c.Flags().StringVar(&requestFile, "request", "", "file of the request whose transfer key is to be trusted, in a token that a recovery key is in")
 	return c
 }
 
-// keyToTrust is the key of a recovery file, or else the transfer key that waits; its
-// fingerprint is the one that the Security Officer has compared.
-func keyToTrust(cfg node.Config, recoveryFile, fingerprint string) ([]byte, error) {
-	if recoveryFile == "" {
+// keyToTrust is the key of a recovery file or of a request, or else the transfer key that
+// waits; its fingerprint is the one that the Security Officer has compared.
+func keyToTrust(cfg node.Config, recoveryFile, requestFile, fingerprint string) ([]byte, error) {
+	switch {
+	case recoveryFile != "" && requestFile != "":
+		return nil, fmt.Errorf("%w: --recovery and --request: one key is trusted at a time", node.ErrConfig)
+	case requestFile != "":
+		return requestedKey(requestFile, fingerprint)
+	case recoveryFile == "":
 		return waitingKey(cfg, fingerprint)
 	}
 	b, err := readSmall(recoveryFile)
@@ -154,6 +166,18 @@ func keyToTrust(cfg node.Config, recoveryFile, fingerprint string) ([]byte, erro
 		return nil, fmt.Errorf("the fingerprint of recovery key %s is %s, not %s: compare it with the one of the ceremony, character by character", key.Name, key.Fingerprint(), fingerprint)
 	}
 	return key.SPKI, nil
+}
+
+// requestedKey is the transfer key of a request, which the token that it is in has signed.
+func requestedKey(path, fingerprint string) ([]byte, error) {
+	r, err := readRequest(path, fingerprint)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := (hsm.Transfer{SPKI: r.SPKI, OAEPHash: r.OAEPHash, Signature: r.Signature}).Verify(r.Identity); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return r.SPKI, nil
 }
 
 func untrustCommand() *cobra.Command {
@@ -172,6 +196,9 @@ recipient any more. PIN from a file with mode
 		if err := node.UntrustTransfer(ctx, cfg.HSM, pin, fingerprint); err != nil {
 			return err
 		}
+		if cfg.DataDir == "" { // no node's: nothing waits there
+			return nil
+		}
 		if err := os.Remove(node.TransferFile(cfg.DataDir, fingerprint)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -185,7 +212,7 @@ func officerCommand(c *cobra.Command, done string, do func(ctx context.Context, 
 	var path, soPINFile string
 	c.Args = cobra.ExactArgs(1)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		cfg, err := node.LoadConfig(path)
+		cfg, err := node.LoadPartition(path)
 		if err != nil {
 			return err
 		}
@@ -205,7 +232,7 @@ func officerCommand(c *cobra.Command, done string, do func(ctx context.Context, 
 		_, err = fmt.Fprintln(c.OutOrStdout(), done, fingerprint)
 		return err
 	}
-	c.Flags().StringVar(&path, "config", "/etc/quorumkms/kmsd.yaml", "configuration file of this node")
+	c.Flags().StringVar(&path, "config", "/etc/quorumkms/kmsd.yaml", "configuration file of this node, or one with the part hsm only")
 	c.Flags().StringVar(&soPINFile, "so-pin-file", "", "file with the Security Officer's PIN")
 	return c
 }
@@ -213,6 +240,9 @@ func officerCommand(c *cobra.Command, done string, do func(ctx context.Context, 
 // waitingKey reads the transfer key that waits under a fingerprint, and makes sure
 // that it is that key.
 func waitingKey(cfg node.Config, fingerprint string) ([]byte, error) {
+	if cfg.DataDir == "" {
+		return nil, fmt.Errorf("%w: data_dir is missing: no node waits at a partition that belongs to none; name the file of a request (--request) or of a recovery key (--recovery)", node.ErrConfig)
+	}
 	spki, err := os.ReadFile(node.TransferFile(cfg.DataDir, fingerprint))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("no node waits here with the transfer key %s: compare it with the joining node's console, character by character", fingerprint)

@@ -16,19 +16,22 @@ import (
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/hsm/soft"
+	"github.com/quorumkms/quorumkms/node"
 	"github.com/quorumkms/quorumkms/node/archive"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/rpc/client/backup"
 	"github.com/quorumkms/quorumkms/rpc/client/recovery"
 )
 
-// recoveryFlags name what a recovery begins with: a backup, and enough shares of one of
-// its recovery recipients' keys.
+// recoveryFlags name what a recovery begins with: a backup, and one of its recovery
+// recipients' keys, by enough of its shares or by the token that it is in.
 type recoveryFlags struct {
 	backup     string
 	signer     string
 	shares     []string
 	identities []string
+	token      string // file with the part hsm of a configuration
+	recipient  string
 }
 
 func (f *recoveryFlags) add(c *cobra.Command) {
@@ -36,56 +39,124 @@ func (f *recoveryFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.signer, "signer", "", "fingerprint of the identity key that must have signed the backup (default: any)")
 	c.Flags().StringArrayVar(&f.shares, "share", nil, "file of a share, in clear or encrypted to an --identity; once for each")
 	c.Flags().StringArrayVar(&f.identities, "identity", nil, "file of a holder's own key, to open shares with; may be repeated")
+	c.Flags().StringVar(&f.token, "token", "", "instead of shares: file with the part hsm of a configuration, of the HSM token that the recovery key is in")
+	c.Flags().StringVar(&f.recipient, "recipient", "", "with --token: name of the recovery recipient, if the token has the keys of several")
 }
 
-// recovered is what a recovery key has opened: the domain key, in a partition that is in
-// memory only, and the whole state of the backup, verified with it.
+// check says what is wrong with the flags.
+func (f *recoveryFlags) check() error {
+	switch {
+	case f.backup == "":
+		return fmt.Errorf("%w: no backup: name its file with --backup", node.ErrConfig)
+	case f.token != "" && len(f.shares)+len(f.identities) > 0:
+		return fmt.Errorf("%w: --token, and --share or --identity: a recovery key is in a token, or opens with shares", node.ErrConfig)
+	case f.token == "" && f.recipient != "":
+		return fmt.Errorf("%w: --recipient is for --token: shares say whose they are", node.ErrConfig)
+	case f.token == "" && len(f.shares) == 0:
+		return fmt.Errorf("%w: no share is given (--share), and no token that the recovery key is in (--token)", node.ErrConfig)
+	}
+	return nil
+}
+
+// recovered is what a recovery key has opened: the domain key, and the whole state of the
+// backup, verified with it. Shares open it in a partition that is in memory only, a token in
+// itself.
 type recovered struct {
-	*soft.Partition
+	hsm.Partition
+	key       recoveryKey
 	state     *fsm.State
 	header    backup.Header
 	sha256    []byte // of the backup
-	key       *rsa.PrivateKey
 	recipient fsm.Recipient
 	opened    []uint32 // generations of the domain key, rising
 	missing   []uint32 // generations that wrap keys, or are to, and that the recipient has no copy of
 }
 
-// Close overwrites what is secret.
+// recoveryKey is a recovery key that is at hand.
+type recoveryKey interface {
+	// opens tells whether the copies that were made for a recipient are for this key.
+	opens(r fsm.Recipient) bool
+	// stranger says, for people, that it is no recipient in a backup.
+	stranger() string
+	// take opens a copy of a generation in the partition.
+	take(ctx context.Context, message []byte, want hsm.ImportExpectation) error
+	// sign makes the file of a report.
+	sign(ctx context.Context, r *recovery.Report) ([]byte, error)
+	// close overwrites what is secret.
+	close()
+}
+
+// Close overwrites what is secret, and ends what a copy was opened to.
 func (r *recovered) Close() error {
-	recovery.Wipe(r.key)
+	r.key.close()
 	return r.Partition.Close()
 }
 
-// openRecovered opens a backup with the shares of a recovery key. Whoever has the result
-// closes it.
-func openRecovered(ctx context.Context, f recoveryFlags) (*recovered, error) {
-	if f.backup == "" {
-		return nil, errors.New("no backup: name its file with --backup")
+// openRecovered opens a backup with a recovery key. Whoever has the result closes it.
+func openRecovered(ctx context.Context, f recoveryFlags, stderr io.Writer) (r *recovered, err error) {
+	if err := f.check(); err != nil {
+		return nil, err
 	}
-	key, name, err := combineShares(f)
+	if f.token != "" {
+		r, err = withRecoveryToken(ctx, f, stderr)
+	} else {
+		r, err = withShares(f)
+	}
 	if err != nil {
 		return nil, err
 	}
-	r := &recovered{key: key}
-	if r.Partition, err = soft.Open(soft.Config{TrustAll: true, Label: "recovery"}); err != nil {
-		recovery.Wipe(key)
-		return nil, err
-	}
-	if err := r.read(ctx, f, name); err != nil {
+	if err := r.read(ctx, f); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", f.backup, err), r.Close())
 	}
 	return r, nil
 }
 
+// sharesKey is a recovery key that shares have opened; name is what its ceremony has called it.
+type sharesKey struct {
+	partition *soft.Partition
+	private   *rsa.PrivateKey
+	name      string
+}
+
+func withShares(f recoveryFlags) (*recovered, error) {
+	key, name, err := combineShares(f)
+	if err != nil {
+		return nil, err
+	}
+	p, err := soft.Open(soft.Config{TrustAll: true, Label: "recovery"})
+	if err != nil {
+		recovery.Wipe(key)
+		return nil, err
+	}
+	return &recovered{Partition: p, key: &sharesKey{p, key, name}}, nil
+}
+
+func (k *sharesKey) opens(r fsm.Recipient) bool {
+	public, err := hsm.RecoveryPublicKey(r.SPKI)
+	return err == nil && public.Equal(&k.private.PublicKey)
+}
+
+func (k *sharesKey) stranger() string { return fmt.Sprintf("recovery key %s is no recipient", k.name) }
+
+func (k *sharesKey) take(ctx context.Context, message []byte, want hsm.ImportExpectation) error {
+	_, err := k.partition.RecoverWith(ctx, k.private, message, want)
+	return err
+}
+
+func (k *sharesKey) sign(_ context.Context, r *recovery.Report) ([]byte, error) {
+	return r.Sign(k.private)
+}
+
+func (k *sharesKey) close() { recovery.Wipe(k.private) }
+
 // read opens and verifies the backup.
-func (r *recovered) read(ctx context.Context, f recoveryFlags, name string) error {
+func (r *recovered) read(ctx context.Context, f recoveryFlags) error {
 	file, err := os.Open(f.backup)
 	if err != nil {
 		return err
 	}
 	defer file.Close() //nolint:errcheck // only read
-	if err := r.openDomain(ctx, file, f, name); err != nil {
+	if err := r.openDomain(ctx, file, f); err != nil {
 		return err
 	}
 	return r.readState(ctx, file)
@@ -133,7 +204,7 @@ func combineShares(f recoveryFlags) (key *rsa.PrivateKey, name string, err error
 // openDomain takes in every generation that the backup has a copy of for the key. What it
 // reads of the backup is not verified yet: that needs the log key, which is among what it
 // opens.
-func (r *recovered) openDomain(ctx context.Context, file io.Reader, f recoveryFlags, name string) error {
+func (r *recovered) openDomain(ctx context.Context, file io.Reader, f recoveryFlags) error {
 	sum := sha256.New()
 	whole := io.TeeReader(file, sum)
 	b, err := backup.NewReader(whole)
@@ -152,7 +223,7 @@ func (r *recovered) openDomain(ctx context.Context, file io.Reader, f recoveryFl
 		return err
 	}
 	r.sha256 = sum.Sum(nil)
-	if err := r.findRecipient(s, name); err != nil {
+	if err := r.findRecipient(s, f.recipient); err != nil {
 		return err
 	}
 	for _, g := range s.Cluster().Generations {
@@ -166,25 +237,31 @@ func (r *recovered) openDomain(ctx context.Context, file io.Reader, f recoveryFl
 		r.opened = append(r.opened, g.Number)
 	}
 	if len(r.opened) == 0 {
-		return fmt.Errorf("%w: no generation of the domain key is wrapped for recovery key %s in this backup", recovery.ErrRefused, name)
+		return fmt.Errorf("%w: no generation of the domain key is wrapped for recovery key %s in this backup", recovery.ErrRefused, r.recipient.Name)
 	}
 	return nil
 }
 
+// findRecipient finds the recipient in the backup that the recovery key is of; name, unless
+// empty, says which of several.
 func (r *recovered) findRecipient(s *fsm.State, name string) error {
-	var names []string
+	var all, ours []string
 	for _, x := range s.Recovery().Recipients {
-		public, err := hsm.RecoveryPublicKey(x.SPKI)
-		if err == nil && public.Equal(&r.key.PublicKey) {
+		all = append(all, fmt.Sprintf("%s (%s)", x.Name, hsm.Fingerprint(x.SPKI)))
+		if r.key.opens(x) && (name == "" || name == x.Name) {
+			ours = append(ours, x.Name)
 			r.recipient = x
-			return nil
 		}
-		names = append(names, fmt.Sprintf("%s (%s)", x.Name, hsm.Fingerprint(x.SPKI)))
 	}
-	if len(names) == 0 {
-		names = []string{"there is none"}
+	switch {
+	case len(ours) == 1:
+		return nil
+	case len(ours) > 1:
+		return fmt.Errorf("%w: the token has the keys of several recipients: name one (--recipient): %s", node.ErrConfig, strings.Join(ours, ", "))
+	case len(all) == 0:
+		all = []string{"there is none"}
 	}
-	return fmt.Errorf("%w: recovery key %s is no recipient in this backup of cluster %s, whose recipients are: %s", recovery.ErrRefused, name, r.header.Cluster, strings.Join(names, ", "))
+	return fmt.Errorf("%w: %s in this backup of cluster %s, whose recipients are: %s", recovery.ErrRefused, r.key.stranger(), r.header.Cluster, strings.Join(all, ", "))
 }
 
 func (r *recovered) take(ctx context.Context, c fsm.Cluster, g fsm.Generation, x *fsm.RecoveryCopy) error {
@@ -192,11 +269,10 @@ func (r *recovered) take(ctx context.Context, c fsm.Cluster, g fsm.Generation, x
 	if err != nil {
 		return err
 	}
-	_, err = r.Recover(ctx, r.key, x.Message, hsm.ImportExpectation{
+	return r.key.take(ctx, x.Message, hsm.ImportExpectation{
 		Cluster: hsm.ID(c.ID), Epoch: m.Epoch, // of its time
 		Donor: x.Donor, DonorIdentity: x.Identity, Recipient: cluster.RecoveryRecipient(x.Recipient), Generation: cluster.GenerationInHSM(g),
 	})
-	return err
 }
 
 // readState reads the backup again, all of it verified.

@@ -34,18 +34,20 @@ const (
 
 func recoveryCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "recovery", Short: "Recover the domain key from a backup and the shares of a recovery key",
-		Long: `Recovers the domain key of a cluster whose HSM tokens are all lost, from a backup and
-enough shares of a recovery key, and tries beforehand whether that would work.
+		Use: "recovery", Short: "Recover the domain key from a backup and a recovery key",
+		Long: `Recovers the domain key of a cluster whose HSM tokens are all lost, from a backup and a
+recovery key, and tries beforehand whether that would work. The recovery key opens with
+enough of its shares (kmsctl recovery init), or is in another HSM token (init-token).
 
-verify and release belong on a machine without a network that is wiped afterwards: there
-the domain key is in clear, in the memory of the process. request and install belong on
-the host of a new node, while it is stopped.
+init-token, verify and release belong on a machine without a network. With shares it is
+wiped afterwards: there the domain key is in clear, in the memory of the process. With a
+token (--token) the domain key stays in that. request and install belong on the host of a
+new node, while it is stopped.
 
 rewrap moves a backup's keys to another generation of the domain key, away from the
 cluster.`,
 	}
-	c.AddCommand(recoveryVerifyCommand(), recoveryRequestCommand(), recoveryReleaseCommand(), recoveryInstallCommand(), rewrapCommand(), twinCommand())
+	c.AddCommand(recoveryInitTokenCommand(), recoveryVerifyCommand(), recoveryRequestCommand(), recoveryReleaseCommand(), recoveryInstallCommand(), rewrapCommand(), twinCommand())
 	return c
 }
 
@@ -55,17 +57,21 @@ func recoveryVerifyCommand() *cobra.Command {
 	var report string
 	c := &cobra.Command{
 		Use: "verify", Short: "Try a recovery: open a backup with a recovery key", Args: cobra.NoArgs,
-		Long: `Opens every generation of the domain key in a backup with the shares of a recovery key,
-verifies the whole backup, and opens a sample of its keys, each against its check value
-(--sample 0: all). What opened is written into a report that the recovery key signs;
-kmsctl recovery report records it in the cluster. If anything does not open, it is named,
-and there is no report.`,
-		Example: "  kmsd recovery verify --backup kms-2026-01-02.qkb --share share-1 --share share-2 --report vault.report",
+		Long: `Opens every generation of the domain key in a backup with the shares of a recovery key
+(--share), or in the HSM token that it is in (--token), verifies the whole backup, and opens
+a sample of its keys, each against its check value (--sample 0: all). What opened is
+written into a report that the recovery key signs, or the token; kmsctl recovery report
+records it in the cluster. If anything does not open, it is named, and there is no report.
+
+A token opens each generation from its copy in the backup, whatever else it holds, and
+stores none: when the command has ended, however it did, the token is as it was.`,
+		Example: "  kmsd recovery verify --backup kms-2026-01-02.qkb --share share-1 --share share-2 --report vault.report\n" +
+			"  kmsd recovery verify --backup kms-2026-01-02.qkb --token recovery.yaml --report vault.report",
 		RunE: func(c *cobra.Command, _ []string) (err error) {
 			if sample < 0 {
 				return fmt.Errorf("--sample %d: want 0 (all) or more", sample)
 			}
-			r, err := openRecovered(c.Context(), flags)
+			r, err := openRecovered(c.Context(), flags, c.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -80,7 +86,7 @@ and there is no report.`,
 			if err := r.summary(c.OutOrStdout(), flags.backup, [2]string{"Key versions", fmt.Sprintf("%d of %d opened", opened, total)}); err != nil {
 				return err
 			}
-			return r.report(report, total, opened, c.OutOrStdout())
+			return r.report(c.Context(), report, total, opened, c.OutOrStdout())
 		},
 	}
 	flags.add(c)
@@ -167,7 +173,7 @@ func (r *recovered) summary(w io.Writer, file string, more ...[2]string) error {
 		{"Backup", fmt.Sprintf("%s, index %d, made %s by node %s", file, h.Index, utc(h.Created), h.Name)},
 		{"Signed by", h.Fingerprint()},
 		{"Cluster", h.Cluster},
-		{"Recovery key", fmt.Sprintf("%s, %s", r.recipient.Name, hsm.Fingerprint(r.recipient.SPKI))},
+		{"Recovery key", fmt.Sprintf("%s, of kind %s, %s", r.recipient.Name, r.recipient.Kind, hsm.Fingerprint(r.recipient.SPKI))},
 		{"Generations", fmt.Sprintf("%v of the domain key opened, %d is active", r.opened, active)},
 		{"Keys", fmt.Sprint(r.state.KeyCount())},
 	}, more...))
@@ -193,7 +199,7 @@ func writeFields(w io.Writer, fields [][2]string) error {
 	return t.Flush()
 }
 
-func (r *recovered) report(path string, total, opened int, w io.Writer) error {
+func (r *recovered) report(ctx context.Context, path string, total, opened int, w io.Writer) error {
 	if path == "" {
 		return nil
 	}
@@ -202,7 +208,7 @@ func (r *recovered) report(path string, total, opened int, w io.Writer) error {
 		Backup: r.sha256, BackupIndex: r.header.Index, BackupCreated: r.header.Created, Generations: r.opened, Active: r.active(),
 		Tokens: uint64(total), Opened: uint64(opened), //nolint:gosec // not negative
 	}
-	b, err := report.Sign(r.key)
+	b, err := r.key.sign(ctx, report)
 	if err != nil {
 		return err
 	}
@@ -285,12 +291,14 @@ func recoveryReleaseCommand() *cobra.Command {
 	var request, fingerprint, out string
 	c := &cobra.Command{
 		Use: "release", Short: "Give the domain key of a backup to a new node", Args: cobra.NoArgs,
-		Long: `Opens the domain key in a backup with the shares of a recovery key, and wraps each of its
-generations for the transfer key of one new node (kmsd recovery request), in a file that
-only that node's token opens. --fingerprint is that of the transfer key, as the node's own
+		Long: `Opens the domain key in a backup with the shares of a recovery key (--share), or in the HSM
+token that it is in (--token), and wraps each of its generations for the transfer key of
+one new node (kmsd recovery request), in a file that only that node's token opens. --fingerprint is that of the transfer key, as the node's own
 console has shown it: without that comparison whoever has handed over the request might
-get the domain key.`,
-		Example: "  kmsd recovery release --backup kms-2026-01-02.qkb --share share-1 --share share-2 --for kms1.request --fingerprint SHA256:9f2c… --out kms1.release",
+get the domain key. A token wraps only for a transfer key that its own Security Officer
+has trusted, as any donor's: kmsd hsm trust --request.`,
+		Example: "  kmsd recovery release --backup kms-2026-01-02.qkb --share share-1 --share share-2 --for kms1.request --fingerprint SHA256:9f2c… --out kms1.release\n" +
+			"  kmsd recovery release --backup kms-2026-01-02.qkb --token recovery.yaml --for kms1.request --fingerprint SHA256:9f2c… --out kms1.release",
 		RunE: func(c *cobra.Command, _ []string) (err error) {
 			to, err := readRequest(request, fingerprint)
 			if err != nil {
@@ -299,7 +307,7 @@ get the domain key.`,
 			if out == "" {
 				return errors.New("no file for the release: name one with --out")
 			}
-			r, err := openRecovered(c.Context(), flags)
+			r, err := openRecovered(c.Context(), flags, c.ErrOrStderr())
 			if err != nil {
 				return err
 			}
@@ -311,7 +319,7 @@ get the domain key.`,
 			}
 			b, err := r.release(c.Context(), to)
 			if err != nil {
-				return err
+				return trustHint(err, flags, request, to)
 			}
 			if err := writeNew(out, b); err != nil {
 				return err

@@ -24,7 +24,7 @@ import (
 type openedPartition func(ctx context.Context) (hsm.Partition, error)
 
 func rewrapCommand() *cobra.Command {
-	var config, out string
+	var config, out, soPINFile string
 	var from, to uint32
 	var f recoveryFlags
 	c := &cobra.Command{
@@ -35,23 +35,45 @@ cluster with "kmsctl domain rewrap apply": it replaces a token only where the cl
 still has the old one, and only if a majority of its HSMs opens the new one.
 
 The domain key comes from shares of a recovery key (--share), on a machine without a network
-that is wiped afterwards: there it is in clear, in the memory of the process. Or it is in an
-HSM partition that holds both generations, and the twin of the old one ("kmsd recovery twin
+that is wiped afterwards: there it is in clear, in the memory of the process. Or it comes from
+the copies in the backup, in the HSM token that a recovery key is in (--token): that token has
+the twin of the old generation for the length of the command, to which its Security Officer
+agrees with the PIN, from a file with mode 0600 or from KMSD_HSM_SO_PIN (if the command is
+killed, "kmsd recovery twin destroy" takes the twin out). Or it is in an HSM
+partition that holds both generations, and the twin of the old one ("kmsd recovery twin
 install"); --config names a file with the part hsm of a node's configuration.
 
 The file that is written holds wrapped keys only; it tells the ids of keys, their classes and
 when they were made.`,
 		Example: "  kmsd recovery rewrap --share share-1 --share share-3 --from 1 --backup kms-1.qkb --out keys.rewrap\n" +
+			"  kmsd recovery rewrap --token recovery.yaml --so-pin-file so-pin --from 1 --backup kms-1.qkb --out keys.rewrap\n" +
 			"  kmsd recovery rewrap --config recovery.yaml --backup kms-1.qkb --to 2 --out keys.rewrap",
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := given([2]string{"backup", f.backup}, [2]string{"out", out}); err != nil {
 				return err
 			}
-			if len(f.shares) > 0 {
-				if from == 0 {
-					return errors.New("with --share, name the generation whose keys are moved: --from")
+			if len(f.shares) > 0 || f.token != "" {
+				if err := f.check(); err != nil {
+					return err
 				}
-				return rewrapFile(c, func(ctx context.Context) (hsm.Partition, error) { return recoveredWithTwin(ctx, f, from) }, f.backup, from, to, out)
+				if from == 0 {
+					return fmt.Errorf("%w: with --share or --token, name the generation whose keys are moved: --from", node.ErrConfig)
+				}
+			}
+			if f.token != "" {
+				soPIN, err := required("Security Officer's PIN", soPINFile, envSOPIN, "--so-pin-file")
+				if err != nil {
+					return err
+				}
+				defer clear(soPIN)
+				return rewrapFile(c, func(ctx context.Context) (hsm.Partition, error) {
+					return recoveryTokenWithTwin(ctx, f, from, soPIN, c.ErrOrStderr())
+				}, f.backup, from, to, out)
+			}
+			if len(f.shares) > 0 {
+				return rewrapFile(c, func(ctx context.Context) (hsm.Partition, error) {
+					return recoveredWithTwin(ctx, f, from, c.ErrOrStderr())
+				}, f.backup, from, to, out)
 			}
 			cfg, err := node.LoadHSM(config)
 			if err != nil {
@@ -63,6 +85,7 @@ when they were made.`,
 	}
 	c.Flags().StringVar(&config, "config", "recovery.yaml", "file with the part hsm of a configuration")
 	f.add(c)
+	c.Flags().StringVar(&soPINFile, "so-pin-file", "", "with --token: file with the Security Officer's PIN")
 	c.Flags().Uint32Var(&from, "from", 0, "generation whose keys are moved (default: the one with a twin in the partition)")
 	c.Flags().Uint32Var(&to, "to", 0, "generation to wrap under (default: the one that is active in the backup)")
 	c.Flags().StringVar(&out, "out", "", "file to write; it must not be there")
@@ -70,8 +93,8 @@ when they were made.`,
 }
 
 // recoveredWithTwin is the partition that shares open, with the twin of a generation.
-func recoveredWithTwin(ctx context.Context, f recoveryFlags, from uint32) (hsm.Partition, error) {
-	r, err := openRecovered(ctx, f)
+func recoveredWithTwin(ctx context.Context, f recoveryFlags, from uint32, stderr io.Writer) (hsm.Partition, error) {
+	r, err := openRecovered(ctx, f, stderr)
 	if err != nil {
 		return nil, err
 	}

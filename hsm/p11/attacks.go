@@ -4,6 +4,7 @@ package p11
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/miekg/pkcs11"
 
@@ -61,6 +62,8 @@ func (b *bench) wanted(o pkcs11.ObjectHandle, class uint, label string) (templat
 		return identityPublic(true), nil
 	case class == pkcs11.CKO_PRIVATE_KEY && label == labelTransfer:
 		return transferPrivate(template{named(label)}, true), nil
+	case class == pkcs11.CKO_PRIVATE_KEY && strings.HasPrefix(label, labelRecovery):
+		return recoveryPrivate(strings.TrimPrefix(label, labelRecovery)), nil
 	case class == pkcs11.CKO_PUBLIC_KEY && label == labelTrusted:
 		spki, err := b.rsaPublic(o)
 		return trustedTemplate(spki), err
@@ -378,29 +381,60 @@ func (b *bench) oaepKeyOtherMechanism(f *findings) {
 			f.refuse(what+" encrypts, "+name, b.encrypts(m, o))
 		}
 	}
-	w, err := b.sealed(0, ordinaryValue())
-	if !f.must("encrypt outside the token", err) {
-		return
-	}
 	want := b.traits.domainKey(aesKind, scratch(aesKind), false)
-	o, err := b.unwrap(pkcs1, b.private, w, want)
-	b.obtains(f, "transfer key unwraps, PKCS #1 v1.5", o, err, nil)
-	for name, m := range b.rsaMechanisms() {
-		f.refuse("transfer key decrypts, "+name, b.decrypts(m, b.private))
-		f.refuse("transfer key signs, "+name, b.signs(m, b.private))
+	for key, what := range b.receiving(f) {
+		w, err := b.sealed(key, 0, ordinaryValue())
+		if !f.must("encrypt outside the token", err) {
+			return
+		}
+		o, err := b.unwrap(pkcs1, key, w, want)
+		b.obtains(f, what+" unwraps, PKCS #1 v1.5", o, err, nil)
+		for name, m := range b.rsaMechanisms() {
+			f.refuse(what+" decrypts, "+name, b.decrypts(m, key))
+			f.refuse(what+" signs, "+name, b.signs(m, key))
+		}
 	}
 }
 
-// transferReadable asks the transfer key for a domain key that can be read, wrapped
-// out or used as a cipher.
+// receiving are the keys that domain keys arrive with: the scratch transfer key, and the
+// recovery keys in the token, which have the same template and are there for long.
+func (b *bench) receiving(f *findings) map[pkcs11.ObjectHandle]string {
+	keys := map[pkcs11.ObjectHandle]string{b.private: "transfer key"}
+	recovery, err := b.recoveryObjects()
+	f.must("list recovery keys", err)
+	for name, o := range recovery {
+		keys[o] = "recovery key " + name
+	}
+	return keys
+}
+
+// transferReadable asks the keys that domain keys arrive with for one that can be read, wrapped
+// out or used as a cipher, and tries to get those keys out themselves.
 func (b *bench) transferReadable(f *findings) {
+	unknown, err := b.generate(pkcs11.CKM_AES_KEY_GEN, secret(pkcs11.CKK_AES, false, false).with(
+		number(pkcs11.CKA_VALUE_LEN, keySize), flag(pkcs11.CKA_WRAP, true)))
+	if !f.must("a wrapping key", err) {
+		return
+	}
+	for key, what := range b.receiving(f) {
+		b.arrivesReadable(f, key, what)
+		b.receivingKeyLeaves(f, key, what, unknown)
+	}
+	b.altered(f, "transfer key", b.private, template{
+		flag(pkcs11.CKA_SENSITIVE, false), flag(pkcs11.CKA_EXTRACTABLE, true), flag(pkcs11.CKA_DECRYPT, true),
+		mechanisms(pkcs11.CKM_RSA_PKCS),
+		{kind: pkcs11.CKA_UNWRAP_TEMPLATE, nested: template{flag(pkcs11.CKA_SENSITIVE, false)}},
+	}, transferPrivate(nil, false))
+}
+
+func (b *bench) arrivesReadable(f *findings, key pkcs11.ObjectHandle, what string) {
 	hash := b.traits.oaep[0]
-	w, err := b.sealed(hash, ordinaryValue())
+	w, err := b.sealed(key, hash, ordinaryValue())
 	if !f.must("encrypt outside the token", err) {
 		return
 	}
 	want := b.traits.domainKey(aesKind, scratch(aesKind), false)
-	o, err := b.unwrap(oaepWith(hash), b.private, w, want)
+	o, err := b.unwrap(oaepWith(hash), key, w, want)
 	if f.must("open a domain key", err) {
 		f.must("an opened domain key", b.check(o, want))
 		f.must("clean up", b.destroy(o))
@@ -415,15 +449,27 @@ func (b *bench) transferReadable(f *findings) {
 		opposite := flag(a.kind, !arriving().sets(a.kind))
 		wrong[fmt.Sprintf("with another %#x", a.kind)] = want.with(opposite)
 	}
-	for what, t := range wrong {
-		o, err := b.unwrap(oaepWith(hash), b.private, w, t)
-		b.obtains(f, "transfer key unwraps a domain key "+what, o, err, arriving())
+	for how, t := range wrong {
+		o, err := b.unwrap(oaepWith(hash), key, w, t)
+		b.obtains(f, what+" unwraps a domain key "+how, o, err, arriving())
 	}
-	b.altered(f, "transfer key", b.private, template{
-		flag(pkcs11.CKA_SENSITIVE, false), flag(pkcs11.CKA_EXTRACTABLE, true), flag(pkcs11.CKA_DECRYPT, true),
-		mechanisms(pkcs11.CKM_RSA_PKCS),
-		{kind: pkcs11.CKA_UNWRAP_TEMPLATE, nested: template{flag(pkcs11.CKA_SENSITIVE, false)}},
-	}, transferPrivate(nil, false))
+}
+
+// receivingKeyLeaves tries to get a key out that domain keys arrive with: whoever has it opens
+// what was wrapped for it. The keys in the token are wrapped with a key that nobody knows and
+// that is gone afterwards.
+func (b *bench) receivingKeyLeaves(f *findings, key pkcs11.ObjectHandle, what string, unknown pkcs11.ObjectHandle) {
+	for _, kind := range []uint{pkcs11.CKA_PRIVATE_EXPONENT, pkcs11.CKA_PRIME_1} {
+		value, err := b.attribute(key, kind)
+		if err == nil && len(value) == 0 {
+			err = errAnswer
+		}
+		f.refuse(fmt.Sprintf("%s read in %#x", what, kind), err)
+	}
+	_, err := b.wrap(b.traits.keyWrap(), unknown, key)
+	f.refuse(what+" wrapped with an ordinary key", err)
+	_, err = b.wrap(b.traits.keyWrap(), b.domain[aesKind], key)
+	f.refuse(what+" wrapped with a domain key", err)
 }
 
 // identityKeyLeaves tries to get a node identity key out.

@@ -3,9 +3,6 @@
 package p11
 
 import (
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"strings"
@@ -105,7 +102,7 @@ func (b *bench) transfers(hash uint8) error {
 	if err != nil {
 		return err
 	}
-	theirs, err := b.sealed(hash, ordinaryValue())
+	theirs, err := b.sealed(b.private, hash, ordinaryValue())
 	if err != nil {
 		return err
 	}
@@ -122,29 +119,14 @@ func (b *bench) transfers(hash uint8) error {
 	return nil
 }
 
-// sealed encrypts key for the scratch transfer key outside the token: with OAEP, or
-// PKCS #1 v1.5 if hash is 0.
-func (b *bench) sealed(hash uint8, key []byte) ([]byte, error) {
-	spki, err := b.rsaPublic(b.private)
+// sealed encrypts key for a private key outside the token: with OAEP, or PKCS #1 v1.5 if
+// hash is 0.
+func (b *bench) sealed(private pkcs11.ObjectHandle, hash uint8, key []byte) ([]byte, error) {
+	spki, err := b.rsaPublic(private)
 	if err != nil {
 		return nil, err
 	}
-	parsed, err := x509.ParsePKIXPublicKey(spki)
-	if err != nil {
-		return nil, err
-	}
-	pub, ok := parsed.(*rsa.PublicKey)
-	if !ok {
-		return nil, errors.New("not an rsa key")
-	}
-	if hash == 0 {
-		return rsa.EncryptPKCS1v15(rand.Reader, pub, key) //nolint:staticcheck // the attack
-	}
-	h, err := hsm.NewOAEPHash(hash)
-	if err != nil {
-		return nil, err
-	}
-	return rsa.EncryptOAEP(h, rand.Reader, pub, key, nil)
+	return sealedFor(spki, hash, key)
 }
 
 // operation tries to begin something with a key. It uses a session of its own: what

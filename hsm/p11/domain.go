@@ -146,6 +146,14 @@ func (h holdings) numbers() []uint32 {
 	return list
 }
 
+// numbers are the generations in use here: complete ones in the token, and what copies were
+// opened to.
+func (s *session) numbers(h holdings, cluster hsm.ID) []uint32 {
+	list := slices.AppendSeq(h.numbers(), maps.Keys(s.link.recoveredOf(cluster)))
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
 // secretsOf finds the secret keys in the token that may be the cluster's: their labels tell.
 func (s *session) secretsOf(cluster hsm.ID) ([]pkcs11.ObjectHandle, error) {
 	ours := template{number(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), flag(pkcs11.CKA_TOKEN, true)}
@@ -210,10 +218,13 @@ func (s *session) sameKey(t traits, id domainID, kind hsm.KeyKind, a, b pkcs11.O
 }
 
 // domain finds a complete generation and checks the template of each of its keys,
-// once a link.
+// once a link. What a copy was opened to has been checked, and comes first.
 func (p *Partition) domain(s *session, id domainID) (domain, error) {
 	s.link.mu.Lock()
-	d := s.link.domains[id]
+	d := s.link.recovered[id]
+	if d == nil {
+		d = s.link.domains[id]
+	}
 	s.link.mu.Unlock()
 	if d != nil {
 		return d, nil
@@ -459,7 +470,8 @@ func (p *Partition) Generations(ctx context.Context, cluster hsm.ID) (all []hsm.
 		if err != nil {
 			return err
 		}
-		for _, number := range h.numbers() {
+		all = nil // of an attempt before
+		for _, number := range s.numbers(h, cluster) {
 			d, err := p.domain(s, domainID{cluster, number})
 			if err != nil {
 				return err
@@ -485,7 +497,10 @@ func (p *Partition) LogKey(ctx context.Context, cluster hsm.ID) (key []byte, err
 		if err != nil {
 			return err
 		}
-		numbers := h.numbers()
+		numbers := slices.Sorted(maps.Keys(s.link.recoveredOf(cluster)))
+		if len(numbers) == 0 {
+			numbers = h.numbers()
+		}
 		if len(numbers) == 0 {
 			return fmt.Errorf("log key: %w", hsm.ErrNotFound)
 		}

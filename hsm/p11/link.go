@@ -38,6 +38,8 @@ type link struct {
 
 	mu      sync.Mutex
 	domains map[domainID]domain
+	// recovered is what copies were opened to: objects of hold. It goes before domains.
+	recovered map[domainID]domain
 }
 
 const noSession pkcs11.SessionHandle = 0 // CK_INVALID_HANDLE
@@ -53,7 +55,7 @@ func connect(lib *library, s slot, pin []byte, sessions int, again bool, meter *
 		work:    make(chan pkcs11.SessionHandle, sessions),
 		hold:    make(chan pkcs11.SessionHandle, 1),
 		gone:    make(chan struct{}),
-		domains: map[domainID]domain{},
+		domains: map[domainID]domain{}, recovered: map[domainID]domain{},
 	}
 	holder, err := l.open()
 	if err != nil {

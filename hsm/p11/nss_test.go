@@ -187,6 +187,9 @@ func TestTokensLack(t *testing.T) {
 		"NSS":      {newNSS(t).newToken(t), nil},
 	} {
 		p := mustOpen(t, c.cfg)
+		if _, made, err := p.EnsureRecoveryKey(t.Context(), "vault"); err != nil || !made {
+			t.Errorf("%s: no recovery key: %v", name, err)
+		}
 		for _, k := range secretKinds() {
 			for _, a := range k.Algorithms() {
 				if p.Supports(a) == slices.Contains(c.lacks, a) {

@@ -194,6 +194,13 @@ func TestProbesCanFail(t *testing.T) {
 			[]string{"as it likes", "with another 0x103", "with another 0x210", "with another 0x105"},
 		},
 		{
+			"transfer-key-unwraps-readable", "SENSITIVE and EXTRACTABLE=F",
+			func(b *bench) error {
+				return transfer(b, nil, flag(pkcs11.CKA_SENSITIVE, false), flag(pkcs11.CKA_EXTRACTABLE, true))
+			},
+			[]string{"transfer key read in", "transfer key wrapped with an ordinary key", "transfer key wrapped with a domain key"},
+		},
+		{
 			"transfer-key-unwraps-readable", "WRAP_WITH_TRUSTED in the unwrap template",
 			func(b *bench) error {
 				return transfer(b, nil, attribute{
@@ -343,6 +350,22 @@ func TestPlantedObjects(t *testing.T) {
 				return err
 			},
 			[]string{probeTemplates},
+		},
+		"recovery key without unwrap template": {
+			func(_ *Partition, s *session) error {
+				_, _, err := s.generatePair(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, rsaPublic(nil, false).with(newRSA(scratchBits)...),
+					recoveryPrivate("vault").less([]uint{pkcs11.CKA_UNWRAP_TEMPLATE}))
+				return err
+			},
+			[]string{probeTemplates, "transfer-key-unwraps-readable"},
+		},
+		"recovery key that leaves and decrypts": {
+			func(_ *Partition, s *session) error {
+				_, _, err := s.generatePair(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, rsaPublic(nil, false).with(newRSA(scratchBits)...),
+					recoveryPrivate("vault").with(flag(pkcs11.CKA_EXTRACTABLE, true), flag(pkcs11.CKA_DECRYPT, true)))
+				return err
+			},
+			[]string{probeTemplates, "oaep-key-other-mechanism", "transfer-key-unwraps-readable"},
 		},
 		"unknown object of ours": {
 			func(_ *Partition, s *session) error {

@@ -4,6 +4,7 @@ package p11
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -160,8 +161,13 @@ func (p *Partition) ExportRecovery(ctx context.Context, r hsm.RecoveryRequest) (
 	if _, err := r.Check(); err != nil {
 		return nil, err
 	}
+	hash := cmp.Or(r.OAEPHash, p.traits.oaep[0])
+	if !slices.Contains(p.traits.oaep, hash) {
+		return nil, fmt.Errorf("%w: recovery copy: the recovery key's token has OAEP with %s, this token has it with %s only",
+			hsm.ErrRefused, hsm.OAEPName(hash), p.traits.oaepNames())
+	}
 	return p.export(ctx, r.SPKI, hsm.TransferMessage{
-		Cluster: r.Cluster, Epoch: r.Epoch, Generation: r.Generation, Donor: r.Donor, Recipient: r.Recipient, OAEPHash: p.traits.oaep[0],
+		Cluster: r.Cluster, Epoch: r.Epoch, Generation: r.Generation, Donor: r.Donor, Recipient: r.Recipient, OAEPHash: hash,
 	})
 }
 

@@ -1,6 +1,7 @@
 package soft
 
 import (
+	"cmp"
 	"context"
 	"crypto/aes"
 	"crypto/hmac"
@@ -75,6 +76,14 @@ func (p *Partition) domain(cluster hsm.ID) *domain {
 // held is the domain of the cluster if it has the generation; otherwise
 // ErrNotFound.
 func (p *Partition) held(cluster hsm.ID, number uint32) (*domain, error) {
+	if d := p.recovered[hex.EncodeToString(cluster[:])]; d != nil && d.Generations[number] != nil {
+		return d, nil
+	}
+	return p.stored(cluster, number)
+}
+
+// stored is held of what is stored.
+func (p *Partition) stored(cluster hsm.ID, number uint32) (*domain, error) {
 	d := p.domain(cluster)
 	if d == nil || d.Generations[number] == nil {
 		return nil, fmt.Errorf("generation %d: %w", number, hsm.ErrNotFound)
@@ -94,7 +103,7 @@ func (p *Partition) install(cluster hsm.ID, number uint32, keys map[hsm.KeyKind]
 	if err != nil {
 		return hsm.Generation{}, err
 	}
-	next := &contents{Identity: p.contents.Identity, Domains: maps.Clone(p.contents.Domains)}
+	next := p.contents.with()
 	next.Domains[hex.EncodeToString(cluster[:])] = d
 	return g, p.store(next)
 }
@@ -106,7 +115,7 @@ func (p *Partition) CreateDomain(ctx context.Context, cluster hsm.ID, number uin
 	if err := p.usable(ctx); err != nil {
 		return hsm.Generation{}, err
 	}
-	if _, err := p.held(cluster, number); err == nil {
+	if _, err := p.stored(cluster, number); err == nil {
 		return hsm.Generation{}, fmt.Errorf("generation %d: %w", number, hsm.ErrExists)
 	}
 	keys := make(map[hsm.KeyKind][]byte)
@@ -129,7 +138,7 @@ func (p *Partition) DestroyDomain(ctx context.Context, cluster hsm.ID, g hsm.Gen
 	if err := p.usable(ctx); err != nil {
 		return err
 	}
-	old, err := p.held(cluster, g.Number)
+	old, err := p.stored(cluster, g.Number)
 	if err != nil {
 		return err
 	}
@@ -144,7 +153,7 @@ func (p *Partition) DestroyDomain(ctx context.Context, cluster hsm.ID, g hsm.Gen
 	}
 	d := &domain{LogRoot: old.LogRoot, Generations: maps.Clone(old.Generations)}
 	delete(d.Generations, g.Number)
-	next := &contents{Identity: p.contents.Identity, Domains: maps.Clone(p.contents.Domains)}
+	next := p.contents.with()
 	next.Domains[hex.EncodeToString(cluster[:])] = d
 	return p.store(next)
 }
@@ -156,13 +165,17 @@ func (p *Partition) Generations(ctx context.Context, cluster hsm.ID) ([]hsm.Gene
 	if err := p.usable(ctx); err != nil {
 		return nil, err
 	}
-	d := p.domain(cluster)
-	if d == nil {
-		return nil, nil
+	numbers := map[uint32]*domain{}
+	for _, d := range []*domain{p.domain(cluster), p.recovered[hex.EncodeToString(cluster[:])]} {
+		if d != nil {
+			for number := range d.Generations {
+				numbers[number] = d
+			}
+		}
 	}
 	var all []hsm.Generation
-	for _, number := range slices.Sorted(maps.Keys(d.Generations)) {
-		g, err := d.generation(number)
+	for _, number := range slices.Sorted(maps.Keys(numbers)) {
+		g, err := numbers[number].generation(number)
 		if err != nil {
 			return nil, err
 		}
@@ -178,7 +191,7 @@ func (p *Partition) LogKey(ctx context.Context, cluster hsm.ID) ([]byte, error) 
 	if err := p.usable(ctx); err != nil {
 		return nil, err
 	}
-	d := p.domain(cluster)
+	d := cmp.Or(p.recovered[hex.EncodeToString(cluster[:])], p.domain(cluster))
 	if d == nil {
 		return nil, fmt.Errorf("log key: %w", hsm.ErrNotFound)
 	}

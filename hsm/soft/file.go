@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 
@@ -128,8 +129,16 @@ func unseal(b, pin []byte) (*contents, *sealer, error) {
 
 // contents is all that a partition keeps.
 type contents struct {
-	Identity []byte             `json:"identity"` // PKCS#8 of the NIK
-	Domains  map[string]*domain `json:"domains"`  // by cluster id, hex
+	Identity []byte             `json:"identity"`           // PKCS#8 of the NIK
+	Domains  map[string]*domain `json:"domains"`            // by cluster id, hex
+	Recovery map[string][]byte  `json:"recovery,omitempty"` // PKCS #8 of recovery keys, by name
+}
+
+// with is a copy of c, to be changed.
+func (c *contents) with() *contents {
+	next := *c
+	next.Domains, next.Recovery = maps.Clone(c.Domains), maps.Clone(c.Recovery)
+	return &next
 }
 
 // domain is what a partition holds of one cluster. Every key has

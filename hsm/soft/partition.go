@@ -56,6 +56,8 @@ type Partition struct {
 	transfer *rsa.PrivateKey // nil: no transfer is under way
 	trusted  map[string]bool // fingerprints, of a partition in memory only
 	twins    map[twin]bool   // they end with the process
+	// recovered is what ImportRecovery has taken in, by cluster id, hex: it goes before contents.
+	recovered map[string]*domain
 
 	// Of a partition with a directory; nil otherwise.
 	root   *os.Root
@@ -76,7 +78,7 @@ func Open(c Config) (*Partition, error) {
 	if _, err := hsm.NewOAEPHash(c.OAEPHash); err != nil {
 		return nil, err
 	}
-	p := &Partition{trustAll: c.TrustAll, cloned: c.Cloned, oaepHash: c.OAEPHash, trusted: make(map[string]bool), twins: make(map[twin]bool)}
+	p := &Partition{trustAll: c.TrustAll, cloned: c.Cloned, oaepHash: c.OAEPHash, trusted: make(map[string]bool), twins: make(map[twin]bool), recovered: make(map[string]*domain)}
 	if err := p.load(c); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
@@ -156,7 +158,7 @@ func (p *Partition) initialize() error {
 	}
 	next := &contents{Identity: der, Domains: map[string]*domain{}}
 	if p.contents != nil {
-		next.Domains = p.contents.Domains
+		next.Domains, next.Recovery = p.contents.Domains, p.contents.Recovery
 	}
 	return p.store(next)
 }
@@ -282,7 +284,10 @@ func (p *Partition) Close() error {
 			d.wipe()
 		}
 	}
-	p.closed, p.contents, p.transfer, p.sealer = true, nil, nil, nil
+	for _, d := range p.recovered {
+		d.wipe()
+	}
+	p.closed, p.contents, p.recovered, p.transfer, p.sealer = true, nil, nil, nil, nil
 	var errs []error
 	if p.lock != nil {
 		errs = append(errs, p.lock.Close())

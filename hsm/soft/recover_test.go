@@ -90,6 +90,6 @@ func TestRecover(t *testing.T) {
 
 func recovered(t *testing.T, p *soft.Partition, key *rsa.PrivateKey, message []byte, want hsm.ImportExpectation) error {
 	t.Helper()
-	_, err := p.Recover(t.Context(), key, message, want)
+	_, err := p.RecoverWith(t.Context(), key, message, want)
 	return err
 }

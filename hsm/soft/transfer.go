@@ -1,6 +1,7 @@
 package soft
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -67,7 +68,8 @@ func (p *Partition) ExportRecovery(ctx context.Context, r hsm.RecoveryRequest) (
 		return nil, err
 	}
 	return p.export(ctx, pub, r.SPKI, hsm.TransferMessage{
-		Cluster: r.Cluster, Epoch: r.Epoch, Generation: r.Generation, Donor: r.Donor, Recipient: r.Recipient, OAEPHash: hsm.OAEPSHA256,
+		Cluster: r.Cluster, Epoch: r.Epoch, Generation: r.Generation, Donor: r.Donor, Recipient: r.Recipient,
+		OAEPHash: cmp.Or(r.OAEPHash, hsm.OAEPSHA256),
 	})
 }
 
@@ -138,9 +140,9 @@ func (p *Partition) Import(ctx context.Context, message []byte, want hsm.ImportE
 	return g, nil
 }
 
-// Recover takes a generation in from a copy that was wrapped for a recovery key.
-// It checks what Import does; want.More means nothing.
-func (p *Partition) Recover(ctx context.Context, key *rsa.PrivateKey, message []byte, want hsm.ImportExpectation) (hsm.Generation, error) {
+// RecoverWith takes a generation in from a copy that was wrapped for a recovery key whose
+// private half is at hand. It checks what Import does; want.More means nothing.
+func (p *Partition) RecoverWith(ctx context.Context, key *rsa.PrivateKey, message []byte, want hsm.ImportExpectation) (hsm.Generation, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := p.usable(ctx); err != nil {
@@ -163,11 +165,19 @@ func (p *Partition) take(key *rsa.PrivateKey, oaepHash uint8, m hsm.TransferMess
 		if d.Generations[m.Generation] != nil {
 			return hsm.Generation{}, fmt.Errorf("generation %d: %w", m.Generation, hsm.ErrExists)
 		}
-		if !hmac.Equal(d.LogRoot, keys[hsm.KindLog]) {
-			return hsm.Generation{}, fmt.Errorf("%w: import: another log key than the cluster's", hsm.ErrRefused)
+		if err := sameLog(d, keys); err != nil {
+			return hsm.Generation{}, err
 		}
 	}
 	return p.install(m.Cluster, m.Generation, keys)
+}
+
+// sameLog refuses keys with another log root key than the domain's.
+func sameLog(d *domain, keys map[hsm.KeyKind][]byte) error {
+	if !hmac.Equal(d.LogRoot, keys[hsm.KindLog]) {
+		return fmt.Errorf("%w: import: another log key than the cluster's", hsm.ErrRefused)
+	}
+	return nil
 }
 
 // unwrapKeys verifies a message and decrypts its keys.

@@ -19,10 +19,14 @@ import (
 // RecoveryRecipient is what a recovery key is called in DKX1; no raft id has a slash.
 func RecoveryRecipient(name string) string { return "recovery/" + name }
 
-// TrustsRecovery fails unless this node's Security Officer has trusted recovery keys; it
-// wraps hsm.ErrNotTrusted and names the one.
+// TrustsRecovery fails unless this node's Security Officer has trusted recovery keys, none of
+// which is in this node's own partition; it wraps hsm.ErrNotTrusted or fsm.ErrIdentity and
+// names the one.
 func (m *Member) TrustsRecovery(ctx context.Context, keys []fsm.FirstRecipient) error {
 	for _, k := range keys {
+		if err := k.Apart(m.id, m.config.Domain.Identity()); err != nil {
+			return err
+		}
 		if err := m.config.Domain.Trusted(ctx, k.SPKI); err != nil {
 			return fmt.Errorf("recovery recipient %s: %w: this node's Security Officer must compare the fingerprint with the one of the ceremony and trust it, on this host: kmsd hsm trust --recovery <file> %s", k.Name, err, hsm.Fingerprint(k.SPKI))
 		}
@@ -41,7 +45,7 @@ func (m *Member) recoverable(ctx context.Context, id identity, g hsm.Generation,
 		x := &made.Recipients[i]
 		var err error
 		x.Message, err = m.config.Domain.ExportRecovery(ctx, hsm.RecoveryRequest{
-			Cluster: hsm.ID(id.Cluster), Generation: g.Number, Donor: m.id, Recipient: RecoveryRecipient(x.Name), SPKI: x.SPKI,
+			Cluster: hsm.ID(id.Cluster), Generation: g.Number, Donor: m.id, Recipient: RecoveryRecipient(x.Name), SPKI: x.SPKI, OAEPHash: x.OAEPHash,
 		})
 		if err != nil {
 			return nil, fmt.Errorf("wrapping the domain key for recovery recipient %s: %w", x.Name, err)
@@ -89,6 +93,7 @@ func (e *engine) copyFor(s *fsm.State, g fsm.Generation, name string) error {
 	}
 	message, err := e.config.Domain.ExportRecovery(ctx, hsm.RecoveryRequest{
 		Cluster: hsm.ID(e.cluster), Epoch: s.Cluster().RecoveryEpoch, Generation: g.Number, Donor: e.id, Recipient: RecoveryRecipient(name), SPKI: r.SPKI,
+		OAEPHash: r.OAEPHash,
 	})
 	if err != nil {
 		return err

@@ -1007,7 +1007,7 @@ type InitRequest struct {
 	// How domain keys come to another partition: generic or cloned, for the cluster's life.
 	// It must be that of the node's configuration; empty means that.
 	Profile string `protobuf:"bytes,9,opt,name=profile,proto3" json:"profile,omitempty"`
-	// Files that kmsctl recovery init has made: the domain key is wrapped for each. The
+	// Files that kmsctl recovery init or kmsd recovery init-token has made: the domain key is wrapped for each. The
 	// Security Officer of the node that is called must have trusted them. Required, or
 	// no_recovery.
 	RecoveryKeys      [][]byte `protobuf:"bytes,4,rep,name=recovery_keys,json=recoveryKeys,proto3" json:"recovery_keys,omitempty"`

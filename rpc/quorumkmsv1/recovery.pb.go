@@ -25,12 +25,13 @@ const (
 type RecoveryRecipient struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"` // SHARES: the private half is split among people
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"` // SHARES: the private half is split among people; TOKEN: it is in an HSM token
 	Fingerprint   string                 `protobuf:"bytes,3,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
-	Threshold     uint32                 `protobuf:"varint,4,opt,name=threshold,proto3" json:"threshold,omitempty"` // shares that open it
+	Threshold     uint32                 `protobuf:"varint,4,opt,name=threshold,proto3" json:"threshold,omitempty"` // of kind SHARES: shares that open it
 	Shares        uint32                 `protobuf:"varint,5,opt,name=shares,proto3" json:"shares,omitempty"`
 	Added         *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=added,proto3" json:"added,omitempty"`
-	Drill         *RecoveryDrill         `protobuf:"bytes,7,opt,name=drill,proto3" json:"drill,omitempty"` // the last one; unset: none was recorded
+	Drill         *RecoveryDrill         `protobuf:"bytes,7,opt,name=drill,proto3" json:"drill,omitempty"`                                      // the last one; unset: none was recorded
+	TokenIdentity string                 `protobuf:"bytes,8,opt,name=token_identity,json=tokenIdentity,proto3" json:"token_identity,omitempty"` // of kind TOKEN: fingerprint of the token's identity key, which signs its reports
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -112,6 +113,13 @@ func (x *RecoveryRecipient) GetDrill() *RecoveryDrill {
 		return x.Drill
 	}
 	return nil
+}
+
+func (x *RecoveryRecipient) GetTokenIdentity() string {
+	if x != nil {
+		return x.TokenIdentity
+	}
+	return ""
 }
 
 // RecoveryDrill is a time that a recipient's key was seen to open a backup.
@@ -430,7 +438,7 @@ func (x *DescribeRecoveryResponse) GetIndexToken() []byte {
 
 type AddRecoveryRecipientRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	RecoveryKey   []byte                 `protobuf:"bytes,1,opt,name=recovery_key,json=recoveryKey,proto3" json:"recovery_key,omitempty"` // the file that kmsctl recovery init has made
+	RecoveryKey   []byte                 `protobuf:"bytes,1,opt,name=recovery_key,json=recoveryKey,proto3" json:"recovery_key,omitempty"` // the file that kmsctl recovery init or kmsd recovery init-token has made
 	DryRun        bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	RequestId     string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -1096,7 +1104,7 @@ var File_quorumkms_v1_recovery_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_recovery_proto_rawDesc = "" +
 	"\n" +
-	"\x1bquorumkms/v1/recovery.proto\x12\fquorumkms.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x01\n" +
+	"\x1bquorumkms/v1/recovery.proto\x12\fquorumkms.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9f\x02\n" +
 	"\x11RecoveryRecipient\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12 \n" +
@@ -1104,7 +1112,8 @@ const file_quorumkms_v1_recovery_proto_rawDesc = "" +
 	"\tthreshold\x18\x04 \x01(\rR\tthreshold\x12\x16\n" +
 	"\x06shares\x18\x05 \x01(\rR\x06shares\x120\n" +
 	"\x05added\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05added\x121\n" +
-	"\x05drill\x18\a \x01(\v2\x1b.quorumkms.v1.RecoveryDrillR\x05drill\"\xe2\x01\n" +
+	"\x05drill\x18\a \x01(\v2\x1b.quorumkms.v1.RecoveryDrillR\x05drill\x12%\n" +
+	"\x0etoken_identity\x18\b \x01(\tR\rtokenIdentity\"\xe2\x01\n" +
 	"\rRecoveryDrill\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1e\n" +
 	"\n" +

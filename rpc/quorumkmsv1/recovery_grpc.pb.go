@@ -32,8 +32,8 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // RecoveryService is who can recover the domain key when every HSM partition is lost:
-// recovery recipients, whose keys are made offline and split among people. Cluster
-// operators call it. The common fields mean what they mean in KeyService.
+// recovery recipients, whose keys are made offline and split among people or kept in an HSM
+// token. Cluster operators call it. The common fields mean what they mean in KeyService.
 type RecoveryServiceClient interface {
 	DescribeRecovery(ctx context.Context, in *DescribeRecoveryRequest, opts ...grpc.CallOption) (*DescribeRecoveryResponse, error)
 	// AddRecoveryRecipient proposes one recipient more. It is made when the configured number
@@ -46,7 +46,7 @@ type RecoveryServiceClient interface {
 	ApproveRecipientChange(ctx context.Context, in *ApproveRecipientChangeRequest, opts ...grpc.CallOption) (*ApproveRecipientChangeResponse, error)
 	CancelRecipientChange(ctx context.Context, in *CancelRecipientChangeRequest, opts ...grpc.CallOption) (*CancelRecipientChangeResponse, error)
 	// RecordRecoveryReport records what a drill has opened. The node verifies that the
-	// recipient's key has signed the report.
+	// recipient's key, or the token that it is in, has signed the report.
 	RecordRecoveryReport(ctx context.Context, in *RecordRecoveryReportRequest, opts ...grpc.CallOption) (*RecordRecoveryReportResponse, error)
 }
 
@@ -123,8 +123,8 @@ func (c *recoveryServiceClient) RecordRecoveryReport(ctx context.Context, in *Re
 // for forward compatibility.
 //
 // RecoveryService is who can recover the domain key when every HSM partition is lost:
-// recovery recipients, whose keys are made offline and split among people. Cluster
-// operators call it. The common fields mean what they mean in KeyService.
+// recovery recipients, whose keys are made offline and split among people or kept in an HSM
+// token. Cluster operators call it. The common fields mean what they mean in KeyService.
 type RecoveryServiceServer interface {
 	DescribeRecovery(context.Context, *DescribeRecoveryRequest) (*DescribeRecoveryResponse, error)
 	// AddRecoveryRecipient proposes one recipient more. It is made when the configured number
@@ -137,7 +137,7 @@ type RecoveryServiceServer interface {
 	ApproveRecipientChange(context.Context, *ApproveRecipientChangeRequest) (*ApproveRecipientChangeResponse, error)
 	CancelRecipientChange(context.Context, *CancelRecipientChangeRequest) (*CancelRecipientChangeResponse, error)
 	// RecordRecoveryReport records what a drill has opened. The node verifies that the
-	// recipient's key has signed the report.
+	// recipient's key, or the token that it is in, has signed the report.
 	RecordRecoveryReport(context.Context, *RecordRecoveryReportRequest) (*RecordRecoveryReportResponse, error)
 	mustEmbedUnimplementedRecoveryServiceServer()
 }

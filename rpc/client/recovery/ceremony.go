@@ -49,7 +49,8 @@ func ParseRequest(b []byte) (*Request, error) {
 }
 
 // Release is the domain key on its way to a node: each generation, wrapped for the
-// transfer key of a Request and signed by an identity that exists for this release alone.
+// transfer key of a Request and signed by the donor's identity: one that exists for this release
+// alone, or of the token that the recovery key is in.
 type Release struct {
 	Format   int      `json:"format"`
 	Cluster  string   `json:"cluster"` // UUID
@@ -91,6 +92,7 @@ type Report struct {
 	Format        int      `json:"format"`
 	Cluster       string   `json:"cluster"` // UUID
 	Recipient     string   `json:"recipient"`
+	Kind          string   `json:"kind"`    // of the recovery key
 	Key           string   `json:"key"`     // the recovery key's fingerprint
 	Created       int64    `json:"created"` // unix seconds
 	Backup        []byte   `json:"backup"`  // SHA-256 of the file
@@ -106,11 +108,25 @@ type Report struct {
 func (r *Report) label() string      { return "quorumkms/recovery/report/v1" }
 func (r *Report) signature() *[]byte { return &r.Signature }
 
-// Sign signs a report and gives its file.
+// Sign signs a report with a recovery key of kind SHARES and gives its file.
 func (r *Report) Sign(key *rsa.PrivateKey) ([]byte, error) {
+	r.Kind = KindShares
 	if err := sign(r, key); err != nil {
 		return nil, err
 	}
+	return r.file()
+}
+
+// SignWith has the token that the recovery key is in sign a report, and gives its file.
+func (r *Report) SignWith(sign Signer) ([]byte, error) {
+	r.Kind = KindToken
+	if err := signWith(r, sign); err != nil {
+		return nil, err
+	}
+	return r.file()
+}
+
+func (r *Report) file() ([]byte, error) {
 	if err := r.check(); err != nil {
 		return nil, err
 	}
@@ -131,6 +147,8 @@ func (r *Report) check() error {
 		return err
 	}
 	switch {
+	case r.Kind != KindShares && r.Kind != KindToken:
+		return refused("report of a recovery key of kind %.40q, this release knows %s and %s", r.Kind, KindShares, KindToken)
 	case !validUUID.MatchString(r.Cluster):
 		return refused("report about cluster %.60q", r.Cluster)
 	case r.Created <= 0 || r.BackupCreated <= 0 || r.BackupIndex == 0 || len(r.Backup) != 32:
@@ -144,14 +162,14 @@ func (r *Report) check() error {
 	return nil
 }
 
-// Verify checks that a recovery key has signed the report. ErrRefused.
-func (r *Report) Verify(spki []byte) error {
-	if r.Key != Fingerprint(spki) {
-		return refused("report of the recovery key %.80s, %s has the key %s", r.Key, r.Recipient, Fingerprint(spki))
+// Verify checks that a recovery key, or the token that it is in, has signed the report: of the
+// key its kind, SPKI and Identity are looked at. ErrRefused.
+func (r *Report) Verify(k *PublicKey) error {
+	if r.Kind != k.Kind {
+		return refused("report of a recovery key of kind %.40s, %s is of kind %s", r.Kind, r.Recipient, k.Kind)
 	}
-	key, err := parseKey(spki)
-	if err != nil {
-		return err
+	if r.Key != k.Fingerprint() {
+		return refused("report of the recovery key %.80s, %s has the key %s", r.Key, r.Recipient, k.Fingerprint())
 	}
-	return verify(r, key)
+	return verify(r, k)
 }

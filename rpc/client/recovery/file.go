@@ -3,6 +3,8 @@ package recovery
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -47,7 +49,7 @@ func ValidName(name string) error {
 	return nil
 }
 
-// signed is a file that a recovery key has signed.
+// signed is a file that a recovery key has signed, or the token that it is in.
 type signed interface {
 	label() string
 	signature() *[]byte
@@ -75,8 +77,20 @@ func sign(f signed, key *rsa.PrivateKey) error {
 	return err
 }
 
-// verify checks a file's signature and leaves the file as it was.
-func verify(f signed, key *rsa.PublicKey) error {
+// signWith has a token sign a file.
+func signWith(f signed, sign Signer) error {
+	*f.signature() = nil
+	m, err := message(f)
+	if err != nil {
+		return err
+	}
+	*f.signature(), err = sign(m)
+	return err
+}
+
+// verify checks that a recovery key, or the token that it is in, has signed a file, and leaves
+// the file as it was.
+func verify(f signed, by *PublicKey) error {
 	signature := *f.signature()
 	*f.signature() = nil
 	m, err := message(f)
@@ -85,6 +99,20 @@ func verify(f signed, key *rsa.PublicKey) error {
 		return err
 	}
 	digest := sha256.Sum256(m)
+	if by.Kind == KindToken {
+		key, err := parseIdentity(by.Identity)
+		if err != nil {
+			return err
+		}
+		if !ecdsa.VerifyASN1(key, digest[:], signature) {
+			return refused("its signature does not verify: it was altered after it was made, or another token made it")
+		}
+		return nil
+	}
+	key, err := by.public()
+	if err != nil {
+		return err
+	}
 	if err := rsa.VerifyPSS(key, crypto.SHA256, digest[:], signature, pss); err != nil {
 		return refused("its signature does not verify: it was altered after it was made, or another key made it")
 	}
@@ -131,6 +159,26 @@ func decode(b []byte, what string, into any) error {
 func Fingerprint(spki []byte) string {
 	sum := sha256.Sum256(spki)
 	return "SHA256:" + hex.EncodeToString(sum[:])
+}
+
+// parseIdentity reads the SPKI of a token's identity key.
+func parseIdentity(spki []byte) (*ecdsa.PublicKey, error) {
+	if len(spki) > maxTransfer {
+		return nil, refused("identity key of %d bytes", len(spki))
+	}
+	parsed, err := x509.ParsePKIXPublicKey(spki)
+	if err != nil {
+		return nil, refused("identity key: %w", err)
+	}
+	key, ok := parsed.(*ecdsa.PublicKey)
+	if !ok || key.Curve != elliptic.P256() {
+		return nil, refused("identity key is not of P-256")
+	}
+	again, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil || !bytes.Equal(again, spki) {
+		return nil, refused("identity key is not canonical DER")
+	}
+	return key, nil
 }
 
 // parseKey reads the SPKI of a recovery key.

@@ -49,7 +49,7 @@ func TestGolden(t *testing.T) {
 	}
 	report, err := ParseReport(golden(t, "golden.report"))
 	must(t, err)
-	must(t, report.Verify(key.SPKI))
+	must(t, report.Verify(key))
 }
 
 func makeGolden(t *testing.T) {

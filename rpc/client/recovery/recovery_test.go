@@ -2,6 +2,7 @@ package recovery
 
 import (
 	"bytes"
+	"crypto/elliptic"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -226,7 +227,7 @@ func TestShareFile(t *testing.T) {
 
 func aReport() *Report {
 	return &Report{
-		Format: Format, Cluster: "01234567-89ab-cdef-0123-456789abcdef", Recipient: "vault", Created: 2, Backup: make([]byte, 32),
+		Format: Format, Cluster: "01234567-89ab-cdef-0123-456789abcdef", Recipient: "vault", Kind: KindShares, Created: 2, Backup: make([]byte, 32),
 		BackupIndex: 1, BackupCreated: 1, Generations: []uint32{1, 2}, Active: 2, Tokens: 3, Opened: 3,
 	}
 }
@@ -241,13 +242,14 @@ func TestReport(t *testing.T) {
 	must(t, err)
 	parsed, err := ParseReport(file)
 	must(t, err)
-	must(t, parsed.Verify(key.SPKI))
+	must(t, parsed.Verify(key))
 	stranger, _ := other()
-	wantRefused(t, "another key", parsed.Verify(stranger.SPKI), "report of the recovery key")
+	wantRefused(t, "another key", parsed.Verify(stranger), "report of the recovery key")
 	parsed.Opened = 2
-	wantRefused(t, "an altered report", parsed.Verify(key.SPKI), "does not verify")
+	wantRefused(t, "an altered report", parsed.Verify(key), "does not verify")
 	for what, edit := range map[string]func(*Report){
 		"the cluster": func(r *Report) { r.Cluster = "x" }, "the date": func(r *Report) { r.Created = 0 }, "the hash": func(r *Report) { r.Backup = nil },
+		"the kind": func(r *Report) { r.Kind = "OTHER" }, "no kind": func(r *Report) { r.Kind = "" },
 		"more than all": func(r *Report) { r.Opened = 4 }, "the order": func(r *Report) { r.Generations = []uint32{2, 1} },
 		"the active one": func(r *Report) { r.Active = 9 }, "the name": func(r *Report) { r.Recipient = "" }, "the length": func(r *Report) { r.Key = strings.Repeat("x", 300) },
 	} {
@@ -335,6 +337,7 @@ func FuzzParsePublicKey(f *testing.F) {
 	b, err := key.Encode()
 	must(f, err)
 	f.Add(b)
+	f.Add(inToken(f, newIdentity(f, elliptic.P256())))
 	fuzz(f, ParsePublicKey)
 }
 

@@ -59,6 +59,9 @@ func (s *Share) check() error {
 	if err := s.Key.check(); err != nil {
 		return err
 	}
+	if s.Key.Kind != KindShares {
+		return refused("share of a recovery key of kind %s, which has none", s.Key.Kind)
+	}
 	if s.Number < 1 || s.Number > s.Key.Shares || len(s.Commitments) != s.Key.Threshold || len(s.Sealed) < minSealed || len(s.Sealed) > maxSealed {
 		return refused("share %d with %d commitments and %d sealed bytes, of a recovery key of %d of %d shares",
 			s.Number, len(s.Commitments), len(s.Sealed), s.Key.Threshold, s.Key.Shares)
