@@ -14,7 +14,9 @@ import (
 	"filippo.io/age"
 	"google.golang.org/grpc/codes"
 
+	"github.com/quorumkms/quorumkms/hsm/soft"
 	"github.com/quorumkms/quorumkms/rpc/client"
+	"github.com/quorumkms/quorumkms/rpc/client/backup"
 	"github.com/quorumkms/quorumkms/rpc/client/recovery"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 )
@@ -293,11 +295,40 @@ func (c *testCluster) handOver(h shareholders, file string, p *process) {
 	fingerprint := regexp.MustCompile(`SHA256:[0-9a-f]{64}`).FindString(out)
 	give := append([]string{"recovery", "release", "--backup", file, "--for", request, "--out", release}, h.with(2, 3)...)
 	c.kmsdRefuses("another fingerprint", nil, "the fingerprint of the request", append(give, "--fingerprint", "SHA256:"+strings.Repeat("0", 64))...)
-	c.kmsdMust(nil, append(give, "--fingerprint", fingerprint)...)
-	take := []string{"recovery", "install", "--config", p.path("kmsd.yaml"), "--backup", file, release}
+	gave := c.kmsdMust(nil, append(give, "--fingerprint", fingerprint)...)
+	shown := func(out, what string) string {
+		m := regexp.MustCompile(`(?m)^` + what + `: +(SHA256:[0-9a-f]{64})`).FindStringSubmatch(out)
+		if m == nil {
+			c.t.Fatalf("no %s is shown: %s", what, out)
+		}
+		return m[1]
+	}
+	signer, donor, nobody := shown(gave, "Signed by"), shown(gave, "Donor"), "SHA256:"+strings.Repeat("0", 64)
+	take := []string{"recovery", "install", "--config", p.path("kmsd.yaml"), "--backup", file, release, "--signer", signer, "--donor", donor}
 	wrong := slices.Clone(take)
 	wrong[5] = filepath.Join(c.dir, "foreign.qkb")
-	c.kmsdRefuses("another cluster's backup", p.env, "the release is of cluster", wrong...)
+	c.kmsdRefuses("another cluster's backup", p.env, "signed it, not "+signer, wrong...)
+	foreign, err := os.Open(wrong[5])
+	must(c.t, err)
+	defer foreign.Close() //nolint:errcheck // only read
+	r, err := backup.NewReader(foreign)
+	must(c.t, err)
+	header := r.Header()
+	wrong[8] = header.Fingerprint()
+	c.kmsdRefuses("another cluster's backup, and its signer", p.env, "the release is of cluster", wrong...)
+	for _, row := range []struct {
+		what, text string
+		more       []string
+	}{
+		{"no signer", "--signer is missing", []string{"--donor", donor}},
+		{"no donor", "--donor is missing", []string{"--signer", signer}},
+		{"a signer that is no fingerprint", "--signer: ", []string{"--signer", "kms-1", "--donor", donor}},
+		{"a donor that is no fingerprint", "--donor: ", []string{"--signer", signer, "--donor", "x"}},
+		{"another signer", signer + " signed it, not " + nobody, []string{"--signer", nobody, "--donor", donor}},
+		{"another donor", "is of the donor " + donor + ", not of " + nobody, []string{"--signer", signer, "--donor", nobody}},
+	} {
+		c.kmsdRefuses(row.what, p.env, row.text, append(slices.Clone(take[:7]), row.more...)...)
+	}
 	b, err := os.ReadFile(release)
 	must(c.t, err)
 	parsed, err := recovery.ParseRelease(b)
@@ -310,6 +341,17 @@ func (c *testCluster) handOver(h shareholders, file string, p *process) {
 	wrong = slices.Clone(take)
 	wrong[6] = release + ".altered"
 	c.kmsdRefuses("an altered release", p.env, "refused", wrong...)
+	forger, err := soft.Open(soft.Config{Label: "forger"})
+	must(c.t, err)
+	defer forger.Close() //nolint:errcheck // in memory only
+	parsed, err = recovery.ParseRelease(b)
+	must(c.t, err)
+	parsed.Identity = forger.Identity()
+	forged, err := parsed.Encode()
+	must(c.t, err)
+	must(c.t, os.WriteFile(release+".forged", forged, 0o600))
+	wrong[6] = release + ".forged"
+	c.kmsdRefuses("somebody else's release", p.env, "not of "+donor, wrong...)
 	for range 2 { // again after an attempt that broke off
 		if out := c.kmsdMust(p.env, take...); !strings.Contains(out, "[1 2] of the domain key installed") {
 			c.t.Errorf("installed: %s", out)
@@ -380,9 +422,9 @@ func TestRecipients(t *testing.T) {
 	c.until("a copy was made", func(s *pb.StatusResponse) bool {
 		return len(s.GetRecoveryAlarms()) == 0 && len(s.GetRecoveryRecipients()) == 2
 	}, c.nodes[0])
-	backup := filepath.Join(c.dir, "b.qkb")
-	ctl.must(c.nodes, "backup", "create", backup)
-	c.kmsdMust(nil, append([]string{"recovery", "verify", "--backup", backup}, safe.with(2, 3)...)...)
+	saved := filepath.Join(c.dir, "b.qkb")
+	ctl.must(c.nodes, "backup", "create", saved)
+	c.kmsdMust(nil, append([]string{"recovery", "verify", "--backup", saved}, safe.with(2, 3)...)...)
 
 	removal, err := omar.RemoveRecoveryRecipient(ctx, &pb.RemoveRecoveryRecipientRequest{Name: "vault"})
 	must(t, err)
