@@ -94,7 +94,9 @@ func goldenRecipients(w *world) {
 	approve()
 	w.refuse(&ProposeRecoverySettings{}, ErrInvalid, "")
 	w.refuse(&ProposeRecoverySettings{RecoverySettings{Required: 2}}, ErrGeneration, "")
-	w.as(olga, func() { w.ask("settings", "3", &ProposeRecoverySettings{RecoverySettings{Required: 1, Approvals: 3, DrillDays: 30}}) })
+	w.as(olga, func() {
+		w.ask("settings", "3", &ProposeRecoverySettings{RecoverySettings{Required: 1, Approvals: 3, DrillDays: 30}})
+	})
 	approve()
 	w.as(olga, func() { w.do(&ProposeRecoverySettings{RecoverySettings{Approvals: 1}}) })
 	approve()

@@ -34,15 +34,16 @@ func (c *testCluster) recoveryKey(ctl kmsctl, name string) shareholders {
 	c.t.Helper()
 	dir := filepath.Join(c.dir, "recovery", name)
 	must(c.t, os.MkdirAll(dir, 0o700))
-	args := []string{"recovery", "init", "--name", name, "--threshold", "2", "--out", dir}
-	h := shareholders{public: filepath.Join(dir, name+".recovery")}
+	made := filepath.Join(dir, "made")
+	args := []string{"recovery", "init", "--name", name, "--threshold", "2", "--out", made}
+	h := shareholders{public: filepath.Join(made, name+".recovery")}
 	for i := range 3 {
 		id, err := age.GenerateX25519Identity()
 		must(c.t, err)
 		key := filepath.Join(dir, fmt.Sprint("key-", i+1))
 		must(c.t, os.WriteFile(key, []byte(id.String()+"\n"), 0o600))
 		h.keys = append(h.keys, key)
-		h.shares = append(h.shares, filepath.Join(dir, fmt.Sprintf("%s-%d-of-3.share.age", name, i+1)))
+		h.shares = append(h.shares, filepath.Join(made, fmt.Sprintf("%s-%d-of-3.share.age", name, i+1)))
 		args = append(args, "--holder", id.Recipient().String())
 	}
 	out := ctl.must(nil, args...)
@@ -385,6 +386,7 @@ func TestRecipients(t *testing.T) {
 			"RemoveRecoveryRecipient": second(x.RemoveRecoveryRecipient(ctx, &pb.RemoveRecoveryRecipientRequest{Name: "vault"})),
 			"ApproveRecipientChange":  second(x.ApproveRecipientChange(ctx, &pb.ApproveRecipientChangeRequest{Change: 1})),
 			"CancelRecipientChange":   second(x.CancelRecipientChange(ctx, &pb.CancelRecipientChangeRequest{Change: 1})),
+			"ChangeRecoverySettings":  second(x.ChangeRecoverySettings(ctx, &pb.ChangeRecoverySettingsRequest{Settings: &pb.RecoverySettings{DrillDays: 30}})),
 			"RecordRecoveryReport":    second(x.RecordRecoveryReport(ctx, &pb.RecordRecoveryReportRequest{Report: []byte("x")})),
 		} {
 			refused(codes.PermissionDenied, client.ErrDenied).check(t, id+" calls "+what, err)
@@ -414,6 +416,7 @@ func TestRecipients(t *testing.T) {
 		t.Fatalf("approved: %v, %v", done, err)
 	}
 
+	c.changeSettings(ctx, olga, omar)
 	lacking := func(s *pb.StatusResponse) bool {
 		return slices.ContainsFunc(s.GetRecoveryAlarms(), func(a string) bool { return strings.Contains(a, "is not wrapped for safe") })
 	}
@@ -461,7 +464,7 @@ func TestRecipients(t *testing.T) {
 		d, err := c.describeDomain(c.nodes[1])
 		return err == nil && isActive(r.GetGeneration())(d)
 	}, c.nodes...)
-	for _, act := range []string{"AddRecoveryRecipient", "ApproveRecipientChange", "CancelRecipientChange", "RemoveRecoveryRecipient"} {
+	for _, act := range []string{"AddRecoveryRecipient", "ChangeRecoverySettings", "ApproveRecipientChange", "CancelRecipientChange", "RemoveRecoveryRecipient"} {
 		found := false
 		for _, p := range c.nodes {
 			b, err := os.ReadFile(p.path("data/audit/audit.log"))
@@ -471,5 +474,48 @@ func TestRecipients(t *testing.T) {
 		if !found {
 			t.Errorf("%s is not recorded", act)
 		}
+	}
+}
+
+// changeSettings changes how many operators approve, and how often a recovery is tried.
+func (c *testCluster) changeSettings(ctx context.Context, olga, omar pb.RecoveryServiceClient) {
+	c.t.Helper()
+	set := func(s *pb.RecoverySettings) *pb.ChangeRecoverySettingsRequest {
+		return &pb.ChangeRecoverySettingsRequest{Settings: s}
+	}
+	for _, row := range []struct {
+		what string
+		s    *pb.RecoverySettings
+		want *refusal
+	}{
+		{"nothing", nil, refused(codes.InvalidArgument, client.ErrInvalid, "no setting")},
+		{"many approvals", &pb.RecoverySettings{Approvals: 1 << 31}, refused(codes.InvalidArgument, client.ErrInvalid, "operators")},
+		{"more than there are", &pb.RecoverySettings{Required: 3}, refused(codes.FailedPrecondition, client.ErrGenerationRefused, "there are 2")},
+		{"what is so", &pb.RecoverySettings{Required: 1, Approvals: 2}, refused(codes.AlreadyExists, client.ErrExists, "these already")},
+	} {
+		row.want.check(c.t, row.what, second(olga.ChangeRecoverySettings(ctx, set(row.s))))
+	}
+	dry := set(&pb.RecoverySettings{DrillDays: 30})
+	dry.DryRun = true
+	refused(codes.FailedPrecondition, client.ErrDryRun).check(c.t, "a dry run", second(olga.ChangeRecoverySettings(ctx, dry)))
+	again := set(&pb.RecoverySettings{DrillDays: 30, Approvals: 1})
+	again.RequestId = "settings"
+	first, err := olga.ChangeRecoverySettings(ctx, again)
+	must(c.t, err)
+	if r, err := olga.ChangeRecoverySettings(ctx, again); err != nil || r.GetChange() != first.GetChange() || r.GetDone() {
+		c.t.Errorf("asked again: %v, %v; at first %v", r, err, first)
+	}
+	r, err := omar.DescribeRecovery(ctx, &pb.DescribeRecoveryRequest{})
+	if x := r.GetChange().GetSettings(); err != nil || x.GetDrillDays() != 30 || x.GetApprovals() != 1 || r.GetDrillDays() != 90 || r.GetApprovals() != 2 {
+		c.t.Errorf("while it waits: %v, %v", r, err)
+	}
+	_, err = olga.ApproveRecipientChange(ctx, &pb.ApproveRecipientChangeRequest{Change: first.GetChange()})
+	refused(codes.AlreadyExists, client.ErrExists, "another operator must").check(c.t, "fewer approvals, by one operator", err)
+	must(c.t, second(omar.ApproveRecipientChange(ctx, &pb.ApproveRecipientChangeRequest{Change: first.GetChange()})))
+	if r, err = omar.DescribeRecovery(ctx, &pb.DescribeRecoveryRequest{}); err != nil || r.GetDrillDays() != 30 || r.GetApprovals() != 1 || r.GetRequired() != 1 || r.GetChange() != nil {
+		c.t.Errorf("afterwards: %v, %v", r, err)
+	}
+	if r, err := olga.ChangeRecoverySettings(ctx, set(&pb.RecoverySettings{Approvals: 2})); err != nil || !r.GetDone() {
+		c.t.Errorf("with one approval: %v, %v", r, err)
 	}
 }
