@@ -170,7 +170,19 @@ func (r *recovered) summary(w io.Writer, file string, more ...[2]string) error {
 		{"Recovery key", fmt.Sprintf("%s, %s", r.recipient.Name, hsm.Fingerprint(r.recipient.SPKI))},
 		{"Generations", fmt.Sprintf("%v of the domain key opened, %d is active", r.opened, active)},
 		{"Keys", fmt.Sprint(r.state.KeyCount())},
-	}, more...))
+	}, slices.Concat(recipients(r.state), more)...))
+}
+
+// recipients are who recover the domain key in a backup's state, each shown: a stranger
+// among them is seen by people only.
+func recipients(s *fsm.State) (fields [][2]string) {
+	for _, x := range s.Recovery().Recipients {
+		fields = append(fields, [2]string{"Recipient", fmt.Sprintf("%s, %s, %s", x.Name, x.Kind, hsm.Fingerprint(x.SPKI))})
+	}
+	if fields == nil {
+		fields = [][2]string{{"Recipient", "NONE: nobody recovers the domain key"}}
+	}
+	return fields
 }
 
 func (r *recovered) active() uint32 {
@@ -397,12 +409,13 @@ the cluster lived. Nothing is taken in if either is another.`,
 				if err != nil {
 					return err
 				}
-				return writeFields(c.OutOrStdout(), [][2]string{
+				return writeFields(c.OutOrStdout(), slices.Concat([][2]string{
 					{"Cluster", s.Cluster().ID.String()},
 					{"Generations", fmt.Sprintf("%v of the domain key installed", installed)},
 					{"Backup", fmt.Sprintf("%s, index %d, %d keys: verified", from.backup, s.Index(), s.KeyCount())},
-					{"Next", "start the node, then kmsctl backup restore " + from.backup},
-				})
+				}, recipients(s), [][2]string{
+					{"Next", "start the node, then kmsctl backup restore " + from.backup + "; if a recipient is not yours, remove it then: kmsctl recovery recipients remove NAME"},
+				}))
 			})
 		},
 	}

@@ -198,7 +198,11 @@ func TestRecoverFromShares(t *testing.T) {
 	c.until(first.name+" is up", func(*pb.StatusResponse) bool { return true }, first)
 	b, err := os.ReadFile(file)
 	must(t, err)
-	must(t, second(restoreOf(b, nil).into(ctx, c, operatorID, first)))
+	restored, err := restoreOf(b, nil).into(ctx, c, operatorID, first)
+	must(t, err)
+	if got := restored.GetRecoveryRecipients(); len(got) != 1 || got[0].GetName() != "vault" || got[0].GetKind() != "SHARES" || got[0].GetFingerprint() != h.fingerprint {
+		t.Errorf("the restored state is recovered by %v", got)
+	}
 	c.until("the restored node serves", func(s *pb.StatusResponse) bool { return s.GetServing() }, first)
 	x.enable(ctx, c, first)
 	x.opens(ctx, c, first)
@@ -227,7 +231,7 @@ func (c *testCluster) drill(ctl kmsctl, h shareholders, file string) {
 		return append([]string{"recovery", "verify", "--backup", file, "--sample", "0"}, more...)
 	}
 	out := c.kmsdMust(nil, verify(file, append(h.with(1, 3), "--report", report)...)...)
-	if !regexp.MustCompile(`Generations: +\[1 2\] of the domain key opened, 2 is active`).MatchString(out) || !regexp.MustCompile(`Key versions: +(\d+) of (\d+) opened`).MatchString(out) {
+	if !strings.Contains(out, "vault, SHARES, "+h.fingerprint) || !regexp.MustCompile(`Generations: +\[1 2\] of the domain key opened, 2 is active`).MatchString(out) || !regexp.MustCompile(`Key versions: +(\d+) of (\d+) opened`).MatchString(out) {
 		c.t.Errorf("the drill shows %s", out)
 	}
 	plain := filepath.Join(c.dir, "share-2")
@@ -354,7 +358,7 @@ func (c *testCluster) handOver(h shareholders, file string, p *process) {
 	wrong[6] = release + ".forged"
 	c.kmsdRefuses("somebody else's release", p.env, "not of "+donor, wrong...)
 	for range 2 { // again after an attempt that broke off
-		if out := c.kmsdMust(p.env, take...); !strings.Contains(out, "[1 2] of the domain key installed") {
+		if out := c.kmsdMust(p.env, take...); !strings.Contains(out, "[1 2] of the domain key installed") || !strings.Contains(out, "vault, SHARES, "+h.fingerprint) {
 			c.t.Errorf("installed: %s", out)
 		}
 	}
