@@ -55,9 +55,6 @@ func (f *fakeRecovery) ChangeRecoverySettings(_ context.Context, r *quorumkmsv1.
 	if n := r.GetSettings().GetRequired(); int(n) > len(f.recipients) {
 		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_GENERATION_REFUSED, "add another first")
 	}
-	if r.GetDryRun() {
-		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_DRY_RUN, "dry run")
-	}
 	f.change = &quorumkmsv1.RecipientChange{
 		Id: fakeChange, Settings: r.GetSettings(), Expires: timestamppb.New(fakeEpoch), ApprovedBy: []string{"spiffe://kms.test/operator/olga\x1b"},
 	}
