@@ -105,7 +105,7 @@ func recoveryFiles(ctx context.Context, name string, threshold int, holders []re
 	}
 	defer func() {
 		for _, s := range shares {
-			clear(s.Value)
+			s.Wipe()
 		}
 	}()
 	for i, s := range shares {
@@ -192,6 +192,7 @@ token) opens the file with age itself: age -d.`,
 			if err != nil {
 				return err
 			}
+			defer clear(file) // it may be in clear
 			key, err := a.readSmall(cmd.Context(), identity, recovery.MaxFile, "")
 			if err != nil {
 				return err
@@ -205,6 +206,7 @@ token) opens the file with age itself: age -d.`,
 			if err != nil {
 				return fmt.Errorf("%s: %w", args[0], err)
 			}
+			defer s.Wipe()
 			plain, err := s.Encode()
 			if err != nil {
 				return err
