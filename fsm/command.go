@@ -126,6 +126,7 @@ var commands = []spec{
 	{"ProposeRecipientChange", 2, Loosens, func() Command { return new(ProposeRecipientChange) }},
 	{"ApproveRecipientChange", 2, Loosens, func() Command { return new(ApproveRecipientChange) }},
 	{"CancelRecipientChange", 2, Loosens, func() Command { return new(CancelRecipientChange) }},
+	{"ProposeRecoverySettings", 2, Loosens, func() Command { return new(ProposeRecoverySettings) }},
 	{"RecordDrill", 2, Loosens, func() Command { return new(RecordDrill) }},
 
 	{"FreezeTenant", 2, Restricts, func() Command { return new(FreezeTenant) }},

@@ -83,6 +83,7 @@ func TestCommandTable(t *testing.T) {
 		{"ProposeRecipientChange", 2, Loosens},
 		{"ApproveRecipientChange", 2, Loosens},
 		{"CancelRecipientChange", 2, Loosens},
+		{"ProposeRecoverySettings", 2, Loosens},
 		{"RecordDrill", 2, Loosens},
 		{"FreezeTenant", 2, Restricts},
 		{"ThawTenant", 2, Loosens},

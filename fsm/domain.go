@@ -248,7 +248,7 @@ func (c *RetireGeneration) apply(t *tx) (Result, error) {
 			return nil
 		}
 		if now, ok := t.s.Rewrapping(); ok && now.Generation == g.Number {
-			return fmt.Errorf("%w: key versions are being moved from generation %d: that ends by itself, or stop it", ErrGeneration, g.Number)
+			return fmt.Errorf("%w: key versions are being moved from generation %d by %s: see with kmsctl domain status what that waits for, or end it with kmsctl domain rewrap stop %d; retire the generation when it wraps nothing any more", ErrGeneration, g.Number, now.Node, g.Number)
 		}
 		if n := t.s.CountTokens()[g.Number]; n > 0 {
 			return fmt.Errorf("%w: generation %d wraps %d key versions", ErrGeneration, g.Number, n)

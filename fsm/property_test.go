@@ -166,7 +166,7 @@ func (d drawer) command() Command {
 		return &ReserveMessages{VersionRef{d.ref(), uint32(1 + d.upTo(2))}, uint64(d.oneOf(MaxReservation, MaxReservation, 1, 0))}
 	case "RecordUse":
 		return d.uses()
-	case "AddRecoveryCopy", "ProposeRecipientChange", "ApproveRecipientChange", "CancelRecipientChange", "RecordDrill":
+	case "AddRecoveryCopy", "ProposeRecipientChange", "ApproveRecipientChange", "CancelRecipientChange", "ProposeRecoverySettings", "RecordDrill":
 		return d.recoveryCommand(name)
 	case "ProposeGeneration", "InstallGeneration", "ActivateGeneration", "RetireGeneration":
 		return d.generationCommand(name)
@@ -245,6 +245,8 @@ func (d drawer) recoveryCommand(name string) Command {
 			return &ProposeRecipientChange{Remove: recipient}
 		}
 		return adding(recipient)
+	case "ProposeRecoverySettings":
+		return &ProposeRecoverySettings{RecoverySettings{d.upTo(3), d.upTo(2), d.upTo(2)}}
 	case "ApproveRecipientChange":
 		return &ApproveRecipientChange{change}
 	case "CancelRecipientChange":

@@ -77,14 +77,30 @@ type Drill struct {
 	Opened     uint64 `json:"opened"`     // of them
 }
 
-// RecipientChange is a change of the recipients that waits for approvals.
+// RecipientChange is a change of the recipients, or of the settings of the recovery, that
+// waits for approvals.
 type RecipientChange struct {
-	ID       uint64       `json:"id"` // index of the entry that proposed it
-	Add      *RecoveryKey `json:"add,omitempty"`
-	Remove   string       `json:"remove,omitempty"`
-	Proposed int64        `json:"proposed"` // unix seconds
-	Expires  int64        `json:"expires"`  // unix seconds
-	By       []string     `json:"by"`       // operators who approve, the proposer first
+	ID       uint64            `json:"id"` // index of the entry that proposed it
+	Add      *RecoveryKey      `json:"add,omitempty"`
+	Remove   string            `json:"remove,omitempty"`
+	Settings *RecoverySettings `json:"settings,omitempty"`
+	Proposed int64             `json:"proposed"` // unix seconds
+	Expires  int64             `json:"expires"`  // unix seconds
+	By       []string          `json:"by"`       // operators who approve, the proposer first
+}
+
+// RecoverySettings are what a change makes of the settings of the recovery; 0 leaves one as
+// it is.
+type RecoverySettings struct {
+	Required  int `json:"required"`
+	Approvals int `json:"approvals"`
+	DrillDays int `json:"drill_days"`
+}
+
+// in is a recovery with the settings.
+func (x RecoverySettings) in(r Recovery) Recovery {
+	r.Required, r.Approvals, r.DrillDays = cmp.Or(x.Required, r.Required), cmp.Or(x.Approvals, r.Approvals), cmp.Or(x.DrillDays, r.DrillDays)
+	return r
 }
 
 // RecoveryCopy is a generation of the domain key, wrapped for a recovery recipient. Unlike
@@ -304,8 +320,11 @@ func (c *AddRecoveryCopy) apply(t *tx) (Result, error) {
 		return Result{}, err
 	}
 	node, ok := t.s.Member(c.Node)
-	if !ok || !node.Serves() {
+	switch {
+	case !ok || !node.Serves():
 		return Result{}, fmt.Errorf("%w: %s is no active member", ErrMember, c.Node)
+	case t.entry.Proposer != c.Node: // its identity key, as it is registered, has signed
+		return Result{}, fmt.Errorf("%w: node %s cannot bring a recovery copy that %s has made", ErrMember, t.entry.Proposer, c.Node)
 	}
 	return t.changeGeneration(c.Generation, func(g *Generation) error {
 		at, there := slices.BinarySearch(g.Recipients, r.Name)
@@ -352,21 +371,63 @@ func (c *ProposeRecipientChange) validate() error {
 }
 
 func (c *ProposeRecipientChange) apply(t *tx) (Result, error) {
+	return t.propose(&RecipientChange{Add: c.Add, Remove: c.Remove})
+}
+
+// propose has a change wait for its approvals, of which the proposer's is the first.
+func (t *tx) propose(change *RecipientChange) (Result, error) {
 	r := t.s.Recovery()
 	if open := r.Change; open != nil {
 		return Result{}, fmt.Errorf("%w: change %d of the recovery recipients waits for approvals: approve it or cancel it first", ErrExists, open.ID)
 	}
-	change := &RecipientChange{
-		ID: t.s.index, Add: c.Add, Remove: c.Remove, Proposed: t.seconds(), Expires: t.seconds() + ChangeSeconds, By: []string{t.entry.Principal},
-	}
+	change.ID, change.Proposed, change.Expires, change.By = t.s.index, t.seconds(), t.seconds()+ChangeSeconds, []string{t.entry.Principal}
 	if err := t.s.possible(r, change); err != nil {
 		return Result{}, err
 	}
 	return t.approved(r, change)
 }
 
+// ProposeRecoverySettings asks for other settings of the recovery, in the way of
+// ProposeRecipientChange: what is in force before says how many operators approve it.
+type ProposeRecoverySettings struct {
+	RecoverySettings
+}
+
+func (c *ProposeRecoverySettings) validate() error {
+	switch {
+	case c.RecoverySettings == RecoverySettings{}:
+		return invalid("no setting of the recovery is named")
+	case c.Required < 0 || c.Required > MaxRecipients:
+		return invalid("%d recovery recipients are to hold each generation: must be 1 to %d", c.Required, MaxRecipients)
+	case c.Approvals < 0 || c.Approvals > MaxApprovals:
+		return invalid("%d operators are to approve a change of the recovery recipients: must be 1 to %d", c.Approvals, MaxApprovals)
+	case c.DrillDays < 0 || c.DrillDays > MaxDrillDays:
+		return invalid("a recovery is to be tried each %d days: must be 1 to %d", c.DrillDays, MaxDrillDays)
+	}
+	return nil
+}
+
+func (c *ProposeRecoverySettings) apply(t *tx) (Result, error) {
+	return t.propose(&RecipientChange{Settings: &c.RecoverySettings})
+}
+
+// settable says why other settings are refused, if so.
+func (x RecoverySettings) settable(r Recovery) error {
+	then := x.in(r)
+	switch n := len(r.Recipients); {
+	case then.Required == r.Required && then.Approvals == r.Approvals && then.DrillDays == r.DrillDays:
+		return fmt.Errorf("%w: the settings of the recovery are these already", ErrExists)
+	case x.Required > n:
+		return fmt.Errorf("%w: %d recovery recipients would have to hold each generation, there are %d: add another first", ErrGeneration, x.Required, n)
+	}
+	return nil
+}
+
 // possible says why a change cannot be made, if so.
 func (s *State) possible(r Recovery, c *RecipientChange) error {
+	if c.Settings != nil {
+		return c.Settings.settable(r)
+	}
 	if c.Add == nil {
 		if _, ok := r.Recipient(c.Remove); !ok {
 			return fmt.Errorf("%w: recovery recipient %.80q", ErrNotFound, c.Remove)
@@ -456,11 +517,17 @@ func (t *tx) approved(r Recovery, change *RecipientChange) (Result, error) {
 		}
 	}
 	cluster := t.s.cluster
-	if approvals < r.Approvals {
+	waits := approvals < r.Approvals
+	if r.Change = nil; waits {
 		r.Change = change
-	} else if r.Change = nil; change.Add != nil {
+	}
+	switch {
+	case waits:
+	case change.Settings != nil:
+		r = change.Settings.in(r)
+	case change.Add != nil:
 		r = r.with(Recipient{RecoveryKey: *change.Add, Added: t.seconds()})
-	} else {
+	default:
 		r = t.without(&cluster, r, change.Remove)
 	}
 	cluster.Recovery = &r

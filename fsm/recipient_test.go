@@ -72,6 +72,9 @@ func names(s *State) (out []string) {
 func goldenRecipients(w *world) {
 	node := "n9-4" // of the last restore
 	active, _ := w.s.ActiveGeneration()
+	was := w.proposer
+	w.proposer = node
+	defer func() { w.proposer = was }()
 	w.as(olga, func() {
 		w.ask("recipient", "safe", adding("safe"))
 		w.refuse(adding("vault"), ErrExists, "")
@@ -91,6 +94,7 @@ func goldenRecipients(w *world) {
 	w.do(copied("safe"))
 	w.do(copied("vault"))
 	w.refuse(copied("nobody"), ErrNotFound, "")
+	w.refuse(copyFor(active.Number, "vault"), ErrMember, "")
 	w.do(edited(copied("vault"), func(c *AddRecoveryCopy) { c.Generation, c.Message = 1, bytes.Repeat([]byte{0xfb}, MaxRecoveryCopy) }))
 	w.do(drillOf(w, "vault", active.Number))
 	w.refuse(drillOf(w, "vault", active.Number), ErrExists, "")
@@ -102,6 +106,16 @@ func goldenRecipients(w *world) {
 	approve()
 	w.do(copied("token"))
 	w.do(drillOf(w, "token", active.Number))
+	w.refuse(&ProposeRecoverySettings{}, ErrInvalid, "")
+	w.refuse(&ProposeRecoverySettings{RecoverySettings{Required: 2}}, ErrGeneration, "")
+	w.as(olga, func() {
+		w.ask("settings", "3", &ProposeRecoverySettings{RecoverySettings{Required: 1, Approvals: 3, DrillDays: 30}})
+	})
+	approve()
+	w.as(olga, func() { w.do(&ProposeRecoverySettings{RecoverySettings{Approvals: 1}}) })
+	approve()
+	w.refuse(&CancelRecipientChange{1}, ErrNotFound, "")
+	w.do(&CancelRecipientChange{w.s.Recovery().Change.ID})
 	w.as(oda, func() { w.do(adding("later")) })
 }
 
@@ -270,6 +284,89 @@ func TestRemovedRecipient(t *testing.T) {
 	w.refuse(adding("one-too-many"), ErrLimit, "")
 }
 
+// TestSettings: other settings are made by as many operators as approved changes before, and
+// hold from then on.
+func TestSettings(t *testing.T) {
+	w := newWorld(t)
+	w.do(recoverable("safe", "vault"))
+	w.caller = olga
+	set := func(required, approvals, days int) *ProposeRecoverySettings {
+		return &ProposeRecoverySettings{RecoverySettings{required, approvals, days}}
+	}
+	want := func(what string, required, approvals, days int, waits bool) {
+		t.Helper()
+		if r := w.s.Recovery(); r.Required != required || r.Approvals != approvals || r.DrillDays != days || (r.Change != nil) != waits {
+			t.Errorf("%s: %+v", what, r)
+		}
+	}
+	for _, row := range []struct {
+		c    *ProposeRecoverySettings
+		want error
+		text string
+	}{
+		{set(0, 0, 0), ErrInvalid, "no setting"},
+		{set(-1, 0, 0), ErrInvalid, "-1 recovery recipients"},
+		{set(MaxRecipients+1, 0, 0), ErrInvalid, "9 recovery recipients"},
+		{set(0, -1, 0), ErrInvalid, "-1 operators"},
+		{set(0, MaxApprovals+1, 0), ErrInvalid, "17 operators"},
+		{set(0, 0, -1), ErrInvalid, "each -1 days"},
+		{set(0, 0, MaxDrillDays+1), ErrInvalid, "each 3651 days"},
+		{set(3, 0, 0), ErrGeneration, "3 recovery recipients would have to hold each generation, there are 2"},
+		{set(1, 2, 90), ErrExists, "these already"},
+		{set(0, 2, 0), ErrExists, "these already"},
+	} {
+		w.refuse(row.c, row.want, row.text)
+	}
+	id := w.do(set(2, 3, 0)).Index
+	want("one approval", 1, 2, 90, true)
+	if got := w.s.Recovery().Change; got.Settings == nil || *got.Settings != (RecoverySettings{2, 3, 0}) || got.ID != id {
+		t.Errorf("what waits is %+v", got)
+	}
+	w.refuse(adding("third"), ErrExists, "approve it or cancel it first")
+	w.refuse(&ApproveRecipientChange{id}, ErrExists, "has approved")
+	w.as(omar, func() { w.do(&ApproveRecipientChange{id}) })
+	want("two approvals", 2, 3, 90, false)
+	w.refuse(&ProposeRecipientChange{Remove: "safe"}, ErrGeneration, "2 must hold")
+
+	id = w.do(set(0, 1, 30)).Index // the old number approves that fewer do
+	w.as(omar, func() { w.do(&ApproveRecipientChange{id}) })
+	want("two of three approvals", 2, 3, 90, true)
+	w.as(oda, func() { w.do(&ApproveRecipientChange{id}) })
+	want("three approvals", 2, 1, 30, false)
+	w.do(set(1, 0, 0))
+	want("one is enough", 1, 1, 30, false)
+	w.do(proposeGenerationWith(2))
+	w.do(copyFor(2, "safe"))
+	w.do(&ActivateGeneration{2})
+
+	w = newWorld(t) // founded by the first release
+	w.do(firstInit())
+	w.do(&RaiseRelease{2, []string{firstNode}})
+	w.refuse(set(1, 0, 30), ErrGeneration, "there are 0")
+	w.as(olga, func() { id = w.do(adding("vault")).Index })
+	w.as(omar, func() { w.do(&ApproveRecipientChange{id}) })
+	if got := names(w.s); !slices.Equal(got, []string{"vault"}) {
+		t.Errorf("recipients %v of a cluster of the first release", got)
+	}
+	w.as(olga, func() { id = w.do(set(0, 0, 30)).Index })
+	w.as(omar, func() { w.do(&ApproveRecipientChange{id}) })
+	want("of the first release", 1, 2, 30, false)
+}
+
+// TestSettingsAreLookedAtAgain: what was possible when it was proposed may not be later.
+func TestSettingsAreLookedAtAgain(t *testing.T) {
+	w := newWorld(t)
+	w.do(recoverable("safe", "vault"))
+	id := w.do(&ProposeRecoverySettings{RecoverySettings{Required: 2}}).Index
+	w.edit(func(t *tx) {
+		c := t.s.cluster
+		r := t.without(&c, *c.Recovery, "vault")
+		c.Recovery = &r
+		t.putCluster(c)
+	})
+	w.as(oda, func() { w.refuse(&ApproveRecipientChange{id}, ErrGeneration, "there are 1") })
+}
+
 func TestNoRecipientsWhereNothingIsWrapped(t *testing.T) {
 	w := newWorld(t)
 	w.do(edited(initCluster(), func(c *InitCluster) { c.Profile = ProfileCloned }))
@@ -306,6 +403,13 @@ func TestCopiesAreRefused(t *testing.T) {
 	} {
 		w.refuse(edited(copyFor(1, "safe"), row.edit), row.want, row.text)
 	}
+	w.do(adding("vault"))
+	w.as(oda, func() { w.do(&ApproveRecipientChange{w.s.Recovery().Change.ID}) })
+	w.join("n2", true, MemberActive)
+	w.proposer = nodeID("n2")
+	w.refuse(copyFor(1, "vault"), ErrMember, "cannot bring a recovery copy that "+firstNode+" has made")
+	w.proposer = firstNode
+	w.do(copyFor(1, "vault"))
 }
 
 func TestDrills(t *testing.T) {

@@ -52,6 +52,13 @@ func (s *State) WrappedUnder(generation uint32, after ID, limit, scan int) (keys
 	return keys, last, done
 }
 
+// Wraps tells whether a generation wraps any key version. It looks at keys until it finds
+// one.
+func (s *State) Wraps(generation uint32) bool {
+	keys, _, _ := s.WrappedUnder(generation, ID{}, 1, MaxKeys)
+	return len(keys) > 0
+}
+
 func (v *KeyVersion) wrappedUnder(generation uint32) bool {
 	return v.Token != nil && v.Generation == generation
 }

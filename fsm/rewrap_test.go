@@ -92,7 +92,10 @@ func TestRewrapCeremony(t *testing.T) {
 	}
 	w.do(&BeginRewrap{1, firstNode})
 	w.do(&RewrapKeyVersions{2, []RewrapItem{rewrapped(w, 1, 1), rewrapped(w, 1, 2), rewrapped(w, 2, 1)}})
-	w.refuse(&RetireGeneration{1}, ErrGeneration, "being moved")
+	if w.s.Wraps(1) || !w.s.Wraps(2) {
+		t.Errorf("generations wrap %v", w.s.CountTokens())
+	}
+	w.refuse(&RetireGeneration{1}, ErrGeneration, "by "+firstNode+": see with kmsctl domain status what that waits for, or end it with kmsctl domain rewrap stop 1")
 	w.do(&EndRewrap{1})
 	w.refuse(&BeginRewrap{1, firstNode}, ErrGeneration, "can be retired")
 	w.do(&RetireGeneration{1})

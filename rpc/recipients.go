@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
@@ -33,11 +34,10 @@ func recoveryKey(file []byte) (fsm.RecoveryKey, error) {
 
 // firstRecovery is the recovery that a cluster is to be founded with.
 func firstRecovery(r *pb.InitRequest) (*fsm.FirstRecovery, error) {
-	const most = 1 << 20 // far beyond every limit, and fits an int everywhere
 	f := &fsm.FirstRecovery{
-		Required:  int(min(cmp.Or(r.GetRecoveryRequired(), fsm.DefaultRequired), most)),
-		Approvals: int(min(cmp.Or(r.GetRecoveryApprovals(), fsm.DefaultApprovals), most)),
-		DrillDays: int(min(cmp.Or(r.GetRecoveryDrillDays(), fsm.DefaultDrillDays), most)),
+		Required:  small(cmp.Or(r.GetRecoveryRequired(), fsm.DefaultRequired)),
+		Approvals: small(cmp.Or(r.GetRecoveryApprovals(), fsm.DefaultApprovals)),
+		DrillDays: small(cmp.Or(r.GetRecoveryDrillDays(), fsm.DefaultDrillDays)),
 	}
 	switch n := len(r.GetRecoveryKeys()); {
 	case n > fsm.MaxRecipients:
@@ -97,6 +97,9 @@ func (s *recoveryServer) DescribeRecovery(ctx context.Context, r *pb.DescribeRec
 				if c.Add != nil {
 					out.Change.Add = describeRecipient(*c.Add)
 				}
+				if x := c.Settings; x != nil {
+					out.Change.Settings = &pb.RecoverySettings{Required: uint32(x.Required), Approvals: uint32(x.Approvals), DrillDays: uint32(x.DrillDays)} //nolint:gosec // small numbers
+				}
 			}
 			return out, nil
 		},
@@ -150,6 +153,39 @@ func (s *recoveryServer) RemoveRecoveryRecipient(ctx context.Context, r *pb.Remo
 	}, command, func(id uint64, done bool, token []byte) *pb.RemoveRecoveryRecipientResponse {
 		return &pb.RemoveRecoveryRecipientResponse{Change: id, Done: done, IndexToken: token}
 	})
+}
+
+func (s *recoveryServer) ChangeRecoverySettings(ctx context.Context, r *pb.ChangeRecoverySettingsRequest) (*pb.ChangeRecoverySettingsResponse, error) {
+	x := r.GetSettings()
+	command := &fsm.ProposeRecoverySettings{RecoverySettings: fsm.RecoverySettings{
+		Required: small(x.GetRequired()), Approvals: small(x.GetApprovals()), DrillDays: small(x.GetDrillDays()),
+	}}
+	return change(ctx, s, kms.Operation[*pb.ChangeRecoverySettingsResponse]{
+		Name: "ChangeRecoverySettings", Target: settingsText(x), Call: call(ctx, r), Params: []any{x.GetRequired(), x.GetApprovals(), x.GetDrillDays()},
+		Check: func() error { return fsm.WellFormed(command) },
+	}, command, func(id uint64, done bool, token []byte) *pb.ChangeRecoverySettingsResponse {
+		return &pb.ChangeRecoverySettingsResponse{Change: id, Done: done, IndexToken: token}
+	})
+}
+
+// small is a number of a request as an int: what is far beyond every limit stays so.
+func small(n uint32) int {
+	const most = 1 << 20 // fits an int everywhere
+	return int(min(n, most))
+}
+
+// settingsText is what a change makes of the settings, for the record.
+func settingsText(x *pb.RecoverySettings) string {
+	var parts []string
+	for _, p := range []struct {
+		name string
+		n    uint32
+	}{{"required", x.GetRequired()}, {"approvals", x.GetApprovals()}, {"drill days", x.GetDrillDays()}} {
+		if p.n != 0 {
+			parts = append(parts, fmt.Sprintf("%s %d", p.name, p.n))
+		}
+	}
+	return strings.Join(parts, ", ")
 }
 
 func (s *recoveryServer) ApproveRecipientChange(ctx context.Context, r *pb.ApproveRecipientChangeRequest) (*pb.ApproveRecipientChangeResponse, error) {

@@ -79,6 +79,7 @@ func (r *restore) done(x cluster.Restored) *pb.RestoreDone {
 	c := r.server.member.State().Cluster()
 	return &pb.RestoreDone{
 		ClusterId: c.ID.String(), RaftId: r.server.member.ID(), RecoveryEpoch: c.RecoveryEpoch, Refused: uint64(x.Refused), //nolint:gosec // not negative
+		RecoveryRecipients: describeRecipients(r.server.member.State().Recovery()),
 	}
 }
 
@@ -201,7 +202,7 @@ func (r *restore) planned() *pb.RestorePlan {
 		SignerName: p.Signer.Name, SignerFingerprint: p.Fingerprint(), KeyCount: p.Keys, EnabledKeys: uint64(p.Enabled), //nolint:gosec // not negative
 		RecoveryEpoch: p.Epoch, JournalSegments: uint32(p.Segments), JournalIndex: p.Covered.Index, Restrictions: uint64(len(p.Replay)), //nolint:gosec // bounded
 		UnknownKeys: uint64(p.Unknown), DisableKeys: r.disable(), Doubt: p.Doubt, NodeName: r.server.node.Name, //nolint:gosec // not negative
-		Wait: durationpb.New(cluster.LeaseWait(p.State)),
+		Wait: durationpb.New(cluster.LeaseWait(p.State)), RecoveryRecipients: describeRecipients(p.State.Recovery()),
 	}
 	if !p.Covered.Time.IsZero() {
 		out.JournalTime = timestamppb.New(p.Covered.Time)

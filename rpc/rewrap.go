@@ -87,23 +87,24 @@ func (s *clusterServer) ApplyRewraps(ctx context.Context, r *pb.ApplyRewrapsRequ
 			items, err = rewrapItems(r.GetItems())
 			return err
 		},
+		Try: func(ctx context.Context) (*pb.ApplyRewrapsResponse, error) {
+			return s.rewrapResults(s.kms.TryRewraps(ctx, items))
+		},
 		// What was applied is seen in the state: asked again, the items say so.
 		Repeat: func(fsm.Result) (*pb.ApplyRewrapsResponse, error) {
-			var err error
-			if items, err = rewrapItems(r.GetItems()); err != nil {
+			items, err := rewrapItems(r.GetItems())
+			if err != nil {
 				return nil, err
 			}
-			none := func(context.Context, fsm.Command) (fsm.Result, error) { return fsm.Result{}, fsm.ErrRequestReused }
-			return s.applyRewraps(ctx, items, none)
+			return s.rewrapResults(s.kms.RepeatRewraps(items))
 		},
 		Run: func(ctx context.Context, _ fsm.Proposal, propose kms.Propose) (*pb.ApplyRewrapsResponse, error) {
-			return s.applyRewraps(ctx, items, propose)
+			return s.rewrapResults(s.kms.ApplyRewraps(ctx, items, propose))
 		},
 	})
 }
 
-func (s *clusterServer) applyRewraps(ctx context.Context, items []kms.RewrapItem, propose kms.Propose) (*pb.ApplyRewrapsResponse, error) {
-	results, err := s.kms.ApplyRewraps(ctx, items, propose)
+func (s *clusterServer) rewrapResults(results []kms.RewrapResult, err error) (*pb.ApplyRewrapsResponse, error) {
 	if err != nil {
 		return nil, err
 	}

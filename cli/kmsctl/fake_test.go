@@ -127,6 +127,9 @@ func (f *fake) intercept(ctx context.Context, request any, _ *grpc.UnaryServerIn
 		return known, nil
 	}
 	dry, ok := request.(interface{ GetDryRun() bool })
+	if x, ok := request.(*quorumkmsv1.ApplyRewrapsRequest); ok && x.GetDryRun() { // which answers what would become of each item
+		return handler(ctx, request)
+	}
 	if ok && dry.GetDryRun() {
 		if r, ok := request.(*quorumkmsv1.ScheduleKeyVersionDestructionRequest); ok && f.isCurrent(r) {
 			return nil, currentVersion()

@@ -91,13 +91,17 @@ func (n *fakeNode) StopRewrap(context.Context, *quorumkmsv1.StopRewrapRequest) (
 	return &quorumkmsv1.StopRewrapResponse{Remaining: 5}, nil
 }
 
-// ApplyRewraps has one outcome after the other, whatever the items are.
+// ApplyRewraps has one outcome after the other, whatever the items are; problems tell the
+// request id.
 func (n *fakeNode) ApplyRewraps(_ context.Context, r *quorumkmsv1.ApplyRewrapsRequest) (*quorumkmsv1.ApplyRewrapsResponse, error) {
 	out := &quorumkmsv1.ApplyRewrapsResponse{}
 	for i := range r.GetItems() {
 		x := &quorumkmsv1.RewrapResult{Outcome: quorumkmsv1.RewrapOutcome(1 + i%5)} //nolint:gosec // a small number
 		if x.GetOutcome() == quorumkmsv1.RewrapOutcome_REWRAP_OUTCOME_REFUSED {
-			x.Problem = "other material\x1b"
+			x.Problem = "other material\x1b, " + r.GetRequestId()
+			if r.GetDryRun() {
+				x.Problem += ", tried"
+			}
 		}
 		out.Results = append(out.Results, x)
 	}

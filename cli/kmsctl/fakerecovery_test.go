@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/quorumkms/quorumkms/rpc/client/recovery"
@@ -16,12 +18,16 @@ type fakeRecovery struct {
 	quorumkmsv1.UnimplementedRecoveryServiceServer
 	recipients []*quorumkmsv1.RecoveryRecipient
 	change     *quorumkmsv1.RecipientChange
+	settings   quorumkmsv1.RecoverySettings // what was changed
 }
 
 const fakeChange = 1234
 
 func (f *fakeRecovery) DescribeRecovery(context.Context, *quorumkmsv1.DescribeRecoveryRequest) (*quorumkmsv1.DescribeRecoveryResponse, error) {
-	out := &quorumkmsv1.DescribeRecoveryResponse{Recipients: f.recipients, Required: 1, Approvals: 2, DrillDays: 90, Change: f.change}
+	out := &quorumkmsv1.DescribeRecoveryResponse{
+		Recipients: f.recipients, Required: cmp.Or(f.settings.GetRequired(), 1), Approvals: cmp.Or(f.settings.GetApprovals(), 2), DrillDays: cmp.Or(f.settings.GetDrillDays(), 90),
+		Change: f.change,
+	}
 	if len(f.recipients) == 0 {
 		out.Alarms = []string{"nothing recovers\x1b the domain key"}
 	}
@@ -45,6 +51,16 @@ func (f *fakeRecovery) RemoveRecoveryRecipient(_ context.Context, r *quorumkmsv1
 	return &quorumkmsv1.RemoveRecoveryRecipientResponse{Change: fakeChange}, nil
 }
 
+func (f *fakeRecovery) ChangeRecoverySettings(_ context.Context, r *quorumkmsv1.ChangeRecoverySettingsRequest) (*quorumkmsv1.ChangeRecoverySettingsResponse, error) {
+	if n := r.GetSettings().GetRequired(); int(n) > len(f.recipients) {
+		return nil, fakeError(codes.FailedPrecondition, quorumkmsv1.Reason_REASON_GENERATION_REFUSED, "add another first")
+	}
+	f.change = &quorumkmsv1.RecipientChange{
+		Id: fakeChange, Settings: r.GetSettings(), Expires: timestamppb.New(fakeEpoch), ApprovedBy: []string{"spiffe://kms.test/operator/olga\x1b"},
+	}
+	return &quorumkmsv1.ChangeRecoverySettingsResponse{Change: fakeChange}, nil
+}
+
 func (f *fakeRecovery) waits(id uint64) error {
 	if f.change == nil || f.change.GetId() != id {
 		return fakeError(codes.NotFound, quorumkmsv1.Reason_REASON_NOT_FOUND, "no such change waits")
@@ -56,8 +72,13 @@ func (f *fakeRecovery) ApproveRecipientChange(_ context.Context, r *quorumkmsv1.
 	if err := f.waits(r.GetChange()); err != nil {
 		return nil, err
 	}
-	if f.recipients = nil; f.change.GetAdd() != nil {
+	switch {
+	case f.change.GetSettings() != nil:
+		proto.Merge(&f.settings, f.change.GetSettings())
+	case f.change.GetAdd() != nil:
 		f.recipients = []*quorumkmsv1.RecoveryRecipient{f.change.GetAdd()}
+	default:
+		f.recipients = nil
 	}
 	f.change = nil
 	return &quorumkmsv1.ApproveRecipientChangeResponse{Change: r.GetChange(), Done: true}, nil

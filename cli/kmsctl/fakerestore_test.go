@@ -43,6 +43,12 @@ func (*fakeBackups) Restore(stream quorumkmsv1.BackupService_RestoreServer) erro
 	if files > 1 {
 		plan.Doubt, plan.JournalSegments, plan.JournalIndex, plan.JournalTime, plan.Restrictions = "", uint32(files-1), 90, timestamppb.New(fakeEpoch.Add(time.Hour)), 4
 	}
+	plan.RecoveryRecipients = []*quorumkmsv1.RecoveryRecipient{
+		{Name: "vault", Kind: "SHARES", Fingerprint: "SHA256:01"}, {Name: "stranger\x1b", Kind: "SHARES", Fingerprint: "SHA256:02"},
+	}
+	if first.GetBegin().GetRecoveryEpoch() == 9 {
+		plan.RecoveryRecipients = nil
+	}
 	send := func(r *quorumkmsv1.RestoreResponse) error { return stream.Send(r) }
 	if err := send(&quorumkmsv1.RestoreResponse{Step: &quorumkmsv1.RestoreResponse_Plan{Plan: plan}}); err != nil {
 		return err
@@ -61,6 +67,6 @@ func (*fakeBackups) Restore(stream quorumkmsv1.BackupService_RestoreServer) erro
 	if err := send(&quorumkmsv1.RestoreResponse{Step: &quorumkmsv1.RestoreResponse_Progress{Progress: progress}}); err != nil {
 		return err
 	}
-	done := &quorumkmsv1.RestoreDone{ClusterId: "c1", RaftId: "raft-n1", RecoveryEpoch: plan.GetRecoveryEpoch(), Refused: 1}
+	done := &quorumkmsv1.RestoreDone{ClusterId: "c1", RaftId: "raft-n1", RecoveryEpoch: plan.GetRecoveryEpoch(), Refused: 1, RecoveryRecipients: plan.GetRecoveryRecipients()}
 	return send(&quorumkmsv1.RestoreResponse{Step: &quorumkmsv1.RestoreResponse_Done{Done: done}})
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -99,6 +100,62 @@ func (t *target) finish(err error) error {
 		return errors.Join(err, t.discard())
 	}
 	return t.commit()
+}
+
+// absent refuses a directory that is there and not empty, and the one that the command is
+// run in, which cannot be replaced below it.
+func absent(dir string) error {
+	entries, err := os.ReadDir(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case len(entries) > 0:
+		return fmt.Errorf("%s exists and is not empty: name a directory that is to be made", dir)
+	}
+	is, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if here, err := os.Stat("."); err == nil && os.SameFile(here, is) {
+		return usagef("%s is the directory that this is run in: name one that is to be made", dir)
+	}
+	return nil
+}
+
+// wholeDir has f fill a directory beside the one that is asked for, which appears when all
+// is written, or not at all. Nothing is left of what failed or was interrupted; only what
+// ends the process at once (SIGKILL, a power loss) leaves the other directory, whose name
+// begins with a dot.
+func wholeDir(ctx context.Context, dir string, f func(dir string) error) (err error) {
+	dir = filepath.Clean(dir)
+	parent := filepath.Dir(dir)
+	if err := os.MkdirAll(parent, 0o700); err != nil {
+		return err
+	}
+	beside, err := os.MkdirTemp(parent, "."+filepath.Base(dir)+".*.tmp")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(beside))
+		}
+	}()
+	if err := f(beside); err != nil {
+		return err
+	}
+	if err := errors.Join(ctx.Err(), syncDir(beside)); err != nil {
+		return err
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // an empty one
+		return err
+	}
+	if err := os.Rename(beside, dir); err != nil {
+		return err
+	}
+	return syncDir(parent)
 }
 
 func syncDir(path string) error {

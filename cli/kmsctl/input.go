@@ -243,12 +243,14 @@ func (a *app) readSmall(ctx context.Context, path string, limit int64, tooLarge 
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // only read
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
+	defer f.Close()               //nolint:errcheck // only read
+	data := make([]byte, limit+1) // in one piece: it may be secret, and io.ReadAll leaves behind what became too small
+	n, err := io.ReadFull(f, data)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		clear(data)
 		return nil, err
 	}
-	if int64(len(data)) > limit {
+	if data = data[:n]; int64(n) > limit {
 		clear(data)
 		return nil, usagef("%s is larger than %d bytes%s", inputName(path), limit, tooLarge)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +22,7 @@ import (
 
 func (a *app) recoveryCommand() *cobra.Command {
 	g := group("recovery", "Make recovery keys, and govern who can recover the domain key",
-		a.recoveryInit(), a.recoveryShow(), a.recoveryShare(), a.recoveryReport(), a.recoveryRecipients())
+		a.recoveryInit(), a.recoveryShow(), a.recoveryShare(), a.recoveryReport(), a.recoveryRecipients(), a.recoverySettings())
 	g.Long = `Make recovery keys, and govern who can recover the domain key.
 
 A recovery key opens the domain key when every HSM is lost: with it, any backup of the
@@ -48,9 +49,12 @@ key together; fewer learn nothing. The private half is stored nowhere else.
 
 NAME.recovery is public: give it to the cluster (kmsctl cluster init
 --recovery-recipient) and to the Security Officers of its nodes. Everybody who was there
-notes the fingerprint: they compare it.`,
+notes the fingerprint: they compare it.
+
+The directory of the files appears when all of them are written and synced, or not at all.
+It must not be there yet, or be empty.`,
 		Example: "  kmsctl recovery init --name vault --threshold 2 --holder age1… --holder age1… --holder 'ssh-ed25519 AAAA…' --out shares",
-		RunE: a.local(func(_ *cobra.Command, _ []string) error {
+		RunE: a.local(func(cmd *cobra.Command, _ []string) error {
 			if err := recovery.ValidName(name); err != nil {
 				return usagef("--name: %s", err)
 			}
@@ -65,43 +69,62 @@ notes the fingerprint: they compare it.`,
 			if len(to) < recovery.MinThreshold || len(to) > recovery.MaxShares || threshold < recovery.MinThreshold || threshold > len(to) {
 				return usagef("--threshold %d of %d holders: want %d to %d holders, and a threshold of %d to as many", threshold, len(to), recovery.MinThreshold, recovery.MaxShares, recovery.MinThreshold)
 			}
-			return a.makeRecoveryKey(name, threshold, to, out)
+			return a.makeRecoveryKey(cmd.Context(), name, threshold, to, cmp.Or(out, name))
 		}),
 	}
 	c.Flags().StringVar(&name, "name", "", "name of the recovery key")
 	c.Flags().IntVar(&threshold, "threshold", 0, "holders who open it together")
 	c.Flags().StringArrayVar(&holders, "holder", nil, "public key of a holder; once for each")
-	c.Flags().StringVar(&out, "out", ".", "directory for the files, made if absent")
+	c.Flags().StringVar(&out, "out", "", "directory for the files, which is made (default: the recovery key's name)")
 	return c
 }
 
-func (a *app) makeRecoveryKey(name string, threshold int, holders []recovery.Holder, dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+func (a *app) makeRecoveryKey(ctx context.Context, name string, threshold int, holders []recovery.Holder, dir string) error {
+	if err := absent(dir); err != nil {
 		return err
 	}
-	key, shares, err := recovery.New(name, threshold, len(holders))
+	var key *recovery.PublicKey
+	err := wholeDir(ctx, dir, func(dir string) (err error) {
+		key, err = recoveryFiles(ctx, name, threshold, holders, dir)
+		return err
+	})
 	if err != nil {
 		return err
 	}
+	return a.printRecoveryKey(key, filepath.Join(dir, name+publicEnd))
+}
+
+// publicEnd ends the name of a recovery key's public half.
+const publicEnd = ".recovery"
+
+// recoveryFiles makes a recovery key, and its files in a directory.
+func recoveryFiles(ctx context.Context, name string, threshold int, holders []recovery.Holder, dir string) (*recovery.PublicKey, error) {
+	key, shares, err := recovery.New(name, threshold, len(holders))
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		for _, s := range shares {
+			s.Wipe()
+		}
+	}()
 	for i, s := range shares {
-		defer clear(s.Value)
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		file, err := s.Encrypt(holders[i])
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if err := writeNew(filepath.Join(dir, fmt.Sprintf("%s-%d-of-%d.share.age", name, s.Number, len(holders))), file); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	file, err := key.Encode()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	path := filepath.Join(dir, name+".recovery")
-	if err := writeNew(path, file); err != nil {
-		return err
-	}
-	return a.printRecoveryKey(key, path)
+	return key, writeNew(filepath.Join(dir, name+publicEnd), file)
 }
 
 func (a *app) printRecoveryKey(key *recovery.PublicKey, path string) error {
@@ -171,6 +194,7 @@ token) opens the file with age itself: age -d.`,
 			if err != nil {
 				return err
 			}
+			defer clear(file) // it may be in clear
 			key, err := a.readSmall(cmd.Context(), identity, recovery.MaxFile, "")
 			if err != nil {
 				return err
@@ -184,6 +208,7 @@ token) opens the file with age itself: age -d.`,
 			if err != nil {
 				return fmt.Errorf("%s: %w", args[0], err)
 			}
+			defer s.Wipe()
 			plain, err := s.Encode()
 			if err != nil {
 				return err
@@ -228,8 +253,8 @@ func (a *app) recoveryRecipients() *cobra.Command {
 		a.recipientsList(), a.recipientsAdd(), a.recipientsRemove(), a.recipientsApprove(), a.recipientsCancel())
 	g.Long = `See and change who can recover the domain key.
 
-A change is made when as many operators approve it as was said when the cluster was
-founded; who proposes it counts as one. It waits for 7 days.`
+A change is made when as many operators approve it as kmsctl recovery settings says; who
+proposes it counts as one. It waits for 7 days.`
 	return g
 }
 
@@ -292,8 +317,8 @@ of the domain key, rotate the keys and let the old backups go.`,
 func (a *app) recipientsApprove() *cobra.Command {
 	return a.mutates(&cobra.Command{
 		Use:     "approve CHANGE",
-		Short:   "Approve a change of the recovery recipients",
-		Long:    "Approve a change of the recovery recipients, as another operator than those who have: see\nkmsctl recovery recipients list, and compare the fingerprint with the one of the ceremony.",
+		Short:   "Approve a change of the recovery recipients, or of the settings",
+		Long:    "Approve a change of the recovery recipients or of the settings, as another operator than\nthose who have: see kmsctl recovery recipients list, and compare the fingerprint with the\none of the ceremony.",
 		Example: "  kmsctl recovery recipients approve 1234",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 			id, err := parseChange(args[0])
@@ -312,8 +337,8 @@ func (a *app) recipientsApprove() *cobra.Command {
 func (a *app) recipientsCancel() *cobra.Command {
 	return a.mutates(&cobra.Command{
 		Use:     "cancel CHANGE",
-		Short:   "Give a change of the recovery recipients up",
-		Long:    "Give a change of the recovery recipients up that waits for approvals.",
+		Short:   "Give a change of the recovery recipients, or of the settings, up",
+		Long:    "Give a change of the recovery recipients or of the settings up that waits for approvals.",
 		Example: "  kmsctl recovery recipients cancel 1234",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 			id, err := parseChange(args[0])
@@ -327,6 +352,98 @@ func (a *app) recipientsCancel() *cobra.Command {
 			return a.printLine(r, "Change %d is given up.", id)
 		}),
 	})
+}
+
+func (a *app) recoverySettings() *cobra.Command {
+	flags := []*struct {
+		name, usage string
+		set         *uint32
+	}{
+		{"required", "recovery recipients that must hold a generation of the domain key before it becomes active", new(uint32)},
+		{"approvals", "operators who approve a change of the recipients or of these settings", new(uint32)},
+		{"drill-days", "days after which the last trial of a recovery is old", new(uint32)},
+	}
+	c := &cobra.Command{
+		Use:   "settings",
+		Short: "Show what holds for the recovery of the domain key, or propose other settings",
+		Long: `Show what holds for the recovery of the domain key: how many recovery recipients must hold
+a generation before it becomes active, how many operators approve a change, and after how
+many days the last trial of a recovery is old.
+
+With flags, propose others; what is not named stays. That is a change like one of the
+recipients: as many operators approve it as the settings in force say, also where fewer are
+to approve later, and it is approved and cancelled with kmsctl recovery recipients approve
+and cancel. There must be as many recipients as are required, and should be more operators
+than approve, or none of this can be changed once one of them is gone.`,
+		Example: "  kmsctl recovery settings\n  kmsctl recovery settings --required 2 --approvals 3",
+	}
+	c.RunE = a.remote(func(ctx context.Context, kms *client.Client, _ []string) error {
+		change := &quorumkmsv1.RecoverySettings{Required: *flags[0].set, Approvals: *flags[1].set, DrillDays: *flags[2].set}
+		named := false
+		for _, f := range flags {
+			given := c.Flags().Changed(f.name)
+			if named = named || given; given && *f.set == 0 {
+				return usagef("--%s 0: want 1 or more", f.name)
+			}
+		}
+		if !named {
+			r, err := kms.Recovery().DescribeRecovery(ctx, &quorumkmsv1.DescribeRecoveryRequest{})
+			if err != nil {
+				return err
+			}
+			return a.printSettings(r)
+		}
+		r, err := kms.Recovery().ChangeRecoverySettings(ctx, &quorumkmsv1.ChangeRecoverySettingsRequest{Settings: change, DryRun: a.dryRun, RequestId: a.requestID})
+		if err != nil {
+			return err
+		}
+		return a.printLine(r, "%s", changeText(r.GetChange(), r.GetDone()))
+	})
+	for _, f := range flags {
+		c.Flags().Uint32Var(f.set, f.name, 0, f.usage)
+	}
+	return a.mutates(c)
+}
+
+func (a *app) printSettings(r *quorumkmsv1.DescribeRecoveryResponse) error {
+	v := struct {
+		Required   uint32 `json:"required"`
+		Approvals  uint32 `json:"approvals"`
+		DrillDays  uint32 `json:"drill_days"`
+		Recipients int    `json:"recipients"`
+	}{r.GetRequired(), r.GetApprovals(), r.GetDrillDays(), len(r.GetRecipients())}
+	return a.printValue(v, func(w io.Writer) error {
+		fields := [][2]string{
+			{"Required", fmt.Sprintf("%d of %d recovery recipients hold a generation before it becomes active", v.Required, v.Recipients)},
+			{"Approvals", fmt.Sprintf("%d operators approve a change", v.Approvals)},
+			{"Drills", fmt.Sprintf("a recovery is tried each %d days", v.DrillDays)},
+		}
+		if c := r.GetChange(); c != nil {
+			fields = append(fields, [2]string{"Waits", changeWaits(c)})
+		}
+		return writeFields(w, fields)
+	})
+}
+
+// changeWaits is a change that waits for approvals.
+func changeWaits(c *quorumkmsv1.RecipientChange) string {
+	what := "remove " + c.GetRemove()
+	if x := c.GetAdd(); x != nil {
+		what = fmt.Sprintf("add %s, %s, %s", x.GetName(), recipientOpensWith(x), x.GetFingerprint())
+	}
+	if x := c.GetSettings(); x != nil {
+		var parts []string
+		for _, p := range []struct {
+			n    uint32
+			text string
+		}{{x.GetRequired(), "%d recipients are required"}, {x.GetApprovals(), "%d operators approve"}, {x.GetDrillDays(), "a trial each %d days"}} {
+			if p.n != 0 {
+				parts = append(parts, fmt.Sprintf(p.text, p.n))
+			}
+		}
+		what = "settings: " + strings.Join(parts, ", ")
+	}
+	return clean(fmt.Sprintf("Change %d waits until %s: %s; approved by %s.", c.GetId(), timeText(c.GetExpires()), what, strings.Join(c.GetApprovedBy(), ", ")))
 }
 
 func parseChange(s string) (uint64, error) {
@@ -396,11 +513,7 @@ func writeRecovery(w io.Writer, r *quorumkmsv1.DescribeRecoveryResponse) error {
 	}
 	notes := []string{fmt.Sprintf("%d of them must hold a generation of the domain key before it becomes active; %d operators approve a change; a recovery is tried each %d days.", r.GetRequired(), r.GetApprovals(), r.GetDrillDays())}
 	if c := r.GetChange(); c != nil {
-		what := "remove " + c.GetRemove()
-		if x := c.GetAdd(); x != nil {
-			what = fmt.Sprintf("add %s, %s, %s", x.GetName(), recipientOpensWith(x), x.GetFingerprint())
-		}
-		notes = append(notes, fmt.Sprintf("Change %d waits until %s: %s; approved by %s.", c.GetId(), timeText(c.GetExpires()), what, strings.Join(c.GetApprovedBy(), ", ")))
+		notes = append(notes, changeWaits(c))
 	}
 	for _, alarm := range r.GetAlarms() {
 		notes = append(notes, "WARNING: "+alarm)

@@ -42,7 +42,8 @@ If the cluster was recovered or restored after the backup, and no journal tells 
 --epoch must name a recovery epoch later than any it has had.
 
 The command shows what the restore comes to and asks to type the cluster's id;
---confirm gives it in scripts.`,
+--confirm gives it in scripts. It shows who recovers the domain key in the backup, and
+again in the restored cluster: look for a recovery key there that is not yours.`,
 		Example: `  kmsctl backup restore kms.qkb --journal /mnt/backup --to kms1.example.org:7300 --dry-run
   kmsctl backup restore kms.qkb --journal /mnt/backup --to kms1.example.org:7300`,
 		RunE: a.to(&to, func(ctx context.Context, args []string) error {
@@ -126,8 +127,32 @@ func (a *app) restore(ctx context.Context, to string, r client.Restore) (err err
 	if err != nil {
 		return err
 	}
-	return a.printLine(restored, "Cluster %s lives in %s alone, in recovery epoch %d; %d restrictions concerned nothing that is in the backup. Invite the other nodes: kmsctl cluster invite NAME.",
-		restored.GetClusterId(), restored.GetRaftId(), restored.GetRecoveryEpoch(), restored.GetRefused())
+	return a.print(restored, func(w io.Writer) error {
+		_, err := fmt.Fprintf(w, "Cluster %s lives in %s alone, in recovery epoch %d; %d restrictions concerned nothing that is in the backup. Invite the other nodes: kmsctl cluster invite NAME.\n\n",
+			clean(restored.GetClusterId()), clean(restored.GetRaftId()), restored.GetRecoveryEpoch(), restored.GetRefused())
+		return errors.Join(err, writeFields(w, recoveredBy(restored.GetRecoveryRecipients())), strangers(w, restored.GetRecoveryRecipients()))
+	})
+}
+
+// recoveredBy are the recovery recipients of a state that was in a backup.
+func recoveredBy(all []*quorumkmsv1.RecoveryRecipient) (fields [][2]string) {
+	if len(all) == 0 {
+		return [][2]string{{"Recovery", "NOBODY recovers the domain key"}}
+	}
+	for _, x := range all {
+		fields = append(fields, [2]string{"Recovery", clean(fmt.Sprintf("%s, %s, %s", x.GetName(), x.GetKind(), x.GetFingerprint()))})
+	}
+	return fields
+}
+
+// strangers says what to do with recipients that nobody knows.
+func strangers(w io.Writer, all []*quorumkmsv1.RecoveryRecipient) error {
+	text := "\nWhoever has one of these recovery keys recovers the domain key. If one is not yours: kmsctl recovery recipients remove NAME.\n"
+	if len(all) == 0 {
+		text = "\nAdd somebody who recovers the domain key: kmsctl recovery recipients add FILE.\n"
+	}
+	_, err := io.WriteString(w, text)
+	return err
 }
 
 // restoreProgress shows on a terminal how many restrictions have been made again.
@@ -179,7 +204,7 @@ func writeRestorePlan(w io.Writer, path string, p *quorumkmsv1.RestorePlan, file
 	if n := p.GetUnknownKeys(); n > 0 {
 		lost += fmt.Sprintf(" (%d that the journal names)", n)
 	}
-	err := writeFields(w, [][2]string{
+	err := writeFields(w, append([][2]string{
 		{"Backup", fmt.Sprintf("%s: made %s by %s, index %d, recovery epoch %d", path, timeText(p.GetCreated()), p.GetSignerName(), p.GetIndex(), p.GetBackupEpoch())},
 		{"Signed by", p.GetSignerFingerprint()},
 		{"Journal", journal},
@@ -187,7 +212,7 @@ func writeRestorePlan(w io.Writer, path string, p *quorumkmsv1.RestorePlan, file
 		{"Made again", fmt.Sprintf("%d restrictions", p.GetRestrictions())},
 		{"Keys", keys},
 		{"LOST", lost},
-	})
+	}, recoveredBy(p.GetRecoveryRecipients())...))
 	if err != nil {
 		return err
 	}

@@ -151,6 +151,7 @@ func (a *app) rewrapStop() *cobra.Command {
 // applied is what became of the items of a file.
 type applied struct {
 	Generation uint32   `json:"generation"`
+	DryRun     bool     `json:"dry_run"` // it is what would become of them
 	Applied    int      `json:"applied"`
 	Already    int      `json:"already"` // in their places before
 	Gone       int      `json:"gone"`    // keys or versions that were deleted or destroyed
@@ -169,8 +170,12 @@ func (a *app) rewrapApply() *cobra.Command {
 		Long: `Put tokens in their places that kmsd recovery rewrap has made of a backup, on a machine
 with a recovery copy of the domain key. Each takes its place only if it holds the same key
 as the one it replaces, and a majority of HSMs has opened it. The same file can be applied
-again: what is done is counted and left.`,
-		Example: "  kmsctl domain rewrap apply rewrapped.jsonl",
+again: what is done is counted and left.
+
+--dry-run has the cluster look at each token as it would then, also open it in the HSMs, and
+tells what would become of it. --request-id names the whole file: its parts are sent under
+that id and their number, and a part that was made before is answered and not made again.`,
+		Example: "  kmsctl domain rewrap apply rewrapped.jsonl --dry-run\n  kmsctl domain rewrap apply rewrapped.jsonl",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 			file, err := os.Open(args[0])
 			if err != nil {
@@ -191,16 +196,20 @@ again: what is done is counted and left.`,
 			if status.GetClusterId() != h.Cluster {
 				return usagef("%s is for cluster %s, this is %s", args[0], clean(h.Cluster), status.GetClusterId())
 			}
-			sum := applied{Generation: h.Generation}
-			done := uint64(0)
+			if len(a.partID(total/maxRewraps)) > maxRequestID {
+				return usagef("--request-id: with the number of a part it is longer than %d bytes", maxRequestID)
+			}
+			sum := applied{Generation: h.Generation, DryRun: a.dryRun}
+			done, parts := uint64(0), uint64(0)
 			var batch []*quorumkmsv1.RewrapItem
 			flush := func() error {
 				if len(batch) == 0 {
 					return nil
 				}
-				if err := a.applyBatch(ctx, kms, batch, &sum); err != nil {
+				if err := a.applyBatch(ctx, kms, batch, a.partID(parts), &sum); err != nil {
 					return err
 				}
+				parts++
 				done += uint64(len(batch))
 				batch = batch[:0]
 				if a.output != formatJSON {
@@ -227,8 +236,11 @@ again: what is done is counted and left.`,
 	})
 }
 
-func (a *app) applyBatch(ctx context.Context, kms *client.Client, batch []*quorumkmsv1.RewrapItem, sum *applied) error {
-	r, err := kms.Cluster().ApplyRewraps(ctx, &quorumkmsv1.ApplyRewrapsRequest{Items: batch, DryRun: a.dryRun})
+// partID is the request id of a part of a file.
+func (a *app) partID(part uint64) string { return a.requestID + "-" + strconv.FormatUint(part, 10) }
+
+func (a *app) applyBatch(ctx context.Context, kms *client.Client, batch []*quorumkmsv1.RewrapItem, id string, sum *applied) error {
+	r, err := kms.Cluster().ApplyRewraps(ctx, &quorumkmsv1.ApplyRewrapsRequest{Items: batch, DryRun: a.dryRun, RequestId: id})
 	if err != nil {
 		return err
 	}
@@ -256,13 +268,17 @@ func (a *app) applyBatch(ctx context.Context, kms *client.Client, batch []*quoru
 
 func (a *app) printApplied(sum applied) error {
 	return a.printValue(sum, func(w io.Writer) error {
+		appliedText, refusedText := "Applied", "Refused"
+		if sum.DryRun {
+			appliedText, refusedText = "Would be applied", "Would be refused"
+		}
 		rows := [][2]string{
 			{"Generation", strconv.FormatUint(uint64(sum.Generation), 10)},
-			{"Applied", strconv.Itoa(sum.Applied)},
+			{appliedText, strconv.Itoa(sum.Applied)},
 			{"Already there", strconv.Itoa(sum.Already)},
 			{"Deleted since", strconv.Itoa(sum.Gone)},
 			{"Changed since", strconv.Itoa(sum.Changed)},
-			{"Refused", strconv.Itoa(sum.Refused)},
+			{refusedText, strconv.Itoa(sum.Refused)},
 		}
 		for _, p := range sum.Problems {
 			rows = append(rows, [2]string{"", p})
@@ -272,8 +288,11 @@ func (a *app) printApplied(sum applied) error {
 }
 
 func (s applied) failed() error {
-	if s.Refused == 0 {
+	switch {
+	case s.Refused == 0:
 		return nil
+	case s.DryRun:
+		return fmt.Errorf("%d key versions would be refused; nothing was changed", s.Refused)
 	}
 	return fmt.Errorf("%d key versions were refused", s.Refused)
 }

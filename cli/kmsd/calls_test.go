@@ -293,8 +293,12 @@ func testDryRuns(ctx context.Context, c *testCluster) {
 			if by == nil {
 				by = admin
 			}
-			want.check(c.t, x.name, x.call(ctx, by))
 			tried++
+			if x.name == "ApplyRewraps" { // answers what would become of each item
+				must(c.t, x.call(ctx, by))
+				continue
+			}
+			want.check(c.t, x.name, x.call(ctx, by))
 		}
 		if tried < 40 {
 			c.t.Errorf("only %d calls were tried", tried)

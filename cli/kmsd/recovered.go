@@ -180,7 +180,7 @@ func combineShares(f recoveryFlags) (key *rsa.PrivateKey, name string, err error
 	var given []recovery.Given
 	defer func() {
 		for _, g := range given {
-			clear(g.Value)
+			g.Wipe()
 		}
 	}()
 	for _, path := range f.shares {
@@ -307,10 +307,15 @@ func readSmall(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // only read
-	b, err := io.ReadAll(io.LimitReader(f, recovery.MaxFile+1))
-	if err == nil && len(b) > recovery.MaxFile {
+	defer f.Close()                       //nolint:errcheck // only read
+	b := make([]byte, recovery.MaxFile+1) // in one piece: it may be secret, and io.ReadAll leaves behind what became too small
+	n, err := io.ReadFull(f, b)
+	switch {
+	case err == nil:
 		err = fmt.Errorf("%s is larger than %d bytes", path, recovery.MaxFile)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return b[:n], nil
 	}
-	return b, err
+	clear(b)
+	return nil, err
 }

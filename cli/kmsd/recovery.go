@@ -176,7 +176,19 @@ func (r *recovered) summary(w io.Writer, file string, more ...[2]string) error {
 		{"Recovery key", fmt.Sprintf("%s, of kind %s, %s", r.recipient.Name, r.recipient.Kind, hsm.Fingerprint(r.recipient.SPKI))},
 		{"Generations", fmt.Sprintf("%v of the domain key opened, %d is active", r.opened, active)},
 		{"Keys", fmt.Sprint(r.state.KeyCount())},
-	}, more...))
+	}, slices.Concat(recipients(r.state), more)...))
+}
+
+// recipients are who recover the domain key in a backup's state, each shown: a stranger
+// among them is seen by people only.
+func recipients(s *fsm.State) (fields [][2]string) {
+	for _, x := range s.Recovery().Recipients {
+		fields = append(fields, [2]string{"Recipient", fmt.Sprintf("%s, %s, %s", x.Name, x.Kind, hsm.Fingerprint(x.SPKI))})
+	}
+	if fields == nil {
+		fields = [][2]string{{"Recipient", "NONE: nobody recovers the domain key"}}
+	}
+	return fields
 }
 
 func (r *recovered) active() uint32 {
@@ -296,7 +308,10 @@ token that it is in (--token), and wraps each of its generations for the transfe
 one new node (kmsd recovery request), in a file that only that node's token opens. --fingerprint is that of the transfer key, as the node's own
 console has shown it: without that comparison whoever has handed over the request might
 get the domain key. A token wraps only for a transfer key that its own Security Officer
-has trusted, as any donor's: kmsd hsm trust --request.`,
+has trusted, as any donor's: kmsd hsm trust --request.
+
+It shows the fingerprints that kmsd recovery install asks for: that of the key that has
+signed this release (the donor), and that of the backup's signer. Note both.`,
 		Example: "  kmsd recovery release --backup kms-2026-01-02.qkb --share share-1 --share share-2 --for kms1.request --fingerprint SHA256:9f2c… --out kms1.release\n" +
 			"  kmsd recovery release --backup kms-2026-01-02.qkb --token recovery.yaml --for kms1.request --fingerprint SHA256:9f2c… --out kms1.release",
 		RunE: func(c *cobra.Command, _ []string) (err error) {
@@ -324,7 +339,8 @@ has trusted, as any donor's: kmsd hsm trust --request.`,
 			if err := writeNew(out, b); err != nil {
 				return err
 			}
-			return r.summary(c.OutOrStdout(), flags.backup, [2]string{"Released to", fmt.Sprintf("node %s, %s", to.Node, to.Fingerprint())}, [2]string{"Release", out})
+			return r.summary(c.OutOrStdout(), flags.backup, [2]string{"Released to", fmt.Sprintf("node %s, %s", to.Node, to.Fingerprint())}, [2]string{"Release", out},
+				[2]string{"Donor", hsm.Fingerprint(r.Identity()) + "; note it: kmsd recovery install asks for it, and for the backup's signer"})
 		},
 	}
 	flags.add(c)
@@ -377,60 +393,122 @@ func (r *recovered) release(ctx context.Context, to *recovery.Request) ([]byte, 
 }
 
 func recoveryInstallCommand() *cobra.Command {
-	var config, file string
+	var config string
+	var from installFlags
 	c := &cobra.Command{
 		Use: "install RELEASE", Short: "Take the domain key in, on the host of a new node", Args: cobra.ExactArgs(1),
 		Long: `Takes the domain key in that kmsd recovery release has wrapped for this node, checks each
 generation against what the backup says of it, and verifies the backup with it. The node
 is stopped; afterwards it is started and the backup is restored into it: kmsctl backup
-restore. Further nodes join it as usual.`,
-		Example: "  kmsd recovery install --config /etc/quorumkms/kmsd.yaml --backup kms-2026-01-02.qkb kms1.release",
+restore. Further nodes join it as usual.
+
+The files alone prove nothing: whoever brings a release and a backup of his own making
+would have the node take a domain key in that he knows. So --donor names the key that has
+signed the release, as the machine of kmsd recovery release has shown it, and --signer the
+one that has signed the backup, as kmsctl cluster status has shown the nodes' keys while
+the cluster lived. Nothing is taken in if either is another.`,
+		Example: "  kmsd recovery install --config /etc/quorumkms/kmsd.yaml --backup kms-2026-01-02.qkb --signer SHA256:5f1d… --donor SHA256:c07a… kms1.release",
 		RunE: func(c *cobra.Command, args []string) error {
+			if err := from.check(); err != nil {
+				return err
+			}
 			return withToken(c, config, func(ctx context.Context, cfg node.Config, p hsm.Partition) error {
-				s, installed, err := install(ctx, cfg, p, args[0], file)
+				s, installed, err := install(ctx, cfg, p, args[0], from)
 				if err != nil {
 					return err
 				}
-				return writeFields(c.OutOrStdout(), [][2]string{
+				return writeFields(c.OutOrStdout(), slices.Concat([][2]string{
 					{"Cluster", s.Cluster().ID.String()},
 					{"Generations", fmt.Sprintf("%v of the domain key installed", installed)},
-					{"Backup", fmt.Sprintf("%s, index %d, %d keys: verified", file, s.Index(), s.KeyCount())},
-					{"Next", "start the node, then kmsctl backup restore " + file},
-				})
+					{"Backup", fmt.Sprintf("%s, index %d, %d keys: verified", from.backup, s.Index(), s.KeyCount())},
+				}, recipients(s), [][2]string{
+					{"Next", "start the node, then kmsctl backup restore " + from.backup + "; if a recipient is not yours, remove it then: kmsctl recovery recipients remove NAME"},
+				}))
 			})
 		},
 	}
 	c.Flags().StringVar(&config, "config", "/etc/quorumkms/kmsd.yaml", "configuration file of the new node")
-	c.Flags().StringVar(&file, "backup", "", "file of the backup")
+	c.Flags().StringVar(&from.backup, "backup", "", "file of the backup")
+	c.Flags().StringVar(&from.signer, "signer", "", "fingerprint of the identity key that must have signed the backup")
+	c.Flags().StringVar(&from.donor, "donor", "", "fingerprint of the key that must have signed the release")
 	return c
+}
+
+// installFlags name a backup, and who must have signed it and the release.
+type installFlags struct{ backup, signer, donor string }
+
+// check fails unless both keys are named, in the form of fingerprints.
+func (f installFlags) check() error {
+	if f.backup == "" {
+		return errors.New("no backup: name its file with --backup")
+	}
+	for _, x := range []struct{ flag, value, whose string }{
+		{"--signer", f.signer, "the backup's signer, as kmsctl backup create or kmsctl cluster status --output json has shown it"},
+		{"--donor", f.donor, "the release's signer, as kmsd recovery release has shown it"},
+	} {
+		if x.value == "" {
+			return fmt.Errorf("%s is missing: the fingerprint of %s; without it whoever has made the files could have this node take in a domain key that he knows", x.flag, x.whose)
+		}
+		if _, err := hsm.ParseFingerprint(x.value); err != nil {
+			return fmt.Errorf("%s: %w", x.flag, err)
+		}
+	}
+	return nil
+}
+
+// readRelease reads a release that is for this node and of the donor that was named.
+func (f installFlags) readRelease(path, node string) (*recovery.Release, error) {
+	b, err := readSmall(path)
+	if err != nil {
+		return nil, err
+	}
+	release, err := recovery.ParseRelease(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if is := hsm.Fingerprint(release.Identity); !backup.SameFingerprint(f.donor, is) {
+		return nil, fmt.Errorf("%w: the release in %s is of the donor %s, not of %s: compare it with what kmsd recovery release has shown, character by character", recovery.ErrRefused, path, is, f.donor)
+	}
+	if release.Node != node {
+		return nil, fmt.Errorf("%w: the release is for node %.80s, this is %s", recovery.ErrRefused, release.Node, node)
+	}
+	return release, nil
+}
+
+// peek reads what a backup of the signer that was named says of the domain key. Its
+// signature has been verified, its MAC not yet.
+func (f installFlags) peek(file io.Reader) (*fsm.State, error) {
+	reader, err := backup.NewReader(file)
+	if err != nil {
+		return nil, err
+	}
+	h := reader.Header()
+	if is := h.Fingerprint(); !backup.SameFingerprint(f.signer, is) {
+		return nil, fmt.Errorf("%w: %s signed it, not %s", backup.ErrRefused, is, f.signer)
+	}
+	s, err := fsm.PeekRecovery(reader)
+	if err != nil {
+		return nil, err
+	}
+	_, err = io.Copy(io.Discard, reader) // the signature is at the end
+	return s, err
 }
 
 // install imports every generation of a release into a node's token. One that is there
 // already, of an attempt before, is left as it is.
-func install(ctx context.Context, cfg node.Config, p hsm.Partition, path, file string) (*fsm.State, []uint32, error) {
-	b, err := readSmall(path)
+func install(ctx context.Context, cfg node.Config, p hsm.Partition, path string, from installFlags) (*fsm.State, []uint32, error) {
+	release, err := from.readRelease(path, cfg.Name)
 	if err != nil {
 		return nil, nil, err
 	}
-	release, err := recovery.ParseRelease(b)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", path, err)
-	}
-	if release.Node != cfg.Name {
-		return nil, nil, fmt.Errorf("%w: the release is for node %.80s, this is %s", recovery.ErrRefused, release.Node, cfg.Name)
-	}
-	f, err := os.Open(file)
+	f, err := os.Open(from.backup)
 	if err != nil {
 		return nil, nil, fmt.Errorf("--backup: %w", err)
 	}
 	defer f.Close() //nolint:errcheck // only read
-	reader, err := backup.NewReader(f)
+	peeked, err := from.peek(f)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", file, err)
-	}
-	peeked, err := fsm.PeekRecovery(reader)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", file, err)
+		return nil, nil, fmt.Errorf("%s: %w", from.backup, err)
 	}
 	if id := peeked.Cluster().ID.String(); id != release.Cluster {
 		return nil, nil, fmt.Errorf("%w: the release is of cluster %s, the backup of %s", recovery.ErrRefused, release.Cluster, id)
@@ -450,7 +528,7 @@ func install(ctx context.Context, cfg node.Config, p hsm.Partition, path, file s
 	}
 	s, _, err := archive.Open(f, key)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", file, err)
+		return nil, nil, fmt.Errorf("%s: %w", from.backup, err)
 	}
 	return s, installed, nil
 }

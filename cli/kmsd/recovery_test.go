@@ -14,7 +14,9 @@ import (
 	"filippo.io/age"
 	"google.golang.org/grpc/codes"
 
+	"github.com/quorumkms/quorumkms/hsm/soft"
 	"github.com/quorumkms/quorumkms/rpc/client"
+	"github.com/quorumkms/quorumkms/rpc/client/backup"
 	"github.com/quorumkms/quorumkms/rpc/client/recovery"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 )
@@ -32,15 +34,16 @@ func (c *testCluster) recoveryKey(ctl kmsctl, name string) shareholders {
 	c.t.Helper()
 	dir := filepath.Join(c.dir, "recovery", name)
 	must(c.t, os.MkdirAll(dir, 0o700))
-	args := []string{"recovery", "init", "--name", name, "--threshold", "2", "--out", dir}
-	h := shareholders{public: filepath.Join(dir, name+".recovery")}
+	made := filepath.Join(dir, "made")
+	args := []string{"recovery", "init", "--name", name, "--threshold", "2", "--out", made}
+	h := shareholders{public: filepath.Join(made, name+".recovery")}
 	for i := range 3 {
 		id, err := age.GenerateX25519Identity()
 		must(c.t, err)
 		key := filepath.Join(dir, fmt.Sprint("key-", i+1))
 		must(c.t, os.WriteFile(key, []byte(id.String()+"\n"), 0o600))
 		h.keys = append(h.keys, key)
-		h.shares = append(h.shares, filepath.Join(dir, fmt.Sprintf("%s-%d-of-3.share.age", name, i+1)))
+		h.shares = append(h.shares, filepath.Join(made, fmt.Sprintf("%s-%d-of-3.share.age", name, i+1)))
 		args = append(args, "--holder", id.Recipient().String())
 	}
 	out := ctl.must(nil, args...)
@@ -195,7 +198,11 @@ func TestRecoverFromShares(t *testing.T) {
 	c.until(first.name+" is up", func(*pb.StatusResponse) bool { return true }, first)
 	b, err := os.ReadFile(file)
 	must(t, err)
-	must(t, second(restoreOf(b, nil).into(ctx, c, operatorID, first)))
+	restored, err := restoreOf(b, nil).into(ctx, c, operatorID, first)
+	must(t, err)
+	if got := restored.GetRecoveryRecipients(); len(got) != 1 || got[0].GetName() != "vault" || got[0].GetKind() != "SHARES" || got[0].GetFingerprint() != h.fingerprint {
+		t.Errorf("the restored state is recovered by %v", got)
+	}
 	c.until("the restored node serves", func(s *pb.StatusResponse) bool { return s.GetServing() }, first)
 	x.enable(ctx, c, first)
 	x.opens(ctx, c, first)
@@ -224,7 +231,7 @@ func (c *testCluster) drill(ctl kmsctl, h shareholders, file string) {
 		return append([]string{"recovery", "verify", "--backup", file, "--sample", "0"}, more...)
 	}
 	out := c.kmsdMust(nil, verify(file, append(h.with(1, 3), "--report", report)...)...)
-	if !regexp.MustCompile(`Generations: +\[1 2\] of the domain key opened, 2 is active`).MatchString(out) || !regexp.MustCompile(`Key versions: +(\d+) of (\d+) opened`).MatchString(out) {
+	if !strings.Contains(out, "vault, SHARES, "+h.fingerprint) || !regexp.MustCompile(`Generations: +\[1 2\] of the domain key opened, 2 is active`).MatchString(out) || !regexp.MustCompile(`Key versions: +(\d+) of (\d+) opened`).MatchString(out) {
 		c.t.Errorf("the drill shows %s", out)
 	}
 	plain := filepath.Join(c.dir, "share-2")
@@ -293,11 +300,40 @@ func (c *testCluster) handOver(h shareholders, file string, p *process) {
 	fingerprint := regexp.MustCompile(`SHA256:[0-9a-f]{64}`).FindString(out)
 	give := append([]string{"recovery", "release", "--backup", file, "--for", request, "--out", release}, h.with(2, 3)...)
 	c.kmsdRefuses("another fingerprint", nil, "the fingerprint of the request", append(give, "--fingerprint", "SHA256:"+strings.Repeat("0", 64))...)
-	c.kmsdMust(nil, append(give, "--fingerprint", fingerprint)...)
-	take := []string{"recovery", "install", "--config", p.path("kmsd.yaml"), "--backup", file, release}
+	gave := c.kmsdMust(nil, append(give, "--fingerprint", fingerprint)...)
+	shown := func(out, what string) string {
+		m := regexp.MustCompile(`(?m)^` + what + `: +(SHA256:[0-9a-f]{64})`).FindStringSubmatch(out)
+		if m == nil {
+			c.t.Fatalf("no %s is shown: %s", what, out)
+		}
+		return m[1]
+	}
+	signer, donor, nobody := shown(gave, "Signed by"), shown(gave, "Donor"), "SHA256:"+strings.Repeat("0", 64)
+	take := []string{"recovery", "install", "--config", p.path("kmsd.yaml"), "--backup", file, release, "--signer", signer, "--donor", donor}
 	wrong := slices.Clone(take)
 	wrong[5] = filepath.Join(c.dir, "foreign.qkb")
-	c.kmsdRefuses("another cluster's backup", p.env, "the release is of cluster", wrong...)
+	c.kmsdRefuses("another cluster's backup", p.env, "signed it, not "+signer, wrong...)
+	foreign, err := os.Open(wrong[5])
+	must(c.t, err)
+	defer foreign.Close() //nolint:errcheck // only read
+	r, err := backup.NewReader(foreign)
+	must(c.t, err)
+	header := r.Header()
+	wrong[8] = header.Fingerprint()
+	c.kmsdRefuses("another cluster's backup, and its signer", p.env, "the release is of cluster", wrong...)
+	for _, row := range []struct {
+		what, text string
+		more       []string
+	}{
+		{"no signer", "--signer is missing", []string{"--donor", donor}},
+		{"no donor", "--donor is missing", []string{"--signer", signer}},
+		{"a signer that is no fingerprint", "--signer: ", []string{"--signer", "kms-1", "--donor", donor}},
+		{"a donor that is no fingerprint", "--donor: ", []string{"--signer", signer, "--donor", "x"}},
+		{"another signer", signer + " signed it, not " + nobody, []string{"--signer", nobody, "--donor", donor}},
+		{"another donor", "is of the donor " + donor + ", not of " + nobody, []string{"--signer", signer, "--donor", nobody}},
+	} {
+		c.kmsdRefuses(row.what, p.env, row.text, append(slices.Clone(take[:7]), row.more...)...)
+	}
 	b, err := os.ReadFile(release)
 	must(c.t, err)
 	parsed, err := recovery.ParseRelease(b)
@@ -310,8 +346,19 @@ func (c *testCluster) handOver(h shareholders, file string, p *process) {
 	wrong = slices.Clone(take)
 	wrong[6] = release + ".altered"
 	c.kmsdRefuses("an altered release", p.env, "refused", wrong...)
+	forger, err := soft.Open(soft.Config{Label: "forger"})
+	must(c.t, err)
+	defer forger.Close() //nolint:errcheck // in memory only
+	parsed, err = recovery.ParseRelease(b)
+	must(c.t, err)
+	parsed.Identity = forger.Identity()
+	forged, err := parsed.Encode()
+	must(c.t, err)
+	must(c.t, os.WriteFile(release+".forged", forged, 0o600))
+	wrong[6] = release + ".forged"
+	c.kmsdRefuses("somebody else's release", p.env, "not of "+donor, wrong...)
 	for range 2 { // again after an attempt that broke off
-		if out := c.kmsdMust(p.env, take...); !strings.Contains(out, "[1 2] of the domain key installed") {
+		if out := c.kmsdMust(p.env, take...); !strings.Contains(out, "[1 2] of the domain key installed") || !strings.Contains(out, "vault, SHARES, "+h.fingerprint) {
 			c.t.Errorf("installed: %s", out)
 		}
 	}
@@ -343,6 +390,7 @@ func TestRecipients(t *testing.T) {
 			"RemoveRecoveryRecipient": second(x.RemoveRecoveryRecipient(ctx, &pb.RemoveRecoveryRecipientRequest{Name: "vault"})),
 			"ApproveRecipientChange":  second(x.ApproveRecipientChange(ctx, &pb.ApproveRecipientChangeRequest{Change: 1})),
 			"CancelRecipientChange":   second(x.CancelRecipientChange(ctx, &pb.CancelRecipientChangeRequest{Change: 1})),
+			"ChangeRecoverySettings":  second(x.ChangeRecoverySettings(ctx, &pb.ChangeRecoverySettingsRequest{Settings: &pb.RecoverySettings{DrillDays: 30}})),
 			"RecordRecoveryReport":    second(x.RecordRecoveryReport(ctx, &pb.RecordRecoveryReportRequest{Report: []byte("x")})),
 		} {
 			refused(codes.PermissionDenied, client.ErrDenied).check(t, id+" calls "+what, err)
@@ -372,6 +420,7 @@ func TestRecipients(t *testing.T) {
 		t.Fatalf("approved: %v, %v", done, err)
 	}
 
+	c.changeSettings(ctx, olga, omar)
 	lacking := func(s *pb.StatusResponse) bool {
 		return slices.ContainsFunc(s.GetRecoveryAlarms(), func(a string) bool { return strings.Contains(a, "is not wrapped for safe") })
 	}
@@ -380,9 +429,9 @@ func TestRecipients(t *testing.T) {
 	c.until("a copy was made", func(s *pb.StatusResponse) bool {
 		return len(s.GetRecoveryAlarms()) == 0 && len(s.GetRecoveryRecipients()) == 2
 	}, c.nodes[0])
-	backup := filepath.Join(c.dir, "b.qkb")
-	ctl.must(c.nodes, "backup", "create", backup)
-	c.kmsdMust(nil, append([]string{"recovery", "verify", "--backup", backup}, safe.with(2, 3)...)...)
+	saved := filepath.Join(c.dir, "b.qkb")
+	ctl.must(c.nodes, "backup", "create", saved)
+	c.kmsdMust(nil, append([]string{"recovery", "verify", "--backup", saved}, safe.with(2, 3)...)...)
 
 	removal, err := omar.RemoveRecoveryRecipient(ctx, &pb.RemoveRecoveryRecipientRequest{Name: "vault"})
 	must(t, err)
@@ -419,7 +468,7 @@ func TestRecipients(t *testing.T) {
 		d, err := c.describeDomain(c.nodes[1])
 		return err == nil && isActive(r.GetGeneration())(d)
 	}, c.nodes...)
-	for _, act := range []string{"AddRecoveryRecipient", "ApproveRecipientChange", "CancelRecipientChange", "RemoveRecoveryRecipient"} {
+	for _, act := range []string{"AddRecoveryRecipient", "ChangeRecoverySettings", "ApproveRecipientChange", "CancelRecipientChange", "RemoveRecoveryRecipient"} {
 		found := false
 		for _, p := range c.nodes {
 			b, err := os.ReadFile(p.path("data/audit/audit.log"))
@@ -429,5 +478,48 @@ func TestRecipients(t *testing.T) {
 		if !found {
 			t.Errorf("%s is not recorded", act)
 		}
+	}
+}
+
+// changeSettings changes how many operators approve, and how often a recovery is tried.
+func (c *testCluster) changeSettings(ctx context.Context, olga, omar pb.RecoveryServiceClient) {
+	c.t.Helper()
+	set := func(s *pb.RecoverySettings) *pb.ChangeRecoverySettingsRequest {
+		return &pb.ChangeRecoverySettingsRequest{Settings: s}
+	}
+	for _, row := range []struct {
+		what string
+		s    *pb.RecoverySettings
+		want *refusal
+	}{
+		{"nothing", nil, refused(codes.InvalidArgument, client.ErrInvalid, "no setting")},
+		{"many approvals", &pb.RecoverySettings{Approvals: 1 << 31}, refused(codes.InvalidArgument, client.ErrInvalid, "operators")},
+		{"more than there are", &pb.RecoverySettings{Required: 3}, refused(codes.FailedPrecondition, client.ErrGenerationRefused, "there are 2")},
+		{"what is so", &pb.RecoverySettings{Required: 1, Approvals: 2}, refused(codes.AlreadyExists, client.ErrExists, "these already")},
+	} {
+		row.want.check(c.t, row.what, second(olga.ChangeRecoverySettings(ctx, set(row.s))))
+	}
+	dry := set(&pb.RecoverySettings{DrillDays: 30})
+	dry.DryRun = true
+	refused(codes.FailedPrecondition, client.ErrDryRun).check(c.t, "a dry run", second(olga.ChangeRecoverySettings(ctx, dry)))
+	again := set(&pb.RecoverySettings{DrillDays: 30, Approvals: 1})
+	again.RequestId = "settings"
+	first, err := olga.ChangeRecoverySettings(ctx, again)
+	must(c.t, err)
+	if r, err := olga.ChangeRecoverySettings(ctx, again); err != nil || r.GetChange() != first.GetChange() || r.GetDone() {
+		c.t.Errorf("asked again: %v, %v; at first %v", r, err, first)
+	}
+	r, err := omar.DescribeRecovery(ctx, &pb.DescribeRecoveryRequest{})
+	if x := r.GetChange().GetSettings(); err != nil || x.GetDrillDays() != 30 || x.GetApprovals() != 1 || r.GetDrillDays() != 90 || r.GetApprovals() != 2 {
+		c.t.Errorf("while it waits: %v, %v", r, err)
+	}
+	_, err = olga.ApproveRecipientChange(ctx, &pb.ApproveRecipientChangeRequest{Change: first.GetChange()})
+	refused(codes.AlreadyExists, client.ErrExists, "another operator must").check(c.t, "fewer approvals, by one operator", err)
+	must(c.t, second(omar.ApproveRecipientChange(ctx, &pb.ApproveRecipientChangeRequest{Change: first.GetChange()})))
+	if r, err = omar.DescribeRecovery(ctx, &pb.DescribeRecoveryRequest{}); err != nil || r.GetDrillDays() != 30 || r.GetApprovals() != 1 || r.GetRequired() != 1 || r.GetChange() != nil {
+		c.t.Errorf("afterwards: %v, %v", r, err)
+	}
+	if r, err := olga.ChangeRecoverySettings(ctx, set(&pb.RecoverySettings{Approvals: 2})); err != nil || !r.GetDone() {
+		c.t.Errorf("with one approval: %v, %v", r, err)
 	}
 }

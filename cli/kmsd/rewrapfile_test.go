@@ -138,7 +138,11 @@ func TestRewrapFile(t *testing.T) {
 	ctl := c.buildKmsctl()
 	apply := func(what string, want int, texts ...string) {
 		t.Helper()
-		said, code := ctl.run(c.nodes, "domain", "rewrap", "apply", out)
+		args := []string{"domain", "rewrap", "apply", out, "--request-id", "file"}
+		if strings.HasPrefix(what, "try") {
+			args = append(args, "--dry-run")
+		}
+		said, code := ctl.run(c.nodes, args...)
 		if code != want {
 			t.Fatalf("%s: exit code %d: %s", what, code, said)
 		}
@@ -149,8 +153,13 @@ func TestRewrapFile(t *testing.T) {
 		}
 	}
 	must(t, second(c.dial(adminID, p).Keys().ScheduleKeyDeletion(ctx, &pb.ScheduleKeyDeletionRequest{KeyId: doomed})))
+	apply("try", 0, fmt.Sprintf("Would be applied %d", len(old)), "Already there 0", "Would be refused 0")
+	if g := c.generation(p, 1); g.GetKeyVersions() != uint64(len(old)) {
+		t.Errorf("a dry run left generation 1 as %v", g)
+	}
 	apply("apply", 0, fmt.Sprintf("Applied %d", len(old)), "Refused 0") // what waits for its deletion may be taken back
 	apply("apply again", 0, "Applied 0", fmt.Sprintf("Already there %d", len(old)))
+	apply("try what is done", 0, "Would be applied 0", fmt.Sprintf("Already there %d", len(old)))
 	if g := c.generation(p, 1); g.GetKeyVersions() != 0 {
 		t.Errorf("generation 1 is %v", g)
 	}

@@ -55,6 +55,7 @@ type domainKeys struct {
 	mu      sync.Mutex
 	waiting *DomainWait
 	problem string
+	moving  string // why not all key versions are moved away from a generation
 	told    string // fingerprint of which a person was told
 }
 
@@ -376,6 +377,16 @@ func (d *domainKeys) problemIs(err error) {
 	}
 }
 
+// movingIs notes why not all key versions are moved that this node is to; nil: they are, or
+// it is not to. It stays when the partition's own problems go.
+func (d *domainKeys) movingIs(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.moving = ""; err != nil {
+		d.moving = err.Error()
+	}
+}
+
 // HandleDomain tells what this node has of the domain key.
 func (m *Member) HandleDomain() (DomainHolding, error) {
 	e, err := m.engine()
@@ -385,7 +396,7 @@ func (m *Member) HandleDomain() (DomainHolding, error) {
 	out := DomainHolding{Holds: e.domain.holds(e.machine.State())}
 	e.domain.mu.Lock()
 	defer e.domain.mu.Unlock()
-	out.Waiting, out.Problem = e.domain.waiting, e.domain.problem
+	out.Waiting, out.Problem = e.domain.waiting, cmp.Or(e.domain.problem, e.domain.moving)
 	return out, nil
 }
 

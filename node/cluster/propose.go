@@ -151,10 +151,15 @@ func (e *engine) lead(ctx context.Context, p fsm.Proposal, proposer string) (fsm
 		return fsm.Result{}, err
 	}
 	moved := e.leaderMove()
-	if c, ok := p.Command.(*fsm.RaiseRelease); ok {
+	switch c := p.Command.(type) {
+	case *fsm.RaiseRelease:
 		p.Command = e.vouch(c)
 		if _, err := e.machine.State().Try(p.Command); err != nil {
 			return fsm.Result{}, err // not even refused in the log: an old release would stop at it
+		}
+	case *fsm.AddRecoveryCopy:
+		if err := copyFits(e.machine.State(), c); err != nil {
+			return fsm.Result{}, err // the state cannot tell, and a later one would not be taken
 		}
 	}
 	result, err := e.commit(ctx, p, proposer)

@@ -1,8 +1,11 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
+	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
@@ -50,8 +53,72 @@ func (m *Member) recoverable(ctx context.Context, id identity, g hsm.Generation,
 		if err != nil {
 			return nil, fmt.Errorf("wrapping the domain key for recovery recipient %s: %w", x.Name, err)
 		}
+		err = checkCopy(x.Message, x.SPKI, hsm.ImportExpectation{
+			Cluster: hsm.ID(id.Cluster), Donor: m.id, DonorIdentity: m.config.Domain.Identity(), Recipient: RecoveryRecipient(x.Name), Generation: g,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("wrapping the domain key for recovery recipient %s: %w", x.Name, err)
+		}
 	}
 	return &made, nil
+}
+
+// A copy is opened by nobody until everything is lost: what is wrong with it by then is
+// found too late. So whoever makes one looks at it as the one who recovers will, and so does
+// the leader, before it is committed. The state itself knows no DKX1. That the ciphertexts
+// hold the key nobody but the recipient sees: kmsd recovery verify.
+
+// checkCopy says what is wrong with a recovery copy that is to be for a recovery key, as far
+// as it can be seen without that key's private half; it wraps fsm.ErrInvalid.
+func checkCopy(message, spki []byte, want hsm.ImportExpectation) error {
+	m, err := hsm.ParseTransfer(message)
+	if err == nil {
+		err = m.Verify(want, hsm.Transfer{SPKI: spki, OAEPHash: m.OAEPHash})
+	}
+	if err == nil && len(message) > fsm.MaxRecoveryCopy {
+		err = fmt.Errorf("%d bytes, at most %d", len(message), fsm.MaxRecoveryCopy)
+	}
+	if err == nil {
+		err = fillsModulus(m, spki)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: the recovery copy of generation %d for %s is not what it should be: %w", fsm.ErrInvalid, want.Generation.Number, want.Recipient, err)
+	}
+	return nil
+}
+
+// fillsModulus refuses ciphertexts that are none of the recovery key's.
+func fillsModulus(m hsm.TransferMessage, spki []byte) error {
+	parsed, err := x509.ParsePKIXPublicKey(spki)
+	if err != nil {
+		return fmt.Errorf("recovery key: %w", err)
+	}
+	public, ok := parsed.(*rsa.PublicKey)
+	if !ok {
+		return fmt.Errorf("recovery key is a %T", parsed)
+	}
+	for _, k := range m.Keys {
+		if len(k.Ciphertext) != public.Size() {
+			return fmt.Errorf("ciphertext of %d bytes, the recovery key makes %d", len(k.Ciphertext), public.Size())
+		}
+	}
+	return nil
+}
+
+// copyFits says what is wrong with a copy that is to be recorded, by what a state knows of
+// its recipient, its generation and the node that made it. What the state refuses by itself
+// is left to it.
+func copyFits(s *fsm.State, c *fsm.AddRecoveryCopy) error {
+	r, isRecipient := s.Recovery().Recipient(c.Recipient)
+	node, isMember := s.Member(c.Node)
+	g, isGeneration := s.Generation(c.Generation)
+	if sum := sha256.Sum256(r.SPKI); !isRecipient || !isMember || !isGeneration || g.Retired() || !bytes.Equal(sum[:], c.Key) {
+		return nil
+	}
+	x := s.Cluster()
+	return checkCopy(c.Message, r.SPKI, hsm.ImportExpectation{
+		Cluster: hsm.ID(x.ID), Epoch: x.RecoveryEpoch, Donor: node.ID, DonorIdentity: node.Identity, Recipient: RecoveryRecipient(r.Name), Generation: hsmGeneration(g),
+	})
 }
 
 // copyForRecovery makes the recovery copies that this node can; done tells that none is
@@ -100,6 +167,9 @@ func (e *engine) copyFor(s *fsm.State, g fsm.Generation, name string) error {
 	}
 	sum := sha256.Sum256(r.SPKI)
 	command := &fsm.AddRecoveryCopy{Generation: g.Number, Recipient: name, Key: sum[:], Node: e.id, Message: message}
+	if err := copyFits(s, command); err != nil {
+		return err
+	}
 	if _, err := e.member.Propose(ctx, fsm.Proposal{Command: command, Principal: e.principal()}); err != nil {
 		return err
 	}

@@ -17,11 +17,15 @@ import (
 // it knows from the state and its partition alone where it stands. The key service does the
 // moving (kms.RunRewraps).
 
-// keepTwin has this node's partition hold the twin that the state asks for, and no other.
-// ErrNotTrusted means: it waits for the Security Officer.
+// keepTwin has this node's partition hold the twin that the state asks for, and no other. A
+// generation that wraps nothing any more needs none, though the key service has still to end
+// the ceremony. ErrNotTrusted means: it waits for the Security Officer.
 func (e *engine) keepTwin(s *fsm.State) error {
 	asked, ours := s.Rewrapping()
-	ours = ours && asked.Node == e.id
+	if ours = ours && asked.Node == e.id; !ours {
+		e.domain.movingIs(nil)
+	}
+	ours = ours && s.Wraps(asked.Generation)
 	keep := uint32(0)
 	if ours {
 		keep = asked.Generation
@@ -103,16 +107,16 @@ func (e *engine) installTwin(s *fsm.State, number uint32) error {
 	return nil
 }
 
-// Rewrapping tells from which generation this node is to move key versions: its partition
-// has the twin.
-func (m *Member) Rewrapping() (generation uint32, ok bool) {
+// Rewrapping is the ceremony that names this node, if one does; ready tells that its
+// partition has the twin.
+func (m *Member) Rewrapping() (asked fsm.Rewrap, ready, ok bool) {
 	e, err := m.engine()
 	if err != nil {
-		return 0, false
+		return fsm.Rewrap{}, false, false
 	}
-	asked, ok := e.machine.State().Rewrapping()
-	ok = ok && asked.Node == e.id && asked.Generation == e.twin.Load()
-	return asked.Generation, ok
+	asked, ok = e.machine.State().Rewrapping()
+	ok = ok && asked.Node == e.id
+	return asked, ok && asked.Generation == e.twin.Load(), ok
 }
 
 // Rewrap makes the token of a key version under another generation (hsm.Rewrapper).
@@ -137,6 +141,6 @@ func (m *Member) OpenHere(ctx context.Context, key fsm.ID, version uint32, kind 
 // versions; nil: it does.
 func (m *Member) RewrapProblem(err error) {
 	if e, none := m.engine(); none == nil {
-		e.domain.problemIs(err)
+		e.domain.movingIs(err)
 	}
 }

@@ -188,10 +188,14 @@ type testHSM struct {
 	// unopened, unless nil, is why other partitions do not open what this one makes.
 	unopened error
 	opened   int
-	// moving, unless 0, is the generation from which key versions are to be moved, and
-	// problem what the service has said of that.
-	moving  uint32
+	// asked is the ceremony that names this node, if one does; noTwin tells that the partition
+	// has no twin yet; problem is what the service has said of it.
+	asked   fsm.Rewrap
+	noTwin  bool
 	problem error
+	// broken are keys whose tokens cannot be moved, and rewrapped how often one was to be.
+	broken    map[fsm.ID]error
+	rewrapped int
 	// meanwhile, unless nil, happens once while others open a token.
 	meanwhile func()
 }
@@ -220,7 +224,20 @@ func (h *testHSM) OpenHere(ctx context.Context, key fsm.ID, version uint32, kind
 	return hsm.TryOpen(ctx, h, hsm.Ref{Token: made.Token, Want: want, Kind: kind, SPKI: made.SPKI})
 }
 
-func (h *testHSM) Rewrapping() (uint32, bool) { return h.moving, h.moving != 0 }
+func (h *testHSM) Rewrapping() (fsm.Rewrap, bool, bool) {
+	return h.asked, !h.noTwin, h.asked.Generation != 0
+}
+
+func (h *testHSM) Rewrap(ctx context.Context, ref hsm.Ref, to uint32) ([]byte, error) {
+	h.mu.Lock()
+	h.rewrapped++
+	err := h.broken[fsm.ID(ref.Want.Key)]
+	h.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	return h.Partition.Rewrap(ctx, ref, to)
+}
 
 func (h *testHSM) RewrapProblem(err error) { h.problem = err }
 

@@ -23,6 +23,9 @@ type Operation[T any] struct {
 	Params any // identify the request for its id; new ones are omitempty
 	// Check says what is wrong with the request; a dry run ends behind it.
 	Check func() error
+	// Try, optional, answers a dry run, where more is to be told than that all of it would
+	// succeed.
+	Try func(ctx context.Context) (T, error)
 	// Repeat answers a request id that is remembered.
 	Repeat func(first fsm.Result) (T, error)
 	// Run does it; p carries the caller's name and request id.
@@ -61,6 +64,9 @@ func operate[T any](ctx context.Context, s *Service, o Operation[T], e *audit.Ev
 	}
 	if err := o.Check(); err != nil {
 		return none, err
+	}
+	if o.Call.DryRun && o.Try != nil {
+		return o.Try(ctx)
 	}
 	if o.Call.DryRun {
 		return none, ErrDryRun

@@ -112,6 +112,7 @@ type Service struct {
 	uses        *uses
 	meters      *meters
 	unsettled   []openAct     // of RunDuties alone
+	troubles    troubles      // of RunRewraps alone
 	unrecorded  atomic.Uint64 // refusals without a record of their own
 }
 

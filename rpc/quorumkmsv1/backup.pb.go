@@ -789,27 +789,28 @@ func (*RestoreResponse_Progress) isRestoreResponse_Step() {}
 func (*RestoreResponse_Done) isRestoreResponse_Step() {}
 
 type RestorePlan struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	ClusterId         string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	BackupEpoch       uint32                 `protobuf:"varint,2,opt,name=backup_epoch,json=backupEpoch,proto3" json:"backup_epoch,omitempty"`
-	Index             uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"` // of the last log entry in the backup
-	Created           *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created,proto3" json:"created,omitempty"`
-	SignerName        string                 `protobuf:"bytes,5,opt,name=signer_name,json=signerName,proto3" json:"signer_name,omitempty"`
-	SignerFingerprint string                 `protobuf:"bytes,6,opt,name=signer_fingerprint,json=signerFingerprint,proto3" json:"signer_fingerprint,omitempty"`
-	KeyCount          uint64                 `protobuf:"varint,7,opt,name=key_count,json=keyCount,proto3" json:"key_count,omitempty"`
-	EnabledKeys       uint64                 `protobuf:"varint,8,opt,name=enabled_keys,json=enabledKeys,proto3" json:"enabled_keys,omitempty"`
-	RecoveryEpoch     uint32                 `protobuf:"varint,9,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"`        // of the history that begins
-	JournalSegments   uint32                 `protobuf:"varint,10,opt,name=journal_segments,json=journalSegments,proto3" json:"journal_segments,omitempty"` // that were used
-	JournalIndex      uint64                 `protobuf:"varint,11,opt,name=journal_index,json=journalIndex,proto3" json:"journal_index,omitempty"`          // up to which it is known what was revoked
-	JournalTime       *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=journal_time,json=journalTime,proto3" json:"journal_time,omitempty"`              // what was revoked later is not known; unset: nothing is known
-	Restrictions      uint64                 `protobuf:"varint,13,opt,name=restrictions,proto3" json:"restrictions,omitempty"`                              // that are made again
-	UnknownKeys       uint64                 `protobuf:"varint,14,opt,name=unknown_keys,json=unknownKeys,proto3" json:"unknown_keys,omitempty"`             // that the journal names and the backup lacks
-	DisableKeys       bool                   `protobuf:"varint,15,opt,name=disable_keys,json=disableKeys,proto3" json:"disable_keys,omitempty"`
-	Doubt             string                 `protobuf:"bytes,16,opt,name=doubt,proto3" json:"doubt,omitempty"` // why it is not known what was revoked; empty: it is
-	Wait              *durationpb.Duration   `protobuf:"bytes,17,opt,name=wait,proto3" json:"wait,omitempty"`
-	NodeName          string                 `protobuf:"bytes,18,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"` // of the node that will be the only member
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId          string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	BackupEpoch        uint32                 `protobuf:"varint,2,opt,name=backup_epoch,json=backupEpoch,proto3" json:"backup_epoch,omitempty"`
+	Index              uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"` // of the last log entry in the backup
+	Created            *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created,proto3" json:"created,omitempty"`
+	SignerName         string                 `protobuf:"bytes,5,opt,name=signer_name,json=signerName,proto3" json:"signer_name,omitempty"`
+	SignerFingerprint  string                 `protobuf:"bytes,6,opt,name=signer_fingerprint,json=signerFingerprint,proto3" json:"signer_fingerprint,omitempty"`
+	KeyCount           uint64                 `protobuf:"varint,7,opt,name=key_count,json=keyCount,proto3" json:"key_count,omitempty"`
+	EnabledKeys        uint64                 `protobuf:"varint,8,opt,name=enabled_keys,json=enabledKeys,proto3" json:"enabled_keys,omitempty"`
+	RecoveryEpoch      uint32                 `protobuf:"varint,9,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"`        // of the history that begins
+	JournalSegments    uint32                 `protobuf:"varint,10,opt,name=journal_segments,json=journalSegments,proto3" json:"journal_segments,omitempty"` // that were used
+	JournalIndex       uint64                 `protobuf:"varint,11,opt,name=journal_index,json=journalIndex,proto3" json:"journal_index,omitempty"`          // up to which it is known what was revoked
+	JournalTime        *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=journal_time,json=journalTime,proto3" json:"journal_time,omitempty"`              // what was revoked later is not known; unset: nothing is known
+	Restrictions       uint64                 `protobuf:"varint,13,opt,name=restrictions,proto3" json:"restrictions,omitempty"`                              // that are made again
+	UnknownKeys        uint64                 `protobuf:"varint,14,opt,name=unknown_keys,json=unknownKeys,proto3" json:"unknown_keys,omitempty"`             // that the journal names and the backup lacks
+	DisableKeys        bool                   `protobuf:"varint,15,opt,name=disable_keys,json=disableKeys,proto3" json:"disable_keys,omitempty"`
+	Doubt              string                 `protobuf:"bytes,16,opt,name=doubt,proto3" json:"doubt,omitempty"` // why it is not known what was revoked; empty: it is
+	Wait               *durationpb.Duration   `protobuf:"bytes,17,opt,name=wait,proto3" json:"wait,omitempty"`
+	NodeName           string                 `protobuf:"bytes,18,opt,name=node_name,json=nodeName,proto3" json:"node_name,omitempty"`                               // of the node that will be the only member
+	RecoveryRecipients []*RecoveryRecipient   `protobuf:"bytes,19,rep,name=recovery_recipients,json=recoveryRecipients,proto3" json:"recovery_recipients,omitempty"` // who recover the domain key in the backup
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *RestorePlan) Reset() {
@@ -968,6 +969,13 @@ func (x *RestorePlan) GetNodeName() string {
 	return ""
 }
 
+func (x *RestorePlan) GetRecoveryRecipients() []*RecoveryRecipient {
+	if x != nil {
+		return x.RecoveryRecipients
+	}
+	return nil
+}
+
 type RestoreProgress struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Restrictions  uint64                 `protobuf:"varint,1,opt,name=restrictions,proto3" json:"restrictions,omitempty"` // that have been made again
@@ -1021,13 +1029,14 @@ func (x *RestoreProgress) GetOf() uint64 {
 }
 
 type RestoreDone struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	RaftId        string                 `protobuf:"bytes,2,opt,name=raft_id,json=raftId,proto3" json:"raft_id,omitempty"`
-	RecoveryEpoch uint32                 `protobuf:"varint,3,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"`
-	Refused       uint64                 `protobuf:"varint,4,opt,name=refused,proto3" json:"refused,omitempty"` // restrictions that changed nothing: as a rule their key is not in the backup
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId          string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	RaftId             string                 `protobuf:"bytes,2,opt,name=raft_id,json=raftId,proto3" json:"raft_id,omitempty"`
+	RecoveryEpoch      uint32                 `protobuf:"varint,3,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"`
+	Refused            uint64                 `protobuf:"varint,4,opt,name=refused,proto3" json:"refused,omitempty"`                                                // restrictions that changed nothing: as a rule their key is not in the backup
+	RecoveryRecipients []*RecoveryRecipient   `protobuf:"bytes,5,rep,name=recovery_recipients,json=recoveryRecipients,proto3" json:"recovery_recipients,omitempty"` // who recover the domain key in the restored state
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *RestoreDone) Reset() {
@@ -1088,11 +1097,18 @@ func (x *RestoreDone) GetRefused() uint64 {
 	return 0
 }
 
+func (x *RestoreDone) GetRecoveryRecipients() []*RecoveryRecipient {
+	if x != nil {
+		return x.RecoveryRecipients
+	}
+	return nil
+}
+
 var File_quorumkms_v1_backup_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_backup_proto_rawDesc = "" +
 	"\n" +
-	"\x19quorumkms/v1/backup.proto\x12\fquorumkms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aquorumkms/v1/cluster.proto\"N\n" +
+	"\x19quorumkms/v1/backup.proto\x12\fquorumkms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aquorumkms/v1/cluster.proto\x1a\x1bquorumkms/v1/recovery.proto\"N\n" +
 	"\x13CreateBackupRequest\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
@@ -1155,7 +1171,7 @@ const file_quorumkms_v1_backup_proto_rawDesc = "" +
 	"\x04done\x18\x03 \x01(\v2\x19.quorumkms.v1.RestoreDoneH\x00R\x04done\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
 	"indexTokenB\x06\n" +
-	"\x04step\"\xad\x05\n" +
+	"\x04step\"\xff\x05\n" +
 	"\vRestorePlan\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12!\n" +
@@ -1177,16 +1193,18 @@ const file_quorumkms_v1_backup_proto_rawDesc = "" +
 	"\fdisable_keys\x18\x0f \x01(\bR\vdisableKeys\x12\x14\n" +
 	"\x05doubt\x18\x10 \x01(\tR\x05doubt\x12-\n" +
 	"\x04wait\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\x04wait\x12\x1b\n" +
-	"\tnode_name\x18\x12 \x01(\tR\bnodeName\"E\n" +
+	"\tnode_name\x18\x12 \x01(\tR\bnodeName\x12P\n" +
+	"\x13recovery_recipients\x18\x13 \x03(\v2\x1f.quorumkms.v1.RecoveryRecipientR\x12recoveryRecipients\"E\n" +
 	"\x0fRestoreProgress\x12\"\n" +
 	"\frestrictions\x18\x01 \x01(\x04R\frestrictions\x12\x0e\n" +
-	"\x02of\x18\x02 \x01(\x04R\x02of\"\x86\x01\n" +
+	"\x02of\x18\x02 \x01(\x04R\x02of\"\xd8\x01\n" +
 	"\vRestoreDone\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x17\n" +
 	"\araft_id\x18\x02 \x01(\tR\x06raftId\x12%\n" +
 	"\x0erecovery_epoch\x18\x03 \x01(\rR\rrecoveryEpoch\x12\x18\n" +
-	"\arefused\x18\x04 \x01(\x04R\arefused2\x81\x02\n" +
+	"\arefused\x18\x04 \x01(\x04R\arefused\x12P\n" +
+	"\x13recovery_recipients\x18\x05 \x03(\v2\x1f.quorumkms.v1.RecoveryRecipientR\x12recoveryRecipients2\x81\x02\n" +
 	"\rBackupService\x12Q\n" +
 	"\x06Create\x12!.quorumkms.v1.CreateBackupRequest\x1a\".quorumkms.v1.CreateBackupResponse0\x01\x12Q\n" +
 	"\x06Verify\x12!.quorumkms.v1.VerifyBackupRequest\x1a\".quorumkms.v1.VerifyBackupResponse(\x01\x12J\n" +
@@ -1222,6 +1240,7 @@ var file_quorumkms_v1_backup_proto_goTypes = []any{
 	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
 	(MemberState)(0),              // 14: quorumkms.v1.MemberState
 	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
+	(*RecoveryRecipient)(nil),     // 16: quorumkms.v1.RecoveryRecipient
 }
 var file_quorumkms_v1_backup_proto_depIdxs = []int32{
 	13, // 0: quorumkms.v1.VerifyBackupResponse.created:type_name -> google.protobuf.Timestamp
@@ -1236,17 +1255,19 @@ var file_quorumkms_v1_backup_proto_depIdxs = []int32{
 	13, // 9: quorumkms.v1.RestorePlan.created:type_name -> google.protobuf.Timestamp
 	13, // 10: quorumkms.v1.RestorePlan.journal_time:type_name -> google.protobuf.Timestamp
 	15, // 11: quorumkms.v1.RestorePlan.wait:type_name -> google.protobuf.Duration
-	0,  // 12: quorumkms.v1.BackupService.Create:input_type -> quorumkms.v1.CreateBackupRequest
-	2,  // 13: quorumkms.v1.BackupService.Verify:input_type -> quorumkms.v1.VerifyBackupRequest
-	4,  // 14: quorumkms.v1.BackupService.Restore:input_type -> quorumkms.v1.RestoreRequest
-	1,  // 15: quorumkms.v1.BackupService.Create:output_type -> quorumkms.v1.CreateBackupResponse
-	3,  // 16: quorumkms.v1.BackupService.Verify:output_type -> quorumkms.v1.VerifyBackupResponse
-	9,  // 17: quorumkms.v1.BackupService.Restore:output_type -> quorumkms.v1.RestoreResponse
-	15, // [15:18] is the sub-list for method output_type
-	12, // [12:15] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	16, // 12: quorumkms.v1.RestorePlan.recovery_recipients:type_name -> quorumkms.v1.RecoveryRecipient
+	16, // 13: quorumkms.v1.RestoreDone.recovery_recipients:type_name -> quorumkms.v1.RecoveryRecipient
+	0,  // 14: quorumkms.v1.BackupService.Create:input_type -> quorumkms.v1.CreateBackupRequest
+	2,  // 15: quorumkms.v1.BackupService.Verify:input_type -> quorumkms.v1.VerifyBackupRequest
+	4,  // 16: quorumkms.v1.BackupService.Restore:input_type -> quorumkms.v1.RestoreRequest
+	1,  // 17: quorumkms.v1.BackupService.Create:output_type -> quorumkms.v1.CreateBackupResponse
+	3,  // 18: quorumkms.v1.BackupService.Verify:output_type -> quorumkms.v1.VerifyBackupResponse
+	9,  // 19: quorumkms.v1.BackupService.Restore:output_type -> quorumkms.v1.RestoreResponse
+	17, // [17:20] is the sub-list for method output_type
+	14, // [14:17] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_v1_backup_proto_init() }
@@ -1255,6 +1276,7 @@ func file_quorumkms_v1_backup_proto_init() {
 		return
 	}
 	file_quorumkms_v1_cluster_proto_init()
+	file_quorumkms_v1_recovery_proto_init()
 	file_quorumkms_v1_backup_proto_msgTypes[4].OneofWrappers = []any{
 		(*RestoreRequest_Begin)(nil),
 		(*RestoreRequest_File)(nil),

@@ -207,12 +207,74 @@ func (x *RecoveryDrill) GetOpened() uint64 {
 	return 0
 }
 
-// RecipientChange is a change of the recipients that waits for approvals.
+// RecoverySettings are what a change makes of the settings; 0 leaves one as it is.
+type RecoverySettings struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Required      uint32                 `protobuf:"varint,1,opt,name=required,proto3" json:"required,omitempty"`                    // recipients that hold a generation before it becomes active
+	Approvals     uint32                 `protobuf:"varint,2,opt,name=approvals,proto3" json:"approvals,omitempty"`                  // operators who approve a change
+	DrillDays     uint32                 `protobuf:"varint,3,opt,name=drill_days,json=drillDays,proto3" json:"drill_days,omitempty"` // after which a drill is old
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecoverySettings) Reset() {
+	*x = RecoverySettings{}
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecoverySettings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecoverySettings) ProtoMessage() {}
+
+func (x *RecoverySettings) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecoverySettings.ProtoReflect.Descriptor instead.
+func (*RecoverySettings) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RecoverySettings) GetRequired() uint32 {
+	if x != nil {
+		return x.Required
+	}
+	return 0
+}
+
+func (x *RecoverySettings) GetApprovals() uint32 {
+	if x != nil {
+		return x.Approvals
+	}
+	return 0
+}
+
+func (x *RecoverySettings) GetDrillDays() uint32 {
+	if x != nil {
+		return x.DrillDays
+	}
+	return 0
+}
+
+// RecipientChange is a change of the recipients or of the settings that waits for approvals.
 type RecipientChange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	Add           *RecoveryRecipient     `protobuf:"bytes,2,opt,name=add,proto3" json:"add,omitempty"`       // or
-	Remove        string                 `protobuf:"bytes,3,opt,name=remove,proto3" json:"remove,omitempty"` // a name
+	Remove        string                 `protobuf:"bytes,3,opt,name=remove,proto3" json:"remove,omitempty"` // a name, or
+	Settings      *RecoverySettings      `protobuf:"bytes,7,opt,name=settings,proto3" json:"settings,omitempty"`
 	Proposed      *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=proposed,proto3" json:"proposed,omitempty"`
 	Expires       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires,proto3" json:"expires,omitempty"`
 	ApprovedBy    []string               `protobuf:"bytes,6,rep,name=approved_by,json=approvedBy,proto3" json:"approved_by,omitempty"` // SPIFFE URIs of operators
@@ -222,7 +284,7 @@ type RecipientChange struct {
 
 func (x *RecipientChange) Reset() {
 	*x = RecipientChange{}
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[2]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -234,7 +296,7 @@ func (x *RecipientChange) String() string {
 func (*RecipientChange) ProtoMessage() {}
 
 func (x *RecipientChange) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[2]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -247,7 +309,7 @@ func (x *RecipientChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecipientChange.ProtoReflect.Descriptor instead.
 func (*RecipientChange) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{2}
+	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *RecipientChange) GetId() uint64 {
@@ -269,6 +331,13 @@ func (x *RecipientChange) GetRemove() string {
 		return x.Remove
 	}
 	return ""
+}
+
+func (x *RecipientChange) GetSettings() *RecoverySettings {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
 }
 
 func (x *RecipientChange) GetProposed() *timestamppb.Timestamp {
@@ -302,7 +371,7 @@ type DescribeRecoveryRequest struct {
 
 func (x *DescribeRecoveryRequest) Reset() {
 	*x = DescribeRecoveryRequest{}
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[3]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -314,7 +383,7 @@ func (x *DescribeRecoveryRequest) String() string {
 func (*DescribeRecoveryRequest) ProtoMessage() {}
 
 func (x *DescribeRecoveryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[3]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -327,7 +396,7 @@ func (x *DescribeRecoveryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRecoveryRequest.ProtoReflect.Descriptor instead.
 func (*DescribeRecoveryRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{3}
+	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DescribeRecoveryRequest) GetTenant() string {
@@ -359,7 +428,7 @@ type DescribeRecoveryResponse struct {
 
 func (x *DescribeRecoveryResponse) Reset() {
 	*x = DescribeRecoveryResponse{}
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[4]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -371,7 +440,7 @@ func (x *DescribeRecoveryResponse) String() string {
 func (*DescribeRecoveryResponse) ProtoMessage() {}
 
 func (x *DescribeRecoveryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[4]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -384,7 +453,7 @@ func (x *DescribeRecoveryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeRecoveryResponse.ProtoReflect.Descriptor instead.
 func (*DescribeRecoveryResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{4}
+	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DescribeRecoveryResponse) GetRecipients() []*RecoveryRecipient {
@@ -449,7 +518,7 @@ type AddRecoveryRecipientRequest struct {
 
 func (x *AddRecoveryRecipientRequest) Reset() {
 	*x = AddRecoveryRecipientRequest{}
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[5]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -461,7 +530,7 @@ func (x *AddRecoveryRecipientRequest) String() string {
 func (*AddRecoveryRecipientRequest) ProtoMessage() {}
 
 func (x *AddRecoveryRecipientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[5]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -474,7 +543,7 @@ func (x *AddRecoveryRecipientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddRecoveryRecipientRequest.ProtoReflect.Descriptor instead.
 func (*AddRecoveryRecipientRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{5}
+	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AddRecoveryRecipientRequest) GetRecoveryKey() []byte {
@@ -523,7 +592,7 @@ type AddRecoveryRecipientResponse struct {
 
 func (x *AddRecoveryRecipientResponse) Reset() {
 	*x = AddRecoveryRecipientResponse{}
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[6]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -535,7 +604,7 @@ func (x *AddRecoveryRecipientResponse) String() string {
 func (*AddRecoveryRecipientResponse) ProtoMessage() {}
 
 func (x *AddRecoveryRecipientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[6]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -548,7 +617,7 @@ func (x *AddRecoveryRecipientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddRecoveryRecipientResponse.ProtoReflect.Descriptor instead.
 func (*AddRecoveryRecipientResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{6}
+	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AddRecoveryRecipientResponse) GetChange() uint64 {
@@ -585,7 +654,7 @@ type RemoveRecoveryRecipientRequest struct {
 
 func (x *RemoveRecoveryRecipientRequest) Reset() {
 	*x = RemoveRecoveryRecipientRequest{}
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[7]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -597,7 +666,7 @@ func (x *RemoveRecoveryRecipientRequest) String() string {
 func (*RemoveRecoveryRecipientRequest) ProtoMessage() {}
 
 func (x *RemoveRecoveryRecipientRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[7]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -610,7 +679,7 @@ func (x *RemoveRecoveryRecipientRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRecoveryRecipientRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRecoveryRecipientRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{7}
+	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RemoveRecoveryRecipientRequest) GetName() string {
@@ -659,7 +728,7 @@ type RemoveRecoveryRecipientResponse struct {
 
 func (x *RemoveRecoveryRecipientResponse) Reset() {
 	*x = RemoveRecoveryRecipientResponse{}
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[8]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -671,7 +740,7 @@ func (x *RemoveRecoveryRecipientResponse) String() string {
 func (*RemoveRecoveryRecipientResponse) ProtoMessage() {}
 
 func (x *RemoveRecoveryRecipientResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[8]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -684,7 +753,7 @@ func (x *RemoveRecoveryRecipientResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRecoveryRecipientResponse.ProtoReflect.Descriptor instead.
 func (*RemoveRecoveryRecipientResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{8}
+	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RemoveRecoveryRecipientResponse) GetChange() uint64 {
@@ -721,7 +790,7 @@ type ApproveRecipientChangeRequest struct {
 
 func (x *ApproveRecipientChangeRequest) Reset() {
 	*x = ApproveRecipientChangeRequest{}
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[9]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -733,7 +802,7 @@ func (x *ApproveRecipientChangeRequest) String() string {
 func (*ApproveRecipientChangeRequest) ProtoMessage() {}
 
 func (x *ApproveRecipientChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[9]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -746,7 +815,7 @@ func (x *ApproveRecipientChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRecipientChangeRequest.ProtoReflect.Descriptor instead.
 func (*ApproveRecipientChangeRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{9}
+	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ApproveRecipientChangeRequest) GetChange() uint64 {
@@ -795,7 +864,7 @@ type ApproveRecipientChangeResponse struct {
 
 func (x *ApproveRecipientChangeResponse) Reset() {
 	*x = ApproveRecipientChangeResponse{}
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[10]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -807,7 +876,7 @@ func (x *ApproveRecipientChangeResponse) String() string {
 func (*ApproveRecipientChangeResponse) ProtoMessage() {}
 
 func (x *ApproveRecipientChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[10]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -820,7 +889,7 @@ func (x *ApproveRecipientChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApproveRecipientChangeResponse.ProtoReflect.Descriptor instead.
 func (*ApproveRecipientChangeResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{10}
+	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ApproveRecipientChangeResponse) GetChange() uint64 {
@@ -857,7 +926,7 @@ type CancelRecipientChangeRequest struct {
 
 func (x *CancelRecipientChangeRequest) Reset() {
 	*x = CancelRecipientChangeRequest{}
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[11]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -869,7 +938,7 @@ func (x *CancelRecipientChangeRequest) String() string {
 func (*CancelRecipientChangeRequest) ProtoMessage() {}
 
 func (x *CancelRecipientChangeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[11]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -882,7 +951,7 @@ func (x *CancelRecipientChangeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRecipientChangeRequest.ProtoReflect.Descriptor instead.
 func (*CancelRecipientChangeRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{11}
+	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CancelRecipientChangeRequest) GetChange() uint64 {
@@ -930,7 +999,7 @@ type CancelRecipientChangeResponse struct {
 
 func (x *CancelRecipientChangeResponse) Reset() {
 	*x = CancelRecipientChangeResponse{}
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[12]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -942,7 +1011,7 @@ func (x *CancelRecipientChangeResponse) String() string {
 func (*CancelRecipientChangeResponse) ProtoMessage() {}
 
 func (x *CancelRecipientChangeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[12]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -955,7 +1024,7 @@ func (x *CancelRecipientChangeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelRecipientChangeResponse.ProtoReflect.Descriptor instead.
 func (*CancelRecipientChangeResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{12}
+	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CancelRecipientChangeResponse) GetChange() uint64 {
@@ -985,7 +1054,7 @@ type RecordRecoveryReportRequest struct {
 
 func (x *RecordRecoveryReportRequest) Reset() {
 	*x = RecordRecoveryReportRequest{}
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[13]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1066,7 @@ func (x *RecordRecoveryReportRequest) String() string {
 func (*RecordRecoveryReportRequest) ProtoMessage() {}
 
 func (x *RecordRecoveryReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[13]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1079,7 @@ func (x *RecordRecoveryReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordRecoveryReportRequest.ProtoReflect.Descriptor instead.
 func (*RecordRecoveryReportRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{13}
+	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RecordRecoveryReportRequest) GetReport() []byte {
@@ -1058,7 +1127,7 @@ type RecordRecoveryReportResponse struct {
 
 func (x *RecordRecoveryReportResponse) Reset() {
 	*x = RecordRecoveryReportResponse{}
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[14]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1139,7 @@ func (x *RecordRecoveryReportResponse) String() string {
 func (*RecordRecoveryReportResponse) ProtoMessage() {}
 
 func (x *RecordRecoveryReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_recovery_proto_msgTypes[14]
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1152,7 @@ func (x *RecordRecoveryReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordRecoveryReportResponse.ProtoReflect.Descriptor instead.
 func (*RecordRecoveryReportResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{14}
+	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RecordRecoveryReportResponse) GetRecipient() string {
@@ -1094,6 +1163,142 @@ func (x *RecordRecoveryReportResponse) GetRecipient() string {
 }
 
 func (x *RecordRecoveryReportResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type ChangeRecoverySettingsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Settings      *RecoverySettings      `protobuf:"bytes,1,opt,name=settings,proto3" json:"settings,omitempty"`
+	DryRun        bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RequestId     string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeRecoverySettingsRequest) Reset() {
+	*x = ChangeRecoverySettingsRequest{}
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeRecoverySettingsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeRecoverySettingsRequest) ProtoMessage() {}
+
+func (x *ChangeRecoverySettingsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeRecoverySettingsRequest.ProtoReflect.Descriptor instead.
+func (*ChangeRecoverySettingsRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ChangeRecoverySettingsRequest) GetSettings() *RecoverySettings {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+func (x *ChangeRecoverySettingsRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *ChangeRecoverySettingsRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ChangeRecoverySettingsRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *ChangeRecoverySettingsRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type ChangeRecoverySettingsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Change        uint64                 `protobuf:"varint,1,opt,name=change,proto3" json:"change,omitempty"`
+	Done          bool                   `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"` // no further approval was needed
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeRecoverySettingsResponse) Reset() {
+	*x = ChangeRecoverySettingsResponse{}
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeRecoverySettingsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeRecoverySettingsResponse) ProtoMessage() {}
+
+func (x *ChangeRecoverySettingsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_recovery_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeRecoverySettingsResponse.ProtoReflect.Descriptor instead.
+func (*ChangeRecoverySettingsResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_recovery_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ChangeRecoverySettingsResponse) GetChange() uint64 {
+	if x != nil {
+		return x.Change
+	}
+	return 0
+}
+
+func (x *ChangeRecoverySettingsResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *ChangeRecoverySettingsResponse) GetIndexToken() []byte {
 	if x != nil {
 		return x.IndexToken
 	}
@@ -1122,11 +1327,17 @@ const file_quorumkms_v1_recovery_proto_rawDesc = "" +
 	"\fbackup_index\x18\x03 \x01(\x04R\vbackupIndex\x12#\n" +
 	"\rbackup_sha256\x18\x04 \x01(\fR\fbackupSha256\x12!\n" +
 	"\fkey_versions\x18\x05 \x01(\x04R\vkeyVersions\x12\x16\n" +
-	"\x06opened\x18\x06 \x01(\x04R\x06opened\"\xfb\x01\n" +
+	"\x06opened\x18\x06 \x01(\x04R\x06opened\"k\n" +
+	"\x10RecoverySettings\x12\x1a\n" +
+	"\brequired\x18\x01 \x01(\rR\brequired\x12\x1c\n" +
+	"\tapprovals\x18\x02 \x01(\rR\tapprovals\x12\x1d\n" +
+	"\n" +
+	"drill_days\x18\x03 \x01(\rR\tdrillDays\"\xb7\x02\n" +
 	"\x0fRecipientChange\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x121\n" +
 	"\x03add\x18\x02 \x01(\v2\x1f.quorumkms.v1.RecoveryRecipientR\x03add\x12\x16\n" +
-	"\x06remove\x18\x03 \x01(\tR\x06remove\x126\n" +
+	"\x06remove\x18\x03 \x01(\tR\x06remove\x12:\n" +
+	"\bsettings\x18\a \x01(\v2\x1e.quorumkms.v1.RecoverySettingsR\bsettings\x126\n" +
 	"\bproposed\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bproposed\x124\n" +
 	"\aexpires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x1f\n" +
 	"\vapproved_by\x18\x06 \x03(\tR\n" +
@@ -1209,14 +1420,28 @@ const file_quorumkms_v1_recovery_proto_rawDesc = "" +
 	"\x1cRecordRecoveryReportResponse\x12\x1c\n" +
 	"\trecipient\x18\x01 \x01(\tR\trecipient\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken2\xb1\x05\n" +
+	"indexToken\"\xcc\x01\n" +
+	"\x1dChangeRecoverySettingsRequest\x12:\n" +
+	"\bsettings\x18\x01 \x01(\v2\x1e.quorumkms.v1.RecoverySettingsR\bsettings\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"m\n" +
+	"\x1eChangeRecoverySettingsResponse\x12\x16\n" +
+	"\x06change\x18\x01 \x01(\x04R\x06change\x12\x12\n" +
+	"\x04done\x18\x02 \x01(\bR\x04done\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken2\xa6\x06\n" +
 	"\x0fRecoveryService\x12a\n" +
 	"\x10DescribeRecovery\x12%.quorumkms.v1.DescribeRecoveryRequest\x1a&.quorumkms.v1.DescribeRecoveryResponse\x12m\n" +
 	"\x14AddRecoveryRecipient\x12).quorumkms.v1.AddRecoveryRecipientRequest\x1a*.quorumkms.v1.AddRecoveryRecipientResponse\x12v\n" +
 	"\x17RemoveRecoveryRecipient\x12,.quorumkms.v1.RemoveRecoveryRecipientRequest\x1a-.quorumkms.v1.RemoveRecoveryRecipientResponse\x12s\n" +
 	"\x16ApproveRecipientChange\x12+.quorumkms.v1.ApproveRecipientChangeRequest\x1a,.quorumkms.v1.ApproveRecipientChangeResponse\x12p\n" +
 	"\x15CancelRecipientChange\x12*.quorumkms.v1.CancelRecipientChangeRequest\x1a+.quorumkms.v1.CancelRecipientChangeResponse\x12m\n" +
-	"\x14RecordRecoveryReport\x12).quorumkms.v1.RecordRecoveryReportRequest\x1a*.quorumkms.v1.RecordRecoveryReportResponseB<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
+	"\x14RecordRecoveryReport\x12).quorumkms.v1.RecordRecoveryReportRequest\x1a*.quorumkms.v1.RecordRecoveryReportResponse\x12s\n" +
+	"\x16ChangeRecoverySettings\x12+.quorumkms.v1.ChangeRecoverySettingsRequest\x1a,.quorumkms.v1.ChangeRecoverySettingsResponseB<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
 
 var (
 	file_quorumkms_v1_recovery_proto_rawDescOnce sync.Once
@@ -1230,51 +1455,58 @@ func file_quorumkms_v1_recovery_proto_rawDescGZIP() []byte {
 	return file_quorumkms_v1_recovery_proto_rawDescData
 }
 
-var file_quorumkms_v1_recovery_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_quorumkms_v1_recovery_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_quorumkms_v1_recovery_proto_goTypes = []any{
 	(*RecoveryRecipient)(nil),               // 0: quorumkms.v1.RecoveryRecipient
 	(*RecoveryDrill)(nil),                   // 1: quorumkms.v1.RecoveryDrill
-	(*RecipientChange)(nil),                 // 2: quorumkms.v1.RecipientChange
-	(*DescribeRecoveryRequest)(nil),         // 3: quorumkms.v1.DescribeRecoveryRequest
-	(*DescribeRecoveryResponse)(nil),        // 4: quorumkms.v1.DescribeRecoveryResponse
-	(*AddRecoveryRecipientRequest)(nil),     // 5: quorumkms.v1.AddRecoveryRecipientRequest
-	(*AddRecoveryRecipientResponse)(nil),    // 6: quorumkms.v1.AddRecoveryRecipientResponse
-	(*RemoveRecoveryRecipientRequest)(nil),  // 7: quorumkms.v1.RemoveRecoveryRecipientRequest
-	(*RemoveRecoveryRecipientResponse)(nil), // 8: quorumkms.v1.RemoveRecoveryRecipientResponse
-	(*ApproveRecipientChangeRequest)(nil),   // 9: quorumkms.v1.ApproveRecipientChangeRequest
-	(*ApproveRecipientChangeResponse)(nil),  // 10: quorumkms.v1.ApproveRecipientChangeResponse
-	(*CancelRecipientChangeRequest)(nil),    // 11: quorumkms.v1.CancelRecipientChangeRequest
-	(*CancelRecipientChangeResponse)(nil),   // 12: quorumkms.v1.CancelRecipientChangeResponse
-	(*RecordRecoveryReportRequest)(nil),     // 13: quorumkms.v1.RecordRecoveryReportRequest
-	(*RecordRecoveryReportResponse)(nil),    // 14: quorumkms.v1.RecordRecoveryReportResponse
-	(*timestamppb.Timestamp)(nil),           // 15: google.protobuf.Timestamp
+	(*RecoverySettings)(nil),                // 2: quorumkms.v1.RecoverySettings
+	(*RecipientChange)(nil),                 // 3: quorumkms.v1.RecipientChange
+	(*DescribeRecoveryRequest)(nil),         // 4: quorumkms.v1.DescribeRecoveryRequest
+	(*DescribeRecoveryResponse)(nil),        // 5: quorumkms.v1.DescribeRecoveryResponse
+	(*AddRecoveryRecipientRequest)(nil),     // 6: quorumkms.v1.AddRecoveryRecipientRequest
+	(*AddRecoveryRecipientResponse)(nil),    // 7: quorumkms.v1.AddRecoveryRecipientResponse
+	(*RemoveRecoveryRecipientRequest)(nil),  // 8: quorumkms.v1.RemoveRecoveryRecipientRequest
+	(*RemoveRecoveryRecipientResponse)(nil), // 9: quorumkms.v1.RemoveRecoveryRecipientResponse
+	(*ApproveRecipientChangeRequest)(nil),   // 10: quorumkms.v1.ApproveRecipientChangeRequest
+	(*ApproveRecipientChangeResponse)(nil),  // 11: quorumkms.v1.ApproveRecipientChangeResponse
+	(*CancelRecipientChangeRequest)(nil),    // 12: quorumkms.v1.CancelRecipientChangeRequest
+	(*CancelRecipientChangeResponse)(nil),   // 13: quorumkms.v1.CancelRecipientChangeResponse
+	(*RecordRecoveryReportRequest)(nil),     // 14: quorumkms.v1.RecordRecoveryReportRequest
+	(*RecordRecoveryReportResponse)(nil),    // 15: quorumkms.v1.RecordRecoveryReportResponse
+	(*ChangeRecoverySettingsRequest)(nil),   // 16: quorumkms.v1.ChangeRecoverySettingsRequest
+	(*ChangeRecoverySettingsResponse)(nil),  // 17: quorumkms.v1.ChangeRecoverySettingsResponse
+	(*timestamppb.Timestamp)(nil),           // 18: google.protobuf.Timestamp
 }
 var file_quorumkms_v1_recovery_proto_depIdxs = []int32{
-	15, // 0: quorumkms.v1.RecoveryRecipient.added:type_name -> google.protobuf.Timestamp
+	18, // 0: quorumkms.v1.RecoveryRecipient.added:type_name -> google.protobuf.Timestamp
 	1,  // 1: quorumkms.v1.RecoveryRecipient.drill:type_name -> quorumkms.v1.RecoveryDrill
-	15, // 2: quorumkms.v1.RecoveryDrill.time:type_name -> google.protobuf.Timestamp
+	18, // 2: quorumkms.v1.RecoveryDrill.time:type_name -> google.protobuf.Timestamp
 	0,  // 3: quorumkms.v1.RecipientChange.add:type_name -> quorumkms.v1.RecoveryRecipient
-	15, // 4: quorumkms.v1.RecipientChange.proposed:type_name -> google.protobuf.Timestamp
-	15, // 5: quorumkms.v1.RecipientChange.expires:type_name -> google.protobuf.Timestamp
-	0,  // 6: quorumkms.v1.DescribeRecoveryResponse.recipients:type_name -> quorumkms.v1.RecoveryRecipient
-	2,  // 7: quorumkms.v1.DescribeRecoveryResponse.change:type_name -> quorumkms.v1.RecipientChange
-	3,  // 8: quorumkms.v1.RecoveryService.DescribeRecovery:input_type -> quorumkms.v1.DescribeRecoveryRequest
-	5,  // 9: quorumkms.v1.RecoveryService.AddRecoveryRecipient:input_type -> quorumkms.v1.AddRecoveryRecipientRequest
-	7,  // 10: quorumkms.v1.RecoveryService.RemoveRecoveryRecipient:input_type -> quorumkms.v1.RemoveRecoveryRecipientRequest
-	9,  // 11: quorumkms.v1.RecoveryService.ApproveRecipientChange:input_type -> quorumkms.v1.ApproveRecipientChangeRequest
-	11, // 12: quorumkms.v1.RecoveryService.CancelRecipientChange:input_type -> quorumkms.v1.CancelRecipientChangeRequest
-	13, // 13: quorumkms.v1.RecoveryService.RecordRecoveryReport:input_type -> quorumkms.v1.RecordRecoveryReportRequest
-	4,  // 14: quorumkms.v1.RecoveryService.DescribeRecovery:output_type -> quorumkms.v1.DescribeRecoveryResponse
-	6,  // 15: quorumkms.v1.RecoveryService.AddRecoveryRecipient:output_type -> quorumkms.v1.AddRecoveryRecipientResponse
-	8,  // 16: quorumkms.v1.RecoveryService.RemoveRecoveryRecipient:output_type -> quorumkms.v1.RemoveRecoveryRecipientResponse
-	10, // 17: quorumkms.v1.RecoveryService.ApproveRecipientChange:output_type -> quorumkms.v1.ApproveRecipientChangeResponse
-	12, // 18: quorumkms.v1.RecoveryService.CancelRecipientChange:output_type -> quorumkms.v1.CancelRecipientChangeResponse
-	14, // 19: quorumkms.v1.RecoveryService.RecordRecoveryReport:output_type -> quorumkms.v1.RecordRecoveryReportResponse
-	14, // [14:20] is the sub-list for method output_type
-	8,  // [8:14] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	2,  // 4: quorumkms.v1.RecipientChange.settings:type_name -> quorumkms.v1.RecoverySettings
+	18, // 5: quorumkms.v1.RecipientChange.proposed:type_name -> google.protobuf.Timestamp
+	18, // 6: quorumkms.v1.RecipientChange.expires:type_name -> google.protobuf.Timestamp
+	0,  // 7: quorumkms.v1.DescribeRecoveryResponse.recipients:type_name -> quorumkms.v1.RecoveryRecipient
+	3,  // 8: quorumkms.v1.DescribeRecoveryResponse.change:type_name -> quorumkms.v1.RecipientChange
+	2,  // 9: quorumkms.v1.ChangeRecoverySettingsRequest.settings:type_name -> quorumkms.v1.RecoverySettings
+	4,  // 10: quorumkms.v1.RecoveryService.DescribeRecovery:input_type -> quorumkms.v1.DescribeRecoveryRequest
+	6,  // 11: quorumkms.v1.RecoveryService.AddRecoveryRecipient:input_type -> quorumkms.v1.AddRecoveryRecipientRequest
+	8,  // 12: quorumkms.v1.RecoveryService.RemoveRecoveryRecipient:input_type -> quorumkms.v1.RemoveRecoveryRecipientRequest
+	10, // 13: quorumkms.v1.RecoveryService.ApproveRecipientChange:input_type -> quorumkms.v1.ApproveRecipientChangeRequest
+	12, // 14: quorumkms.v1.RecoveryService.CancelRecipientChange:input_type -> quorumkms.v1.CancelRecipientChangeRequest
+	14, // 15: quorumkms.v1.RecoveryService.RecordRecoveryReport:input_type -> quorumkms.v1.RecordRecoveryReportRequest
+	16, // 16: quorumkms.v1.RecoveryService.ChangeRecoverySettings:input_type -> quorumkms.v1.ChangeRecoverySettingsRequest
+	5,  // 17: quorumkms.v1.RecoveryService.DescribeRecovery:output_type -> quorumkms.v1.DescribeRecoveryResponse
+	7,  // 18: quorumkms.v1.RecoveryService.AddRecoveryRecipient:output_type -> quorumkms.v1.AddRecoveryRecipientResponse
+	9,  // 19: quorumkms.v1.RecoveryService.RemoveRecoveryRecipient:output_type -> quorumkms.v1.RemoveRecoveryRecipientResponse
+	11, // 20: quorumkms.v1.RecoveryService.ApproveRecipientChange:output_type -> quorumkms.v1.ApproveRecipientChangeResponse
+	13, // 21: quorumkms.v1.RecoveryService.CancelRecipientChange:output_type -> quorumkms.v1.CancelRecipientChangeResponse
+	15, // 22: quorumkms.v1.RecoveryService.RecordRecoveryReport:output_type -> quorumkms.v1.RecordRecoveryReportResponse
+	17, // 23: quorumkms.v1.RecoveryService.ChangeRecoverySettings:output_type -> quorumkms.v1.ChangeRecoverySettingsResponse
+	17, // [17:24] is the sub-list for method output_type
+	10, // [10:17] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_v1_recovery_proto_init() }
@@ -1288,7 +1520,7 @@ func file_quorumkms_v1_recovery_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_v1_recovery_proto_rawDesc), len(file_quorumkms_v1_recovery_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

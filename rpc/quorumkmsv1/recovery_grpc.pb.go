@@ -25,6 +25,7 @@ const (
 	RecoveryService_ApproveRecipientChange_FullMethodName  = "/quorumkms.v1.RecoveryService/ApproveRecipientChange"
 	RecoveryService_CancelRecipientChange_FullMethodName   = "/quorumkms.v1.RecoveryService/CancelRecipientChange"
 	RecoveryService_RecordRecoveryReport_FullMethodName    = "/quorumkms.v1.RecoveryService/RecordRecoveryReport"
+	RecoveryService_ChangeRecoverySettings_FullMethodName  = "/quorumkms.v1.RecoveryService/ChangeRecoverySettings"
 )
 
 // RecoveryServiceClient is the client API for RecoveryService service.
@@ -48,6 +49,10 @@ type RecoveryServiceClient interface {
 	// RecordRecoveryReport records what a drill has opened. The node verifies that the
 	// recipient's key, or the token that it is in, has signed the report.
 	RecordRecoveryReport(ctx context.Context, in *RecordRecoveryReportRequest, opts ...grpc.CallOption) (*RecordRecoveryReportResponse, error)
+	// ChangeRecoverySettings proposes other settings, in the way of a change of the recipients:
+	// as many operators approve it as the settings in force before say, and it is approved and
+	// cancelled with the same calls. DescribeRecovery shows the settings.
+	ChangeRecoverySettings(ctx context.Context, in *ChangeRecoverySettingsRequest, opts ...grpc.CallOption) (*ChangeRecoverySettingsResponse, error)
 }
 
 type recoveryServiceClient struct {
@@ -118,6 +123,16 @@ func (c *recoveryServiceClient) RecordRecoveryReport(ctx context.Context, in *Re
 	return out, nil
 }
 
+func (c *recoveryServiceClient) ChangeRecoverySettings(ctx context.Context, in *ChangeRecoverySettingsRequest, opts ...grpc.CallOption) (*ChangeRecoverySettingsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ChangeRecoverySettingsResponse)
+	err := c.cc.Invoke(ctx, RecoveryService_ChangeRecoverySettings_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RecoveryServiceServer is the server API for RecoveryService service.
 // All implementations must embed UnimplementedRecoveryServiceServer
 // for forward compatibility.
@@ -139,6 +154,10 @@ type RecoveryServiceServer interface {
 	// RecordRecoveryReport records what a drill has opened. The node verifies that the
 	// recipient's key, or the token that it is in, has signed the report.
 	RecordRecoveryReport(context.Context, *RecordRecoveryReportRequest) (*RecordRecoveryReportResponse, error)
+	// ChangeRecoverySettings proposes other settings, in the way of a change of the recipients:
+	// as many operators approve it as the settings in force before say, and it is approved and
+	// cancelled with the same calls. DescribeRecovery shows the settings.
+	ChangeRecoverySettings(context.Context, *ChangeRecoverySettingsRequest) (*ChangeRecoverySettingsResponse, error)
 	mustEmbedUnimplementedRecoveryServiceServer()
 }
 
@@ -166,6 +185,9 @@ func (UnimplementedRecoveryServiceServer) CancelRecipientChange(context.Context,
 }
 func (UnimplementedRecoveryServiceServer) RecordRecoveryReport(context.Context, *RecordRecoveryReportRequest) (*RecordRecoveryReportResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RecordRecoveryReport not implemented")
+}
+func (UnimplementedRecoveryServiceServer) ChangeRecoverySettings(context.Context, *ChangeRecoverySettingsRequest) (*ChangeRecoverySettingsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ChangeRecoverySettings not implemented")
 }
 func (UnimplementedRecoveryServiceServer) mustEmbedUnimplementedRecoveryServiceServer() {}
 func (UnimplementedRecoveryServiceServer) testEmbeddedByValue()                         {}
@@ -296,6 +318,24 @@ func _RecoveryService_RecordRecoveryReport_Handler(srv interface{}, ctx context.
 	return interceptor(ctx, in, info, handler)
 }
 
+func _RecoveryService_ChangeRecoverySettings_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ChangeRecoverySettingsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RecoveryServiceServer).ChangeRecoverySettings(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: RecoveryService_ChangeRecoverySettings_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RecoveryServiceServer).ChangeRecoverySettings(ctx, req.(*ChangeRecoverySettingsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // RecoveryService_ServiceDesc is the grpc.ServiceDesc for RecoveryService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -326,6 +366,10 @@ var RecoveryService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RecordRecoveryReport",
 			Handler:    _RecoveryService_RecordRecoveryReport_Handler,
+		},
+		{
+			MethodName: "ChangeRecoverySettings",
+			Handler:    _RecoveryService_ChangeRecoverySettings_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

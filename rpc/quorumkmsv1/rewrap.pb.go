@@ -544,8 +544,8 @@ func (x *RewrapResult) GetProblem() string {
 
 type ApplyRewrapsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Items         []*RewrapItem          `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"` // 1..64
-	DryRun        bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Items         []*RewrapItem          `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`                   // 1..64
+	DryRun        bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // answered with what would become of each item
 	RequestId     string                 `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`

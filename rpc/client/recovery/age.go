@@ -93,10 +93,26 @@ func OpenShare(file []byte, identities []Identity) (*Share, error) {
 	if err != nil {
 		return nil, refused("the share does not open: %w", err)
 	}
-	plain, err := io.ReadAll(io.LimitReader(r, MaxFile+1))
+	return readShare(r, len(file)) // in armour it is longer
+}
+
+// readShare reads a share in clear of at most size bytes into one buffer, which it
+// overwrites: io.ReadAll would leave those behind that became too small. What age itself has
+// in memory (a piece of 64 KiB of the plaintext, keys) nobody else reaches.
+func readShare(r io.Reader, size int) (*Share, error) {
+	plain := make([]byte, min(size, MaxFile)+1)
 	defer clear(plain)
-	if err != nil {
-		return nil, refused("the share does not open: %w", err)
+	n := 0
+	for {
+		more, err := r.Read(plain[n:])
+		n += more
+		switch {
+		case n == len(plain):
+			return nil, refused("the share is larger than %d bytes", n-1)
+		case err == io.EOF: //nolint:errorlint // an io.Reader's end is this very value
+			return ParseShare(plain[:n])
+		case err != nil: // io.ErrUnexpectedEOF, too: it is cut off
+			return nil, refused("the share does not open: %w", err)
+		}
 	}
-	return ParseShare(plain)
 }

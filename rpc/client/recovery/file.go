@@ -119,16 +119,19 @@ func verify(f signed, by *PublicKey) error {
 	return nil
 }
 
-// encode is the file of a value.
+// encode is the file of a value, which may be a share: the caller overwrites it. What
+// encoding/json keeps in its pool of buffers cannot be reached.
 func encode(v any) ([]byte, error) {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return nil, err
 	}
-	return append(b, '\n'), nil
+	defer clear(b)
+	return append(append(make([]byte, 0, len(b)+1), b...), '\n'), nil
 }
 
-// decode reads a file in its canonical form.
+// decode reads a file in its canonical form. It leaves no copy of it behind but in into: a
+// json.Decoder would, in its buffer.
 func decode(b []byte, what string, into any) error {
 	if len(b) > MaxFile {
 		return refused("%s of more than %d bytes", what, MaxFile)
@@ -139,17 +142,16 @@ func decode(b []byte, what string, into any) error {
 	if err := json.Unmarshal(b, &release); err == nil && release.Format != Format {
 		return refused("%s of format %d, this release reads %d", what, release.Format, Format)
 	}
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil {
+	if err := json.Unmarshal(b, into); err != nil {
 		return refused("no %s: %w", what, err)
 	}
 	again, err := encode(into)
 	if err != nil {
 		return err
 	}
+	defer clear(again)
 	if !bytes.Equal(again, b) {
-		return refused("%s is not in canonical form, or bytes follow its end", what)
+		return refused("no %s in canonical form: it is another kind of file, was edited, or bytes follow its end", what)
 	}
 	return nil
 }

@@ -43,13 +43,22 @@ type Share struct {
 // Encode is the file, in clear: whoever has enough of them has the key.
 func (s *Share) Encode() ([]byte, error) { return encode(s) }
 
-// ParseShare reads the file of a share and verifies it by itself. ErrRefused.
+// Wipe overwrites what is secret of a share.
+func (s *Share) Wipe() { clear(s.Value) }
+
+// ParseShare reads the file of a share and verifies it by itself. ErrRefused. The caller
+// overwrites b, and wipes the share.
 func ParseShare(b []byte) (*Share, error) {
 	s := new(Share)
-	if err := decode(b, "share", s); err != nil {
+	err := decode(b, "share", s)
+	if err == nil {
+		err = s.check()
+	}
+	if err != nil {
+		s.Wipe()
 		return nil, err
 	}
-	return s, s.check()
+	return s, nil
 }
 
 func (s *Share) check() error {
@@ -73,6 +82,7 @@ func (s *Share) check() error {
 	if err != nil {
 		return err
 	}
+	defer wipeScalars(share)
 	var commitments secretsharing.SecretCommitment
 	for i, c := range s.Commitments {
 		e := splitGroup().NewElement()
@@ -87,9 +97,24 @@ func (s *Share) check() error {
 	return nil
 }
 
+// wipeScalars overwrites the secret halves of shares as circl has them: a scalar is an array
+// that SetUint64 writes over. What its arithmetic has had on the stack stays, and so do the
+// coefficients of a polynomial (New), of which it gives away copies only.
+func wipeScalars(parts ...secretsharing.Share) {
+	for _, p := range parts {
+		p.Value.SetUint64(0)
+	}
+}
+
 func (s *Share) scalar() (secretsharing.Share, error) {
 	value := splitGroup().NewScalar()
-	if err := canonical(value.UnmarshalBinary(s.Value), value.MarshalBinary, s.Value); err != nil {
+	var kept []byte
+	again := func() (b []byte, err error) {
+		kept, err = value.MarshalBinary()
+		return kept, err
+	}
+	defer func() { clear(kept) }()
+	if err := canonical(value.UnmarshalBinary(s.Value), again, s.Value); err != nil {
 		return secretsharing.Share{}, refused("share %d of recovery key %s: value: %w", s.Number, s.Key.Name, err)
 	}
 	return secretsharing.Share{ID: splitGroup().NewScalar().SetUint64(uint64(s.Number)), Value: value}, nil //nolint:gosec // not negative
@@ -122,7 +147,10 @@ func (s *Share) split() []byte {
 }
 
 // New makes a recovery key and splits its private half: threshold of shares open it. The
-// private half exists in this process only, for the time of the call.
+// private half exists in this process only, for the time of the call; the caller wipes the
+// shares. What is secret is overwritten as far as Go and the libraries let it: not what
+// crypto/rsa, crypto/aes and encoding/asn1 have copied on their way, nor stacks that have
+// grown.
 func New(name string, threshold, shares int) (*PublicKey, []*Share, error) {
 	if err := errors.Join(ValidName(name), validSplit(threshold, shares)); err != nil {
 		return nil, nil, err
@@ -156,19 +184,29 @@ func New(name string, threshold, shares int) (*PublicKey, []*Share, error) {
 		return nil, nil, err
 	}
 	all.Key = public
+	scalars := parts.Share(uint(shares))
+	defer wipeScalars(scalars...)
 	var made []*Share
-	for i, part := range parts.Share(uint(shares)) {
+	for i, part := range scalars {
 		s := all
 		s.Number = i + 1
 		if s.Value, err = part.Value.MarshalBinary(); err != nil {
-			return nil, nil, err
+			return nil, nil, errors.Join(err, wipeAll(made))
 		}
 		made = append(made, &s)
 	}
 	if err := rehearse(made, key); err != nil {
-		return nil, nil, err
+		return nil, nil, errors.Join(err, wipeAll(made))
 	}
 	return &public, made, nil
+}
+
+// wipeAll wipes shares that nobody gets; it never fails.
+func wipeAll(made []*Share) error {
+	for _, s := range made {
+		s.Wipe()
+	}
+	return nil
 }
 
 // rehearse opens the key with the first shares, and with the last, before anybody relies
@@ -268,6 +306,7 @@ func Combine(given []Given) (*rsa.PrivateKey, error) {
 	first := given[0]
 	sources := map[int]string{}
 	var parts []secretsharing.Share
+	defer func() { wipeScalars(parts...) }()
 	for _, s := range given {
 		if err := s.check(); err != nil { // whoever made the value may have parsed nothing
 			return nil, fmt.Errorf("%s: %w", s.Source, err)
