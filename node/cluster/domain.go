@@ -139,7 +139,7 @@ func (m *Member) RotateDomain(ctx context.Context, noRecovery bool, propose func
 		return 0, err
 	}
 	if neverProposed(e.machine.State(), made, err) { // another is: this one is of no use
-		e.forget(made)
+		_ = e.forget(made) // it has told the log what hinders it; the number is never used again
 	}
 	if err != nil {
 		return 0, err
