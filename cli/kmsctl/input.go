@@ -243,7 +243,7 @@ func (a *app) readSmall(ctx context.Context, path string, limit int64, tooLarge 
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()               //nolint:errcheck // only read
 	data := make([]byte, limit+1) // in one piece: it may be secret, and io.ReadAll leaves behind what became too small
 	n, err := io.ReadFull(f, data)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {

@@ -231,7 +231,7 @@ func readSmall(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()                       //nolint:errcheck // only read
 	b := make([]byte, recovery.MaxFile+1) // in one piece: it may be secret, and io.ReadAll leaves behind what became too small
 	n, err := io.ReadFull(f, b)
 	switch {
