@@ -56,7 +56,7 @@ func recoverySPKI(t *testing.T) []byte {
 	return spki
 }
 
-// recoverable is a state of a partition's first two generations, of which the recipient
+// recoverableState is a state of a partition's first two generations, of which the recipient
 // vault lacks the second.
 func recoverableState(t *testing.T, p *soft.Partition, id fsm.ID, spki []byte) *fsm.State {
 	t.Helper()

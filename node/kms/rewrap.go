@@ -233,21 +233,7 @@ func (s *Service) rewrapAll(ctx context.Context, asked fsm.Rewrap) error {
 		var keys []*fsm.Key
 		st := s.log.State()
 		keys, after, done = st.WrappedUnder(asked.Generation, after, MaxRewraps, rewrapScan)
-		var moves []*move
-		for _, k := range keys {
-			for i := range k.Versions {
-				if v := &k.Versions[i]; v.Token != nil && v.Generation == asked.Generation {
-					m := &move{key: k, version: v}
-					if s.troubles.of[m.id()] != nil {
-						met[m.id()] = true
-					}
-					if !s.troubles.rests(m, s.now()) {
-						moves = append(moves, m)
-					}
-				}
-			}
-		}
-		for batch := range slices.Chunk(moves, MaxRewraps) {
+		for batch := range slices.Chunk(s.movesOf(keys, asked.Generation, met), MaxRewraps) {
 			bad := s.rewrapBatch(ctx, st, batch)
 			for _, m := range bad {
 				met[m.id()] = true
@@ -265,6 +251,27 @@ func (s *Service) rewrapAll(ctx context.Context, asked fsm.Rewrap) error {
 		return nil // what was made before the generation was succeeded, and committed since: the next pass
 	}
 	return s.endRewrap(ctx, asked.Generation)
+}
+
+// movesOf are the moves of keys away from a generation, but for those that rest. met notes the
+// key versions that have failed before.
+func (s *Service) movesOf(keys []*fsm.Key, generation uint32, met map[versionID]bool) (moves []*move) {
+	for _, k := range keys {
+		for i := range k.Versions {
+			v := &k.Versions[i]
+			if v.Token == nil || v.Generation != generation {
+				continue
+			}
+			m := &move{key: k, version: v}
+			if s.troubles.of[m.id()] != nil {
+				met[m.id()] = true
+			}
+			if !s.troubles.rests(m, s.now()) {
+				moves = append(moves, m)
+			}
+		}
+	}
+	return moves
 }
 
 // endRewrap ends a ceremony in which nothing is left to be moved.

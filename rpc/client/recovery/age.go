@@ -109,7 +109,7 @@ func readShare(r io.Reader, size int) (*Share, error) {
 		switch {
 		case n == len(plain):
 			return nil, refused("the share is larger than %d bytes", n-1)
-		case err == io.EOF: //nolint:errorlint // an io.Reader's end is this very value
+		case errors.Is(err, io.EOF):
 			return ParseShare(plain[:n])
 		case err != nil: // io.ErrUnexpectedEOF, too: it is cut off
 			return nil, refused("the share does not open: %w", err)

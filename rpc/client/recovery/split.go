@@ -191,22 +191,23 @@ func New(name string, threshold, shares int) (*PublicKey, []*Share, error) {
 		s := all
 		s.Number = i + 1
 		if s.Value, err = part.Value.MarshalBinary(); err != nil {
-			return nil, nil, errors.Join(err, wipeAll(made))
+			wipeAll(made)
+			return nil, nil, err
 		}
 		made = append(made, &s)
 	}
 	if err := rehearse(made, key); err != nil {
-		return nil, nil, errors.Join(err, wipeAll(made))
+		wipeAll(made)
+		return nil, nil, err
 	}
 	return &public, made, nil
 }
 
-// wipeAll wipes shares that nobody gets; it never fails.
-func wipeAll(made []*Share) error {
+// wipeAll wipes shares that nobody gets.
+func wipeAll(made []*Share) {
 	for _, s := range made {
 		s.Wipe()
 	}
-	return nil
 }
 
 // rehearse opens the key with the first shares, and with the last, before anybody relies
