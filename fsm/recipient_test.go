@@ -107,7 +107,7 @@ func goldenRecipients(w *world) {
 	w.do(copied("token"))
 	w.do(drillOf(w, "token", active.Number))
 	w.refuse(&ProposeRecoverySettings{}, ErrInvalid, "")
-	w.refuse(&ProposeRecoverySettings{RecoverySettings{Required: 2}}, ErrGeneration, "")
+	w.refuse(&ProposeRecoverySettings{RecoverySettings{Required: 3}}, ErrGeneration, "")
 	w.as(olga, func() {
 		w.ask("settings", "3", &ProposeRecoverySettings{RecoverySettings{Required: 1, Approvals: 3, DrillDays: 30}})
 	})
