@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"slices"
 	"strings"
@@ -45,6 +46,16 @@ type Generation struct {
 type DomainCheck struct {
 	Kind  uint8  `json:"kind"`
 	Value []byte `json:"value"`
+}
+
+// ChecksHash is SHA-256 of the kind and check value of each of its keys, in order.
+func (g Generation) ChecksHash() []byte {
+	h := sha256.New()
+	for _, c := range g.Checks {
+		h.Write([]byte{c.Kind})
+		h.Write(c.Value)
+	}
+	return h.Sum(nil)
 }
 
 // InUse tells whether tokens may be wrapped under it: whoever lacks it cannot serve.

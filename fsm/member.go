@@ -185,6 +185,11 @@ func (c *AdmitNode) ticket(t *tx) (*Ticket, error) {
 	if other := t.s.memberWith(IdentityHash(c.Identity)); other != nil && t.s.cluster.Release > FirstRelease { // the first did not ask
 		return nil, fmt.Errorf("%w: node %s has the same node identity key: a partition that was cloned needs one of its own, see kmsd hsm adopt", ErrIdentity, other.ID)
 	}
+	for _, x := range t.s.Recovery().Recipients {
+		if err := x.Apart(c.ID, c.Identity); err != nil {
+			return nil, err
+		}
+	}
 	return ticket, t.s.peerAddressFree(c.ID, c.PeerAddress)
 }
 

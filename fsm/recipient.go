@@ -145,6 +145,11 @@ func (k *RecoveryKey) Apart(node string, identity []byte) error {
 	return nil
 }
 
+// sameToken tells whether both keys are in one HSM token.
+func (k *RecoveryKey) sameToken(other RecoveryKey) bool {
+	return k.Kind == KindToken && other.Kind == KindToken && bytes.Equal(k.Identity, other.Identity)
+}
+
 // Recovery is how the domain key is recovered; with the defaults where nothing was said.
 // A change that has expired is none.
 func (s *State) Recovery() Recovery {
@@ -254,9 +259,14 @@ func (f *FirstRecovery) Validate(copies bool) error {
 		return invalid("a recovery is to be tried each %d days: must be 1 to %d", f.DrillDays, MaxDrillDays)
 	}
 	seen := map[string]bool{}
-	for _, x := range f.Recipients {
+	for i, x := range f.Recipients {
 		if err := x.validate(); err != nil {
 			return err
+		}
+		for _, other := range f.Recipients[:i] {
+			if x.sameToken(other.RecoveryKey) {
+				return invalid("the keys of recovery recipients %s and %s are in the same token: both would be lost with it", other.Name, x.Name)
+			}
 		}
 		if seen[x.Name] || seen[string(x.SPKI)] {
 			return invalid("recovery recipient %s is given twice, or its key is", x.Name)
@@ -449,6 +459,9 @@ func (s *State) possible(r Recovery, c *RecipientChange) error {
 		if x.Name == c.Add.Name || bytes.Equal(x.SPKI, c.Add.SPKI) {
 			return fmt.Errorf("%w: recovery recipient %s has that name or key", ErrExists, x.Name)
 		}
+		if x.sameToken(*c.Add) {
+			return fmt.Errorf("%w: the key of recovery recipient %s is in the same token: both would be lost with it", ErrExists, x.Name)
+		}
 	}
 	if len(r.Recipients) >= MaxRecipients {
 		return fmt.Errorf("%w: the cluster has %d recovery recipients", ErrLimit, len(r.Recipients))
@@ -532,8 +545,16 @@ func (t *tx) approved(r Recovery, change *RecipientChange) (Result, error) {
 	}
 	cluster.Recovery = &r
 	t.putCluster(cluster)
-	return Result{ID: fmt.Sprint(change.ID)}, nil
+	result := Result{ID: fmt.Sprint(change.ID)}
+	if !waits {
+		result.Version = ChangeMade
+	}
+	return result, nil
 }
+
+// ChangeMade is the Version in the result of what made a change; it is 0 where more approvals
+// are waited for.
+const ChangeMade = 1
 
 // without removes a recipient, and the copies that were made for it.
 func (t *tx) without(c *Cluster, r Recovery, name string) Recovery {

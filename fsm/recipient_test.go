@@ -210,6 +210,16 @@ func TestRecipientInToken(t *testing.T) {
 		c.Recovery.Recipients[1].RecoveryKey = tokenKey("vault")
 	}))
 	w.refuse(edited(addingToken("own"), func(c *ProposeRecipientChange) { own(c.Add) }), ErrIdentity, "must be in another token")
+	twice := func(k *RecoveryKey) { k.Identity = tokenKey("vault").Identity }
+	w.refuse(edited(addingToken("again"), func(c *ProposeRecipientChange) { twice(c.Add) }), ErrExists, "in the same token")
+	newWorld(t).refuse(edited(recoverable("safe", "vault"), func(c *InitCluster) {
+		for i := range c.Recovery.Recipients {
+			c.Recovery.Recipients[i].RecoveryKey = tokenKey(c.Recovery.Recipients[i].Name)
+			twice(&c.Recovery.Recipients[i].RecoveryKey)
+		}
+	}), ErrInvalid, "in the same token")
+	w.do(ticketFor("n2"))
+	w.refuse(edited(admit("n2"), func(c *AdmitNode) { c.Identity = tokenKey("vault").Identity }), ErrIdentity, "must be in another token")
 	w.do(addingToken("other"))
 	w.do(copyFor(1, "other"))
 	w.do(drillOf(w, "vault", 1))

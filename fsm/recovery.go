@@ -189,7 +189,7 @@ func Replay(c Command) Command {
 	switch move := c.(type) {
 	case *Repeat, *RemoveNode, *RecoverCluster, *RestoreCluster:
 		return nil
-	case *CreateGrant: // it permits
+	case *CreateGrant, *CancelKeyVersionDestruction: // they permit
 		return nil
 	case *MoveAlias: // wherever it leads in the present history
 		t := move.AliasTarget

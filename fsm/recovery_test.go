@@ -344,7 +344,7 @@ func delegable2(key uint64) *CreateGrant {
 // TestReplayOfEveryCommand: a restriction is made again, without what it expected; who
 // has no key says so.
 func TestReplayOfEveryCommand(t *testing.T) {
-	not := map[string]bool{"Repeat": true, "RemoveNode": true, "RecoverCluster": true, "RestoreCluster": true, "CreateGrant": true}
+	not := map[string]bool{"Repeat": true, "RemoveNode": true, "RecoverCluster": true, "RestoreCluster": true, "CreateGrant": true, "CancelKeyVersionDestruction": true}
 	of := keyChanges(KeyRef{keyID(1), DefaultTenant, 7})
 	of["RevokeGrant"], of["RetireGrant"], of["ExpireGrant"] = &RevokeGrant{grantRef(1, 1)}, &RetireGrant{grantRef(1, 1)}, &ExpireGrant{grantRef(1, 1), 5}
 	of["MoveAlias"] = &MoveAlias{AliasTarget{DefaultTenant, "alias/a", keyID(1), 7}, KeyRef{keyID(2), DefaultTenant, 7}}
@@ -396,7 +396,7 @@ func TestReplay(t *testing.T) {
 	if again.ID != id || again.Tenant != "t" || again.Expect != 0 || pinned.Expect != 7 {
 		t.Errorf("again %+v of %+v", again, pinned)
 	}
-	for _, c := range []Command{&Repeat{}, &RemoveNode{ID: "n"}, &RecoverCluster{}, &RestoreCluster{}} {
+	for _, c := range []Command{&Repeat{}, &RemoveNode{ID: "n"}, &RecoverCluster{}, &RestoreCluster{}, &CancelKeyVersionDestruction{}} {
 		if got := Replay(c); got != nil {
 			t.Errorf("%s is made again: %+v", NameOf(c), got)
 		}
@@ -413,6 +413,18 @@ func TestReplay(t *testing.T) {
 	}
 	if got, ok := KeyOf(&RemoveNode{ID: "n"}); ok {
 		t.Errorf("a removal is about key %v", got)
+	}
+}
+
+// TestReplayOfADestruction: a destruction that was taken back too late in the lost history is
+// not taken back in the present one.
+func TestReplayOfADestruction(t *testing.T) {
+	w := versions(t)
+	replayed(w, []Command{
+		&ScheduleKeyVersionDestruction{version(1, 1), 7}, &DestroyKeyVersions{ref(1), 1}, &CancelKeyVersionDestruction{version(1, 1)},
+	})
+	if v := w.key(1).Version(1); v.State != VersionDestroyScheduled || v.Destroy == 0 {
+		t.Errorf("the version is %+v", v)
 	}
 }
 

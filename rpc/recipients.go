@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -112,8 +113,7 @@ func change[T any](ctx context.Context, s *recoveryServer, o kms.Operation[T], c
 	reply := func(first fsm.Result) (T, error) {
 		st := s.member.State()
 		id, err := strconv.ParseUint(first.ID, 10, 64)
-		open := st.Recovery().Change
-		return answer(id, open == nil || open.ID != id, kms.IndexToken(st)), err
+		return answer(id, first.Version == fsm.ChangeMade, kms.IndexToken(st)), err
 	}
 	o.Repeat = reply
 	check := o.Check
@@ -257,6 +257,10 @@ func (s *recoveryServer) drill(r *recovery.Report) (*fsm.RecordDrill, error) {
 	}
 	if err := r.Verify(&recovery.PublicKey{Kind: x.Kind, SPKI: x.SPKI, Identity: x.Identity}); err != nil {
 		return nil, err
+	}
+	// A backup is not known to be the cluster's: only that it has the same domain key tells.
+	if g, ok := st.Generation(r.Active); ok && len(g.Checks) > 0 && !bytes.Equal(g.ChecksHash(), r.Checks) {
+		return nil, fmt.Errorf("%w: what was opened as generation %d is not the domain key of this cluster: the backup was another's", fsm.ErrInvalid, r.Active)
 	}
 	sum := sha256.Sum256(x.SPKI)
 	return &fsm.RecordDrill{Recipient: x.Name, Key: sum[:], Drill: fsm.Drill{

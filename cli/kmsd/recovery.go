@@ -220,6 +220,9 @@ func (r *recovered) report(ctx context.Context, path string, total, opened int, 
 		Backup: r.sha256, BackupIndex: r.header.Index, BackupCreated: r.header.Created, Generations: r.opened, Active: r.active(),
 		Tokens: uint64(total), Opened: uint64(opened), //nolint:gosec // not negative
 	}
+	if g, err := r.state.ActiveGeneration(); err == nil {
+		report.Checks = g.ChecksHash()
+	}
 	b, err := r.key.sign(ctx, report)
 	if err != nil {
 		return err

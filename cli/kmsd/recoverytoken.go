@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -155,6 +156,9 @@ func trustHint(err error, f recoveryFlags, request string, to *recovery.Request)
 	return fmt.Errorf("%w: the Security Officer of the recovery token must compare the fingerprint with the one on the new node's console and trust it: kmsd hsm trust --config %s --request %s %s", err, f.token, request, to.Fingerprint())
 }
 
+// twinTries is how often a twin that is not destroyed at once is tried again.
+const twinTries = 10
+
 // twinnedToken is a recovery token that has the twin of a generation until it is closed.
 type twinnedToken struct {
 	*recovered
@@ -165,7 +169,18 @@ type twinnedToken struct {
 
 // Close destroys the twin and takes the trust back.
 func (t *twinnedToken) Close() error {
-	err := t.DestroyTwin(t.ctx, hsm.ID(t.state.Cluster().ID), t.from)
+	id := t.state.Cluster().ID
+	err := t.DestroyTwin(t.ctx, hsm.ID(id), t.from)
+	for range twinTries { // a token that was lost comes back within seconds
+		if !errors.Is(err, hsm.ErrUnavailable) {
+			break
+		}
+		time.Sleep(time.Second)
+		err = t.DestroyTwin(t.ctx, hsm.ID(id), t.from)
+	}
+	if err != nil {
+		err = fmt.Errorf("THE TWIN OF GENERATION %d IS STILL IN THE RECOVERY TOKEN, and whoever has its PIN can take keys out: kmsd recovery twin destroy --config FILE --cluster %s --generation %d: %w", t.from, id, t.from, err)
+	}
 	return errors.Join(err, t.recovered.Close(), t.untrust())
 }
 

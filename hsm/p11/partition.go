@@ -249,6 +249,12 @@ func (p *Partition) giveBack(s *session, pool chan pkcs11.SessionHandle) {
 // held runs fn with the session that owns the loaded keys. fn makes only calls that
 // leave no operation pending.
 func (p *Partition) held(ctx context.Context, l *link, fn func(*session) error) error {
+	return p.heldBeside(ctx, l, nil, fn)
+}
+
+// heldBeside is held for who has a work session already: what is known is asked on that, since
+// there may be no other.
+func (p *Partition) heldBeside(ctx context.Context, l *link, other *session, fn func(*session) error) error {
 	s, err := l.take(ctx, l.hold)
 	if err != nil {
 		return err
@@ -258,6 +264,10 @@ func (p *Partition) held(ctx context.Context, l *link, fn func(*session) error) 
 		return nil
 	}
 	if !p.lostBy(s, err) && isDoubtful(code(err)) { // asked on a session that owns nothing
+		if other != nil {
+			p.doubted(l, err, other.provesAll(p.traits))
+			return wrapped(err)
+		}
 		asked := context.WithoutCancel(ctx)
 		p.doubted(l, err, p.on(asked, l, func(s *session) error { return s.provesAll(p.traits) }))
 	}

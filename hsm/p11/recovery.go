@@ -246,12 +246,12 @@ func (p *Partition) takeCopy(ctx context.Context, s *session, key pkcs11.ObjectH
 	d := domain{}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, p.held(ctx, l, func(owner *session) error { return owner.destroyAll(slices.Collect(maps.Values(d))) }))
+			err = errors.Join(err, p.heldBeside(ctx, l, s, func(owner *session) error { return owner.destroyAll(slices.Collect(maps.Values(d))) }))
 		}
 	}()
 	for _, k := range m.Keys {
 		want := p.traits.domainKey(k.Kind, id.name(k.Kind), false)
-		err := p.held(ctx, l, func(owner *session) error {
+		err := p.heldBeside(ctx, l, s, func(owner *session) error {
 			o, err := owner.unwrap(oaepWith(m.OAEPHash), key, k.Ciphertext, want)
 			if err != nil {
 				return blame(err, hsm.ErrRefused, func() error { return l.alive(owner) })

@@ -100,6 +100,7 @@ type Report struct {
 	BackupCreated int64    `json:"backup_created"` // unix seconds
 	Generations   []uint32 `json:"generations"`    // of the domain key that were opened, rising
 	Active        uint32   `json:"active"`         // the one among them that wraps new keys
+	Checks        []byte   `json:"checks"`         // SHA-256 of its check values
 	Tokens        uint64   `json:"tokens"`         // wrapped key versions in the backup
 	Opened        uint64   `json:"opened"`         // of them in this drill
 	Signature     []byte   `json:"signature"`
@@ -151,6 +152,8 @@ func (r *Report) check() error {
 		return refused("report of a recovery key of kind %.40q, this release knows %s and %s", r.Kind, KindShares, KindToken)
 	case !validUUID.MatchString(r.Cluster):
 		return refused("report about cluster %.60q", r.Cluster)
+	case len(r.Checks) != 32:
+		return refused("report without the hash of the check values")
 	case r.Created <= 0 || r.BackupCreated <= 0 || r.BackupIndex == 0 || len(r.Backup) != 32:
 		return refused("report without the dates, the index or the hash of a backup")
 	case r.Opened > r.Tokens || len(r.Generations) == 0 || len(r.Generations) > maxGenerations ||

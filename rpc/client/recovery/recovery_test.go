@@ -228,7 +228,7 @@ func TestShareFile(t *testing.T) {
 func aReport() *Report {
 	return &Report{
 		Format: Format, Cluster: "01234567-89ab-cdef-0123-456789abcdef", Recipient: "vault", Kind: KindShares, Created: 2, Backup: make([]byte, 32),
-		BackupIndex: 1, BackupCreated: 1, Generations: []uint32{1, 2}, Active: 2, Tokens: 3, Opened: 3,
+		BackupIndex: 1, BackupCreated: 1, Generations: []uint32{1, 2}, Active: 2, Checks: make([]byte, 32), Tokens: 3, Opened: 3,
 	}
 }
 
