@@ -324,9 +324,17 @@ func (c *testCluster) releaseFromToken(o, other offlineToken, file string, p *pr
 	c.kmsdRefuses("trust in what does not wait", o.env, "data_dir is missing", trust(fingerprint)...)
 	c.kmsdRefuses("trust in two keys", o.env, "one key is trusted at a time", trust("--request", request, "--recovery", o.public, fingerprint)...)
 	c.kmsdMust(o.env, trust("--request", request, fingerprint)...)
-	c.kmsdMust(o.env, give(o, fingerprint)...)
+	gave := c.kmsdMust(o.env, give(o, fingerprint)...)
+	shown := func(what string) string {
+		m := regexp.MustCompile(what + `: +(SHA256:[0-9a-f]{64})`).FindStringSubmatch(gave)
+		if m == nil {
+			c.t.Fatalf("no %s: %s", what, gave)
+		}
+		return m[1]
+	}
 	c.kmsdMust(o.env, "hsm", "untrust", "--config", o.config, "--so-pin-file", o.path("so-pin"), fingerprint)
-	if out := c.kmsdMust(p.env, "recovery", "install", "--config", p.path("kmsd.yaml"), "--backup", file, release); !strings.Contains(out, "[1 2] of the domain key installed") {
+	if out := c.kmsdMust(p.env, "recovery", "install", "--config", p.path("kmsd.yaml"), "--backup", file, release,
+		"--signer", shown("Signed by"), "--donor", shown("Donor")); !strings.Contains(out, "[1 2] of the domain key installed") {
 		c.t.Errorf("installed: %s", out)
 	}
 }
