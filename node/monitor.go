@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -11,8 +12,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/quorumkms/quorumkms/transport"
 )
 
 // Limits of the monitoring listener.
@@ -22,49 +21,41 @@ const (
 	monitorTimeout     = 5 * time.Second
 	monitorIdle        = 2 * time.Minute
 	monitorStop        = time.Second // for answers under way when the node stops
-	alpnHTTP           = "http/1.1"
-	maxReason          = 500 // bytes of the line that a probe answers
+	maxReason          = 500         // bytes of the line that a probe answers
 )
 
 // monitor is the HTTP listener for Prometheus and probes.
 type monitor struct {
 	listener net.Listener
-	mux      *transport.Mux // with TLS
 	server   *http.Server
 }
 
-// openMonitor listens; serve answers.
+// openMonitor listens; serveMonitor answers.
 func (n *Node) openMonitor() error {
 	c := n.config.Metrics
 	if c.Listen == "" {
 		return nil
 	}
-	m := &monitor{}
-	if c.TLS {
-		limits := transport.Limits{Connections: monitorConnections}
-		mux, err := transport.Listen(c.Listen, n.creds, limits)
-		if err != nil {
-			return fmt.Errorf("metrics listener: %w", err)
-		}
-		mux.Refused = func(remote net.Addr, err error) {
-			n.log.Debug("a connection to the metrics listener was refused", "remote", remote.String(), "error", err)
-		}
-		m.mux, m.listener = mux, mux.Protocol(alpnHTTP, c.mayScrape)
-		n.onClose(mux.Close)
-	} else {
-		l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", c.Listen)
-		if err != nil {
-			return fmt.Errorf("metrics listener: %w", err)
-		}
-		m.listener = &limited{Listener: l, room: make(chan struct{}, monitorConnections), done: make(chan struct{})}
-		n.onClose(func() error {
-			if err := m.listener.Close(); !errors.Is(err, net.ErrClosed) {
-				return err
-			}
-			return nil
-		})
+	tcp, err := new(net.ListenConfig).Listen(context.Background(), "tcp", c.Listen)
+	if err != nil {
+		return fmt.Errorf("metrics listener: %w", err)
 	}
-	m.server = httpServer(n.monitoring(), n.log)
+	m := &monitor{
+		listener: &limited{Listener: tcp, room: make(chan struct{}, monitorConnections), done: make(chan struct{})},
+		server:   httpServer(n.monitoring(), n.log),
+	}
+	if c.TLS {
+		// No protocol is agreed on, which is HTTP/1.1: not every scraper offers any. Each
+		// answer has a connection of its own, so that certificates count at once.
+		m.listener = tls.NewListener(m.listener, n.creds.Server(nil, c.mayScrape))
+		m.server.SetKeepAlivesEnabled(false)
+	}
+	n.onClose(func() error {
+		if err := m.listener.Close(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	})
 	n.monitor = m
 	return nil
 }
@@ -101,14 +92,11 @@ func probe(well string, check func() error) http.HandlerFunc {
 	}
 }
 
-// serveMonitor answers until stopMonitor.
-func (n *Node) serveMonitor(ctx context.Context) {
+// serveMonitor answers until the node stops.
+func (n *Node) serveMonitor() {
 	m := n.monitor
 	if m == nil {
 		return
-	}
-	if m.mux != nil {
-		n.background("metrics listener", func() error { return m.mux.Serve(ctx) })
 	}
 	n.background("metrics", func() error { return served(m.server.Serve(m.listener)) })
 	n.log.Info("metrics and probes are answered", "address", n.config.Metrics.Listen, "tls", n.config.Metrics.TLS)

@@ -333,7 +333,7 @@ func (n *Node) serve(ctx context.Context) error {
 	n.background("client listener", func() error { return n.clientMux.Serve(serving) })
 	n.background("peer calls", func() error { return n.server.ServePeers(peers) })
 	n.background("client calls", func() error { return n.server.ServeClients(clients) })
-	n.serveMonitor(serving)
+	n.serveMonitor()
 	n.archive.Run()
 	n.background("duties", func() error { n.service.RunDuties(serving); return nil })
 	n.background("rewrapping", func() error { n.service.RunRewraps(serving); return nil })
