@@ -14,8 +14,8 @@ func captureLogs(log *slog.Logger) {
 	grpclog.SetLoggerV2(grpcLog{log.With("component", "grpc")})
 }
 
-// grpcLog is gRPC's log: the errors of connections are what clients do, and of no interest
-// unless looked for.
+// grpcLog is gRPC's log: its errors only, as gRPC does by itself. What comes below tells of
+// every connection that clients and nodes try.
 type grpcLog struct{ to *slog.Logger }
 
 // Info implements grpclog.LoggerV2.
@@ -28,13 +28,13 @@ func (l grpcLog) Infoln(...any) {}
 func (l grpcLog) Infof(string, ...any) {}
 
 // Warning implements grpclog.LoggerV2.
-func (l grpcLog) Warning(args ...any) { l.to.Debug(fmt.Sprint(args...)) }
+func (l grpcLog) Warning(...any) {}
 
 // Warningln implements grpclog.LoggerV2.
-func (l grpcLog) Warningln(args ...any) { l.to.Debug(fmt.Sprint(args...)) }
+func (l grpcLog) Warningln(...any) {}
 
 // Warningf implements grpclog.LoggerV2.
-func (l grpcLog) Warningf(format string, args ...any) { l.to.Debug(fmt.Sprintf(format, args...)) }
+func (l grpcLog) Warningf(string, ...any) {}
 
 // Error implements grpclog.LoggerV2.
 func (l grpcLog) Error(args ...any) { l.to.Warn(fmt.Sprint(args...)) }
