@@ -36,8 +36,10 @@ const (
 
 	// maxQueue bounds the spans that wait to be sent; more are dropped.
 	maxQueue = 2048
-	// exportTimeout bounds one attempt to send spans, and what is left at the end.
+	// exportTimeout bounds one attempt to send spans.
 	exportTimeout = 5 * time.Second
+	// closeAtMost bounds how long a receiver that is away holds the node's end up.
+	closeAtMost = 2 * time.Second
 )
 
 // Config says where spans go.
@@ -128,7 +130,7 @@ func roots(file string) (*x509.CertPool, error) {
 
 // Close sends what is left, for a while.
 func (t *Tracing) Close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), exportTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), closeAtMost)
 	defer cancel()
 	if err := t.provider.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("tracing: %w", err)
