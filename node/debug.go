@@ -58,7 +58,7 @@ func listenPrivate(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.(*net.UnixListener).SetUnlinkOnClose(false) //nolint:forcetypeassert,errcheck // of a unix socket
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
 	err = os.Chmod(made, 0o600)
 	if err == nil {
 		err = os.Rename(made, path)

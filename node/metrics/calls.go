@@ -51,11 +51,11 @@ func newCalls(r prometheus.Registerer, name, what string) *Calls {
 // of is the operation of a method.
 func (c *Calls) of(method string) *operation {
 	if o, ok := c.known.Load(method); ok {
-		return o.(*operation) //nolint:forcetypeassert,errcheck // nothing else is stored
+		return o.(*operation)
 	}
 	name := method[strings.LastIndexByte(method, '/')+1:]
 	o, _ := c.known.LoadOrStore(method, &operation{name: name})
-	return o.(*operation) //nolint:forcetypeassert,errcheck // nothing else is stored
+	return o.(*operation)
 }
 
 func (o *operation) observer(c *Calls) prometheus.Observer {

@@ -164,7 +164,7 @@ func (s sink) histogram(d *prometheus.Desc, bounds []float64, counts []uint64, s
 }
 
 func (s sink) timestamp(d *prometheus.Desc, at time.Time, labels ...string) {
-	s.gauge(d, float64(at.UnixMilli())/1000, labels...) //nolint:mnd // milliseconds
+	s.gauge(d, float64(at.UnixMilli())/1000, labels...)
 }
 
 func truth(yes bool) float64 {

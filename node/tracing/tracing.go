@@ -115,7 +115,7 @@ func (c *complainer) Handle(err error) {
 // roots are the CAs of a file; nil, the system's, without one.
 func roots(file string) (*x509.CertPool, error) {
 	if file == "" {
-		return nil, nil //nolint:nilnil // crypto/tls wants it so
+		return nil, nil // crypto/tls wants it so
 	}
 	b, err := os.ReadFile(file)
 	if err != nil {
