@@ -298,6 +298,9 @@ func TestDecryptOnly(t *testing.T) {
 		want.State, want.Revision = step.after, uint64(3+i)
 		wantKey(t, w, &want)
 	}
+	if c := w.s.Census(); len(c) != len(KeyStates()) || c[KeyDisabled] != 1 || c[KeyEnabled] != w.s.CountKeys(KeyEnabled) {
+		t.Errorf("a census tells %v", c)
+	}
 	if n := w.s.CountKeys(KeyDisabled); n != 1 {
 		t.Errorf("%d keys are disabled", n)
 	}

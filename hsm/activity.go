@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"math/bits"
 	"sync/atomic"
 	"time"
 )
@@ -54,12 +55,37 @@ type CallCount struct {
 	Count  uint64 // the failed ones too
 	Errors uint64
 	Time   time.Duration // in all of them
+	Took   []uint64      // how many took at most CallTimes, each but the faster ones; the last: longer
+}
+
+// callTimes is how many durations calls are told apart by.
+const callTimes = 10
+
+// CallTimes are the durations that calls are told apart by: 16 µs and so on by four, to
+// 4.3 s.
+func CallTimes() []time.Duration {
+	out := make([]time.Duration, callTimes)
+	for i := range out {
+		out[i] = 1 << (firstTime + 2*i)
+	}
+	return out
+}
+
+// firstTime is the binary logarithm of the first of CallTimes in nanoseconds.
+const firstTime = 14
+
+// timeClass is the place of a duration among CallTimes; callTimes: longer.
+func timeClass(d time.Duration) int {
+	return min(max(0, bits.Len64(uint64(max(1, d)-1))-firstTime+1)/2, callTimes)
 }
 
 // Meter counts a partition's calls of its token. It is ready to use; a nil Meter counts
-// nothing. A call that succeeds costs three atomic additions.
+// nothing. A call that succeeds costs two atomic additions.
 type Meter struct {
-	kinds [callKinds]struct{ count, errors, nanoseconds atomic.Uint64 }
+	kinds [callKinds]struct {
+		took                [callTimes + 1]atomic.Uint64
+		errors, nanoseconds atomic.Uint64
+	}
 	fault atomic.Pointer[fault] // the last
 }
 
@@ -73,9 +99,9 @@ func (m *Meter) Done(k CallKind, began time.Time, err error) {
 	if m == nil {
 		return
 	}
-	c := &m.kinds[k]
-	c.count.Add(1)
-	c.nanoseconds.Add(uint64(max(0, time.Since(began))))
+	c, took := &m.kinds[k], max(0, time.Since(began))
+	c.took[timeClass(took)].Add(1)
+	c.nanoseconds.Add(uint64(took))
 	if err != nil {
 		c.errors.Add(1)
 		m.fault.Store(&fault{k.String() + ": " + err.Error(), time.Now()})
@@ -86,10 +112,15 @@ func (m *Meter) Done(k CallKind, began time.Time, err error) {
 func (m *Meter) Count() (a Activity) {
 	for k := range m.kinds {
 		c := &m.kinds[k]
-		a.Calls = append(a.Calls, CallCount{
-			Kind: CallKind(k), Count: c.count.Load(), Errors: c.errors.Load(),
+		x := CallCount{
+			Kind: CallKind(k), Errors: c.errors.Load(), Took: make([]uint64, len(c.took)),
 			Time: time.Duration(c.nanoseconds.Load()), //nolint:gosec // of 292 years
-		})
+		}
+		for i := range c.took {
+			x.Took[i] = c.took[i].Load()
+			x.Count += x.Took[i]
+		}
+		a.Calls = append(a.Calls, x)
 	}
 	if f := m.fault.Load(); f != nil {
 		a.LastError, a.LastFault = f.text, f.when

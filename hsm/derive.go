@@ -3,6 +3,7 @@ package hsm
 import (
 	"context"
 	"fmt"
+	"math/bits"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -32,13 +33,33 @@ type coalescer struct {
 
 // shared is what all coalescers of a keyring have in common.
 type shared struct {
-	waiters, calls       sync.Pool // *waiter, *call
-	callCount, msgCount  atomic.Uint64
+	waiters, calls       sync.Pool                 // *waiter, *call
+	batches              [batchSizes]atomic.Uint64 // calls, by how many messages they carried
+	msgCount             atomic.Uint64
 	loadCount, evictions atomic.Uint64
+	tracer               CallTracer // nil: none
+}
+
+// batchSizes is how many sizes of calls are told apart: 1, 2, up to 4 and so on by two.
+const batchSizes = 8
+
+// called counts a call.
+func (s *shared) called(messages int) {
+	s.batches[min(bits.Len(uint(messages-1)), batchSizes-1)].Add(1) //nolint:gosec // at least one
+	s.msgCount.Add(uint64(messages))                                //nolint:gosec // at least one
+}
+
+// CallTracer follows the HSM calls that derive message keys.
+type CallTracer interface {
+	// Shared is told of a call before it is made, with the contexts of those whose messages
+	// it carries, the one who makes it first. The call is made with the context that it returns, and done is
+	// told how it ended.
+	Shared(callers []context.Context) (ctx context.Context, done func(error))
 }
 
 // waiter is one message on its way through a coalescer.
 type waiter struct {
+	ctx  context.Context //nolint:containedctx // the caller's, if calls are traced
 	in   MessageInput
 	use  Use
 	keys MessageKeys
@@ -59,8 +80,8 @@ const (
 	done                       // keys or err are set
 )
 
-func newShared() *shared {
-	s := &shared{}
+func newShared(t CallTracer) *shared {
+	s := &shared{tracer: t}
 	s.calls.New = func() any { return &call{} }
 	s.waiters.New = func() any {
 		w := &waiter{wake: make(chan struct{}, 1)}
@@ -72,7 +93,7 @@ func newShared() *shared {
 
 // recycle wipes a waiter nobody refers to any more.
 func (s *shared) recycle(w *waiter) {
-	w.in, w.use, w.err, w.state = MessageInput{}, 0, nil, queued
+	w.ctx, w.in, w.use, w.err, w.state = nil, MessageInput{}, 0, nil, queued
 	w.keys.Wipe()
 	s.waiters.Put(w)
 }
@@ -92,6 +113,9 @@ func (c *coalescer) load(ctx context.Context) error {
 func (c *coalescer) derive(ctx context.Context, in *MessageInput, use Use) (MessageKeys, error) {
 	w := c.shared.waiters.Get().(*waiter)
 	w.in, w.use = *in, use
+	if c.shared.tracer != nil {
+		w.ctx = ctx
+	}
 
 	c.mu.Lock()
 	c.waiters.push(&w.link)
@@ -182,12 +206,20 @@ func (c *coalescer) handOver() {
 
 // send makes the HSM call. It is not cancelled with the context of the caller
 // that makes it: others wait for it too.
-func (c *coalescer) send(ctx context.Context, b *call) error {
+func (c *coalescer) send(ctx context.Context, b *call) (err error) {
+	if t := c.shared.tracer; t != nil {
+		callers := make([]context.Context, len(b.batch))
+		for i, w := range b.batch {
+			callers[i] = w.ctx
+		}
+		traced, done := t.Shared(callers)
+		ctx = traced
+		defer func() { done(err) }()
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
 	dst, src := b.prepare(&c.k1)
-	c.shared.callCount.Add(1)
-	c.shared.msgCount.Add(uint64(len(b.batch)))
+	c.shared.called(len(b.batch))
 	if err := c.key.EncryptBlocks(ctx, dst, src); err != nil {
 		return err
 	}

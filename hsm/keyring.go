@@ -40,20 +40,23 @@ type KeyringConfig struct {
 	MaxWaiting int
 	// Doubt, optional, is called when the HSM has given a wrong answer (Partition.Doubt).
 	Doubt func(context.Context) error
+	// Tracer, optional, follows the calls that derive message keys.
+	Tracer CallTracer
 }
 
 // Stats counts what a Keyring did since it was made.
 type Stats struct {
-	Loaded     int    // keys loaded now, or being loaded
-	MaxKeys    int    // of Loaded
-	Waiting    int    // messages under way now
-	MaxWaiting int    // of Waiting
-	Hits       uint64 // messages and uses that found their key loaded
-	Wrong      uint64 // wrong answers of the HSM that were caught
-	Calls      uint64 // HSM calls that derived message keys or applied a key
-	Messages   uint64 // messages those calls carried
-	Loads      uint64 // keys opened
-	Evictions  uint64 // keys closed to make room for others
+	Loaded     int      // keys loaded now, or being loaded
+	MaxKeys    int      // of Loaded
+	Waiting    int      // messages under way now
+	MaxWaiting int      // of Waiting
+	Hits       uint64   // messages and uses that found their key loaded
+	Wrong      uint64   // wrong answers of the HSM that were caught
+	Calls      uint64   // HSM calls that derived message keys or applied a key
+	Messages   uint64   // messages those calls carried
+	Batches    []uint64 // those calls by messages: 1, 2, up to 4 and so on by two; the last: more
+	Loads      uint64   // keys opened
+	Evictions  uint64   // keys closed to make room for others
 }
 
 // Keyring uses customer master keys: it derives message keys under AES keys, has resident
@@ -88,7 +91,7 @@ func NewKeyring(o Opener, c KeyringConfig) *Keyring {
 	}
 	return &Keyring{
 		opener: o, maxKeys: c.MaxKeys, maxWaiting: c.MaxWaiting, doubt: c.Doubt,
-		shared: newShared(), slots: make(map[slotID]*slot),
+		shared: newShared(c.Tracer), slots: make(map[slotID]*slot),
 	}
 }
 
@@ -117,8 +120,7 @@ func (k *Keyring) Apply(ctx context.Context, ref Ref, a Algorithm, input []byte)
 		return nil, err
 	}
 	return using(ctx, k, ref, func(s *slot) ([]byte, error) {
-		k.shared.callCount.Add(1)
-		k.shared.msgCount.Add(1)
+		k.shared.called(1)
 		output, err := s.secret.Apply(ctx, a, input)
 		if err == nil && a.Signs() && s.public.Verify(a, input, output) != nil {
 			return nil, fmt.Errorf("%w: a signature that does not verify", ErrWrongAnswer)
@@ -179,11 +181,16 @@ func (k *Keyring) suspect(ctx context.Context) {
 func (k *Keyring) Stats() Stats {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return Stats{
+	s := Stats{
 		Loaded: k.loaded, MaxKeys: k.maxKeys, Waiting: k.waiting, MaxWaiting: k.maxWaiting, Hits: k.hits, Wrong: k.wrong.Load(),
-		Calls: k.shared.callCount.Load(), Messages: k.shared.msgCount.Load(),
+		Messages: k.shared.msgCount.Load(), Batches: make([]uint64, batchSizes),
 		Loads: k.shared.loadCount.Load(), Evictions: k.shared.evictions.Load(),
 	}
+	for i := range s.Batches {
+		s.Batches[i] = k.shared.batches[i].Load()
+		s.Calls += s.Batches[i]
+	}
+	return s
 }
 
 // Close refuses further work, waits for the derivations under way and closes

@@ -60,8 +60,7 @@ func (k *Keyring) Encrypt(ctx context.Context, ref Ref, plaintext []byte, bind B
 		return nil, fmt.Errorf("%w: a message of %d bytes: must be 1 to %d", ErrRefused, n, MaxResident)
 	}
 	return using(ctx, k, ref, func(s *slot) ([]byte, error) {
-		k.shared.callCount.Add(1)
-		k.shared.msgCount.Add(1)
+		k.shared.called(1)
 		return s.inside.encrypt(ctx, plaintext, bind)
 	})
 }
@@ -77,8 +76,7 @@ func (k *Keyring) Decrypt(ctx context.Context, ref Ref, iv [IVSize]byte, t [32]b
 		return nil, fmt.Errorf("%w: a ciphertext of %d bytes", ErrRefused, len(ciphertext))
 	}
 	return using(ctx, k, ref, func(s *slot) ([]byte, error) {
-		k.shared.callCount.Add(1)
-		k.shared.msgCount.Add(1)
+		k.shared.called(1)
 		com, err := s.inside.key.Commit(ctx, t)
 		defer clear(com[:])
 		if err != nil {

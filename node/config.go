@@ -45,6 +45,10 @@ type Config struct {
 	Rotation Rotation `yaml:"rotation"`
 	Backup   Backup   `yaml:"backup"`
 	Log      Log      `yaml:"log"`
+
+	Metrics Metrics `yaml:"metrics"`
+	Tracing Tracing `yaml:"tracing"`
+	Debug   Debug   `yaml:"debug"`
 }
 
 // Address is where a listener listens and what it tells others.
@@ -340,6 +344,7 @@ func (c *Config) Check() error {
 	bad(within(c.Backup.Dir, c.DataDir), "backup.dir %s: must be outside data_dir: what destroys that must not destroy the backups", c.Backup.Dir)
 	bad(every < minBackupEvery || every > maxBackupEvery, "backup.every %s: must be %s to %s", every, minBackupEvery, maxBackupEvery)
 	bad(c.Backup.Keep < 1 || c.Backup.Keep > maxBackupKeep, "backup.keep %d: must be 1 to %d", c.Backup.Keep, maxBackupKeep)
+	c.checkMonitoring(bad)
 	bad(c.Log.Format != "text" && c.Log.Format != "json", "log.format %q: want text or json", c.Log.Format)
 	if len(problems) > 0 {
 		return fmt.Errorf("%w: %s", ErrConfig, strings.Join(problems, "; "))

@@ -37,6 +37,12 @@ var floors = map[string][]string{
 	"node/kms/gate": {"fsm", "node/audit", "node/rules"},
 	"node/kms":      {"fsm", "hsm", "node/audit", "node/kms/gate", "node/kms/limit", "node/policy", "node/rules"},
 
+	"node/metrics": {
+		"fsm", "hsm", "transport", "node/archive", "node/cluster", "node/rules", "rpc/client/backup",
+	},
+	"node/tracing": {
+		"fsm", "hsm", "node/audit", "node/kms", "node/kms/gate", "node/kms/limit", "node/policy", "node/rules",
+	},
 	"node/nodetest": {
 		"fsm", "hsm", "transport", "node/audit", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit", "node/nodetest/history",
 		"node/policy", "node/rules",
@@ -49,12 +55,12 @@ var floors = map[string][]string{
 	},
 	"node": {
 		"fsm", "hsm", "hsm/soft", "hsm/p11", "hsm/hsmtest", "transport", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
-		"node/policy", "node/rules",
+		"node/metrics", "node/tracing", "node/policy", "node/rules",
 		"rpc/client/backup", "rpc/client/recovery", "rpc/client/rewrapfile", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"cli/kmsd": {
 		"fsm", "hsm", "hsm/soft", "hsm/p11", "hsm/hsmtest", "transport", "node", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
-		"node/policy", "node/rules",
+		"node/metrics", "node/tracing", "node/policy", "node/rules",
 		"rpc/client/backup", "rpc/client/recovery", "rpc/client/rewrapfile", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 
@@ -76,6 +82,8 @@ var strangers = map[string][]string{
 	"node/kms/limit": {"github.com", "google.golang.org"},
 	"node/audit":     {"google.golang.org/grpc"},
 	"node/policy":    {"google.golang.org/grpc", "github.com/miekg/pkcs11", "github.com/hashicorp/raft"},
+	"node/metrics":   {"github.com/miekg/pkcs11", "github.com/hashicorp/raft", "go.opentelemetry.io"},
+	"node/tracing":   {"github.com/miekg/pkcs11", "github.com/hashicorp/raft", "github.com/prometheus"},
 }
 
 // TestFloors proves that imports point down (ARCHITECTURE.md).

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,6 +26,8 @@ import (
 	"github.com/quorumkms/quorumkms/node/kms"
 	"github.com/quorumkms/quorumkms/node/kms/gate"
 	"github.com/quorumkms/quorumkms/node/kms/limit"
+	"github.com/quorumkms/quorumkms/node/metrics"
+	"github.com/quorumkms/quorumkms/node/tracing"
 	"github.com/quorumkms/quorumkms/rpc"
 	"github.com/quorumkms/quorumkms/transport"
 )
@@ -106,6 +109,12 @@ type Node struct {
 	joining   sync.WaitGroup
 	watchdog  *time.Timer // runs while the node stops
 	failed    chan error
+
+	stopping atomic.Bool      // no more calls are taken
+	metrics  *metrics.Metrics // nil unless configured, as the others
+	tracing  *tracing.Tracing
+	monitor  *monitor
+	debug    *http.Server
 }
 
 // Run runs a node until ctx ends; then it hands over, finishes calls and stops.
@@ -154,7 +163,10 @@ func (n *Node) open(ctx context.Context) error {
 		return err
 	}
 	n.onClose(n.partition.Close)
-	n.keyring = hsm.NewKeyring(n.partition, hsm.KeyringConfig{MaxKeys: c.HSM.MaxKeys, Doubt: n.partition.Doubt})
+	if err := n.openObservers(ctx); err != nil {
+		return err
+	}
+	n.keyring = hsm.NewKeyring(n.partition, hsm.KeyringConfig{MaxKeys: c.HSM.MaxKeys, Doubt: n.partition.Doubt, Tracer: n.callTracer()})
 	n.onClose(func() error {
 		n.keyring.Close()
 		return nil
@@ -167,7 +179,10 @@ func (n *Node) open(ctx context.Context) error {
 		return err
 	}
 	n.wire()
-	return nil
+	if err := errors.Join(n.readMetrics(), n.openMonitor()); err != nil {
+		return err
+	}
+	return n.openDebug()
 }
 
 func (n *Node) openMember(ctx context.Context) error {
@@ -182,13 +197,14 @@ func (n *Node) openMember(ctx context.Context) error {
 		return fmt.Errorf("client listener: %w", err)
 	}
 	n.onClose(n.clientMux.Close)
-	n.peers = rpc.NewPeers(n.creds, n.peerName)
+	n.peers = rpc.NewPeers(n.creds, n.peerName, n.dialling()...)
 	n.onClose(n.peers.Close)
 	n.member, err = cluster.Open(ctx, cluster.Config{
 		Name: c.Name, TrustDomain: c.TrustDomain, DataDir: c.DataDir,
 		PeerAddress: c.Peer.Advertise, ClientAddress: c.Client.Advertise, Pin: n.creds.CAKeysHash,
 		Domain: n.partition, Profile: c.HSM.Profile, Peers: n.peers, Transport: n.raftTransport, HandedOver: n.releases.HandedOver, Clock: cluster.SystemClock{}, Now: time.Now,
 		Raft: c.Raft.timing(), Lease: c.Lease.timing(), Log: n.log, Halt: n.options.Halt, Waiting: n.tellWaiting, Announce: n.announce,
+		Observer: n.observer(),
 	})
 	if err != nil {
 		return err
@@ -244,23 +260,25 @@ func (n *Node) peerName(address string) (string, bool) {
 }
 
 func (n *Node) wire() {
-	service := kms.New(kms.Config{
+	service := kms.New(n.traced(kms.Config{
 		Log: n.member, Fresh: n.member, Keys: n.partition, Opener: n.member, Rewrap: n.member, Deriver: n.keyring, Audit: n.audit, Out: n.releases,
 		Now: time.Now, Clock: cluster.SystemClock{}.Now, Quorum: n.config.Lease.Consistency == kms.ConsistencyQuorum,
 		Principal: rpc.PrincipalOf(n.config.TrustDomain), Leader: n.member, Limits: limit.New(n.config.Limits.quotas(), time.Now),
 		MinRotation: time.Duration(n.config.Rotation.MinPeriod), Self: n.creds.Identity().String(), Logger: n.log,
-	})
+	}))
 	n.service = service
 	b := n.config.Backup
 	n.archive = archive.New(archive.Config{
 		Name: n.config.Name, Dir: b.Dir, Every: time.Duration(b.Every), Keep: b.Keep, Member: n.member, Signer: n.partition, Now: time.Now, Log: n.log,
 	})
 	n.onClose(n.archive.Close)
+	clients, peers := n.around()
 	n.server = rpc.NewServer(rpc.Config{
+		Clients: clients, Peers: peers,
 		KMS: service, Member: n.member, Archive: n.archive, RestoreDir: filepath.Join(n.config.DataDir, restoreDir), Log: n.log, Credentials: n.creds, Announce: n.announce,
 		Node: rpc.NodeView{
 			Name: n.config.Name, TrustDomain: n.config.TrustDomain, Version: n.options.Version,
-			Partition: n.partition, Keyring: n.keyring.Stats, Reachable: n.reachable, Credentials: n.creds, Now: time.Now,
+			Ready: n.ready, Partition: n.partition, Keyring: n.keyring.Stats, Reachable: n.reachable, Credentials: n.creds, Now: time.Now,
 		},
 	})
 }
@@ -315,6 +333,7 @@ func (n *Node) serve(ctx context.Context) error {
 	n.background("client listener", func() error { return n.clientMux.Serve(serving) })
 	n.background("peer calls", func() error { return n.server.ServePeers(peers) })
 	n.background("client calls", func() error { return n.server.ServeClients(clients) })
+	n.serveMonitor()
 	n.archive.Run()
 	n.background("duties", func() error { n.service.RunDuties(serving); return nil })
 	n.background("rewrapping", func() error { n.service.RunRewraps(serving); return nil })
@@ -358,6 +377,7 @@ func (n *Node) failing(what string, err error) {
 // drain sends clients elsewhere, hands the leadership over and lets calls under way
 // finish. Raft and the peer calls go on until the end: calls under way may need them.
 func (n *Node) drain() {
+	n.stopping.Store(true)
 	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
 	defer cancel()
 	var parts sync.WaitGroup
@@ -374,23 +394,8 @@ func (n *Node) drain() {
 	}
 	parts.Wait()
 	n.server.Stop()
-}
-
-// watchHealth publishes the health checks.
-func (n *Node) watchHealth(ctx context.Context) {
-	tick := time.NewTicker(healthEvery)
-	defer tick.Stop()
-	for {
-		usable := n.member.Usable() == nil && n.member.Serves(n.member.State()) == nil && n.partition.Healthy() == nil && n.audit.Healthy() == nil &&
-			n.creds.Valid() == nil
-		n.server.SetHealth("", true)
-		n.server.SetHealth(rpc.HealthCrypto, usable)
-		n.server.SetHealth(rpc.HealthWrite, n.member.LeaderKnown())
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
+	if n.monitor != nil {
+		stopHTTP(n.monitor.server)
 	}
 }
 

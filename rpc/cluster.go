@@ -28,6 +28,8 @@ type NodeView struct {
 		Activity() hsm.Activity
 		Healthy() error
 	}
+	// Ready is nil while the node answers cryptographic calls.
+	Ready       func() error
 	Keyring     func() hsm.Stats
 	Reachable   func(raftID string) bool
 	Credentials *transport.Credentials
@@ -62,7 +64,11 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 	}
 	out.CertificateExpiry = out.GetCertificate().GetNotAfter()
 	out.Splits, out.RefusedJoins = st.Splits, st.RefusedJoins
-	s.serving(out, st)
+	if err := s.node.Ready(); err != nil {
+		out.NotServingReason = err.Error()
+	} else {
+		out.Serving = true
+	}
 	if st.Joined {
 		out.ClusterId = st.Cluster.String()
 	}
@@ -100,23 +106,6 @@ func (s *clusterServer) certificate(c transport.Certificate) *pb.Certificate {
 	return &pb.Certificate{
 		Subject: c.Subject(), Issuer: c.Issuer(), KeyHash: hex.EncodeToString(c.KeyHash()),
 		NotBefore: timestamppb.New(c.NotBefore()), NotAfter: timestamppb.New(c.NotAfter()), Warning: c.Warning(s.node.Now()),
-	}
-}
-
-func (s *clusterServer) serving(out *pb.StatusResponse, st cluster.Status) {
-	err := s.member.Usable()
-	if err == nil {
-		err = s.member.Serves(st.State)
-	}
-	if err == nil {
-		err = s.node.Partition.Healthy()
-	}
-	if err == nil {
-		err = s.node.Credentials.Valid()
-	}
-	out.Serving = err == nil
-	if err != nil {
-		out.NotServingReason = err.Error()
 	}
 }
 

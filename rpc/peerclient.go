@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 type Peers struct {
 	credentials *transport.Credentials
 	nameAt      func(address string) (name string, ok bool)
+	options     []grpc.DialOption
 
 	mu    sync.Mutex
 	conns map[string]*grpc.ClientConn
@@ -39,9 +41,9 @@ const (
 )
 
 // NewPeers makes the caller of other nodes. nameAt tells which member lives at an
-// address, so that nobody else can answer there.
-func NewPeers(c *transport.Credentials, nameAt func(address string) (string, bool)) *Peers {
-	return &Peers{credentials: c, nameAt: nameAt, conns: map[string]*grpc.ClientConn{}}
+// address, so that nobody else can answer there. options are added to every connection.
+func NewPeers(c *transport.Credentials, nameAt func(address string) (string, bool), options ...grpc.DialOption) *Peers {
+	return &Peers{credentials: c, nameAt: nameAt, options: options, conns: map[string]*grpc.ClientConn{}}
 }
 
 // Close closes the connections.
@@ -85,7 +87,7 @@ func (p *Peers) to(address string) (peerpb.PeerServiceClient, error) {
 }
 
 func (p *Peers) dial(address string, config *tls.Config) (*grpc.ClientConn, error) {
-	return grpc.NewClient("passthrough:///"+address,
+	return grpc.NewClient("passthrough:///"+address, append(slices.Clip(p.options),
 		grpc.WithTransportCredentials(dialledTLS{p.credentials, config}),
 		grpc.WithUnaryInterceptor(tellingCalls), grpc.WithStreamInterceptor(tellingStreams),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(MaxMessage), grpc.MaxCallSendMsgSize(MaxMessage)),
@@ -93,7 +95,7 @@ func (p *Peers) dial(address string, config *tls.Config) (*grpc.ClientConn, erro
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: peerBackoff, Multiplier: 1.6, Jitter: 0.2, MaxDelay: peerBackoffs},
 			MinConnectTimeout: peerDial,
-		}))
+		}))...)
 }
 
 // Propose implements cluster.Peers.

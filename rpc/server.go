@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -61,6 +62,23 @@ type Config struct {
 	Credentials *transport.Credentials
 	// Announce is told the transfer key that waits for the Security Officer.
 	Announce func(spki []byte) error
+	// Clients and Peers, optional, are called around every call of theirs, and see how it
+	// ends.
+	Clients, Peers Around
+}
+
+// Around is what is called around calls, the first outermost.
+type Around struct {
+	Unary  []grpc.UnaryServerInterceptor
+	Stream []grpc.StreamServerInterceptor
+}
+
+// options are a server's: what is around, and then the server's own.
+func (a Around) options(unary []grpc.UnaryServerInterceptor, stream []grpc.StreamServerInterceptor) []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(slices.Concat(a.Unary, unary)...),
+		grpc.ChainStreamInterceptor(slices.Concat(a.Stream, stream)...),
+	}
 }
 
 // Server is the node's two gRPC servers: for clients and for peers.
@@ -80,10 +98,8 @@ type Server struct {
 func NewServer(c Config) *Server {
 	s := &Server{config: c, health: health.NewServer()}
 	s.draining, s.beginToDrain = context.WithCancel(context.Background())
-	s.clients = grpc.NewServer(append(options(),
-		grpc.StatsHandler(handOver{}),
-		grpc.ChainUnaryInterceptor(s.errors, s.authenticate),
-		grpc.ChainStreamInterceptor(s.streamErrors, s.authenticateStream))...)
+	s.clients = grpc.NewServer(slices.Concat(options(), []grpc.ServerOption{grpc.StatsHandler(handOver{})},
+		c.Clients.options([]grpc.UnaryServerInterceptor{s.errors, s.authenticate}, []grpc.StreamServerInterceptor{s.streamErrors, s.authenticateStream}))...)
 	pb.RegisterKeyServiceServer(s.clients, &keyServer{kms: c.KMS})
 	pb.RegisterGrantServiceServer(s.clients, &grantServer{kms: c.KMS})
 	pb.RegisterPolicyServiceServer(s.clients, &policyServer{kms: c.KMS})
@@ -95,7 +111,8 @@ func NewServer(c Config) *Server {
 	pb.RegisterBackupServiceServer(s.clients, &backupServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node, restoreDir: c.RestoreDir})
 	healthpb.RegisterHealthServer(s.clients, s.health)
 	reflection.Register(s.clients)
-	s.peers = grpc.NewServer(append(options(), grpc.UnaryInterceptor(s.errors), grpc.StreamInterceptor(s.streamErrors))...)
+	s.peers = grpc.NewServer(slices.Concat(options(),
+		c.Peers.options([]grpc.UnaryServerInterceptor{s.errors}, []grpc.StreamServerInterceptor{s.streamErrors}))...)
 	peerpb.RegisterPeerServiceServer(s.peers, &peerServer{member: c.Member, kms: c.KMS, announce: c.Announce, own: c.Credentials})
 	return s
 }

@@ -31,6 +31,7 @@ them, and log.level, at once.`,
 			if err != nil {
 				return err
 			}
+			captureLogs(log)
 			hangup := make(chan os.Signal, 1)
 			signal.Notify(hangup, hangupSignals...)
 			defer signal.Stop(hangup)

@@ -142,11 +142,14 @@ type Status struct {
 	BackupProblem  string // empty: none
 	Journal        Coverage
 	JournalProblem string
+
+	BackupFailures, JournalFailures uint64 // rounds of writing, since this process began
 }
 
 // Status reports without touching the disk.
 func (a *Archive) Status() Status {
 	s := Status{Dir: a.config.Dir, BackupProblem: a.schedule.health.problem(), JournalProblem: a.journal.health.problem()}
+	s.BackupFailures, s.JournalFailures = a.schedule.health.failures.Load(), a.journal.health.failures.Load()
 	if f := a.schedule.newest.Load(); f != nil {
 		s.Backup = *f
 	}
@@ -162,7 +165,8 @@ type health struct {
 	log  *slog.Logger
 	now  func() time.Time
 
-	busy atomic.Int64 // when the present round began, unix nanoseconds; 0: none is under way
+	failures atomic.Uint64
+	busy     atomic.Int64 // when the present round began, unix nanoseconds; 0: none is under way
 
 	mu   sync.Mutex
 	bad  error
@@ -176,6 +180,9 @@ func (h *health) end(err error) {
 	h.busy.Store(0)
 	if errors.Is(err, context.Canceled) {
 		return
+	}
+	if err != nil {
+		h.failures.Add(1)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

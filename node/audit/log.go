@@ -41,6 +41,7 @@ type Log struct {
 	buf      bytes.Buffer
 	dirty    bool
 	broken   error
+	observer Observer
 
 	stop chan struct{}
 	done chan struct{}
@@ -56,7 +57,7 @@ func Open(dir, node string, now func() time.Time) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("audit trail: %w", err)
 	}
-	l := &Log{now: now, node: node, file: file, stop: make(chan struct{}), done: make(chan struct{})}
+	l := &Log{now: now, node: node, file: file, observer: nobody{}, stop: make(chan struct{}), done: make(chan struct{})}
 	torn, err := l.recover()
 	if err == nil && torn > 0 {
 		err = l.Record(Event{
@@ -130,6 +131,7 @@ func (l *Log) Record(e Event) error {
 		return l.broken
 	}
 	l.sequence, l.dirty = e.Sequence, true
+	l.observer.Recorded(l.buf.Len(), l.sequence)
 	return nil
 }
 
@@ -176,13 +178,16 @@ func (l *Log) syncLoop() {
 
 func (l *Log) sync() {
 	l.mu.Lock()
-	dirty := l.dirty && l.broken == nil
+	dirty, observer := l.dirty && l.broken == nil, l.observer
 	l.dirty = false
 	l.mu.Unlock()
 	if !dirty {
 		return
 	}
-	if err := l.file.Sync(); err != nil {
+	began := time.Now()
+	err := l.file.Sync()
+	observer.Synced(time.Since(began), err)
+	if err != nil {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.broken = fmt.Errorf("%w: %w", ErrUnavailable, err)

@@ -622,6 +622,7 @@ func (e *engine) obtain(ctx context.Context) error {
 		HashIndex: mark.Index, Hash: mark.Hash[:], Wall: e.config.Now().UnixNano(), Epoch: s.Cluster().RecoveryEpoch,
 		Release: fsm.NewestRelease,
 	})
+	e.observer.Lease(err)
 	if err != nil {
 		e.log.Debug("no lease granted", "error", err)
 		e.noteRefusal(err)

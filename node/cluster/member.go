@@ -102,6 +102,8 @@ type Config struct {
 	// Halt is called when this node must not go on: its storage failed, its log
 	// cannot be applied, or it was removed. It should end the process.
 	Halt func(error)
+	// Observer, optional, is told what the member does.
+	Observer Observer
 }
 
 // Member is one node's part in the cluster. Until it has founded or joined one,
@@ -125,6 +127,7 @@ type Member struct {
 type engine struct {
 	member     *Member
 	config     *Config
+	observer   Observer
 	id         string
 	cluster    fsm.ID
 	history    fsm.History // of the cluster; with another one no Raft is spoken
@@ -152,8 +155,9 @@ type engine struct {
 	confirmations *confirmations
 	leaderChanged chan struct{}
 
-	leaderMu    sync.Mutex
-	leaderMoved chan struct{} // closed and replaced when the leader changes
+	leaderMu      sync.Mutex
+	leaderMoved   chan struct{} // closed and replaced when the leader changes
+	leaderChanges atomic.Uint64
 
 	nextAddress time.Duration // when noteAddress may try again; of dutyLoop alone
 
@@ -264,6 +268,10 @@ func (m *Member) start(ctx context.Context, id identity, prepare prepare) (*engi
 		outlived:      make(chan error, 1),
 		splits:        map[string]string{},
 	}
+	e.observer = nobody{}
+	if c.Observer != nil {
+		e.observer = c.Observer
+	}
 	duration := func() time.Duration { return leaseDuration(e.machine.State()) }
 	e.lessee = surviving(e.id, newLessee(duration, c.Clock, c.Now, binary.BigEndian.Uint64(random[:])))
 	e.grantor = newGrantor(duration, c.Clock)
@@ -323,7 +331,7 @@ func (e *engine) startRaft(prepare prepare) error {
 			return errors.Join(fmt.Errorf("%w: %w", ErrDataDir, err), e.closeStores())
 		}
 	}
-	if e.raft, err = raft.NewRaft(rc, e.machine, e.store, e.store, e.snapshots, e.transport); err != nil {
+	if e.raft, err = raft.NewRaft(rc, watchedMachine{e.machine, e.observer, c.Clock}, e.store, e.store, e.snapshots, e.transport); err != nil {
 		return errors.Join(fmt.Errorf("%w: starting raft: %w", ErrDataDir, err), e.closeStores())
 	}
 	return nil
@@ -388,6 +396,7 @@ func (e *engine) watchLeader() {
 		for {
 			select {
 			case <-seen:
+				e.leaderChanges.Add(1)
 				e.leaderMu.Lock()
 				close(e.leaderMoved)
 				e.leaderMoved = make(chan struct{})

@@ -197,23 +197,35 @@ func (e *engine) commit(ctx context.Context, p fsm.Proposal, proposer string) (f
 	if err != nil {
 		return fsm.Result{}, err
 	}
-	future := e.raft.Apply(data, enqueueTimeout)
-	done := make(chan error, 1)
-	go func() { done <- future.Error() }() // ends when Raft answers or shuts down
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		return fsm.Result{}, fmt.Errorf("%w: %w", ErrOutcomeUnknown, ctx.Err())
-	}
+	observed := e.observer.Commit(ctx, fsm.NameOf(p.Command))
+	outcome, err := e.append(ctx, data)
+	observed(outcome.Result.Index, err)
 	if err != nil {
-		return fsm.Result{}, e.raftError(err)
-	}
-	outcome, ok := future.Response().(fsm.Outcome)
-	if !ok {
-		return fsm.Result{}, fmt.Errorf("%w: entry %d has no outcome", ErrStorage, future.Index())
+		return fsm.Result{}, err
 	}
 	e.grantor.ownTerm(outcome.Term)
 	return outcome.Result, outcome.Err
+}
+
+// append gives an entry to Raft and waits until it has been applied here.
+func (e *engine) append(ctx context.Context, data []byte) (fsm.Outcome, error) {
+	future := e.raft.Apply(data, enqueueTimeout)
+	done := make(chan error, 1)
+	go func() { done <- future.Error() }() // ends when Raft answers or shuts down
+	var err error
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		return fsm.Outcome{}, fmt.Errorf("%w: %w", ErrOutcomeUnknown, ctx.Err())
+	}
+	if err != nil {
+		return fsm.Outcome{}, e.raftError(err)
+	}
+	outcome, ok := future.Response().(fsm.Outcome)
+	if !ok {
+		return fsm.Outcome{}, fmt.Errorf("%w: entry %d has no outcome", ErrStorage, future.Index())
+	}
+	return outcome, nil
 }
 
 // raftError sorts Raft's errors by what is known of the entry.
