@@ -58,8 +58,9 @@ type Options struct {
 	// Hangup delivers requests to read certificates and CA again at once, and to call
 	// Reload.
 	Hangup <-chan os.Signal
-	// Reload, optional, reads again what else can change while the node runs.
-	Reload func() error
+	// Reload, optional, reads the configuration again, and sets the log's level. The node
+	// takes from it what can change while it runs.
+	Reload func() (Config, error)
 	// Found, unless nil, makes a node without a cluster found one by itself: for
 	// development.
 	Found *cluster.Founding
@@ -101,6 +102,7 @@ type Node struct {
 	gossip    *transport.Gossip
 	server    *rpc.Server
 	service   *kms.Service
+	limits    *limit.Limiter
 	cleanup   []func() error // in the order of opening
 	wait      sync.WaitGroup
 	joining   sync.WaitGroup
@@ -244,10 +246,11 @@ func (n *Node) peerName(address string) (string, bool) {
 }
 
 func (n *Node) wire() {
+	n.limits = limit.New(n.config.Limits.quotas(), time.Now)
 	service := kms.New(kms.Config{
 		Log: n.member, Fresh: n.member, Keys: n.partition, Opener: n.member, Rewrap: n.member, Deriver: n.keyring, Audit: n.audit, Out: n.releases,
 		Now: time.Now, Clock: cluster.SystemClock{}.Now, Quorum: n.config.Lease.Consistency == kms.ConsistencyQuorum,
-		Principal: rpc.PrincipalOf(n.config.TrustDomain), Leader: n.member, Limits: limit.New(n.config.Limits.quotas(), time.Now),
+		Principal: rpc.PrincipalOf(n.config.TrustDomain), Leader: n.member, Limits: n.limits,
 		MinRotation: time.Duration(n.config.Rotation.MinPeriod), Self: n.creds.Identity().String(), Logger: n.log,
 	})
 	n.service = service
@@ -261,6 +264,7 @@ func (n *Node) wire() {
 		Node: rpc.NodeView{
 			Name: n.config.Name, TrustDomain: n.config.TrustDomain, Version: n.options.Version,
 			Partition: n.partition, Keyring: n.keyring.Stats, Reachable: n.reachable, Credentials: n.creds, Now: time.Now,
+			Disk: func() rpc.Disk { return diskOf(n.config.DataDir) }, Audit: n.audit.Healthy,
 		},
 	})
 }
