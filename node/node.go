@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/hashicorp/raft"
 
 	"github.com/quorumkms/quorumkms/hsm"
@@ -61,6 +62,8 @@ type Options struct {
 	// Reload, optional, reads the configuration again, and sets the log's level. The node
 	// takes from it what can change while it runs.
 	Reload func() (Config, error)
+	// Supervisor, if there is one, is told how the node does.
+	Supervisor Supervisor
 	// Found, unless nil, makes a node without a cluster found one by itself: for
 	// development.
 	Found *cluster.Founding
@@ -106,7 +109,9 @@ type Node struct {
 	cleanup   []func() error // in the order of opening
 	wait      sync.WaitGroup
 	joining   sync.WaitGroup
-	watchdog  *time.Timer // runs while the node stops
+	watchdog  *time.Timer               // runs while the node stops
+	beat      atomic.Pointer[time.Time] // when watchHealth went round last
+	ready     atomic.Bool               // the supervisor was told so
 	failed    chan error
 }
 
@@ -324,6 +329,8 @@ func (n *Node) serve(ctx context.Context) error {
 	n.background("rewrapping", func() error { n.service.RunRewraps(serving); return nil })
 	n.background("reservations", func() error { n.service.RunReservations(serving); return nil })
 	n.background("health", func() error { n.watchHealth(serving); return nil })
+	n.background("supervisor", func() error { n.supervise(serving); return nil })
+	n.background("signs of life", func() error { n.signLife(serving); return nil })
 	n.background("files", func() error { n.watchFiles(serving); return nil })
 	joining, stopJoining := context.WithCancel(ctx)
 	defer stopJoining()
@@ -335,6 +342,7 @@ func (n *Node) serve(ctx context.Context) error {
 		n.log.Info("stopping")
 	case err = <-n.failed:
 	}
+	n.notify(daemon.SdNotifyStopping, "STATUS=stopping")
 	n.watchdog = time.AfterFunc(stopAtMost, func() { n.options.Halt(errStuck) })
 	stopJoining()
 	n.joining.Wait()
@@ -385,11 +393,12 @@ func (n *Node) watchHealth(ctx context.Context) {
 	tick := time.NewTicker(healthEvery)
 	defer tick.Stop()
 	for {
-		usable := n.member.Usable() == nil && n.member.Serves(n.member.State()) == nil && n.partition.Healthy() == nil && n.audit.Healthy() == nil &&
-			n.creds.Valid() == nil
+		usable := n.serves() == nil
 		n.server.SetHealth("", true)
 		n.server.SetHealth(rpc.HealthCrypto, usable)
 		n.server.SetHealth(rpc.HealthWrite, n.member.LeaderKnown())
+		now := time.Now()
+		n.beat.Store(&now)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"strings"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
 	"github.com/quorumkms/quorumkms/node"
@@ -40,12 +41,29 @@ restart.`,
 			defer signal.Stop(hangup)
 			return node.Run(c.Context(), cfg, node.Options{
 				Version: stamp(), Log: log, Halt: halt(log), Console: c.ErrOrStderr(), Hangup: hangup,
-				Reload: func() (node.Config, error) { return reload(path, level) },
+				Supervisor: supervisor(log),
+				Reload:     func() (node.Config, error) { return reload(path, level) },
 			})
 		},
 	}
 	c.Flags().StringVar(&path, "config", "/etc/quorumkms/kmsd.yaml", "configuration file")
 	return c
+}
+
+// supervisor is systemd, if that has started the process and wants to know (Type=notify).
+func supervisor(log *slog.Logger) node.Supervisor {
+	if os.Getenv("NOTIFY_SOCKET") == "" {
+		return node.Supervisor{}
+	}
+	watchdog, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		log.Warn("systemd's watchdog is not served", "error", err)
+	}
+	return node.Supervisor{Watchdog: watchdog, Notify: func(state string) {
+		if _, err := daemon.SdNotify(false, state); err != nil {
+			log.Warn("systemd was not told how this node does", "error", err)
+		}
+	}}
 }
 
 // halt ends the process at once: nothing that was acknowledged is lost by it.
