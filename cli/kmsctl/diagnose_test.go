@@ -183,7 +183,9 @@ func TestFindings(t *testing.T) {
 				r.status.KnownRelease = 3
 			}
 		}, verdictDegraded, []string{"warning release : the cluster is at release 2, its nodes know release 3|kmsctl cluster upgrade"}},
-		{"another history", 3, func(s *survey) { s.of("n1").Splits, s.of("n2").Splits = []string{"epoch 2 is alive"}, []string{"epoch 2 is alive"} }, verdictDegraded, []string{"fault history n1: ALARM: epoch 2 is alive|power off"}},
+		{"another history", 3, func(s *survey) {
+			s.of("n1").Splits, s.of("n2").Splits = []string{"epoch 2 is alive"}, []string{"epoch 2 is alive"}
+		}, verdictDegraded, []string{"fault history n1: ALARM: epoch 2 is alive|power off"}},
 		{"states that differ", 3, func(s *survey) { s.of("n2").RunningHash = []byte{1} }, verdictDegraded, []string{"fault state n2: ALARM: its state at index 100 is not that of n1|keep both data directories"}},
 		{"states of other indexes", 3, func(s *survey) { s.of("n2").RunningHash, s.of("n2").AppliedIndex = []byte{1}, 99 }, verdictOK, nil},
 	} {

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/cobra/doc"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
@@ -69,7 +70,7 @@ node's own files and HSM token. Everything else is kmsctl's.
 "kmsd help exit-codes" says what its exit codes mean.`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	c.AddCommand(runCommand(), devCommand(), configCommand(), hsmCommand(), recoveryCommand(), certsCommand(), versionCommand(), exitCodesTopic())
+	c.AddCommand(runCommand(), devCommand(), configCommand(), hsmCommand(), recoveryCommand(), certsCommand(), versionCommand(), doctorCommand(), genManCommand(), exitCodesTopic())
 	return c
 }
 
@@ -80,6 +81,18 @@ func versionCommand() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintln(c.OutOrStdout(), "kmsd", stamp())
 			return err
+		},
+	}
+}
+
+// genManCommand writes the man pages of all commands: make man.
+func genManCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "gen-man DIR", Short: "Write the man pages", Args: cobra.ExactArgs(1), Hidden: true,
+		Example: "  kmsd gen-man man/man1",
+		RunE: func(c *cobra.Command, args []string) error {
+			c.Root().DisableAutoGenTag = true
+			return doc.GenManTree(c.Root(), &doc.GenManHeader{Section: "1", Source: "QuorumKMS", Manual: "QuorumKMS"}, args[0])
 		},
 	}
 }

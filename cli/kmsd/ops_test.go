@@ -409,3 +409,63 @@ func TestConfigCheck(t *testing.T) {
 		t.Errorf("%v is no ConfigError", err)
 	}
 }
+
+// TestDoctor: on a node's own host each thing that keeps it from starting is found, without a
+// try of the PIN, and without leaving anything.
+func TestDoctor(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 1)
+	p := c.shimmed()[0].process
+	logins := p.path("logins")
+	p.env = append(p.env, "KMSD_TEST_LOGINS="+logins)
+	doctor := func(args ...string) (string, int) {
+		t.Helper()
+		return kmsd(t, p.env, append([]string{"doctor", "--config", p.path("kmsd.yaml")}, args...)...)
+	}
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer taken.Close()
+	p.configure("")
+	if out, code := doctor(); code != exitOK || strings.Contains(out, "WRONG") || exists(p.path("data")) {
+		t.Errorf("of a new node: %d\n%s", code, out)
+	}
+	for _, x := range []struct {
+		what   string
+		damage func()
+		text   string
+	}{
+		{"configuration", func() { p.edit("limits:", "limitss:") }, ": unknown field limitss: did you mean limits?"},
+		{"PIN file", func() { must(t, os.Chmod(p.path("pin"), 0o644)) }, "do: chmod 0600 " + p.path("pin")},
+		{"token", func() { p.edit("hsm: {token: kms-1", "hsm: {token: another") }, `no token "another"`},
+		{"certificate", func() { p.edit("kms-1.crt", "alice.crt"); p.edit("kms-1.key", "alice.key") }, "have a certificate issued for spiffe://quorumkms.test/node/kms-1"},
+		{"port", func() { p.edit(p.client, taken.Addr().String()) }, "address already in use"},
+		{"data directory", func() { p.write("data/node.json", "{", 0o600) }, "node.json is damaged"},
+		{"evidence", func() { p.write("data/diverged.txt", "then and there", 0o600) }, "then and there"},
+		{"backups", func() { p.edit("limits:", "backup: {dir: /no/such/place}\nlimits:") }, "/no/such/place is no directory"},
+	} {
+		p.write("pin", testPIN+"\n", 0o600)
+		p.configure("")
+		x.damage()
+		out, code := doctor()
+		if code != exitFailed || !strings.Contains(out, x.text) || !strings.Contains(out, "do: ") || strings.Count(out, "WRONG") != 1 {
+			t.Errorf("%s: %d, want %q:\n%s", x.what, code, x.text, out)
+		}
+		must(t, os.RemoveAll(p.path("data")))
+	}
+	if exists(logins) {
+		t.Error("the doctor has tried the PIN")
+	}
+	p.configure("")
+	if out, code := doctor("--pin", "--output", "json"); code != exitOK || !strings.Contains(out, "passes its self-test") || !strings.Contains(out, `"checks": [`) {
+		t.Errorf("with the PIN: %d\n%s", code, out)
+	}
+	p.start()
+	c.found(p)
+	if out, code := doctor(); code != exitOK || !strings.Contains(out, "is in use: the node runs") {
+		t.Errorf("while the node runs: %d\n%s", code, out)
+	}
+	p.terminate()
+	if out, code := doctor(); code != exitOK || !strings.Contains(out, "(sealed member)") {
+		t.Errorf("of a member that is down: %d\n%s", code, out)
+	}
+}
