@@ -102,6 +102,10 @@ bench: deps ## Go benchmarks
 image: build ## build the container image quorumkms:dev
 	scripts/image.sh
 
+.PHONY: man
+man: build ## write the man pages of all commands to man/man1
+	@mkdir -p man/man1 && bin/kmsd gen-man man/man1 && bin/kmsctl gen-man man/man1
+
 .PHONY: up
 up: image ## start three nodes in containers and make them a cluster
 	scripts/compose.sh up
@@ -116,4 +120,4 @@ compose-test: image ## the scenario in containers: seal, cut a node off, recover
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf bin .tools
+	rm -rf bin man .tools

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -70,8 +71,8 @@ type TLS struct {
 type Join struct {
 	// Addresses are peer addresses of members.
 	Addresses []string `yaml:"addresses"`
-	// TokenFile holds the join token, mode 0600. Or the environment's
-	// KMSD_JOIN_TOKEN.
+	// TokenFile holds the join token, mode 0600; it may be a systemd credential:
+	// ${CREDENTIALS_DIRECTORY}/join-token. Or the environment's KMSD_JOIN_TOKEN.
 	TokenFile string `yaml:"token_file"`
 }
 
@@ -89,7 +90,8 @@ type HSM struct {
 	Token string `yaml:"token"`
 	// Serial tells tokens with the same label apart.
 	Serial string `yaml:"serial"`
-	// PINFile holds the user PIN, mode 0600. Or the environment's KMSD_HSM_PIN.
+	// PINFile holds the user PIN, mode 0600; it may be a systemd credential:
+	// ${CREDENTIALS_DIRECTORY}/pin. Or the environment's KMSD_HSM_PIN.
 	PINFile string `yaml:"pin_file"`
 	// Sessions is how many HSM calls run at a time. Default 8.
 	Sessions int `yaml:"sessions"`
@@ -189,7 +191,7 @@ type Duration time.Duration
 func (d *Duration) UnmarshalYAML(n *yaml.Node) error {
 	v, err := time.ParseDuration(n.Value)
 	if err != nil || v <= 0 {
-		return fmt.Errorf("line %d: %q is no duration, write it like 250ms or 6s", n.Line, n.Value)
+		return &yaml.TypeError{Errors: []string{fmt.Sprintf("line %d: %q is no duration, write it like 250ms or 6s", n.Line, n.Value)}}
 	}
 	*d = Duration(v)
 	return nil
@@ -213,30 +215,15 @@ const (
 const maxConfigFile = 1 << 20
 
 // LoadConfig reads, completes and checks a configuration file. Fields that do not
-// exist are refused.
+// exist are refused. What is wrong with the file is a *ConfigError that names all of it.
 func LoadConfig(path string) (Config, error) {
-	c, err := readConfig(path)
+	c, f, err := readConfig(path)
 	if err != nil {
 		return Config{}, err
 	}
 	c.complete()
-	if err := c.Check(); err != nil {
-		return Config{}, fmt.Errorf("%s: %w", path, err)
-	}
-	return c, nil
-}
-
-// readConfig reads a file and checks nothing but that it has known fields only.
-func readConfig(path string) (Config, error) {
-	b, err := readBounded(path, maxConfigFile)
-	if err != nil {
-		return Config{}, fmt.Errorf("%w: %w", ErrConfig, err)
-	}
-	c := Config{Limits: defaultQuotas()} // not in complete: there a 0 could not be told from nothing
-	d := yaml.NewDecoder(bytes.NewReader(b))
-	d.KnownFields(true)
-	if err := d.Decode(&c); err != nil && !errors.Is(err, io.EOF) {
-		return Config{}, fmt.Errorf("%w: %s: %w", ErrConfig, path, err)
+	if err := f.refuse(c.problems()); err != nil {
+		return Config{}, err
 	}
 	return c, nil
 }
@@ -251,19 +238,19 @@ func LoadHSM(path string) (HSM, error) {
 // LoadPartition is LoadHSM with whatever else the file has, which is not checked: for the steps
 // of a Security Officer.
 func LoadPartition(path string) (Config, error) {
-	c, err := readConfig(path)
+	c, f, err := readConfig(path)
 	if err != nil {
 		return Config{}, err
 	}
 	c.complete()
-	var problems []string
+	var found []string
 	c.HSM.check(func(wrong bool, format string, args ...any) {
 		if wrong {
-			problems = append(problems, fmt.Sprintf(format, args...))
+			found = append(found, fmt.Sprintf(format, args...))
 		}
 	})
-	if len(problems) > 0 {
-		return Config{}, fmt.Errorf("%s: %w: %s", path, ErrConfig, strings.Join(problems, "; "))
+	if err := f.refuse(found); err != nil {
+		return Config{}, err
 	}
 	return c, nil
 }
@@ -303,8 +290,8 @@ func fill[T comparable](field *T, value T) {
 	}
 }
 
-// Check says everything that is wrong with the configuration.
-func (c *Config) Check() error {
+// problems is everything that is wrong with the configuration. Each begins with its key.
+func (c *Config) problems() []string {
 	var problems []string
 	bad := func(wrong bool, format string, args ...any) {
 		if wrong {
@@ -314,7 +301,8 @@ func (c *Config) Check() error {
 	bad(!fsm.ValidName(c.Name), "name %q: must be 1 to 64 of a-z 0-9 . _ - and begin with a letter or digit", c.Name)
 	bad(c.TrustDomain == "", "trust_domain is missing, for example quorumkms.example")
 	bad(c.DataDir == "", "data_dir is missing, for example /var/lib/quorumkms")
-	for name, a := range map[string]Address{"peer": c.Peer, "client": c.Client} {
+	for i, a := range []Address{c.Peer, c.Client} {
+		name := []string{"peer", "client"}[i]
 		bad(!hostPort(a.Listen), "%s.listen %q: want host:port", name, a.Listen)
 		bad(!hostPort(a.Advertise) || unspecified(a.Advertise), "%s.advertise %q: want host:port as others reach this node", name, a.Advertise)
 	}
@@ -346,10 +334,22 @@ func (c *Config) Check() error {
 	bad(c.Backup.Keep < 1 || c.Backup.Keep > maxBackupKeep, "backup.keep %d: must be 1 to %d", c.Backup.Keep, maxBackupKeep)
 	c.checkMonitoring(bad)
 	bad(c.Log.Format != "text" && c.Log.Format != "json", "log.format %q: want text or json", c.Log.Format)
-	if len(problems) > 0 {
-		return fmt.Errorf("%w: %s", ErrConfig, strings.Join(problems, "; "))
+	bad(new(slog.Level).UnmarshalText([]byte(c.Log.Level)) != nil, "log.level %q: want debug, info, warn or error", c.Log.Level)
+	for _, n := range []struct {
+		name  string
+		value int
+	}{
+		{"hsm.sessions", c.HSM.Sessions},
+		{"hsm.max_keys", c.HSM.MaxKeys},
+		{"limits.connections", c.Limits.Connections},
+		{"limits.handshakes", c.Limits.Handshakes},
+	} {
+		bad(n.value < 0, "%s %d: must not be negative", n.name, n.value)
 	}
-	return nil
+	for _, a := range c.Join.Addresses {
+		bad(!hostPort(a), "join.addresses %q: want host:port, a member's peer address", a)
+	}
+	return problems
 }
 
 func hostPort(s string) bool {
@@ -411,16 +411,40 @@ func (l Lease) timing() cluster.LeaseTiming {
 // maxSecret is the longest secret in a file or variable, in bytes.
 const maxSecret = 4096
 
+// credentialsDir is where systemd puts the credentials of a service; a path may begin with
+// ${CREDENTIALS_DIRECTORY}/.
+const credentialsDir = "CREDENTIALS_DIRECTORY"
+
+// credential is the path of a secret with systemd's directory in its place, and the mode
+// bits that are of others than its owner. systemd lets the service read its credentials by
+// an access control list, whose mask looks like the group's right; nobody but root and the
+// service gets into the directory.
+func credential(path string) (at string, others os.FileMode, err error) {
+	rest, ok := strings.CutPrefix(path, "${"+credentialsDir+"}/")
+	if !ok {
+		return path, 0o077, nil
+	}
+	dir := os.Getenv(credentialsDir)
+	if dir == "" {
+		return "", 0, fmt.Errorf("%s: %s is not set: systemd sets it for a service with LoadCredential=", path, credentialsDir)
+	}
+	return filepath.Join(dir, rest), 0o037, nil
+}
+
 // Secret reads a secret from a file that only its owner may read, or from an
 // environment variable, which is removed from the environment. Surrounding white
 // space is not part of it. None gives nil.
 func Secret(what, path, env string) ([]byte, error) {
 	if path != "" {
+		path, others, err := credential(path)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %s: %w", ErrConfig, what, err)
+		}
 		info, err := os.Stat(path)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %s: %w", ErrConfig, what, err)
 		}
-		if info.Mode().Perm()&0o077 != 0 {
+		if info.Mode().Perm()&others != 0 {
 			return nil, fmt.Errorf("%w: %s: %s has mode %04o, others can read it: chmod 0600 %s", ErrConfig, what, path, info.Mode().Perm(), path)
 		}
 		b, err := readBounded(path, maxSecret)

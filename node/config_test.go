@@ -29,7 +29,7 @@ func TestBackupConfig(t *testing.T) {
 		{"backup: {dir: /b, every: 1000h}", "backup.every"},
 		{"backup: {dir: /b, keep: -1}", "backup.keep -1: must be 1 to 10000"},
 		{"backup: {dir: /b, keep: 10001}", "backup.keep 10001"},
-		{"backup: {directory: /b}", "field directory not found"},
+		{"backup: {directory: /b}", "unknown field backup.directory: there are backup.dir, backup.every, backup.keep"},
 	} {
 		path := filepath.Join(dir, "kmsd.yaml")
 		text := `
@@ -80,11 +80,11 @@ func TestQuotaConfig(t *testing.T) {
 		{"limits: {use_per_tenant: .inf}", limit.Config{}, "limits.use_per_tenant +Inf: must be"},
 		{"limits: {use_per_principal: -.inf}", limit.Config{}, "limits.use_per_principal -Inf: must be"},
 		{"limits: {control_per_principal: 1.1e9}", limit.Config{}, "limits.control_per_principal 1.1e+09: must be"},
-		{"limits: {use_per_tenant: -1, use_per_principal: -2}", limit.Config{}, "calls a second; limits.use_per_principal -2"},
+		{"limits: {use_per_tenant: -1, use_per_principal: -2}", limit.Config{}, "kmsd.yaml:9: limits.use_per_principal -2"},
 		{"limits: {use_per_tenant: many}", limit.Config{}, "cannot unmarshal !!str `many` into float64"},
 		{"limits: {restrict_per_principal: -1}", limit.Config{}, "limits.restrict_per_principal -1: must be"},
 		{"limits: {refused_per_principal: .nan}", limit.Config{}, "limits.refused_per_principal NaN: must be"},
-		{"limits: {restrict_per_nobody: 1}", limit.Config{}, "field restrict_per_nobody not found"},
+		{"limits: {restrict_per_nobody: 1}", limit.Config{}, "unknown field limits.restrict_per_nobody: did you mean limits.restrict_per_"},
 	} {
 		path := filepath.Join(dir, "kmsd.yaml")
 		text := `
@@ -119,7 +119,7 @@ func TestProfile(t *testing.T) {
 		{"token: kms, profile: cloned", fsm.ProfileCloned, ""},
 		{"kind: embedded, profile: cloned", fsm.ProfileCloned, ""},
 		{"token: kms, profile: Cloned", "", `hsm.profile "Cloned": want generic or cloned`},
-		{"token: kms, profil: cloned", "", "field profil not found"},
+		{"token: kms, profil: cloned", "", "unknown field hsm.profil: did you mean hsm.profile?"},
 	} {
 		path := filepath.Join(dir, "kmsd.yaml")
 		text := `

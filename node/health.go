@@ -53,6 +53,8 @@ func (n *Node) watchHealth(ctx context.Context) {
 		n.server.SetHealth("", true)
 		n.server.SetHealth(rpc.HealthCrypto, n.ready() == nil)
 		n.server.SetHealth(rpc.HealthWrite, n.writable() == nil)
+		now := time.Now()
+		n.beat.Store(&now)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

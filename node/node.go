@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/hashicorp/raft"
 
 	"github.com/quorumkms/quorumkms/hsm"
@@ -61,8 +62,11 @@ type Options struct {
 	// Hangup delivers requests to read certificates and CA again at once, and to call
 	// Reload.
 	Hangup <-chan os.Signal
-	// Reload, optional, reads again what else can change while the node runs.
-	Reload func() error
+	// Reload, optional, reads the configuration again, and sets the log's level. The node
+	// takes from it what can change while it runs.
+	Reload func() (Config, error)
+	// Supervisor, if there is one, is told how the node does.
+	Supervisor Supervisor
 	// Found, unless nil, makes a node without a cluster found one by itself: for
 	// development.
 	Found *cluster.Founding
@@ -104,10 +108,13 @@ type Node struct {
 	gossip    *transport.Gossip
 	server    *rpc.Server
 	service   *kms.Service
+	limits    *limit.Limiter
 	cleanup   []func() error // in the order of opening
 	wait      sync.WaitGroup
 	joining   sync.WaitGroup
-	watchdog  *time.Timer // runs while the node stops
+	watchdog  *time.Timer               // runs while the node stops
+	beat      atomic.Pointer[time.Time] // when watchHealth went round last
+	told      atomic.Bool               // the supervisor, that the node is ready
 	failed    chan error
 
 	stopping atomic.Bool      // no more calls are taken
@@ -260,10 +267,11 @@ func (n *Node) peerName(address string) (string, bool) {
 }
 
 func (n *Node) wire() {
+	n.limits = limit.New(n.config.Limits.quotas(), time.Now)
 	service := kms.New(n.traced(kms.Config{
 		Log: n.member, Fresh: n.member, Keys: n.partition, Opener: n.member, Rewrap: n.member, Deriver: n.keyring, Audit: n.audit, Out: n.releases,
 		Now: time.Now, Clock: cluster.SystemClock{}.Now, Quorum: n.config.Lease.Consistency == kms.ConsistencyQuorum,
-		Principal: rpc.PrincipalOf(n.config.TrustDomain), Leader: n.member, Limits: limit.New(n.config.Limits.quotas(), time.Now),
+		Principal: rpc.PrincipalOf(n.config.TrustDomain), Leader: n.member, Limits: n.limits,
 		MinRotation: time.Duration(n.config.Rotation.MinPeriod), Self: n.creds.Identity().String(), Logger: n.log,
 	}))
 	n.service = service
@@ -279,6 +287,7 @@ func (n *Node) wire() {
 		Node: rpc.NodeView{
 			Name: n.config.Name, TrustDomain: n.config.TrustDomain, Version: n.options.Version,
 			Ready: n.ready, Partition: n.partition, Keyring: n.keyring.Stats, Reachable: n.reachable, Credentials: n.creds, Now: time.Now,
+			Disk: func() rpc.Disk { return diskOf(n.config.DataDir) }, Audit: n.audit.Healthy,
 		},
 	})
 }
@@ -339,6 +348,8 @@ func (n *Node) serve(ctx context.Context) error {
 	n.background("rewrapping", func() error { n.service.RunRewraps(serving); return nil })
 	n.background("reservations", func() error { n.service.RunReservations(serving); return nil })
 	n.background("health", func() error { n.watchHealth(serving); return nil })
+	n.background("supervisor", func() error { n.supervise(serving); return nil })
+	n.background("signs of life", func() error { n.signLife(serving); return nil })
 	n.background("files", func() error { n.watchFiles(serving); return nil })
 	joining, stopJoining := context.WithCancel(ctx)
 	defer stopJoining()
@@ -350,6 +361,7 @@ func (n *Node) serve(ctx context.Context) error {
 		n.log.Info("stopping")
 	case err = <-n.failed:
 	}
+	n.notify(daemon.SdNotifyStopping, "STATUS=stopping")
 	n.watchdog = time.AfterFunc(stopAtMost, func() { n.options.Halt(errStuck) })
 	stopJoining()
 	n.joining.Wait()

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/quorumkms/quorumkms/transport"
@@ -24,13 +25,14 @@ func (n *Node) watchFiles(ctx context.Context) {
 	defer tick.Stop()
 	complaint := "" // about files that cannot be used
 	var w warner
+	running := n.config
 	for {
 		n.warn(&w)
 		select {
 		case <-tick.C:
 			complaint = n.refresh(complaint)
 		case <-n.options.Hangup:
-			n.reload()
+			running = n.reload(running)
 		case <-ctx.Done():
 			return
 		}
@@ -54,17 +56,55 @@ func (n *Node) refresh(complaint string) string {
 	return ""
 }
 
-// reload reads everything again, as asked.
-func (n *Node) reload() {
+// atRuntime are the keys of the configuration that SIGHUP changes; all others need a restart.
+var atRuntime = []string{
+	"limits.control_per_tenant", "limits.restrict_per_tenant", "limits.use_per_tenant", "limits.use_per_principal",
+	"limits.control_per_principal", "limits.restrict_per_principal", "limits.refused_per_principal",
+	"backup.every", "backup.keep", "log.level",
+}
+
+// reload reads everything again, as asked. running is the configuration that is in effect;
+// the one that is then comes back.
+func (n *Node) reload(running Config) Config {
 	err := n.creds.Reload()
 	if n.options.Reload != nil {
-		err = errors.Join(err, n.options.Reload())
+		read, unread := n.options.Reload()
+		if err = errors.Join(err, unread); unread == nil {
+			running = n.reconfigure(running, read)
+		}
 	}
 	if err != nil {
 		n.log.Error("not everything was read again; what was not stays as it is", "error", err)
-		return
+		return running
 	}
-	n.log.Info("certificates and log level were read again", "certificate_expires", n.creds.Certificate().NotAfter(), "cas", len(n.creds.CAs()))
+	n.log.Info("certificates and the configuration were read again", "certificate_expires", n.creds.Certificate().NotAfter(), "cas", len(n.creds.CAs()))
+	return running
+}
+
+// reconfigure takes from a configuration what can change while the node runs, and says what
+// cannot.
+func (n *Node) reconfigure(running, read Config) Config {
+	var done, later []string
+	for _, key := range changed(running, read) {
+		if slices.Contains(atRuntime, key) {
+			done = append(done, key)
+		} else {
+			later = append(later, key)
+		}
+	}
+	n.limits.Set(read.Limits.quotas())
+	n.archive.Reschedule(time.Duration(read.Backup.Every), read.Backup.Keep)
+	if len(done) > 0 {
+		n.log.Info("changed in the configuration, and in effect", "keys", done)
+	}
+	if len(later) > 0 {
+		n.log.Warn("changed in the configuration, and not in effect before a restart", "keys", later)
+	}
+	connections, handshakes := running.Limits.Connections, running.Limits.Handshakes
+	running.Limits = read.Limits
+	running.Limits.Connections, running.Limits.Handshakes = connections, handshakes
+	running.Backup.Every, running.Backup.Keep, running.Log.Level = read.Backup.Every, read.Backup.Keep, read.Log.Level
+	return running
 }
 
 // warner says the same thing now and then only.

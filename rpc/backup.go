@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/quorumkms/quorumkms/fsm"
@@ -186,6 +187,12 @@ func backupStatus(s archive.Status) *pb.BackupStatus {
 	}
 	if !s.Backup.Time.IsZero() {
 		out.LastBackup = timestamppb.New(s.Backup.Time)
+	}
+	if s.Every > 0 {
+		out.Every = durationpb.New(s.Every)
+	}
+	if !s.DueSince.IsZero() {
+		out.DueSince = timestamppb.New(s.DueSince)
 	}
 	if !s.Journal.Time.IsZero() {
 		out.JournalTime = timestamppb.New(s.Journal.Time)

@@ -34,6 +34,17 @@ type NodeView struct {
 	Reachable   func(raftID string) bool
 	Credentials *transport.Credentials
 	Now         func() time.Time
+	// Disk is the file system of the data directory.
+	Disk func() Disk
+	// Audit is nil while the audit trail can be written.
+	Audit func() error
+}
+
+// Disk is the room that a file system has, in bytes.
+type Disk struct {
+	Dir         string
+	Free, Total uint64
+	Err         error // why that is not known
 }
 
 type clusterServer struct {
@@ -87,6 +98,7 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 	out.RecoveryRecipients, out.RecoveryRequired = describeRecipients(recovery), uint32(recovery.Required) //nolint:gosec // a small number
 	out.RecoveryAlarms = st.State.RecoveryAlarms(s.node.Now().Unix())
 	out.Backup = backupStatus(s.archive.Status())
+	s.health(out, st)
 	out.Members = each(st.Members, func(m cluster.MemberStatus) *pb.Member {
 		lag := uint64(0)
 		if m.Applied != 0 {
@@ -107,6 +119,36 @@ func (s *clusterServer) certificate(c transport.Certificate) *pb.Certificate {
 		Subject: c.Subject(), Issuer: c.Issuer(), KeyHash: hex.EncodeToString(c.KeyHash()),
 		NotBefore: timestamppb.New(c.NotBefore()), NotAfter: timestamppb.New(c.NotAfter()), Warning: c.Warning(s.node.Now()),
 	}
+}
+
+// health is what else may be wrong with the node, or wait in the cluster.
+func (s *clusterServer) health(out *pb.StatusResponse, st cluster.Status) {
+	disk := s.node.Disk()
+	out.Disk = &pb.DiskStatus{Directory: disk.Dir, FreeBytes: disk.Free, TotalBytes: disk.Total}
+	if disk.Err != nil {
+		out.Disk.Problem = disk.Err.Error()
+	}
+	out.Audit = &pb.AuditStatus{Healthy: true}
+	if err := s.node.Audit(); err != nil {
+		out.Audit.Healthy, out.Audit.Problem = false, err.Error()
+	}
+	if st.State.Initialized() {
+		for _, g := range st.State.Cluster().Generations {
+			if g.State == fsm.GenerationProposed {
+				out.ProposedGeneration, out.ProposedWaitsFor = g.Number, waitsFor(st.State, g)
+			}
+		}
+		if now, ok := st.State.Rewrapping(); ok {
+			out.Rewrap = &pb.Rewrap{Generation: now.Generation, RaftId: now.Node, Operator: now.By, Since: date(now.Since)}
+		}
+	}
+	if h, err := s.member.HandleDomain(); err == nil {
+		out.DomainProblem = h.Problem
+		if w := h.Waiting; w != nil {
+			out.WaitsForGeneration, out.WaitsForTwin = w.Generation, w.Twin
+		}
+	}
+	out.WallClock = timestamppb.New(s.node.Now()) // last: it is compared with when the answer arrives
 }
 
 func (n NodeView) hsm() *pb.HsmStatus {

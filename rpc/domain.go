@@ -44,8 +44,8 @@ func describeDomain(st *fsm.State, holdings map[string]cluster.DomainHolding) *p
 		if g.Since != 0 {
 			x.Since = date(g.Since)
 		}
-		if err := st.Activable(g); err != nil && g.State == fsm.GenerationProposed {
-			x.WaitsFor = strings.TrimPrefix(err.Error(), fsm.ErrGeneration.Error()+": ")
+		if g.State == fsm.GenerationProposed {
+			x.WaitsFor = waitsFor(st, g)
 		}
 		out.Generations = append(out.Generations, x)
 	}
@@ -61,6 +61,15 @@ func describeDomain(st *fsm.State, holdings map[string]cluster.DomainHolding) *p
 		out.Nodes = append(out.Nodes, x)
 	}
 	return out
+}
+
+// waitsFor says why a proposed generation is not active yet; empty: nothing is against it.
+func waitsFor(st *fsm.State, g fsm.Generation) string {
+	err := st.Activable(g)
+	if err == nil {
+		return ""
+	}
+	return strings.TrimPrefix(err.Error(), fsm.ErrGeneration.Error()+": ")
 }
 
 func (s *clusterServer) RotateDomain(ctx context.Context, r *pb.RotateDomainRequest) (*pb.RotateDomainResponse, error) {

@@ -12,6 +12,7 @@ if [ ! -x "$bin" ]; then
 fi
 scripts/packages.sh shellcheck
 shellcheck -x scripts/*.sh .ci/run
+scripts/systemd.sh
 go mod tidy -diff
 go vet ./...
 go vet -tags chaos,measure ./cli/kmsd

@@ -58,6 +58,9 @@ func usagef(format string, args ...any) error {
 }
 
 func exitCode(err error) int {
+	if e, ok := errors.AsType[*verdictError](err); ok {
+		return e.code
+	}
 	if _, ok := errors.AsType[*usageError](err); ok {
 		return exitUsage
 	}
@@ -185,9 +188,18 @@ func (a *app) print(response proto.Message, text func(w io.Writer) error) error 
 	if a.output != formatJSON {
 		return a.printText(text)
 	}
+	return a.printMessage(nil, response)
+}
+
+// printMessage prints a message of the protocol as JSON. The fields of head, an object that
+// has some, come before its own.
+func (a *app) printMessage(head []byte, response proto.Message) error {
 	b, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(response)
 	if err != nil {
 		return err
+	}
+	if head != nil {
+		b = slices.Concat(bytes.TrimRight(head, "}\n "), []byte(","), bytes.TrimLeft(b, "{"))
 	}
 	var indented bytes.Buffer // protojson varies its white space on purpose
 	if err := json.Indent(&indented, b, "", "  "); err != nil {
@@ -210,10 +222,25 @@ func (a *app) printValue(value any, text func(w io.Writer) error) error {
 	if a.output != formatJSON {
 		return a.printText(text)
 	}
-	encoder := json.NewEncoder(a.stdout)
-	encoder.SetIndent("", "  ")
+	b, err := marshal(value)
+	if err != nil {
+		return err
+	}
+	var indented bytes.Buffer
+	if err := json.Indent(&indented, b, "", "  "); err != nil {
+		return err
+	}
+	_, err = a.stdout.Write(indented.Bytes())
+	return err
+}
+
+// marshal is a value as JSON that people may read, in one line.
+func marshal(value any) ([]byte, error) {
+	var b bytes.Buffer
+	encoder := json.NewEncoder(&b)
 	encoder.SetEscapeHTML(false)
-	return encoder.Encode(value)
+	err := encoder.Encode(value)
+	return b.Bytes(), err
 }
 
 // printText writes in one piece.

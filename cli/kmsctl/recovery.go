@@ -495,9 +495,6 @@ func recoveryFields(s *quorumkmsv1.StatusResponse) (fields [][2]string) {
 	for _, r := range s.GetRecoveryRecipients() {
 		fields = append(fields, [2]string{"Recovery", clean(fmt.Sprintf("%s, %s, last tried: %s", r.GetName(), recipientOpensWith(r), drillText(r.GetDrill())))})
 	}
-	for _, alarm := range s.GetRecoveryAlarms() {
-		fields = append(fields, [2]string{"WARNING", clean(alarm)})
-	}
 	return fields
 }
 

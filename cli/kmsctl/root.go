@@ -68,6 +68,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdin i
 	if err == nil {
 		return exitOK
 	}
+	if _, shown := errors.AsType[*verdictError](err); shown {
+		return exitCode(err)
+	}
 	if !a.started {
 		err = &usageError{err}
 	}
@@ -80,7 +83,7 @@ func (a *app) root() *cobra.Command {
 		a.clusterCommand(), a.domainCommand(), a.recoveryCommand(), a.hsmCommand(), a.keyCommand(), a.grantCommand(), a.policyCommand(), a.tenantCommand(), a.principalCommand(),
 		a.encryptCommand(), a.decryptCommand(), a.reencryptCommand(), a.dataKeyCommand(), a.dataKeyPairCommand(), a.randomCommand(),
 		a.signCommand(), a.verifyCommand(), a.publicKeyCommand(), a.macCommand(), a.verifyMacCommand(),
-		a.objectCommand(), a.backupCommand(), a.configCommand(), a.whoamiCommand(), a.versionCommand())
+		a.objectCommand(), a.backupCommand(), a.doctorCommand(), a.configCommand(), a.whoamiCommand(), a.versionCommand(), a.genMan())
 	root.Long = longHelp
 	root.SilenceErrors, root.SilenceUsage = true, true
 	flags := root.PersistentFlags()
@@ -99,6 +102,7 @@ func (a *app) root() *cobra.Command {
 	}
 	complete(root, "output", formatText, formatJSON)
 	checkAllArgs(root)
+	a.completeArgs(root)
 	return root
 }
 

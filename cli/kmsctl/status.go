@@ -6,7 +6,6 @@ import (
 	"io"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,50 +25,97 @@ const (
 )
 
 func (a *app) clusterStatus() *cobra.Command {
-	return &cobra.Command{
+	var checked bool
+	c := &cobra.Command{
 		Use:   "status",
-		Short: "Show the cluster and its members",
-		Long: `Show the cluster and its members, as the node that answers sees them. As text it
-also asks every member at its client address whether it serves, and for its HSM;
-as JSON it is the answer of one node, with what the leader knows of the others.`,
-		Example: "  kmsctl cluster status",
+		Short: "Show what is wrong with the cluster and what to do, and its members",
+		Long: `Show the cluster: in the first line whether all is well, then each problem with what to
+do about it, the worst first, then the members and details.
+
+It asks one node, and then every member at its client address. OK means that nothing is
+wrong; DEGRADED that the cluster goes on, but something is to be done; DOWN that nothing
+can be changed, or no node serves. --output json prints the answer of the one node, with
+the verdict and the problems before it.
+
+Exit codes: 0 if a status was shown. With --check, for scripts: 0 OK, 1 DEGRADED, 2 DOWN,
+also if no node answers (and, as always, if the command line is wrong).`,
+		Example: "  kmsctl cluster status\n  kmsctl cluster status --check --output json",
 		RunE: a.remote(func(ctx context.Context, kms *client.Client, _ []string) error {
-			status, err := kms.Cluster().Status(ctx, &quorumkmsv1.StatusRequest{})
+			sent := time.Now()
+			first, err := kms.Cluster().Status(ctx, &quorumkmsv1.StatusRequest{})
 			if err != nil {
+				return a.unanswered(err, checked)
+			}
+			if first.GetClusterId() == "" {
+				err := a.print(first, func(w io.Writer) error { return writeFoundling(w, first) })
+				if err == nil && checked {
+					err = check(verdictDown)
+				}
 				return err
 			}
-			return a.print(status, func(w io.Writer) error {
-				if status.GetClusterId() == "" {
-					return writeFoundling(w, status)
-				}
-				return writeStatus(w, status, a.askMembers(ctx, status), time.Now())
-			})
+			s := a.examine(ctx, first, sent)
+			if err := a.printStatus(s); err != nil || !checked {
+				return err
+			}
+			return check(s.verdict())
 		}),
 	}
+	c.Flags().BoolVar(&checked, "check", false, "tell by the exit code: 0 OK, 1 DEGRADED, 2 DOWN")
+	return c
+}
+
+// unanswered is what is said when no node answers: with checked that is a verdict, too.
+func (a *app) unanswered(err error, checked bool) error {
+	if !checked || exitCode(err) != exitUnavailable {
+		return err
+	}
+	view := view{Verdict: verdictDown, Problems: []finding{{
+		Check: "member", Level: outage, Text: "no node answers: " + shortError(err),
+		Do: "is " + a.value(setAddresses) + " right (kmsctl config view)? On each node: systemctl status kmsd",
+	}}}
+	err = a.printValue(view, func(w io.Writer) error { return (&survey{findings: view.Problems}).writeVerdict(w) })
+	if err == nil {
+		err = check(verdictDown)
+	}
+	return err
+}
+
+// view is what JSON shows beside the answer of a node.
+type view struct {
+	Verdict  string    `json:"verdict"`
+	Problems []finding `json:"problems"`
+}
+
+func (a *app) printStatus(s *survey) error {
+	if a.output != formatJSON {
+		return a.printText(func(w io.Writer) error {
+			if err := s.writeVerdict(w); err != nil {
+				return err
+			}
+			return writeStatus(w, s)
+		})
+	}
+	problems := s.problems()
+	if problems == nil {
+		problems = []finding{}
+	}
+	head, err := marshal(view{s.verdict(), problems})
+	if err != nil {
+		return err
+	}
+	return a.printMessage(head, s.first)
 }
 
 // askMembers asks every member itself, each at its own address; those who do not
 // answer are missing.
 func (a *app) askMembers(ctx context.Context, status *quorumkmsv1.StatusResponse) map[string]*quorumkmsv1.StatusResponse {
-	answers := map[string]*quorumkmsv1.StatusResponse{status.GetRaftId(): status}
-	var mu sync.Mutex
-	var asking sync.WaitGroup
-	for i, m := range status.GetMembers() {
-		gone := m.GetState() == quorumkmsv1.MemberState_MEMBER_STATE_GONE
-		if i >= maxAsked || gone || m.GetRaftId() == status.GetRaftId() {
-			continue
+	answers := map[string]*quorumkmsv1.StatusResponse{}
+	for id, r := range a.askAll(ctx, status) {
+		if r.status != nil {
+			answers[id] = r.status
 		}
-		asking.Go(func() {
-			r, err := a.askMember(ctx, m.GetClientAddress())
-			if err != nil || r.GetRaftId() != m.GetRaftId() {
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			answers[m.GetRaftId()] = r
-		})
 	}
-	asking.Wait()
+	answers[status.GetRaftId()] = status
 	return answers
 }
 
@@ -106,7 +152,23 @@ func writeFoundling(w io.Writer, s *quorumkmsv1.StatusResponse) error {
 	})
 }
 
-func writeStatus(w io.Writer, s *quorumkmsv1.StatusResponse, answers map[string]*quorumkmsv1.StatusResponse, now time.Time) error {
+// writeStatus shows the members, and what there is to know beside the problems.
+func writeStatus(w io.Writer, all *survey) error {
+	s, answers := all.first, map[string]*quorumkmsv1.StatusResponse{}
+	for id, r := range all.answers {
+		if r.status != nil {
+			answers[id] = r.status
+		}
+	}
+	if _, err := fmt.Fprintln(w); err != nil {
+		return err
+	}
+	if err := writeTable(w, memberRows(s, answers)); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(w); err != nil {
+		return err
+	}
 	leader := "none"
 	for _, m := range s.GetMembers() {
 		if m.GetRaftId() == s.GetLeaderId() {
@@ -117,11 +179,14 @@ func writeStatus(w io.Writer, s *quorumkmsv1.StatusResponse, answers map[string]
 		{"Cluster", fmt.Sprintf("%s in %s, since %s", s.GetClusterId(), s.GetTrustDomain(), timeText(s.GetCreated()))},
 		{"Leader", fmt.Sprintf("%s, term %d", leader, s.GetTerm())},
 		{"Keys", strconv.FormatUint(s.GetKeyCount(), 10)},
-		{"Domain key", fmt.Sprintf("generation %d, recovery epoch %d", s.GetDomainGeneration(), s.GetRecoveryEpoch())},
+		{"Domain key", domainText(s)},
 		{"Answer of", fmt.Sprintf("%s, %s, release %d", s.GetNodeName(), s.GetVersion(), s.GetRelease())},
 		{"  serves", servesText(s)},
 		{"  log", fmt.Sprintf("applied %d of %d, running hash %.4x", s.GetAppliedIndex(), s.GetLastLogIndex(), s.GetRunningHash())},
 		{"  HSM", hsmText(s.GetHsm())},
+	}
+	if d := s.GetDisk(); d.GetTotalBytes() != 0 {
+		fields = append(fields, [2]string{"  disk", fmt.Sprintf("%s of %s are free for %s", sizeText(d.GetFreeBytes()), sizeText(d.GetTotalBytes()), d.GetDirectory())})
 	}
 	if b := s.GetBackup(); b != nil {
 		fields = append(fields, backupFields(b)...)
@@ -137,26 +202,22 @@ func writeStatus(w io.Writer, s *quorumkmsv1.StatusResponse, answers map[string]
 	if n := s.GetRefusedJoins(); n > 0 {
 		fields = append(fields, [2]string{"  refused joins", strconv.FormatUint(n, 10)})
 	}
-	if names := s.GetExposedTo(); len(names) > 0 {
-		fields = append(fields, [2]string{"ADVICE", exposedText(names)})
-	}
 	fields = append(fields, recoveryFields(s)...)
-	for _, split := range s.GetSplits() {
-		fields = append(fields, [2]string{"ALARM", split})
-	}
 	if err := writeFields(w, fields); err != nil {
 		return err
 	}
 	if _, err := fmt.Fprintln(w); err != nil {
 		return err
 	}
-	if err := writeTable(w, memberRows(s, answers)); err != nil {
-		return err
+	return writeTable(w, certificateRows(s, answers, all.now))
+}
+
+func domainText(s *quorumkmsv1.StatusResponse) string {
+	text := fmt.Sprintf("generation %d, recovery epoch %d", s.GetDomainGeneration(), s.GetRecoveryEpoch())
+	if r := s.GetRewrap(); r != nil {
+		text += fmt.Sprintf("; key versions are moved from generation %d since %s", r.GetGeneration(), timeText(r.GetSince()))
 	}
-	if _, err := fmt.Fprintln(w); err != nil {
-		return err
-	}
-	return writeTable(w, certificateRows(s, answers, now))
+	return text
 }
 
 // certificateRows is the table of the members' certificates and of the CAs that each

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/cobra/doc"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
@@ -23,20 +24,6 @@ import (
 var (
 	version = ""
 	commit  = ""
-)
-
-// Exit codes. Supervisors should not restart after exitPIN, exitRemoved, exitDiffers
-// and exitAltered.
-const (
-	exitOK      = 0
-	exitFailed  = 1
-	exitConfig  = 2 // configuration, certificates or data directory; or they, or the HSM partition, are not this member's
-	exitPIN     = 3 // the HSM refused the PIN: it was tried once
-	exitHSM     = 4 // the HSM cannot be used, or fails its self-test
-	exitRemoved = 5 // the node was removed from the cluster
-	exitStorage = 6 // the disk failed
-	exitDiffers = 7 // the node's state differs from the cluster's: keep its data directory
-	exitAltered = 8 // the log or a snapshot on the disk was altered, or is damaged
 )
 
 func main() {
@@ -80,14 +67,10 @@ func root() *cobra.Command {
 		Long: `kmsd runs one node of a QuorumKMS cluster and does the work that needs the
 node's own files and HSM token. Everything else is kmsctl's.
 
-Exit codes: 0 stopped as asked, 1 failed, 2 configuration, certificates or data
-directory, or they or the HSM partition are not this member's, 3 wrong HSM PIN (tried once; do not restart), 4 HSM unusable, 5
-removed from the cluster (do not restart), 6 disk failed, 7 the node's state
-differs from the cluster's, 8 the data on its disk was altered or is damaged
-(both: keep its data directory; do not restart).`,
+"kmsd help exit-codes" says what its exit codes mean.`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	c.AddCommand(runCommand(), devCommand(), configCommand(), hsmCommand(), recoveryCommand(), certsCommand(), versionCommand())
+	c.AddCommand(runCommand(), devCommand(), configCommand(), hsmCommand(), recoveryCommand(), certsCommand(), versionCommand(), doctorCommand(), genManCommand(), exitCodesTopic())
 	return c
 }
 
@@ -98,6 +81,18 @@ func versionCommand() *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintln(c.OutOrStdout(), "kmsd", stamp())
 			return err
+		},
+	}
+}
+
+// genManCommand writes the man pages of all commands: make man.
+func genManCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "gen-man DIR", Short: "Write the man pages", Args: cobra.ExactArgs(1), Hidden: true,
+		Example: "  kmsd gen-man man/man1",
+		RunE: func(c *cobra.Command, args []string) error {
+			c.Root().DisableAutoGenTag = true
+			return doc.GenManTree(c.Root(), &doc.GenManHeader{Section: "1", Source: "QuorumKMS", Manual: "QuorumKMS"}, args[0])
 		},
 	}
 }

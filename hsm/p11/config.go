@@ -100,3 +100,13 @@ const (
 	// searched for.
 	pairPatience = 10
 )
+
+// Found is what a token says of itself without a login.
+type Found struct {
+	Manufacturer string
+	Model        string
+	Serial       string
+	PINTried     bool // a wrong user PIN was tried since the last right one
+	PINLastTry   bool // the next wrong one locks it
+	PINLocked    bool
+}

@@ -13,6 +13,24 @@ import (
 	"github.com/quorumkms/quorumkms/hsm"
 )
 
+// Find looks for a token and logs in nowhere.
+func Find(module, arguments, label, serial string) (found Found, err error) {
+	lib, err := acquire(module, arguments)
+	if err != nil {
+		return Found{}, err
+	}
+	defer func() { err = errors.Join(err, lib.release()) }()
+	s, err := lib.find(label, serial)
+	if err != nil {
+		return Found{}, err
+	}
+	flag := func(f uint) bool { return s.token.Flags&f != 0 }
+	return Found{
+		Manufacturer: s.token.ManufacturerID, Model: s.token.Model, Serial: s.token.SerialNumber,
+		PINTried: flag(pkcs11.CKF_USER_PIN_COUNT_LOW), PINLastTry: flag(pkcs11.CKF_USER_PIN_FINAL_TRY), PINLocked: flag(pkcs11.CKF_USER_PIN_LOCKED),
+	}, nil
+}
+
 // Examine looks at a token and writes nothing to it: it lists what it offers, and runs the
 // self-test on objects of a session. A self-test that fails is no error; its probes tell.
 func Examine(ctx context.Context, cfg Config) (x Examination, err error) {

@@ -31,6 +31,9 @@ func Trust(context.Context, TrustConfig, []byte) error { return errNoCgo }
 // Untrust reports that there is no PKCS#11 in this build.
 func Untrust(context.Context, TrustConfig, string) error { return errNoCgo }
 
+// Find reports that there is no PKCS#11 in this build.
+func Find(_, _, _, _ string) (Found, error) { return Found{}, errNoCgo }
+
 // Examine reports that there is no PKCS#11 in this build.
 func Examine(context.Context, Config) (Examination, error) { return Examination{}, errNoCgo }
 

@@ -65,6 +65,10 @@ type Archive struct {
 	making chan struct{} // bounds backups that are being made for callers
 	check  chan struct{} // bounds backups that are being checked
 
+	every   atomic.Int64  // time.Duration: Config.Every, until Reschedule
+	keep    atomic.Int64  // Config.Keep, until Reschedule
+	changed chan struct{} // wakes the schedule: one of these has changed
+
 	journal  journal
 	schedule schedule
 
@@ -74,13 +78,26 @@ type Archive struct {
 
 // New makes an archive. Run starts what it does by itself.
 func New(c Config) *Archive {
-	a := &Archive{config: c, making: make(chan struct{}, maxMaking), check: make(chan struct{}, maxChecking), cancel: func() {}}
+	a := &Archive{config: c, making: make(chan struct{}, maxMaking), check: make(chan struct{}, maxChecking), changed: make(chan struct{}, 1), cancel: func() {}}
+	a.every.Store(int64(c.Every))
+	a.keep.Store(int64(c.Keep))
 	a.journal = journal{config: &a.config, health: health{what: "the journal of restrictions", log: c.Log, now: c.Now}}
 	a.schedule = schedule{
 		archive: a, health: health{what: "the scheduled backup", log: c.Log, now: c.Now},
 		backedUp: func(uint64) { a.journal.rotate.Store(true) },
 	}
 	return a
+}
+
+// Reschedule changes how often backups are written, and how many are kept, from the next
+// one on.
+func (a *Archive) Reschedule(every time.Duration, keep int) {
+	a.every.Store(int64(every))
+	a.keep.Store(int64(keep))
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
 }
 
 // Run starts the scheduled backups and the journal, if there is a directory for them.
@@ -140,6 +157,8 @@ type Status struct {
 	Dir            string // empty: this node has none
 	Backup         File   // the newest scheduled one of this node
 	BackupProblem  string // empty: none
+	Every          time.Duration
+	DueSince       time.Time // a backup is due since then and not written yet; zero: none is
 	Journal        Coverage
 	JournalProblem string
 
@@ -150,6 +169,12 @@ type Status struct {
 func (a *Archive) Status() Status {
 	s := Status{Dir: a.config.Dir, BackupProblem: a.schedule.health.problem(), JournalProblem: a.journal.health.problem()}
 	s.BackupFailures, s.JournalFailures = a.schedule.health.failures.Load(), a.journal.health.failures.Load()
+	if a.config.Dir != "" {
+		s.Every = time.Duration(a.every.Load())
+	}
+	if at := a.schedule.due.Load(); at != 0 {
+		s.DueSince = time.Unix(0, at)
+	}
 	if f := a.schedule.newest.Load(); f != nil {
 		s.Backup = *f
 	}

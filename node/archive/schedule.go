@@ -34,12 +34,13 @@ type schedule struct {
 	health   health
 	newest   atomic.Pointer[File] // of this node
 	backedUp func(index uint64)   // is told of each backup
+	due      atomic.Int64         // since when one is due that is not written, unix nanoseconds; 0: none is
 }
 
 func (x *schedule) loop(ctx context.Context) {
-	every := x.archive.config.Every
-	look := min(every/jitterPart, maxLook)
 	for ctx.Err() == nil {
+		every := time.Duration(x.archive.every.Load())
+		look := min(every/jitterPart, maxLook)
 		last, err := x.last()
 		if err == nil {
 			due := time.Duration(0)
@@ -50,21 +51,40 @@ func (x *schedule) loop(ctx context.Context) {
 			// A clock that went back does not put it off for longer.
 			due = min(max(due, 0), every)
 			jitter := rand.N(min(every/jitterPart, maxJitter)) //nolint:gosec // it is no secret
-			if !sleep(ctx, due+jitter) {
-				return
+			if x.rescheduled(ctx, due+jitter) {
+				continue
 			}
 			for last != nil && !changedSince(x.archive.config.Member.State(), *last) {
 				if !sleep(ctx, look) {
 					return
 				}
 			}
-			err = x.round(ctx)
+			if ctx.Err() != nil {
+				return
+			}
+			x.due.CompareAndSwap(0, x.archive.config.Now().UnixNano())
+			if err = x.round(ctx); err == nil {
+				x.due.Store(0)
+			}
 		}
 		x.health.end(err)
 		if err != nil {
 			sleep(ctx, min(every, lookAgain))
 		}
 	}
+}
+
+// rescheduled waits, and tells whether the schedule has changed meanwhile.
+func (x *schedule) rescheduled(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-x.archive.changed:
+		return true
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // lookAgain is between two tries to write a backup.
@@ -168,7 +188,7 @@ func (x *schedule) retain() error {
 	if err != nil {
 		return err
 	}
-	for _, f := range backups[:max(0, len(backups)-max(c.Keep, 1))] {
+	for _, f := range backups[:max(0, len(backups)-max(int(x.archive.keep.Load()), 1))] {
 		if err := gone(f.Path); err != nil {
 			return err
 		}

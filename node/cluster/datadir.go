@@ -105,17 +105,47 @@ func IsNew(dir, name string) error {
 	return err
 }
 
+// Inspect says what a data directory is, and changes nothing in it. The error is why no node
+// of that name would start on it; what is in the log is found out at the start only.
+func Inspect(dir, name string) (string, error) {
+	if _, err := os.Stat(filepath.Join(dir, identityFile)); errors.Is(err, fs.ErrNotExist) {
+		if left, err := os.ReadDir(filepath.Join(dir, raftDir)); err == nil && len(left) > 0 {
+			return "", fmt.Errorf("%w %s: %s is missing but %s is not empty: the directory is damaged; start with an empty one and join anew", ErrDataDir, dir, identityFile, raftDir)
+		}
+		return dir + " is that of a new node", evidenceOf(dir)
+	}
+	if err := evidenceOf(dir); err != nil {
+		return "", err
+	}
+	id, err := readIdentity(dir, name)
+	if err != nil {
+		return "", err
+	}
+	if id.Cluster == uuid.Nil {
+		return fmt.Sprintf("%s is that of %s, which belongs to no cluster yet", dir, id.RaftID), nil
+	}
+	return fmt.Sprintf("%s is that of %s in cluster %s (%s)", dir, id.RaftID, id.Cluster, id.Stage), nil
+}
+
+// evidenceOf is the error of a directory that is kept as evidence.
+func evidenceOf(dir string) error {
+	note, err := os.ReadFile(filepath.Join(dir, evidenceFile))
+	if err != nil {
+		return nil //nolint:nilerr // there is none
+	}
+	return fmt.Errorf("%w, as it found before (%s): keep %s for whoever finds out why; the node comes back with an empty data directory, after it was removed and invited again",
+		ErrDiverged, strings.TrimSpace(string(note)), dir)
+}
+
 // openIdentity reads the directory's identity, or makes it the first time.
 func openIdentity(dir, name string) (identity, error) {
 	if err := os.MkdirAll(filepath.Join(dir, raftDir), 0o700); err != nil {
 		return identity{}, fmt.Errorf("%w: %w", ErrDataDir, err)
 	}
-	if note, err := os.ReadFile(filepath.Join(dir, evidenceFile)); err == nil {
-		return identity{}, fmt.Errorf("%w, as it found before (%s): keep %s for whoever finds out why; the node comes back with an empty data directory, after it was removed and invited again",
-			ErrDiverged, strings.TrimSpace(string(note)), dir)
+	if err := evidenceOf(dir); err != nil {
+		return identity{}, err
 	}
-	b, err := os.ReadFile(filepath.Join(dir, identityFile))
-	if errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(dir, identityFile)); errors.Is(err, fs.ErrNotExist) {
 		if raftFiles, err := os.ReadDir(filepath.Join(dir, raftDir)); err != nil || len(raftFiles) > 0 {
 			return identity{}, fmt.Errorf("%w %s: %s is missing but %s is not empty: the directory is damaged; start with an empty one and join anew", ErrDataDir, dir, identityFile, raftDir)
 		}
@@ -126,6 +156,24 @@ func openIdentity(dir, name string) (identity, error) {
 		id := identity{RaftID: name + sealedIncarnation + hex.EncodeToString(incarnation), Name: name, Stage: stageNew, Cluster: uuid.Nil}
 		return id, id.save(dir)
 	}
+	id, err := readIdentity(dir, name)
+	if err != nil {
+		return identity{}, err
+	}
+	if id.Stage == stageUnsealed {
+		id.Stage = stageMember
+		return id, id.save(dir)
+	}
+	if id.Stage == stageInitializing {
+		id.Stage, id.Cluster, id.History = stageNew, uuid.Nil, fsm.History{}
+		return id, errors.Join(id.clear(dir), id.save(dir))
+	}
+	return id, nil
+}
+
+// readIdentity reads and checks the file.
+func readIdentity(dir, name string) (identity, error) {
+	b, err := os.ReadFile(filepath.Join(dir, identityFile))
 	if err != nil {
 		return identity{}, fmt.Errorf("%w: %w", ErrDataDir, err)
 	}
@@ -141,14 +189,6 @@ func openIdentity(dir, name string) (identity, error) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, raftDir, raftFile)); id.Stage.hasLog() && err != nil {
 		return identity{}, fmt.Errorf("%w %s: its log is missing, and with it this node's votes (%w): start with an empty directory and join anew", ErrDataDir, dir, err)
-	}
-	if id.Stage == stageUnsealed {
-		id.Stage = stageMember
-		return id, id.save(dir)
-	}
-	if id.Stage == stageInitializing {
-		id.Stage, id.Cluster, id.History = stageNew, uuid.Nil, fsm.History{}
-		return id, errors.Join(id.clear(dir), id.save(dir))
 	}
 	return id, nil
 }

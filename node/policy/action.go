@@ -46,7 +46,7 @@ func Find(name string) (Action, error) {
 	for i, a := range actions {
 		names[i] = a.Name
 	}
-	return Action{}, fmt.Errorf("unknown operation %.80q%s", name, meant(name, names))
+	return Action{}, fmt.Errorf("unknown operation %.80q%s", name, Meant(name, names))
 }
 
 // actions is the only list of actions: the schema is generated from it.

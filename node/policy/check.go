@@ -162,7 +162,7 @@ func meantType(name string, known []string) string {
 			return fmt.Sprintf(": did you mean %s?", k)
 		}
 	}
-	return meant(namespace+"::"+last, known)
+	return Meant(namespace+"::"+last, known)
 }
 
 var keyID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
@@ -175,7 +175,7 @@ func (c *checker) entity(at token, e cedar.EntityUID, fits func(cedar.EntityType
 	id, m := string(e.ID), theModel()
 	switch {
 	case e.Type == typeAction && !slices.Contains(m.names, id):
-		c.add(at, "unknown action %q%s", id, meant(id, m.names))
+		c.add(at, "unknown action %q%s", id, Meant(id, m.names))
 	case isPrincipal(e.Type) && !strings.HasPrefix(id, "spiffe://"):
 		c.add(at, "the id of a %s is its SPIFFE URI, spiffe://…", local(e.Type))
 	case e.Type == typeKey && !keyID.MatchString(id):
@@ -209,7 +209,7 @@ func (c *checker) own(p *place) {
 			who, known = "no "+string(v.Name), theModel().attributes[string(v.Name)]
 		}
 		if !slices.Contains(known, string(n.Value)) {
-			c.add(p.at, "%s has an attribute %q%s", who, n.Value, meant(string(n.Value), known))
+			c.add(p.at, "%s has an attribute %q%s", who, n.Value, Meant(string(n.Value), known))
 		}
 	case ast.NodeTypeAccess:
 		of = n.Arg

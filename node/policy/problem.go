@@ -59,9 +59,9 @@ func refuse(problems ...Problem) error {
 	return &Error{Problems: problems[:n], More: len(problems) - n}
 }
 
-// meant is how a message goes on that named an unknown thing: the nearest known one,
+// Meant is how a message goes on that named an unknown thing: the nearest known one,
 // or all of a few.
-func meant(name string, known []string) string {
+func Meant(name string, known []string) string {
 	best, distance := "", len(name)
 	var longer []string
 	for _, k := range known {

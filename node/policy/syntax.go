@@ -83,7 +83,7 @@ func reword(what string, at int, word func(i int) token) Problem {
 	case strings.HasPrefix(what, "expected "):
 		return wrong.problem("%s, found %s", strings.Replace(what, "ident", "a name", 1), wrong.found())
 	case what == "invalid primary" && wrong.kind == kindName:
-		return wrong.problem("unknown name %s%s", wrong.text, meant(wrong.text, []string{"principal", "action", "resource", "context"}))
+		return wrong.problem("unknown name %s%s", wrong.text, Meant(wrong.text, []string{"principal", "action", "resource", "context"}))
 	case what == "invalid primary", what == "unexpected token":
 		return wrong.problem("unexpected %s", wrong.found())
 	}

@@ -191,10 +191,10 @@ func plain(said string) string {
 		if slices.Contains(m.known, f[1]) {
 			return fmt.Sprintf("%s has no attribute %q: ask for another type first, with is", f[2], f[1])
 		}
-		return fmt.Sprintf("%s has no attribute %q%s", f[2], f[1], meant(f[1], m.attributes[f[2]]))
+		return fmt.Sprintf("%s has no attribute %q%s", f[2], f[1], Meant(f[1], m.attributes[f[2]]))
 	}
 	if f := noContext.FindStringSubmatch(said); f != nil {
-		return fmt.Sprintf("context has no attribute %q%s", f[1], meant(f[1], m.attributes["context"]))
+		return fmt.Sprintf("context has no attribute %q%s", f[1], Meant(f[1], m.attributes["context"]))
 	}
 	if f := maybeAttribute.FindStringSubmatch(said); f != nil {
 		return fmt.Sprintf("%s may have no %s: ask first, … has %s && …", f[2], f[1], f[1])

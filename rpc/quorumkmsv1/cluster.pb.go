@@ -560,6 +560,8 @@ type BackupStatus struct {
 	JournalIndex   uint64                 `protobuf:"varint,5,opt,name=journal_index,json=journalIndex,proto3" json:"journal_index,omitempty"`   // up to which the journal is on the disk
 	JournalTime    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=journal_time,json=journalTime,proto3" json:"journal_time,omitempty"`
 	JournalProblem string                 `protobuf:"bytes,7,opt,name=journal_problem,json=journalProblem,proto3" json:"journal_problem,omitempty"`
+	Every          *durationpb.Duration   `protobuf:"bytes,8,opt,name=every,proto3" json:"every,omitempty"`                       // how often one is written, if something has changed
+	DueSince       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=due_since,json=dueSince,proto3" json:"due_since,omitempty"` // one is due since then and not written yet; unset: none is
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -643,6 +645,142 @@ func (x *BackupStatus) GetJournalProblem() string {
 	return ""
 }
 
+func (x *BackupStatus) GetEvery() *durationpb.Duration {
+	if x != nil {
+		return x.Every
+	}
+	return nil
+}
+
+func (x *BackupStatus) GetDueSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DueSince
+	}
+	return nil
+}
+
+// DiskStatus is the file system of a node's data directory.
+type DiskStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Directory     string                 `protobuf:"bytes,1,opt,name=directory,proto3" json:"directory,omitempty"`
+	FreeBytes     uint64                 `protobuf:"varint,2,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"` // that the node may use
+	TotalBytes    uint64                 `protobuf:"varint,3,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	Problem       string                 `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"` // why it is not known; empty: it is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskStatus) Reset() {
+	*x = DiskStatus{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskStatus) ProtoMessage() {}
+
+func (x *DiskStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskStatus.ProtoReflect.Descriptor instead.
+func (*DiskStatus) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *DiskStatus) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+func (x *DiskStatus) GetFreeBytes() uint64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+func (x *DiskStatus) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *DiskStatus) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+// AuditStatus is how the audit trail of a node does.
+type AuditStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Healthy       bool                   `protobuf:"varint,1,opt,name=healthy,proto3" json:"healthy,omitempty"` // if not, the node answers nothing
+	Problem       string                 `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditStatus) Reset() {
+	*x = AuditStatus{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditStatus) ProtoMessage() {}
+
+func (x *AuditStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditStatus.ProtoReflect.Descriptor instead.
+func (*AuditStatus) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AuditStatus) GetHealthy() bool {
+	if x != nil {
+		return x.Healthy
+	}
+	return false
+}
+
+func (x *AuditStatus) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -653,7 +791,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[5]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +803,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[5]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +816,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{5}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *StatusRequest) GetTenant() string {
@@ -725,20 +863,31 @@ type StatusResponse struct {
 	Backup            *BackupStatus          `protobuf:"bytes,40,opt,name=backup,proto3" json:"backup,omitempty"`                                       // of the node that answers
 	// Removed nodes whose partitions may hold the newest generation of the domain key: while
 	// there are any, another generation is advised (RotateDomain).
-	ExposedTo          []string             `protobuf:"bytes,42,rep,name=exposed_to,json=exposedTo,proto3" json:"exposed_to,omitempty"`
-	RefusedJoins       uint64               `protobuf:"varint,57,opt,name=refused_joins,json=refusedJoins,proto3" json:"refused_joins,omitempty"`                  // requests to join that the node that answers has refused since it started
-	TransferProfile    string               `protobuf:"bytes,58,opt,name=transfer_profile,json=transferProfile,proto3" json:"transfer_profile,omitempty"`          // generic or cloned; empty while the node belongs to no cluster
-	Splits             []string             `protobuf:"bytes,41,rep,name=splits,proto3" json:"splits,omitempty"`                                                   // other histories of this cluster that were found alive: an alarm
-	RecoveryRecipients []*RecoveryRecipient `protobuf:"bytes,50,rep,name=recovery_recipients,json=recoveryRecipients,proto3" json:"recovery_recipients,omitempty"` // who can recover the domain key
-	RecoveryRequired   uint32               `protobuf:"varint,51,opt,name=recovery_required,json=recoveryRequired,proto3" json:"recovery_required,omitempty"`      // of them hold a generation before it becomes active
-	RecoveryAlarms     []string             `protobuf:"bytes,52,rep,name=recovery_alarms,json=recoveryAlarms,proto3" json:"recovery_alarms,omitempty"`             // what is wrong with the recovery of the domain key
+	ExposedTo          []string               `protobuf:"bytes,42,rep,name=exposed_to,json=exposedTo,proto3" json:"exposed_to,omitempty"`
+	RefusedJoins       uint64                 `protobuf:"varint,57,opt,name=refused_joins,json=refusedJoins,proto3" json:"refused_joins,omitempty"`                   // requests to join that the node that answers has refused since it started
+	TransferProfile    string                 `protobuf:"bytes,58,opt,name=transfer_profile,json=transferProfile,proto3" json:"transfer_profile,omitempty"`           // generic or cloned; empty while the node belongs to no cluster
+	Splits             []string               `protobuf:"bytes,41,rep,name=splits,proto3" json:"splits,omitempty"`                                                    // other histories of this cluster that were found alive: an alarm
+	RecoveryRecipients []*RecoveryRecipient   `protobuf:"bytes,50,rep,name=recovery_recipients,json=recoveryRecipients,proto3" json:"recovery_recipients,omitempty"`  // who can recover the domain key
+	RecoveryRequired   uint32                 `protobuf:"varint,51,opt,name=recovery_required,json=recoveryRequired,proto3" json:"recovery_required,omitempty"`       // of them hold a generation before it becomes active
+	RecoveryAlarms     []string               `protobuf:"bytes,52,rep,name=recovery_alarms,json=recoveryAlarms,proto3" json:"recovery_alarms,omitempty"`              // what is wrong with the recovery of the domain key
+	WallClock          *timestamppb.Timestamp `protobuf:"bytes,70,opt,name=wall_clock,json=wallClock,proto3" json:"wall_clock,omitempty"`                             // of the node that answers, when it did
+	Disk               *DiskStatus            `protobuf:"bytes,71,opt,name=disk,proto3" json:"disk,omitempty"`                                                        // of the node that answers
+	Audit              *AuditStatus           `protobuf:"bytes,72,opt,name=audit,proto3" json:"audit,omitempty"`                                                      // of the node that answers
+	ProposedGeneration uint32                 `protobuf:"varint,73,opt,name=proposed_generation,json=proposedGeneration,proto3" json:"proposed_generation,omitempty"` // of the domain key, that is not active yet; 0: none
+	ProposedWaitsFor   string                 `protobuf:"bytes,74,opt,name=proposed_waits_for,json=proposedWaitsFor,proto3" json:"proposed_waits_for,omitempty"`      // why it is not
+	Rewrap             *Rewrap                `protobuf:"bytes,75,opt,name=rewrap,proto3" json:"rewrap,omitempty"`                                                    // under way; remaining is not counted here: DescribeDomain does
+	// What the node that answers lacks of the domain key: a Security Officer must trust its
+	// transfer key, or the generation be cloned; DescribeDomain tells operators more.
+	WaitsForGeneration uint32 `protobuf:"varint,76,opt,name=waits_for_generation,json=waitsForGeneration,proto3" json:"waits_for_generation,omitempty"` // 0: it waits for nobody
+	WaitsForTwin       bool   `protobuf:"varint,77,opt,name=waits_for_twin,json=waitsForTwin,proto3" json:"waits_for_twin,omitempty"`                   // to move key versions, for its own Security Officer
+	DomainProblem      string `protobuf:"bytes,78,opt,name=domain_problem,json=domainProblem,proto3" json:"domain_problem,omitempty"`                   // why it does not get on; empty: it does
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[6]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -750,7 +899,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[6]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -763,7 +912,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{6}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StatusResponse) GetClusterId() string {
@@ -997,6 +1146,69 @@ func (x *StatusResponse) GetRecoveryAlarms() []string {
 	return nil
 }
 
+func (x *StatusResponse) GetWallClock() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WallClock
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetDisk() *DiskStatus {
+	if x != nil {
+		return x.Disk
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetAudit() *AuditStatus {
+	if x != nil {
+		return x.Audit
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetProposedGeneration() uint32 {
+	if x != nil {
+		return x.ProposedGeneration
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetProposedWaitsFor() string {
+	if x != nil {
+		return x.ProposedWaitsFor
+	}
+	return ""
+}
+
+func (x *StatusResponse) GetRewrap() *Rewrap {
+	if x != nil {
+		return x.Rewrap
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetWaitsForGeneration() uint32 {
+	if x != nil {
+		return x.WaitsForGeneration
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetWaitsForTwin() bool {
+	if x != nil {
+		return x.WaitsForTwin
+	}
+	return false
+}
+
+func (x *StatusResponse) GetDomainProblem() string {
+	if x != nil {
+		return x.DomainProblem
+	}
+	return ""
+}
+
 type InitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Administrator string                 `protobuf:"bytes,1,opt,name=administrator,proto3" json:"administrator,omitempty"`              // SPIFFE URI of the first key administrator of the tenant "default"
@@ -1024,7 +1236,7 @@ type InitRequest struct {
 
 func (x *InitRequest) Reset() {
 	*x = InitRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[7]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1248,7 @@ func (x *InitRequest) String() string {
 func (*InitRequest) ProtoMessage() {}
 
 func (x *InitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[7]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1261,7 @@ func (x *InitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitRequest.ProtoReflect.Descriptor instead.
 func (*InitRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{7}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *InitRequest) GetAdministrator() string {
@@ -1147,7 +1359,7 @@ type InitResponse struct {
 
 func (x *InitResponse) Reset() {
 	*x = InitResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[8]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1371,7 @@ func (x *InitResponse) String() string {
 func (*InitResponse) ProtoMessage() {}
 
 func (x *InitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[8]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1384,7 @@ func (x *InitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitResponse.ProtoReflect.Descriptor instead.
 func (*InitResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{8}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *InitResponse) GetClusterId() string {
@@ -1215,7 +1427,7 @@ type InviteRequest struct {
 
 func (x *InviteRequest) Reset() {
 	*x = InviteRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[9]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1439,7 @@ func (x *InviteRequest) String() string {
 func (*InviteRequest) ProtoMessage() {}
 
 func (x *InviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[9]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1452,7 @@ func (x *InviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteRequest.ProtoReflect.Descriptor instead.
 func (*InviteRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{9}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *InviteRequest) GetNodeName() string {
@@ -1313,7 +1525,7 @@ type InviteResponse struct {
 
 func (x *InviteResponse) Reset() {
 	*x = InviteResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[10]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1325,7 +1537,7 @@ func (x *InviteResponse) String() string {
 func (*InviteResponse) ProtoMessage() {}
 
 func (x *InviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[10]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1338,7 +1550,7 @@ func (x *InviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteResponse.ProtoReflect.Descriptor instead.
 func (*InviteResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{10}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *InviteResponse) GetJoinToken() string {
@@ -1396,7 +1608,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[11]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1620,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[11]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1633,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{11}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RemoveRequest) GetNode() string {
@@ -1469,7 +1681,7 @@ type RemoveResponse struct {
 
 func (x *RemoveResponse) Reset() {
 	*x = RemoveResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[12]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +1693,7 @@ func (x *RemoveResponse) String() string {
 func (*RemoveResponse) ProtoMessage() {}
 
 func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[12]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +1706,7 @@ func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResponse.ProtoReflect.Descriptor instead.
 func (*RemoveResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{12}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RemoveResponse) GetRaftId() string {
@@ -1524,7 +1736,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[13]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1748,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[13]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +1761,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{13}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TransferLeadershipRequest) GetNode() string {
@@ -1597,7 +1809,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[14]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1821,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[14]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1834,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{14}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TransferLeadershipResponse) GetLeaderId() string {
@@ -1652,7 +1864,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[15]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +1876,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[15]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +1889,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{15}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UpgradeRequest) GetRelease() uint32 {
@@ -1726,7 +1938,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[16]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1738,7 +1950,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[16]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1751,7 +1963,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{16}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UpgradeResponse) GetRelease() uint32 {
@@ -1789,7 +2001,7 @@ type SetVoterRequest struct {
 
 func (x *SetVoterRequest) Reset() {
 	*x = SetVoterRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[17]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +2013,7 @@ func (x *SetVoterRequest) String() string {
 func (*SetVoterRequest) ProtoMessage() {}
 
 func (x *SetVoterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[17]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +2026,7 @@ func (x *SetVoterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVoterRequest.ProtoReflect.Descriptor instead.
 func (*SetVoterRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{17}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SetVoterRequest) GetNode() string {
@@ -1869,7 +2081,7 @@ type SetVoterResponse struct {
 
 func (x *SetVoterResponse) Reset() {
 	*x = SetVoterResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[18]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1881,7 +2093,7 @@ func (x *SetVoterResponse) String() string {
 func (*SetVoterResponse) ProtoMessage() {}
 
 func (x *SetVoterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[18]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1894,7 +2106,7 @@ func (x *SetVoterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVoterResponse.ProtoReflect.Descriptor instead.
 func (*SetVoterResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{18}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SetVoterResponse) GetRaftId() string {
@@ -1921,7 +2133,7 @@ type RecoveryPlanRequest struct {
 
 func (x *RecoveryPlanRequest) Reset() {
 	*x = RecoveryPlanRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[19]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1933,7 +2145,7 @@ func (x *RecoveryPlanRequest) String() string {
 func (*RecoveryPlanRequest) ProtoMessage() {}
 
 func (x *RecoveryPlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[19]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1946,7 +2158,7 @@ func (x *RecoveryPlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoveryPlanRequest.ProtoReflect.Descriptor instead.
 func (*RecoveryPlanRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{19}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RecoveryPlanRequest) GetTenant() string {
@@ -1984,7 +2196,7 @@ type RecoveryPlanResponse struct {
 
 func (x *RecoveryPlanResponse) Reset() {
 	*x = RecoveryPlanResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[20]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2208,7 @@ func (x *RecoveryPlanResponse) String() string {
 func (*RecoveryPlanResponse) ProtoMessage() {}
 
 func (x *RecoveryPlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[20]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2221,7 @@ func (x *RecoveryPlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoveryPlanResponse.ProtoReflect.Descriptor instead.
 func (*RecoveryPlanResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{20}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RecoveryPlanResponse) GetClusterId() string {
@@ -2123,7 +2335,7 @@ type Survivor struct {
 
 func (x *Survivor) Reset() {
 	*x = Survivor{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[21]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2135,7 +2347,7 @@ func (x *Survivor) String() string {
 func (*Survivor) ProtoMessage() {}
 
 func (x *Survivor) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[21]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2148,7 +2360,7 @@ func (x *Survivor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Survivor.ProtoReflect.Descriptor instead.
 func (*Survivor) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{21}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Survivor) GetRaftId() string {
@@ -2248,7 +2460,7 @@ type RecoverRequest struct {
 
 func (x *RecoverRequest) Reset() {
 	*x = RecoverRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[22]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2260,7 +2472,7 @@ func (x *RecoverRequest) String() string {
 func (*RecoverRequest) ProtoMessage() {}
 
 func (x *RecoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[22]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2273,7 +2485,7 @@ func (x *RecoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverRequest.ProtoReflect.Descriptor instead.
 func (*RecoverRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{22}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RecoverRequest) GetClusterId() string {
@@ -2357,7 +2569,7 @@ type RecoverResponse struct {
 
 func (x *RecoverResponse) Reset() {
 	*x = RecoverResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[23]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2369,7 +2581,7 @@ func (x *RecoverResponse) String() string {
 func (*RecoverResponse) ProtoMessage() {}
 
 func (x *RecoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[23]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2382,7 +2594,7 @@ func (x *RecoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverResponse.ProtoReflect.Descriptor instead.
 func (*RecoverResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{23}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RecoverResponse) GetRaftId() string {
@@ -2425,7 +2637,7 @@ type DomainGeneration struct {
 
 func (x *DomainGeneration) Reset() {
 	*x = DomainGeneration{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[24]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2437,7 +2649,7 @@ func (x *DomainGeneration) String() string {
 func (*DomainGeneration) ProtoMessage() {}
 
 func (x *DomainGeneration) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[24]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2450,7 +2662,7 @@ func (x *DomainGeneration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DomainGeneration.ProtoReflect.Descriptor instead.
 func (*DomainGeneration) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{24}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DomainGeneration) GetNumber() uint32 {
@@ -2550,7 +2762,7 @@ type DomainNode struct {
 
 func (x *DomainNode) Reset() {
 	*x = DomainNode{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[25]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2562,7 +2774,7 @@ func (x *DomainNode) String() string {
 func (*DomainNode) ProtoMessage() {}
 
 func (x *DomainNode) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[25]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2575,7 +2787,7 @@ func (x *DomainNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DomainNode.ProtoReflect.Descriptor instead.
 func (*DomainNode) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{25}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DomainNode) GetRaftId() string {
@@ -2637,7 +2849,7 @@ type DescribeDomainRequest struct {
 
 func (x *DescribeDomainRequest) Reset() {
 	*x = DescribeDomainRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[26]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2649,7 +2861,7 @@ func (x *DescribeDomainRequest) String() string {
 func (*DescribeDomainRequest) ProtoMessage() {}
 
 func (x *DescribeDomainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[26]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2662,7 +2874,7 @@ func (x *DescribeDomainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeDomainRequest.ProtoReflect.Descriptor instead.
 func (*DescribeDomainRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{26}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DescribeDomainRequest) GetTenant() string {
@@ -2692,7 +2904,7 @@ type DescribeDomainResponse struct {
 
 func (x *DescribeDomainResponse) Reset() {
 	*x = DescribeDomainResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[27]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2704,7 +2916,7 @@ func (x *DescribeDomainResponse) String() string {
 func (*DescribeDomainResponse) ProtoMessage() {}
 
 func (x *DescribeDomainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[27]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2717,7 +2929,7 @@ func (x *DescribeDomainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeDomainResponse.ProtoReflect.Descriptor instead.
 func (*DescribeDomainResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{27}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DescribeDomainResponse) GetGenerations() []*DomainGeneration {
@@ -2768,7 +2980,7 @@ type RotateDomainRequest struct {
 
 func (x *RotateDomainRequest) Reset() {
 	*x = RotateDomainRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[28]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2780,7 +2992,7 @@ func (x *RotateDomainRequest) String() string {
 func (*RotateDomainRequest) ProtoMessage() {}
 
 func (x *RotateDomainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[28]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2793,7 +3005,7 @@ func (x *RotateDomainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateDomainRequest.ProtoReflect.Descriptor instead.
 func (*RotateDomainRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{28}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RotateDomainRequest) GetNoRecovery() bool {
@@ -2841,7 +3053,7 @@ type RotateDomainResponse struct {
 
 func (x *RotateDomainResponse) Reset() {
 	*x = RotateDomainResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[29]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2853,7 +3065,7 @@ func (x *RotateDomainResponse) String() string {
 func (*RotateDomainResponse) ProtoMessage() {}
 
 func (x *RotateDomainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[29]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2866,7 +3078,7 @@ func (x *RotateDomainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateDomainResponse.ProtoReflect.Descriptor instead.
 func (*RotateDomainResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{29}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RotateDomainResponse) GetGeneration() uint32 {
@@ -2896,7 +3108,7 @@ type RetireGenerationRequest struct {
 
 func (x *RetireGenerationRequest) Reset() {
 	*x = RetireGenerationRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[30]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2908,7 +3120,7 @@ func (x *RetireGenerationRequest) String() string {
 func (*RetireGenerationRequest) ProtoMessage() {}
 
 func (x *RetireGenerationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[30]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2921,7 +3133,7 @@ func (x *RetireGenerationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireGenerationRequest.ProtoReflect.Descriptor instead.
 func (*RetireGenerationRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{30}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RetireGenerationRequest) GetGeneration() uint32 {
@@ -2969,7 +3181,7 @@ type RetireGenerationResponse struct {
 
 func (x *RetireGenerationResponse) Reset() {
 	*x = RetireGenerationResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[31]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2981,7 +3193,7 @@ func (x *RetireGenerationResponse) String() string {
 func (*RetireGenerationResponse) ProtoMessage() {}
 
 func (x *RetireGenerationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[31]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2994,7 +3206,7 @@ func (x *RetireGenerationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireGenerationResponse.ProtoReflect.Descriptor instead.
 func (*RetireGenerationResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{31}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RetireGenerationResponse) GetGeneration() uint32 {
@@ -3058,7 +3270,7 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\n" +
 	"not_before\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
 	"\tnot_after\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x18\n" +
-	"\awarning\x18\x06 \x01(\tR\awarning\"\xbc\x02\n" +
+	"\awarning\x18\x06 \x01(\tR\awarning\"\xa6\x03\n" +
 	"\fBackupStatus\x12\x1c\n" +
 	"\tdirectory\x18\x01 \x01(\tR\tdirectory\x12;\n" +
 	"\vlast_backup\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
@@ -3068,12 +3280,24 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\x0ebackup_problem\x18\x04 \x01(\tR\rbackupProblem\x12#\n" +
 	"\rjournal_index\x18\x05 \x01(\x04R\fjournalIndex\x12=\n" +
 	"\fjournal_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vjournalTime\x12'\n" +
-	"\x0fjournal_problem\x18\a \x01(\tR\x0ejournalProblem\"H\n" +
+	"\x0fjournal_problem\x18\a \x01(\tR\x0ejournalProblem\x12/\n" +
+	"\x05every\x18\b \x01(\v2\x19.google.protobuf.DurationR\x05every\x127\n" +
+	"\tdue_since\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\bdueSince\"\x84\x01\n" +
+	"\n" +
+	"DiskStatus\x12\x1c\n" +
+	"\tdirectory\x18\x01 \x01(\tR\tdirectory\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\x02 \x01(\x04R\tfreeBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x03 \x01(\x04R\n" +
+	"totalBytes\x12\x18\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\"A\n" +
+	"\vAuditStatus\x12\x18\n" +
+	"\ahealthy\x18\x01 \x01(\bR\ahealthy\x12\x18\n" +
+	"\aproblem\x18\x02 \x01(\tR\aproblem\"H\n" +
 	"\rStatusRequest\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\xd4\n" +
-	"\n" +
+	"indexToken\"\xfa\r\n" +
 	"\x0eStatusResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12!\n" +
@@ -3112,7 +3336,17 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\x06splits\x18) \x03(\tR\x06splits\x12P\n" +
 	"\x13recovery_recipients\x182 \x03(\v2\x1f.quorumkms.v1.RecoveryRecipientR\x12recoveryRecipients\x12+\n" +
 	"\x11recovery_required\x183 \x01(\rR\x10recoveryRequired\x12'\n" +
-	"\x0frecovery_alarms\x184 \x03(\tR\x0erecoveryAlarms\"\xd2\x03\n" +
+	"\x0frecovery_alarms\x184 \x03(\tR\x0erecoveryAlarms\x129\n" +
+	"\n" +
+	"wall_clock\x18F \x01(\v2\x1a.google.protobuf.TimestampR\twallClock\x12,\n" +
+	"\x04disk\x18G \x01(\v2\x18.quorumkms.v1.DiskStatusR\x04disk\x12/\n" +
+	"\x05audit\x18H \x01(\v2\x19.quorumkms.v1.AuditStatusR\x05audit\x12/\n" +
+	"\x13proposed_generation\x18I \x01(\rR\x12proposedGeneration\x12,\n" +
+	"\x12proposed_waits_for\x18J \x01(\tR\x10proposedWaitsFor\x12,\n" +
+	"\x06rewrap\x18K \x01(\v2\x14.quorumkms.v1.RewrapR\x06rewrap\x120\n" +
+	"\x14waits_for_generation\x18L \x01(\rR\x12waitsForGeneration\x12$\n" +
+	"\x0ewaits_for_twin\x18M \x01(\bR\fwaitsForTwin\x12%\n" +
+	"\x0edomain_problem\x18N \x01(\tR\rdomainProblem\"\xd2\x03\n" +
 	"\vInitRequest\x12$\n" +
 	"\radministrator\x18\x01 \x01(\tR\radministrator\x12\x1f\n" +
 	"\vno_recovery\x18\x02 \x01(\bR\n" +
@@ -3372,7 +3606,7 @@ func file_quorumkms_v1_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_quorumkms_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_quorumkms_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_quorumkms_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_quorumkms_v1_cluster_proto_goTypes = []any{
 	(MemberState)(0),                   // 0: quorumkms.v1.MemberState
 	(GenerationState)(0),               // 1: quorumkms.v1.GenerationState
@@ -3381,121 +3615,129 @@ var file_quorumkms_v1_cluster_proto_goTypes = []any{
 	(*HsmStatus)(nil),                  // 4: quorumkms.v1.HsmStatus
 	(*Certificate)(nil),                // 5: quorumkms.v1.Certificate
 	(*BackupStatus)(nil),               // 6: quorumkms.v1.BackupStatus
-	(*StatusRequest)(nil),              // 7: quorumkms.v1.StatusRequest
-	(*StatusResponse)(nil),             // 8: quorumkms.v1.StatusResponse
-	(*InitRequest)(nil),                // 9: quorumkms.v1.InitRequest
-	(*InitResponse)(nil),               // 10: quorumkms.v1.InitResponse
-	(*InviteRequest)(nil),              // 11: quorumkms.v1.InviteRequest
-	(*InviteResponse)(nil),             // 12: quorumkms.v1.InviteResponse
-	(*RemoveRequest)(nil),              // 13: quorumkms.v1.RemoveRequest
-	(*RemoveResponse)(nil),             // 14: quorumkms.v1.RemoveResponse
-	(*TransferLeadershipRequest)(nil),  // 15: quorumkms.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 16: quorumkms.v1.TransferLeadershipResponse
-	(*UpgradeRequest)(nil),             // 17: quorumkms.v1.UpgradeRequest
-	(*UpgradeResponse)(nil),            // 18: quorumkms.v1.UpgradeResponse
-	(*SetVoterRequest)(nil),            // 19: quorumkms.v1.SetVoterRequest
-	(*SetVoterResponse)(nil),           // 20: quorumkms.v1.SetVoterResponse
-	(*RecoveryPlanRequest)(nil),        // 21: quorumkms.v1.RecoveryPlanRequest
-	(*RecoveryPlanResponse)(nil),       // 22: quorumkms.v1.RecoveryPlanResponse
-	(*Survivor)(nil),                   // 23: quorumkms.v1.Survivor
-	(*RecoverRequest)(nil),             // 24: quorumkms.v1.RecoverRequest
-	(*RecoverResponse)(nil),            // 25: quorumkms.v1.RecoverResponse
-	(*DomainGeneration)(nil),           // 26: quorumkms.v1.DomainGeneration
-	(*DomainNode)(nil),                 // 27: quorumkms.v1.DomainNode
-	(*DescribeDomainRequest)(nil),      // 28: quorumkms.v1.DescribeDomainRequest
-	(*DescribeDomainResponse)(nil),     // 29: quorumkms.v1.DescribeDomainResponse
-	(*RotateDomainRequest)(nil),        // 30: quorumkms.v1.RotateDomainRequest
-	(*RotateDomainResponse)(nil),       // 31: quorumkms.v1.RotateDomainResponse
-	(*RetireGenerationRequest)(nil),    // 32: quorumkms.v1.RetireGenerationRequest
-	(*RetireGenerationResponse)(nil),   // 33: quorumkms.v1.RetireGenerationResponse
-	(*timestamppb.Timestamp)(nil),      // 34: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 35: google.protobuf.Duration
-	(*RecoveryRecipient)(nil),          // 36: quorumkms.v1.RecoveryRecipient
-	(*Rewrap)(nil),                     // 37: quorumkms.v1.Rewrap
-	(*ListJoinsRequest)(nil),           // 38: quorumkms.v1.ListJoinsRequest
-	(*ApproveJoinRequest)(nil),         // 39: quorumkms.v1.ApproveJoinRequest
-	(*RejectJoinRequest)(nil),          // 40: quorumkms.v1.RejectJoinRequest
-	(*StartRewrapRequest)(nil),         // 41: quorumkms.v1.StartRewrapRequest
-	(*StopRewrapRequest)(nil),          // 42: quorumkms.v1.StopRewrapRequest
-	(*ApplyRewrapsRequest)(nil),        // 43: quorumkms.v1.ApplyRewrapsRequest
-	(*ListJoinsResponse)(nil),          // 44: quorumkms.v1.ListJoinsResponse
-	(*ApproveJoinResponse)(nil),        // 45: quorumkms.v1.ApproveJoinResponse
-	(*RejectJoinResponse)(nil),         // 46: quorumkms.v1.RejectJoinResponse
-	(*StartRewrapResponse)(nil),        // 47: quorumkms.v1.StartRewrapResponse
-	(*StopRewrapResponse)(nil),         // 48: quorumkms.v1.StopRewrapResponse
-	(*ApplyRewrapsResponse)(nil),       // 49: quorumkms.v1.ApplyRewrapsResponse
+	(*DiskStatus)(nil),                 // 7: quorumkms.v1.DiskStatus
+	(*AuditStatus)(nil),                // 8: quorumkms.v1.AuditStatus
+	(*StatusRequest)(nil),              // 9: quorumkms.v1.StatusRequest
+	(*StatusResponse)(nil),             // 10: quorumkms.v1.StatusResponse
+	(*InitRequest)(nil),                // 11: quorumkms.v1.InitRequest
+	(*InitResponse)(nil),               // 12: quorumkms.v1.InitResponse
+	(*InviteRequest)(nil),              // 13: quorumkms.v1.InviteRequest
+	(*InviteResponse)(nil),             // 14: quorumkms.v1.InviteResponse
+	(*RemoveRequest)(nil),              // 15: quorumkms.v1.RemoveRequest
+	(*RemoveResponse)(nil),             // 16: quorumkms.v1.RemoveResponse
+	(*TransferLeadershipRequest)(nil),  // 17: quorumkms.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 18: quorumkms.v1.TransferLeadershipResponse
+	(*UpgradeRequest)(nil),             // 19: quorumkms.v1.UpgradeRequest
+	(*UpgradeResponse)(nil),            // 20: quorumkms.v1.UpgradeResponse
+	(*SetVoterRequest)(nil),            // 21: quorumkms.v1.SetVoterRequest
+	(*SetVoterResponse)(nil),           // 22: quorumkms.v1.SetVoterResponse
+	(*RecoveryPlanRequest)(nil),        // 23: quorumkms.v1.RecoveryPlanRequest
+	(*RecoveryPlanResponse)(nil),       // 24: quorumkms.v1.RecoveryPlanResponse
+	(*Survivor)(nil),                   // 25: quorumkms.v1.Survivor
+	(*RecoverRequest)(nil),             // 26: quorumkms.v1.RecoverRequest
+	(*RecoverResponse)(nil),            // 27: quorumkms.v1.RecoverResponse
+	(*DomainGeneration)(nil),           // 28: quorumkms.v1.DomainGeneration
+	(*DomainNode)(nil),                 // 29: quorumkms.v1.DomainNode
+	(*DescribeDomainRequest)(nil),      // 30: quorumkms.v1.DescribeDomainRequest
+	(*DescribeDomainResponse)(nil),     // 31: quorumkms.v1.DescribeDomainResponse
+	(*RotateDomainRequest)(nil),        // 32: quorumkms.v1.RotateDomainRequest
+	(*RotateDomainResponse)(nil),       // 33: quorumkms.v1.RotateDomainResponse
+	(*RetireGenerationRequest)(nil),    // 34: quorumkms.v1.RetireGenerationRequest
+	(*RetireGenerationResponse)(nil),   // 35: quorumkms.v1.RetireGenerationResponse
+	(*timestamppb.Timestamp)(nil),      // 36: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 37: google.protobuf.Duration
+	(*RecoveryRecipient)(nil),          // 38: quorumkms.v1.RecoveryRecipient
+	(*Rewrap)(nil),                     // 39: quorumkms.v1.Rewrap
+	(*ListJoinsRequest)(nil),           // 40: quorumkms.v1.ListJoinsRequest
+	(*ApproveJoinRequest)(nil),         // 41: quorumkms.v1.ApproveJoinRequest
+	(*RejectJoinRequest)(nil),          // 42: quorumkms.v1.RejectJoinRequest
+	(*StartRewrapRequest)(nil),         // 43: quorumkms.v1.StartRewrapRequest
+	(*StopRewrapRequest)(nil),          // 44: quorumkms.v1.StopRewrapRequest
+	(*ApplyRewrapsRequest)(nil),        // 45: quorumkms.v1.ApplyRewrapsRequest
+	(*ListJoinsResponse)(nil),          // 46: quorumkms.v1.ListJoinsResponse
+	(*ApproveJoinResponse)(nil),        // 47: quorumkms.v1.ApproveJoinResponse
+	(*RejectJoinResponse)(nil),         // 48: quorumkms.v1.RejectJoinResponse
+	(*StartRewrapResponse)(nil),        // 49: quorumkms.v1.StartRewrapResponse
+	(*StopRewrapResponse)(nil),         // 50: quorumkms.v1.StopRewrapResponse
+	(*ApplyRewrapsResponse)(nil),       // 51: quorumkms.v1.ApplyRewrapsResponse
 }
 var file_quorumkms_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.v1.Member.state:type_name -> quorumkms.v1.MemberState
-	34, // 1: quorumkms.v1.Member.since:type_name -> google.protobuf.Timestamp
-	35, // 2: quorumkms.v1.Member.lease_left:type_name -> google.protobuf.Duration
+	36, // 1: quorumkms.v1.Member.since:type_name -> google.protobuf.Timestamp
+	37, // 2: quorumkms.v1.Member.lease_left:type_name -> google.protobuf.Duration
 	3,  // 3: quorumkms.v1.HsmStatus.probes:type_name -> quorumkms.v1.HsmProbe
-	34, // 4: quorumkms.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
-	34, // 5: quorumkms.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
-	34, // 6: quorumkms.v1.BackupStatus.last_backup:type_name -> google.protobuf.Timestamp
-	34, // 7: quorumkms.v1.BackupStatus.journal_time:type_name -> google.protobuf.Timestamp
-	35, // 8: quorumkms.v1.StatusResponse.lease_left:type_name -> google.protobuf.Duration
-	2,  // 9: quorumkms.v1.StatusResponse.members:type_name -> quorumkms.v1.Member
-	4,  // 10: quorumkms.v1.StatusResponse.hsm:type_name -> quorumkms.v1.HsmStatus
-	34, // 11: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
-	34, // 12: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
-	5,  // 13: quorumkms.v1.StatusResponse.certificate:type_name -> quorumkms.v1.Certificate
-	5,  // 14: quorumkms.v1.StatusResponse.ca_certificates:type_name -> quorumkms.v1.Certificate
-	6,  // 15: quorumkms.v1.StatusResponse.backup:type_name -> quorumkms.v1.BackupStatus
-	36, // 16: quorumkms.v1.StatusResponse.recovery_recipients:type_name -> quorumkms.v1.RecoveryRecipient
-	35, // 17: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
-	35, // 18: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
-	34, // 19: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
-	23, // 20: quorumkms.v1.RecoveryPlanResponse.members:type_name -> quorumkms.v1.Survivor
-	35, // 21: quorumkms.v1.RecoveryPlanResponse.wait:type_name -> google.protobuf.Duration
-	34, // 22: quorumkms.v1.RecoveryPlanResponse.journal_time:type_name -> google.protobuf.Timestamp
-	1,  // 23: quorumkms.v1.DomainGeneration.state:type_name -> quorumkms.v1.GenerationState
-	34, // 24: quorumkms.v1.DomainGeneration.created:type_name -> google.protobuf.Timestamp
-	34, // 25: quorumkms.v1.DomainGeneration.since:type_name -> google.protobuf.Timestamp
-	26, // 26: quorumkms.v1.DescribeDomainResponse.generations:type_name -> quorumkms.v1.DomainGeneration
-	27, // 27: quorumkms.v1.DescribeDomainResponse.nodes:type_name -> quorumkms.v1.DomainNode
-	37, // 28: quorumkms.v1.DescribeDomainResponse.rewrap:type_name -> quorumkms.v1.Rewrap
-	7,  // 29: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
-	9,  // 30: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
-	11, // 31: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
-	38, // 32: quorumkms.v1.ClusterService.ListJoins:input_type -> quorumkms.v1.ListJoinsRequest
-	39, // 33: quorumkms.v1.ClusterService.ApproveJoin:input_type -> quorumkms.v1.ApproveJoinRequest
-	40, // 34: quorumkms.v1.ClusterService.RejectJoin:input_type -> quorumkms.v1.RejectJoinRequest
-	13, // 35: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
-	15, // 36: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
-	19, // 37: quorumkms.v1.ClusterService.SetVoter:input_type -> quorumkms.v1.SetVoterRequest
-	17, // 38: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
-	28, // 39: quorumkms.v1.ClusterService.DescribeDomain:input_type -> quorumkms.v1.DescribeDomainRequest
-	30, // 40: quorumkms.v1.ClusterService.RotateDomain:input_type -> quorumkms.v1.RotateDomainRequest
-	32, // 41: quorumkms.v1.ClusterService.RetireGeneration:input_type -> quorumkms.v1.RetireGenerationRequest
-	41, // 42: quorumkms.v1.ClusterService.StartRewrap:input_type -> quorumkms.v1.StartRewrapRequest
-	42, // 43: quorumkms.v1.ClusterService.StopRewrap:input_type -> quorumkms.v1.StopRewrapRequest
-	43, // 44: quorumkms.v1.ClusterService.ApplyRewraps:input_type -> quorumkms.v1.ApplyRewrapsRequest
-	21, // 45: quorumkms.v1.ClusterService.RecoveryPlan:input_type -> quorumkms.v1.RecoveryPlanRequest
-	24, // 46: quorumkms.v1.ClusterService.Recover:input_type -> quorumkms.v1.RecoverRequest
-	8,  // 47: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
-	10, // 48: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
-	12, // 49: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
-	44, // 50: quorumkms.v1.ClusterService.ListJoins:output_type -> quorumkms.v1.ListJoinsResponse
-	45, // 51: quorumkms.v1.ClusterService.ApproveJoin:output_type -> quorumkms.v1.ApproveJoinResponse
-	46, // 52: quorumkms.v1.ClusterService.RejectJoin:output_type -> quorumkms.v1.RejectJoinResponse
-	14, // 53: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
-	16, // 54: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
-	20, // 55: quorumkms.v1.ClusterService.SetVoter:output_type -> quorumkms.v1.SetVoterResponse
-	18, // 56: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
-	29, // 57: quorumkms.v1.ClusterService.DescribeDomain:output_type -> quorumkms.v1.DescribeDomainResponse
-	31, // 58: quorumkms.v1.ClusterService.RotateDomain:output_type -> quorumkms.v1.RotateDomainResponse
-	33, // 59: quorumkms.v1.ClusterService.RetireGeneration:output_type -> quorumkms.v1.RetireGenerationResponse
-	47, // 60: quorumkms.v1.ClusterService.StartRewrap:output_type -> quorumkms.v1.StartRewrapResponse
-	48, // 61: quorumkms.v1.ClusterService.StopRewrap:output_type -> quorumkms.v1.StopRewrapResponse
-	49, // 62: quorumkms.v1.ClusterService.ApplyRewraps:output_type -> quorumkms.v1.ApplyRewrapsResponse
-	22, // 63: quorumkms.v1.ClusterService.RecoveryPlan:output_type -> quorumkms.v1.RecoveryPlanResponse
-	25, // 64: quorumkms.v1.ClusterService.Recover:output_type -> quorumkms.v1.RecoverResponse
-	47, // [47:65] is the sub-list for method output_type
-	29, // [29:47] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	36, // 4: quorumkms.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
+	36, // 5: quorumkms.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
+	36, // 6: quorumkms.v1.BackupStatus.last_backup:type_name -> google.protobuf.Timestamp
+	36, // 7: quorumkms.v1.BackupStatus.journal_time:type_name -> google.protobuf.Timestamp
+	37, // 8: quorumkms.v1.BackupStatus.every:type_name -> google.protobuf.Duration
+	36, // 9: quorumkms.v1.BackupStatus.due_since:type_name -> google.protobuf.Timestamp
+	37, // 10: quorumkms.v1.StatusResponse.lease_left:type_name -> google.protobuf.Duration
+	2,  // 11: quorumkms.v1.StatusResponse.members:type_name -> quorumkms.v1.Member
+	4,  // 12: quorumkms.v1.StatusResponse.hsm:type_name -> quorumkms.v1.HsmStatus
+	36, // 13: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
+	36, // 14: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
+	5,  // 15: quorumkms.v1.StatusResponse.certificate:type_name -> quorumkms.v1.Certificate
+	5,  // 16: quorumkms.v1.StatusResponse.ca_certificates:type_name -> quorumkms.v1.Certificate
+	6,  // 17: quorumkms.v1.StatusResponse.backup:type_name -> quorumkms.v1.BackupStatus
+	38, // 18: quorumkms.v1.StatusResponse.recovery_recipients:type_name -> quorumkms.v1.RecoveryRecipient
+	36, // 19: quorumkms.v1.StatusResponse.wall_clock:type_name -> google.protobuf.Timestamp
+	7,  // 20: quorumkms.v1.StatusResponse.disk:type_name -> quorumkms.v1.DiskStatus
+	8,  // 21: quorumkms.v1.StatusResponse.audit:type_name -> quorumkms.v1.AuditStatus
+	39, // 22: quorumkms.v1.StatusResponse.rewrap:type_name -> quorumkms.v1.Rewrap
+	37, // 23: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
+	37, // 24: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
+	36, // 25: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
+	25, // 26: quorumkms.v1.RecoveryPlanResponse.members:type_name -> quorumkms.v1.Survivor
+	37, // 27: quorumkms.v1.RecoveryPlanResponse.wait:type_name -> google.protobuf.Duration
+	36, // 28: quorumkms.v1.RecoveryPlanResponse.journal_time:type_name -> google.protobuf.Timestamp
+	1,  // 29: quorumkms.v1.DomainGeneration.state:type_name -> quorumkms.v1.GenerationState
+	36, // 30: quorumkms.v1.DomainGeneration.created:type_name -> google.protobuf.Timestamp
+	36, // 31: quorumkms.v1.DomainGeneration.since:type_name -> google.protobuf.Timestamp
+	28, // 32: quorumkms.v1.DescribeDomainResponse.generations:type_name -> quorumkms.v1.DomainGeneration
+	29, // 33: quorumkms.v1.DescribeDomainResponse.nodes:type_name -> quorumkms.v1.DomainNode
+	39, // 34: quorumkms.v1.DescribeDomainResponse.rewrap:type_name -> quorumkms.v1.Rewrap
+	9,  // 35: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
+	11, // 36: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
+	13, // 37: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
+	40, // 38: quorumkms.v1.ClusterService.ListJoins:input_type -> quorumkms.v1.ListJoinsRequest
+	41, // 39: quorumkms.v1.ClusterService.ApproveJoin:input_type -> quorumkms.v1.ApproveJoinRequest
+	42, // 40: quorumkms.v1.ClusterService.RejectJoin:input_type -> quorumkms.v1.RejectJoinRequest
+	15, // 41: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
+	17, // 42: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
+	21, // 43: quorumkms.v1.ClusterService.SetVoter:input_type -> quorumkms.v1.SetVoterRequest
+	19, // 44: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
+	30, // 45: quorumkms.v1.ClusterService.DescribeDomain:input_type -> quorumkms.v1.DescribeDomainRequest
+	32, // 46: quorumkms.v1.ClusterService.RotateDomain:input_type -> quorumkms.v1.RotateDomainRequest
+	34, // 47: quorumkms.v1.ClusterService.RetireGeneration:input_type -> quorumkms.v1.RetireGenerationRequest
+	43, // 48: quorumkms.v1.ClusterService.StartRewrap:input_type -> quorumkms.v1.StartRewrapRequest
+	44, // 49: quorumkms.v1.ClusterService.StopRewrap:input_type -> quorumkms.v1.StopRewrapRequest
+	45, // 50: quorumkms.v1.ClusterService.ApplyRewraps:input_type -> quorumkms.v1.ApplyRewrapsRequest
+	23, // 51: quorumkms.v1.ClusterService.RecoveryPlan:input_type -> quorumkms.v1.RecoveryPlanRequest
+	26, // 52: quorumkms.v1.ClusterService.Recover:input_type -> quorumkms.v1.RecoverRequest
+	10, // 53: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
+	12, // 54: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
+	14, // 55: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
+	46, // 56: quorumkms.v1.ClusterService.ListJoins:output_type -> quorumkms.v1.ListJoinsResponse
+	47, // 57: quorumkms.v1.ClusterService.ApproveJoin:output_type -> quorumkms.v1.ApproveJoinResponse
+	48, // 58: quorumkms.v1.ClusterService.RejectJoin:output_type -> quorumkms.v1.RejectJoinResponse
+	16, // 59: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
+	18, // 60: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
+	22, // 61: quorumkms.v1.ClusterService.SetVoter:output_type -> quorumkms.v1.SetVoterResponse
+	20, // 62: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
+	31, // 63: quorumkms.v1.ClusterService.DescribeDomain:output_type -> quorumkms.v1.DescribeDomainResponse
+	33, // 64: quorumkms.v1.ClusterService.RotateDomain:output_type -> quorumkms.v1.RotateDomainResponse
+	35, // 65: quorumkms.v1.ClusterService.RetireGeneration:output_type -> quorumkms.v1.RetireGenerationResponse
+	49, // 66: quorumkms.v1.ClusterService.StartRewrap:output_type -> quorumkms.v1.StartRewrapResponse
+	50, // 67: quorumkms.v1.ClusterService.StopRewrap:output_type -> quorumkms.v1.StopRewrapResponse
+	51, // 68: quorumkms.v1.ClusterService.ApplyRewraps:output_type -> quorumkms.v1.ApplyRewrapsResponse
+	24, // 69: quorumkms.v1.ClusterService.RecoveryPlan:output_type -> quorumkms.v1.RecoveryPlanResponse
+	27, // 70: quorumkms.v1.ClusterService.Recover:output_type -> quorumkms.v1.RecoverResponse
+	53, // [53:71] is the sub-list for method output_type
+	35, // [35:53] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_v1_cluster_proto_init() }
@@ -3512,7 +3754,7 @@ func file_quorumkms_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_v1_cluster_proto_rawDesc), len(file_quorumkms_v1_cluster_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   32,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -9,6 +9,7 @@
  *
  *   KMSD_TEST_MODULE   path of the library behind
  *   KMSD_TEST_TOKEN    path of that file
+ *   KMSD_TEST_LOGINS   path of a file that grows by a byte with each C_Login; may be absent
  */
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -76,12 +77,22 @@ static struct { word by, n; unsigned char in[4096]; } opened[64]; /* what C_Unwr
 FRONT(GET_TOKEN_INFO, get_token_info, present, (word slot, void *info), (slot, info))
 FRONT(OPEN_SESSION, open_session, opening, (word slot, word flags, void *app, void *notify, void *session), (slot, flags, app, notify, session))
 FRONT(GET_SESSION_INFO, get_session_info, present, (word session, void *info), (session, info))
-FRONT(LOGIN, login, present, (word session, word user, void *pin, word n), (session, user, pin, n))
 FRONT(GET_ATTRIBUTE_VALUE, get_attribute_value, present, (word session, word object, void *attributes, word n), (session, object, attributes, n))
 FRONT(FIND_OBJECTS_INIT, find_objects_init, present, (word session, void *attributes, word n), (session, attributes, n))
 FRONT(ENCRYPT_INIT, encrypt_init, present, (word session, void *mechanism, word key), (session, mechanism, key))
 FRONT(SIGN_INIT, sign_init, working, (word session, void *mechanism, word key), (session, mechanism, key))
 FRONT(GENERATE_KEY, generate_key, working, (word session, void *mechanism, void *attributes, word n, void *key), (session, mechanism, attributes, n, key))
+
+static word login(word session, word user, void *pin, word n) {
+	const char *file = getenv("KMSD_TEST_LOGINS");
+	int counted = file == NULL ? -1 : open(file, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+	word rv = present();
+	if (counted >= 0) {
+		if (write(counted, "l", 1) != 1) rv = GENERAL_ERROR;
+		close(counted);
+	}
+	return rv != 0 ? rv : ((word(*)(word, word, void *, word))behind->fn[LOGIN])(session, user, pin, n);
+}
 
 static word encrypt(word session, void *in, word n, unsigned char *out, word *size) {
 	char c = condition();

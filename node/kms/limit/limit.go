@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -108,6 +109,7 @@ type Limiter struct {
 
 // quotas are those of a lane; nil: none.
 type quotas struct {
+	any       atomic.Bool // there is one
 	mu        sync.Mutex
 	tenant    *quota
 	principal *quota
@@ -117,14 +119,28 @@ type quotas struct {
 // 0, one above MaxRate as that.
 func New(c Config, now func() time.Time) *Limiter {
 	l := &Limiter{now: now}
-	l.lanes[Use].tenant = newQuota("use_per_tenant", "tenant", c.UsePerTenant)
-	l.lanes[Use].principal = newQuota("use_per_principal", "principal", c.UsePerPrincipal)
-	l.lanes[Control].tenant = newQuota("control_per_tenant", "tenant", c.ControlPerTenant)
-	l.lanes[Control].principal = newQuota("control_per_principal", "principal", c.ControlPerPrincipal)
-	l.lanes[Restrict].tenant = newQuota("restrict_per_tenant", "tenant", c.RestrictPerTenant)
-	l.lanes[Restrict].principal = newQuota("restrict_per_principal", "principal", c.RestrictPerPrincipal)
-	l.lanes[Refused].principal = newQuota("refused_per_principal", "principal", c.RefusedPerPrincipal)
+	l.Set(c)
 	return l
+}
+
+// Set changes the quotas. One that changes begins unused, the others go on as they are.
+func (l *Limiter) Set(c Config) {
+	l.lanes[Use].set(newQuota("use_per_tenant", "tenant", c.UsePerTenant), newQuota("use_per_principal", "principal", c.UsePerPrincipal))
+	l.lanes[Control].set(newQuota("control_per_tenant", "tenant", c.ControlPerTenant), newQuota("control_per_principal", "principal", c.ControlPerPrincipal))
+	l.lanes[Restrict].set(newQuota("restrict_per_tenant", "tenant", c.RestrictPerTenant), newQuota("restrict_per_principal", "principal", c.RestrictPerPrincipal))
+	l.lanes[Refused].set(nil, newQuota("refused_per_principal", "principal", c.RefusedPerPrincipal))
+}
+
+func (q *quotas) set(tenant, principal *quota) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.tenant.same(tenant) {
+		q.tenant = tenant
+	}
+	if !q.principal.same(principal) {
+		q.principal = principal
+	}
+	q.any.Store(q.tenant != nil || q.principal != nil)
 }
 
 // Admit counts a call, or refuses it with *Exceeded and counts it nowhere. It never
@@ -132,7 +148,7 @@ func New(c Config, now func() time.Time) *Limiter {
 // one that it merely asks for: it could use up the quota of others.
 func (l *Limiter) Admit(lane Lane, tenant, principal string) error {
 	q := &l.lanes[lane]
-	if q.tenant == nil && q.principal == nil {
+	if !q.any.Load() {
 		return nil
 	}
 	q.mu.Lock()

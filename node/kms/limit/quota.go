@@ -42,6 +42,14 @@ func newQuota(limit, of string, perSecond float64) *quota {
 	}
 }
 
+// same tells whether two quotas allow the same.
+func (q *quota) same(other *quota) bool {
+	if q == nil || other == nil {
+		return q == other
+	}
+	return q.rate == other.rate
+}
+
 // bucket finds a name's bucket, or makes it.
 func (q *quota) bucket(name string) *bucket {
 	if q == nil {
