@@ -1,0 +1,139 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/quorumkms/quorumkms/rpc/client/trail"
+)
+
+// Signer signs checkpoints, in the HSM.
+type Signer interface {
+	Identity() []byte // SubjectPublicKeyInfo
+	SignIdentity(ctx context.Context, message []byte) ([]byte, error)
+}
+
+// Head is a checkpoint, and the proof that its tree goes on from an earlier one.
+type Head struct {
+	Checkpoint trail.Checkpoint
+	Note       []byte
+	From       int64        // records of the earlier tree; 0: there is none
+	Proof      []trail.Hash // as RFC 6962, section 2.1.2
+}
+
+// Checkpoint brings all records to the disk and has the tree signed, unless it was already.
+func (l *Log) Checkpoint(ctx context.Context, cluster string, by Signer) error {
+	l.signing.Lock()
+	defer l.signing.Unlock()
+	tree, node, err := l.settled()
+	if err != nil {
+		return err
+	}
+	c := trail.Checkpoint{Cluster: cluster, Node: node, Size: tree.Size(), Time: l.config.Now().UTC()}
+	if c.Size == 0 || c.Size == l.signed.Size && c.Node == l.signed.Node && cluster == l.signed.Cluster {
+		return nil
+	}
+	if c.Root, err = tree.Root(); err != nil {
+		return err
+	}
+	note, err := c.Sign(by.Identity(), func(message []byte) ([]byte, error) { return by.SignIdentity(ctx, message) })
+	if err != nil {
+		return fmt.Errorf("audit checkpoint: %w", err)
+	}
+	file := l.path(trail.Name((c.Size-1)/trail.SegmentRecords, trail.CheckpointsEnd))
+	if err := appendTo(file, note); err != nil {
+		return fmt.Errorf("audit checkpoint: %w", err)
+	}
+	l.signed, l.note = c, note
+	return nil
+}
+
+// settled is the tree of all that is written now, which is on the disk.
+func (l *Log) settled() (*trail.Tree, string, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	tree, node := l.tree.Clone(), l.node
+	if err := l.await(uint64(tree.Size())); err != nil { //nolint:gosec // not negative
+		return nil, "", err
+	}
+	return tree, node, nil
+}
+
+// Head is the last checkpoint, with the proof that it goes on from a tree of so many records.
+// ok is false if there is none, or none behind that tree.
+func (l *Log) Head(from int64) (h Head, ok bool, err error) {
+	l.signing.Lock()
+	h = Head{Checkpoint: l.signed, Note: l.note, From: from}
+	l.signing.Unlock()
+	if h.Note == nil || h.Checkpoint.Size <= from {
+		return Head{}, false, nil
+	}
+	if from == 0 {
+		return h, true, nil
+	}
+	h.Proof, err = tlog.ProveTree(h.Checkpoint.Size, from, l.Snapshot())
+	return h, err == nil, err
+}
+
+// Snapshot is the tree as it is now, for proofs.
+func (l *Log) Snapshot() *trail.Tree {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.tree.Clone()
+}
+
+// newest reads the checkpoint that this node made last, and compares the tree with it. Its
+// signature is not verified here: that nobody has altered it is for who verifies the trail.
+func (l *Log) newest() error {
+	files, err := filepath.Glob(l.path("*" + trail.CheckpointsEnd))
+	if err != nil {
+		return err
+	}
+	slices.Sort(files)
+	for _, file := range slices.Backward(files) {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		c, note, whole, err := trail.LastCheckpoint(b)
+		if err != nil {
+			return fmt.Errorf("%w: %s: %w", ErrAltered, file, err)
+		}
+		if whole < len(b) { // torn by a crash
+			if err := os.Truncate(file, int64(whole)); err != nil {
+				return err
+			}
+		}
+		if note == nil {
+			continue
+		}
+		if c.Size > l.tree.Size() {
+			return fmt.Errorf("%w: it ends at record %d, and the node has signed %d", ErrAltered, l.tree.Size(), c.Size)
+		}
+		root, err := tlog.TreeHash(c.Size, l.tree)
+		if err != nil {
+			return err
+		}
+		if root != c.Root {
+			return fmt.Errorf("%w: the first %d records are not those that the node has signed; kmsd audit verify names the first", ErrAltered, c.Size)
+		}
+		l.signed, l.note = c, note
+		return nil
+	}
+	return nil
+}
+
+func appendTo(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Close())
+}
