@@ -28,9 +28,12 @@ func Load(dir string) (*Loaded, error) {
 	if err != nil {
 		return nil, err
 	}
-	above, err := readAbove(filepath.Join(dir, HashesFile))
+	above, sound, err := readAbove(filepath.Join(dir, HashesFile))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrTrail, err)
+	}
+	if !sound {
+		return nil, fmt.Errorf("%w: %s was altered: its hashes are not those of one tree", ErrTrail, HashesFile)
 	}
 	l := &Loaded{Tree: &Tree{upper: above}, Above: len(above)}
 	l.Tree.closed = func(n int64) ([]Hash, error) { return leavesOf(dir, n) }

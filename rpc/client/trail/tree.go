@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -164,24 +165,29 @@ func (t *Tree) Clone() *Tree {
 // Above are the hashes above the segments, in the order of HashesFile.
 func (t *Tree) Above() []Hash { return t.upper }
 
-// readAbove reads HashesFile. What a crash has left unfinished at its end is left out.
-func readAbove(path string) (segmentTree, error) {
+// readAbove reads HashesFile. What a crash has left unfinished at its end is left out. sound
+// tells whether the hashes of inner nodes are those of the segments' roots; they are made anew.
+func readAbove(path string) (out segmentTree, sound bool, err error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+		return nil, true, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	out := make(segmentTree, len(b)/len(Hash{}))
-	for i := range out {
-		copy(out[i][:], b[i*len(Hash{}):])
+	all := make(segmentTree, len(b)/len(Hash{}))
+	for i := range all {
+		copy(all[i][:], b[i*len(Hash{}):])
 	}
-	whole := tlogLeaves(len(out))
-	for storedCount(whole) > int64(len(out)) {
-		whole--
+	sound = true
+	for n := int64(0); storedCount(n+1) <= int64(len(all)); n++ {
+		at := len(out)
+		if out, err = out.add(n, all[at]); err != nil {
+			return nil, false, err
+		}
+		sound = sound && slices.Equal(out[at:], all[at:len(out)])
 	}
-	return out[:storedCount(whole)], nil
+	return out, sound, nil
 }
 
 // storedCount is how many hashes a tree of so many leaves stores.

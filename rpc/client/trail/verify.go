@@ -90,7 +90,7 @@ func Verify(dir string, o Options) (Report, error) {
 		}
 		return v.report, err
 	}
-	above, err := readAbove(filepath.Join(dir, HashesFile))
+	above, _, err := readAbove(filepath.Join(dir, HashesFile))
 	if err != nil {
 		return v.report, fmt.Errorf("%w: %w", ErrTrail, err)
 	}
@@ -104,14 +104,13 @@ func Verify(dir string, o Options) (Report, error) {
 	}
 	v.skipPast()
 	for i, s := range segments {
-		if err := v.segment(s, i == len(segments)-1); err != nil {
-			return v.report, err
-		}
-		if v.report.Finding != nil {
-			return v.report, nil
+		if v.report.Finding == nil {
+			v.segment(s, i == len(segments)-1)
 		}
 	}
-	v.ends()
+	if v.report.Finding == nil {
+		v.ends()
+	}
 	return v.report, nil
 }
 
@@ -123,6 +122,7 @@ type verification struct {
 	tree   Tree
 	last   Hash // of the record before
 	named  bool // records name the one before
+	agreed head // the last one of others that agrees
 	forged *Finding
 }
 
@@ -230,7 +230,7 @@ type record struct {
 
 const progressEvery = 1 << 12
 
-func (v *verification) segment(s Segment, last bool) error {
+func (v *verification) segment(s Segment, last bool) {
 	torn, err := s.each(func(line []byte) (bool, error) {
 		v.line(s, line)
 		if v.o.Progress != nil && v.tree.size%progressEvery == 0 {
@@ -250,7 +250,6 @@ func (v *verification) segment(s Segment, last bool) error {
 	case last:
 		v.report.Torn = torn
 	}
-	return nil
 }
 
 // sequence is the number of the record read last.
@@ -329,26 +328,31 @@ func (v *verification) compare() {
 			v.differs(h)
 			return
 		}
-		v.report.Proved, v.report.ProvedAt, v.report.ProvedBy = v.sequence(), h.Time, h.source
+		v.proves(h)
+		if !h.own {
+			v.agreed = h
+		}
 		v.report.Heads++
 	}
 }
 
+func (v *verification) proves(h head) {
+	v.report.Proved, v.report.ProvedAt, v.report.ProvedBy = uint64(h.Size), h.Time, h.source //nolint:gosec // not negative
+}
+
 // differs tells of records that are not those that a head is of.
 func (v *verification) differs(h head) {
-	first, size := v.report.Proved+1, v.sequence()
-	if first > size {
-		first = size
-	}
 	if h.own {
-		v.find(Altered, first, size, "these records, and what they say of each other, are not those of the checkpoint of %s", h.Time.Format(time.RFC3339))
+		v.find(Altered, v.report.Proved+1, v.sequence(), "these records, and what they say of each other, are not those of the checkpoint of %s", h.Time.Format(time.RFC3339))
 		return
 	}
-	if agrees := slices.ContainsFunc(v.heads, func(x head) bool { return x.own && x.Size == h.Size && x.Root != h.Root }); agrees {
-		v.find(Rewritten, first, size, "the node has signed two trees of %d records: this one is not the one that %s remembers, of %s", size, h.source, h.Time.Format(time.RFC3339))
-		return
+	// The node's own checkpoints may be as false as the records.
+	if twice := slices.ContainsFunc(v.heads, func(x head) bool { return x.own && x.Size == h.Size && x.Root != h.Root }); twice {
+		v.find(Rewritten, uint64(v.agreed.Size)+1, v.sequence(), "the node has signed two trees of %d records: these are not the records that %s remembers, of %s", h.Size, h.source, h.Time.Format(time.RFC3339)) //nolint:gosec // not negative
+	} else {
+		v.find(Rewritten, uint64(v.agreed.Size)+1, v.sequence(), "these are not the records that %s remembers, of %s", h.source, h.Time.Format(time.RFC3339)) //nolint:gosec // not negative
 	}
-	v.find(Rewritten, first, size, "these records are not those that %s remembers, of %s", h.source, h.Time.Format(time.RFC3339))
+	v.proves(v.agreed)
 }
 
 // ends looks at what must have followed.
