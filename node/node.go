@@ -159,7 +159,10 @@ func (n *Node) open(ctx context.Context) error {
 		n.keyring.Close()
 		return nil
 	})
-	if n.audit, err = audit.Open(filepath.Join(c.DataDir, auditDir), c.Name, time.Now); err != nil {
+	n.audit, err = audit.Open(audit.Config{
+		Dir: filepath.Join(c.DataDir, auditDir), Node: c.Name, Now: time.Now, Strict: c.Audit.Strict, Keep: time.Duration(c.Audit.Keep), Log: n.log,
+	})
+	if err != nil {
 		return fmt.Errorf("%w %s: %w", cluster.ErrDataDir, c.DataDir, err)
 	}
 	n.onClose(n.audit.Close)
@@ -188,7 +191,7 @@ func (n *Node) openMember(ctx context.Context) error {
 		Name: c.Name, TrustDomain: c.TrustDomain, DataDir: c.DataDir,
 		PeerAddress: c.Peer.Advertise, ClientAddress: c.Client.Advertise, Pin: n.creds.CAKeysHash,
 		Domain: n.partition, Profile: c.HSM.Profile, Peers: n.peers, Transport: n.raftTransport, HandedOver: n.releases.HandedOver, Clock: cluster.SystemClock{}, Now: time.Now,
-		Raft: c.Raft.timing(), Lease: c.Lease.timing(), Log: n.log, Halt: n.options.Halt, Waiting: n.tellWaiting, Announce: n.announce,
+		Raft: c.Raft.timing(), Lease: c.Lease.timing(), Log: n.log, Halt: n.options.Halt, Waiting: n.tellWaiting, Announce: n.announce, AuditHead: n.auditHead,
 	})
 	if err != nil {
 		return err
@@ -319,6 +322,7 @@ func (n *Node) serve(ctx context.Context) error {
 	n.background("duties", func() error { n.service.RunDuties(serving); return nil })
 	n.background("rewrapping", func() error { n.service.RunRewraps(serving); return nil })
 	n.background("reservations", func() error { n.service.RunReservations(serving); return nil })
+	n.background("audit checkpoints", func() error { n.signTrail(serving); return nil })
 	n.background("health", func() error { n.watchHealth(serving); return nil })
 	n.background("files", func() error { n.watchFiles(serving); return nil })
 	joining, stopJoining := context.WithCancel(ctx)

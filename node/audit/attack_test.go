@@ -71,11 +71,11 @@ func signedTrail(t *testing.T, by *identity, records int, edit func(i int, e *Ev
 			if err := l.Checkpoint(t.Context(), cluster, by); err != nil {
 				t.Fatal(err)
 			}
-			from := int64(0)
+			var last trail.Checkpoint
 			if n := len(heads); n > 0 {
-				from = heads[n-1].Checkpoint.Size
+				last = heads[n-1].Checkpoint
 			}
-			h, ok, err := l.Head(from)
+			h, ok, err := l.Head(last.Size, last.Root[:])
 			if !ok || err != nil {
 				t.Fatal(ok, err)
 			}
@@ -345,7 +345,7 @@ func TestSegments(t *testing.T) {
 		if k := len(heads); k > 0 {
 			from = heads[k-1].Checkpoint.Size
 		}
-		h, ok, err := l.Head(from)
+		h, ok, err := l.Head(from, nil)
 		if err != nil || !ok {
 			t.Fatal(ok, err)
 		}

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -65,19 +66,22 @@ func (l *Log) settled() (*trail.Tree, string, error) {
 	return tree, node, nil
 }
 
-// Head is the last checkpoint, with the proof that it goes on from a tree of so many records.
-// ok is false if there is none, or none behind that tree.
-func (l *Log) Head(from int64) (h Head, ok bool, err error) {
+// Head is the last checkpoint, with the proof that it goes on from a tree of so many records
+// and that root, which others remember; from is 0 if they remember none. ok is false if it
+// is that very tree. There is no proof if the trail does not go on from there: then this
+// node convicts itself.
+func (l *Log) Head(from int64, root []byte) (h Head, ok bool, err error) {
 	l.signing.Lock()
 	h = Head{Checkpoint: l.signed, Note: l.note, From: from}
 	l.signing.Unlock()
-	if h.Note == nil || h.Checkpoint.Size <= from {
+	size := h.Checkpoint.Size
+	if h.Note == nil || size == from && bytes.Equal(root, h.Checkpoint.Root[:]) {
 		return Head{}, false, nil
 	}
-	if from == 0 {
+	if from == 0 || from >= size {
 		return h, true, nil
 	}
-	h.Proof, err = tlog.ProveTree(h.Checkpoint.Size, from, l.Snapshot())
+	h.Proof, err = tlog.ProveTree(size, from, l.Snapshot())
 	return h, err == nil, err
 }
 
