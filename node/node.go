@@ -89,6 +89,7 @@ type Node struct {
 	partition hsm.Partition
 	keyring   *hsm.Keyring
 	releases  *gate.Releases
+	head      atomic.Pointer[cluster.AuditHead] // of the audit trail, for the next lease request
 	audit     *audit.Log
 	creds     *transport.Credentials
 	peers     *rpc.Peers
@@ -191,7 +192,7 @@ func (n *Node) openMember(ctx context.Context) error {
 		Name: c.Name, TrustDomain: c.TrustDomain, DataDir: c.DataDir,
 		PeerAddress: c.Peer.Advertise, ClientAddress: c.Client.Advertise, Pin: n.creds.CAKeysHash,
 		Domain: n.partition, Profile: c.HSM.Profile, Peers: n.peers, Transport: n.raftTransport, HandedOver: n.releases.HandedOver, Clock: cluster.SystemClock{}, Now: time.Now,
-		Raft: c.Raft.timing(), Lease: c.Lease.timing(), Log: n.log, Halt: n.options.Halt, Waiting: n.tellWaiting, Announce: n.announce, AuditHead: n.auditHead,
+		Raft: c.Raft.timing(), Lease: c.Lease.timing(), Log: n.log, Halt: n.options.Halt, Waiting: n.tellWaiting, Announce: n.announce, AuditHead: n.head.Load,
 	})
 	if err != nil {
 		return err

@@ -4,14 +4,15 @@ import (
 	"context"
 	"time"
 
-	"github.com/quorumkms/quorumkms/node/audit"
+	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/cluster"
 )
 
 // checkpointEvery is how often the audit trail is signed, if there is something new.
 const checkpointEvery = time.Second
 
-// signTrail has the HSM sign the audit trail, once the node is a member, until ctx ends.
+// signTrail has the HSM sign the audit trail, once the node is a member, and prepares what
+// the next lease request says of it, until ctx ends.
 func (n *Node) signTrail(ctx context.Context) {
 	tick := time.NewTicker(checkpointEvery)
 	defer tick.Stop()
@@ -26,10 +27,10 @@ func (n *Node) signTrail(ctx context.Context) {
 		if !n.member.Joined() || !s.Initialized() {
 			continue
 		}
-		if h, ok := s.AuditHead(n.member.ID()); ok {
-			n.audit.Kept(h.Size)
-		}
 		err := n.audit.Checkpoint(ctx, s.Cluster().ID.String(), n.partition)
+		if err == nil {
+			err = n.prepareHead(s)
+		}
 		if err != nil && !failing && ctx.Err() == nil {
 			n.log.Warn("the audit trail is not signed at present, trying again each second", "error", err)
 		}
@@ -37,22 +38,22 @@ func (n *Node) signTrail(ctx context.Context) {
 	}
 }
 
-// auditHead is what the lease messages carry of the trail.
-func (n *Node) auditHead(from int64, root []byte) *cluster.AuditHead {
-	h, ok, err := n.audit.Head(from, root)
-	if err != nil {
-		n.log.Warn("that the audit trail goes on from what the cluster remembers is not proved", "records", from, "error", err)
-	}
+// prepareHead makes what the lease requests carry of the trail: the proof may take a while.
+func (n *Node) prepareHead(s *fsm.State) error {
+	remembered, ok := s.AuditHead(n.member.ID())
 	if !ok {
-		return nil
+		remembered = new(fsm.AuditHead)
 	}
-	return wire(h)
-}
-
-func wire(h audit.Head) *cluster.AuditHead {
+	n.audit.Kept(remembered.Size)
+	h, ok, err := n.audit.Head(remembered.Size, remembered.Root)
+	if err != nil || !ok {
+		n.head.Store(nil)
+		return err
+	}
 	out := &cluster.AuditHead{Note: h.Note, From: h.From}
 	for _, p := range h.Proof {
 		out.Proof = append(out.Proof, p[:])
 	}
-	return out
+	n.head.Store(out)
+	return nil
 }

@@ -29,15 +29,15 @@ type Head struct {
 }
 
 // Checkpoint brings all records to the disk and has the tree signed, unless it was already.
+// It is called from one goroutine at a time.
 func (l *Log) Checkpoint(ctx context.Context, cluster string, by Signer) error {
-	l.signing.Lock()
-	defer l.signing.Unlock()
+	last, _ := l.lastSigned()
 	tree, node, err := l.settled()
 	if err != nil {
 		return err
 	}
 	c := trail.Checkpoint{Cluster: cluster, Node: node, Size: tree.Size(), Time: l.config.Now().UTC()}
-	if c.Size == 0 || c.Size == l.signed.Size && c.Node == l.signed.Node && cluster == l.signed.Cluster {
+	if c.Size == 0 || c.Size == last.Size && c.Node == last.Node && cluster == last.Cluster {
 		return nil
 	}
 	if c.Root, err = tree.Root(); err != nil {
@@ -51,8 +51,16 @@ func (l *Log) Checkpoint(ctx context.Context, cluster string, by Signer) error {
 	if err := appendTo(file, note); err != nil {
 		return fmt.Errorf("audit checkpoint: %w", err)
 	}
+	l.signing.Lock()
+	defer l.signing.Unlock()
 	l.signed, l.note = c, note
 	return nil
+}
+
+func (l *Log) lastSigned() (trail.Checkpoint, []byte) {
+	l.signing.Lock()
+	defer l.signing.Unlock()
+	return l.signed, l.note
 }
 
 // settled is the tree of all that is written now, which is on the disk.
@@ -71,9 +79,8 @@ func (l *Log) settled() (*trail.Tree, string, error) {
 // is that very tree. There is no proof if the trail does not go on from there: then this
 // node convicts itself.
 func (l *Log) Head(from int64, root []byte) (h Head, ok bool, err error) {
-	l.signing.Lock()
-	h = Head{Checkpoint: l.signed, Note: l.note, From: from}
-	l.signing.Unlock()
+	h.From = from
+	h.Checkpoint, h.Note = l.lastSigned()
 	size := h.Checkpoint.Size
 	if h.Note == nil || size == from && bytes.Equal(root, h.Checkpoint.Root[:]) {
 		return Head{}, false, nil

@@ -66,7 +66,7 @@ type Log struct {
 	stop   chan struct{}
 	done   sync.WaitGroup
 
-	signing sync.Mutex
+	signing sync.Mutex // guards what follows, and is never held for long
 	signed  trail.Checkpoint
 	note    []byte // of signed
 }
@@ -349,12 +349,10 @@ type Position struct {
 
 // Position tells how far the trail is.
 func (l *Log) Position() Position {
-	l.signing.Lock()
-	signed := uint64(l.signed.Size) //nolint:gosec // not negative
-	l.signing.Unlock()
+	signed, _ := l.lastSigned()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return Position{Last: l.sequence(), Durable: l.durable, Signed: signed}
+	return Position{Last: l.sequence(), Durable: l.durable, Signed: uint64(signed.Size)} //nolint:gosec // not negative
 }
 
 func syncDir(dir string) error {

@@ -33,12 +33,7 @@ func (e *engine) auditHead(s *fsm.State) *AuditHead {
 	if e.config.AuditHead == nil || s.Permits(&fsm.RecordAuditHeads{}) != nil {
 		return nil
 	}
-	var from int64
-	var root []byte
-	if h, ok := s.AuditHead(e.id); ok {
-		from, root = h.Size, h.Root
-	}
-	return e.config.AuditHead(from, root)
+	return e.config.AuditHead()
 }
 
 // offered keeps a node's checkpoint until the leader puts it into the log. One that is not

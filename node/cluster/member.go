@@ -91,8 +91,8 @@ type Config struct {
 	// Announce leaves a transfer key of this node where its own Security Officer finds it.
 	Announce func(spki []byte) error
 	// AuditHead, optional, is the newest checkpoint of this node's audit trail, if it is
-	// another than that of so many records and that root.
-	AuditHead func(from int64, root []byte) *AuditHead
+	// another than what the cluster remembers. It must not wait for anything.
+	AuditHead func() *AuditHead
 	// HandedOver returns when every result whose checks began before the call has been
 	// handed over or wiped (gate.Releases).
 	HandedOver func(context.Context) error
