@@ -10,7 +10,7 @@ import (
 // Check verifies the invariants of the state: the first one broken is named. It
 // reads everything and is meant for tests, restores and repair.
 func (s *State) Check() error {
-	for _, check := range []func() error{s.checkKeys, s.checkGenerations, s.checkRecovery, s.checkAliases, s.checkMembers, s.checkRequests, s.checkGrants, s.checkPolicies, s.checkDue} {
+	for _, check := range []func() error{s.checkKeys, s.checkGenerations, s.checkRecovery, s.checkAliases, s.checkMembers, s.checkRequests, s.checkGrants, s.checkPolicies, s.checkDue, s.checkAuditHeads} {
 		if err := check(); err != nil {
 			return err
 		}

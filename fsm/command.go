@@ -100,6 +100,8 @@ var commands = []spec{
 	{"ExpireKeyMaterial", 2, Restricts, func() Command { return new(ExpireKeyMaterial) }},
 	{"DisableAwaitedKey", 2, Restricts, func() Command { return new(DisableAwaitedKey) }},
 
+	{"RecordAuditHeads", 2, Loosens, func() Command { return new(RecordAuditHeads) }},
+
 	// No result is released or withheld because of these: the log alone, which puts
 	// commands in order, decides by them.
 	{"EnableKeyRotation", 2, Loosens, func() Command { return new(EnableKeyRotation) }},

@@ -64,6 +64,7 @@ func TestCommandTable(t *testing.T) {
 		{"DeleteKeyMaterial", 2, Restricts},
 		{"ExpireKeyMaterial", 2, Restricts},
 		{"DisableAwaitedKey", 2, Restricts},
+		{"RecordAuditHeads", 2, Loosens},
 		{"EnableKeyRotation", 2, Loosens},
 		{"DisableKeyRotation", 2, Loosens},
 		{"SetDeletionProtection", 2, Loosens},

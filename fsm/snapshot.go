@@ -38,12 +38,13 @@ const (
 	kindRequest recordKind = 'R'
 	kindTrailer recordKind = 'Z'
 
-	kindGrant    recordKind = 'G'
-	kindPolicy   recordKind = 'P'
-	kindDisabled recordKind = 'D'
-	kindBinding  recordKind = 'B'
-	kindUse      recordKind = 'U'
-	kindCopy     recordKind = 'Y'
+	kindGrant     recordKind = 'G'
+	kindPolicy    recordKind = 'P'
+	kindDisabled  recordKind = 'D'
+	kindBinding   recordKind = 'B'
+	kindUse       recordKind = 'U'
+	kindCopy      recordKind = 'Y'
+	kindAuditHead recordKind = 'L'
 )
 
 // ErrSnapshot means: a snapshot is damaged, cut, forged or of another cluster.
@@ -75,7 +76,7 @@ type snapshotWriter struct {
 // Records is how many records a snapshot of the state has.
 func (s *State) Records() uint64 {
 	n := s.tenants.len() + s.members.len() + s.tickets.len() + s.keys.len() + s.aliases.len() + s.requestOrder.len() +
-		s.grants.len() + s.policies.len() + s.disabled.len() + s.bindings.len() + s.uses.len() + s.copies.len()
+		s.grants.len() + s.policies.len() + s.disabled.len() + s.bindings.len() + s.uses.len() + s.copies.len() + s.auditHeads.len()
 	if s.Initialized() {
 		n++
 	}
@@ -106,6 +107,7 @@ func (s *State) WriteSnapshot(w io.Writer, key LogKey) error {
 	s.bindings.tree.Scan(func(r *Binding) bool { return x.record(kindBinding, r) })
 	s.uses.tree.Scan(func(r *LastUse) bool { return x.record(kindUse, r) })
 	s.copies.tree.Scan(func(r *RecoveryCopy) bool { return x.record(kindCopy, r) })
+	s.auditHeads.tree.Scan(func(r *AuditHead) bool { return x.record(kindAuditHead, r) })
 	s.requestOrder.tree.Scan(func(r *Request) bool { return x.record(kindRequest, r) })
 	if x.err != nil {
 		return fmt.Errorf("writing snapshot: %w", x.err)
@@ -313,6 +315,8 @@ func loadRecord(kind recordKind, b []byte) (put func(*tx), err error) {
 		return decodeRecord(b, func(t *tx, r *LastUse) { t.s.uses.edit(t).Set(r) })
 	case kindCopy:
 		return decodeRecord(b, func(t *tx, r *RecoveryCopy) { t.s.copies.edit(t).Set(r) })
+	case kindAuditHead:
+		return decodeRecord(b, func(t *tx, r *AuditHead) { t.s.auditHeads.edit(t).Set(r) })
 	case kindRequest:
 		return decodeRecord(b, func(t *tx, r *Request) { t.s.requests.edit(t).Set(r); t.s.requestOrder.edit(t).Set(r) })
 	case kindHeader, kindTrailer:

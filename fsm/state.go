@@ -51,6 +51,7 @@ type State struct {
 	bindings         table[*Binding]
 	uses             table[*LastUse]
 	copies           table[*RecoveryCopy]
+	auditHeads       table[*AuditHead]
 	due              table[Due]   // what keys and grants have coming
 	counts           table[count] // keys of a tenant, principals it disabled; grants, bindings of a key
 }
@@ -158,8 +159,9 @@ func NewState() *State {
 		copies: newTable(func(a, b *RecoveryCopy) bool {
 			return cmp.Or(cmp.Compare(a.Generation, b.Generation), strings.Compare(a.Recipient, b.Recipient)) < 0
 		}),
-		due:    newTable(dueBefore),
-		counts: newTable(func(a, b count) bool { return cmp.Or(strings.Compare(a.what, b.what), compareID(a.of, b.of)) < 0 }),
+		auditHeads: newTable(func(a, b *AuditHead) bool { return a.Node < b.Node }),
+		due:        newTable(dueBefore),
+		counts:     newTable(func(a, b count) bool { return cmp.Or(strings.Compare(a.what, b.what), compareID(a.of, b.of)) < 0 }),
 	}
 }
 

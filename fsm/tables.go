@@ -217,6 +217,12 @@ func (t *tx) dropCopy(c *RecoveryCopy) {
 	t.wrote(kindCopy, true, c)
 }
 
+func (t *tx) putAuditHead(h *AuditHead) {
+	h.Revision = t.s.index
+	t.s.auditHeads.edit(t).Set(h)
+	t.wrote(kindAuditHead, false, h)
+}
+
 func (t *tx) setDisabled(d *DisabledPrincipal) {
 	if _, replaced := t.s.disabled.edit(t).Set(d); !replaced {
 		t.addTo(countDisabled+d.Tenant, ID{}, 1)

@@ -45,6 +45,7 @@ type Config struct {
 
 	Rotation Rotation `yaml:"rotation"`
 	Backup   Backup   `yaml:"backup"`
+	Audit    Audit    `yaml:"audit"`
 	Log      Log      `yaml:"log"`
 
 	Metrics Metrics `yaml:"metrics"`
@@ -169,6 +170,15 @@ type Backup struct {
 	Every Duration `yaml:"every"`
 	// Keep is how many of its own backups the node keeps there. Default 24.
 	Keep int `yaml:"keep"`
+}
+
+// Audit is the audit trail in DataDir.
+type Audit struct {
+	// Strict has every record on the disk before its call is answered, also those of
+	// cryptography: otherwise a loss of power may take the last 50 ms of these.
+	Strict bool `yaml:"strict"`
+	// Keep is how long records are kept, whole segments of them; empty: for ever.
+	Keep Duration `yaml:"keep"`
 }
 
 // Limits of scheduled backups.

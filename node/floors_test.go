@@ -16,7 +16,6 @@ var floors = map[string][]string{
 	"fsm":             {},
 	"hsm":             {},
 	"transport":       {},
-	"node/audit":      {},
 	"node/rules":      {},
 	"node/policy":     {},
 	"node/kms/limit":  {},
@@ -25,6 +24,8 @@ var floors = map[string][]string{
 	// The format of backups: the SDK's, so that kmsctl can check one without a node.
 	"rpc/client/backup":     {},
 	"rpc/client/rewrapfile": {},
+	// The form of audit trails, so that kmsctl can verify one without a node.
+	"rpc/client/trail": {},
 	// The files of a recovery of the domain key: what is made offline, with kmsctl too.
 	"rpc/client/recovery": {},
 
@@ -32,42 +33,43 @@ var floors = map[string][]string{
 	"hsm/p11":     {"hsm"},
 	"hsm/hsmtest": {"hsm"},
 
-	"node/cluster":  {"fsm", "hsm", "transport", "node/rules"},
+	"node/audit":    {"rpc/client/trail"},
+	"node/cluster":  {"fsm", "hsm", "transport", "node/rules", "rpc/client/trail"},
 	"node/archive":  {"fsm", "rpc/client/backup"},
-	"node/kms/gate": {"fsm", "node/audit", "node/rules"},
-	"node/kms":      {"fsm", "hsm", "node/audit", "node/kms/gate", "node/kms/limit", "node/policy", "node/rules"},
+	"node/kms/gate": {"fsm", "node/audit", "node/rules", "rpc/client/trail"},
+	"node/kms":      {"fsm", "hsm", "node/audit", "node/kms/gate", "node/kms/limit", "node/policy", "node/rules", "rpc/client/trail"},
 
 	"node/metrics": {
-		"fsm", "hsm", "transport", "node/archive", "node/cluster", "node/rules", "rpc/client/backup",
+		"fsm", "hsm", "transport", "node/archive", "node/cluster", "node/rules", "rpc/client/backup", "rpc/client/trail",
 	},
 	"node/tracing": {
-		"fsm", "hsm", "node/audit", "node/kms", "node/kms/gate", "node/kms/limit", "node/policy", "node/rules",
+		"fsm", "hsm", "node/audit", "node/kms", "node/kms/gate", "node/kms/limit", "node/policy", "node/rules", "rpc/client/trail",
 	},
 	"node/nodetest": {
 		"fsm", "hsm", "transport", "node/audit", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit", "node/nodetest/history",
-		"node/policy", "node/rules",
+		"node/policy", "node/rules", "rpc/client/trail",
 	},
 	"node/nodetest/history": {},
 
 	"rpc": {
 		"fsm", "hsm", "transport", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
-		"node/policy", "node/rules", "rpc/client/backup", "rpc/client/recovery", "rpc/quorumkmsv1", "rpc/peerv1",
+		"node/policy", "node/rules", "rpc/client/backup", "rpc/client/recovery", "rpc/client/trail", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"node": {
 		"fsm", "hsm", "hsm/soft", "hsm/p11", "hsm/hsmtest", "transport", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
 		"node/metrics", "node/tracing", "node/policy", "node/rules",
-		"rpc/client/backup", "rpc/client/recovery", "rpc/client/rewrapfile", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
+		"rpc/client/backup", "rpc/client/recovery", "rpc/client/rewrapfile", "rpc/client/trail", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"cli/kmsd": {
 		"fsm", "hsm", "hsm/soft", "hsm/p11", "hsm/hsmtest", "transport", "node", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
 		"node/metrics", "node/tracing", "node/policy", "node/rules",
-		"rpc/client/backup", "rpc/client/recovery", "rpc/client/rewrapfile", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
+		"rpc/client/backup", "rpc/client/recovery", "rpc/client/rewrapfile", "rpc/client/trail", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 
 	"rpc/client":            {"rpc/quorumkmsv1"},
 	"rpc/client/envelope":   {},
 	"rpc/client/clienttest": {"rpc/client", "rpc/quorumkmsv1"},
-	"cli/kmsctl":            {"rpc/quorumkmsv1", "rpc/client", "rpc/client/envelope", "rpc/client/backup", "rpc/client/recovery", "rpc/client/rewrapfile"},
+	"cli/kmsctl":            {"rpc/quorumkmsv1", "rpc/client", "rpc/client/envelope", "rpc/client/backup", "rpc/client/recovery", "rpc/client/rewrapfile", "rpc/client/trail"},
 }
 
 // strangers are packages of others that must not be reached, directly, from some

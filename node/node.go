@@ -96,6 +96,7 @@ type Node struct {
 	partition hsm.Partition
 	keyring   *hsm.Keyring
 	releases  *gate.Releases
+	head      atomic.Pointer[cluster.AuditHead] // of the audit trail, for the next lease request
 	audit     *audit.Log
 	creds     *transport.Credentials
 	peers     *rpc.Peers
@@ -178,7 +179,10 @@ func (n *Node) open(ctx context.Context) error {
 		n.keyring.Close()
 		return nil
 	})
-	if n.audit, err = audit.Open(filepath.Join(c.DataDir, auditDir), c.Name, time.Now); err != nil {
+	n.audit, err = audit.Open(audit.Config{
+		Dir: filepath.Join(c.DataDir, auditDir), Node: c.Name, Now: time.Now, Strict: c.Audit.Strict, Keep: time.Duration(c.Audit.Keep), Log: n.log,
+	})
+	if err != nil {
 		return fmt.Errorf("%w %s: %w", cluster.ErrDataDir, c.DataDir, err)
 	}
 	n.onClose(n.audit.Close)
@@ -211,7 +215,7 @@ func (n *Node) openMember(ctx context.Context) error {
 		PeerAddress: c.Peer.Advertise, ClientAddress: c.Client.Advertise, Pin: n.creds.CAKeysHash,
 		Domain: n.partition, Profile: c.HSM.Profile, Peers: n.peers, Transport: n.raftTransport, HandedOver: n.releases.HandedOver, Clock: cluster.SystemClock{}, Now: time.Now,
 		Raft: c.Raft.timing(), Lease: c.Lease.timing(), Log: n.log, Halt: n.options.Halt, Waiting: n.tellWaiting, Announce: n.announce,
-		Observer: n.observer(),
+		Observer: n.observer(), AuditHead: n.head.Load,
 	})
 	if err != nil {
 		return err
@@ -347,6 +351,7 @@ func (n *Node) serve(ctx context.Context) error {
 	n.background("duties", func() error { n.service.RunDuties(serving); return nil })
 	n.background("rewrapping", func() error { n.service.RunRewraps(serving); return nil })
 	n.background("reservations", func() error { n.service.RunReservations(serving); return nil })
+	n.background("audit checkpoints", func() error { n.signTrail(serving); return nil })
 	n.background("health", func() error { n.watchHealth(serving); return nil })
 	n.background("supervisor", func() error { n.supervise(serving); return nil })
 	n.background("signs of life", func() error { n.signLife(serving); return nil })

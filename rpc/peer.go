@@ -82,9 +82,16 @@ func (s *peerServer) Lease(ctx context.Context, r *peerpb.LeaseRequest) (*peerpb
 	g, err := s.member.HandleLease(ctx, cluster.LeaseRequest{
 		Node: r.GetNode(), Incarnation: r.GetIncarnation(), Nonce: r.GetNonce(), Applied: r.GetAppliedIndex(),
 		HashIndex: r.GetHashIndex(), Hash: r.GetRunningHash(), Wall: r.GetWallClock(), Epoch: r.GetRecoveryEpoch(),
-		Release: int(r.GetRelease()),
+		Release: int(r.GetRelease()), Audit: auditHead(r),
 	})
 	return &peerpb.LeaseResponse{Incarnation: g.Incarnation, Nonce: g.Nonce, MinIndex: g.MinIndex, Agreed: g.Agreed, Failure: failure(err)}, nil
+}
+
+func auditHead(r *peerpb.LeaseRequest) *cluster.AuditHead {
+	if len(r.GetAuditCheckpoint()) == 0 {
+		return nil
+	}
+	return &cluster.AuditHead{Note: r.GetAuditCheckpoint(), From: r.GetAuditFrom(), Proof: r.GetAuditProof()}
 }
 
 func (s *peerServer) Ack(ctx context.Context, r *peerpb.AckRequest) (*peerpb.AckResponse, error) {

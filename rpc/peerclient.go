@@ -126,10 +126,14 @@ func (p *Peers) Lease(ctx context.Context, address string, r cluster.LeaseReques
 	if err != nil {
 		return cluster.LeaseGrant{}, err
 	}
-	g, err := c.Lease(ctx, &peerpb.LeaseRequest{
+	asked := &peerpb.LeaseRequest{
 		Node: r.Node, Incarnation: r.Incarnation, Nonce: r.Nonce, AppliedIndex: r.Applied, HashIndex: r.HashIndex, RunningHash: r.Hash,
 		WallClock: r.Wall, RecoveryEpoch: r.Epoch, Release: uint32(r.Release), //nolint:gosec // a small number
-	})
+	}
+	if h := r.Audit; h != nil {
+		asked.AuditCheckpoint, asked.AuditFrom, asked.AuditProof = h.Note, h.From, h.Proof
+	}
+	g, err := c.Lease(ctx, asked)
 	if err != nil {
 		return cluster.LeaseGrant{}, err
 	}

@@ -23,11 +23,12 @@ import (
 	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/rpc/client"
+	"github.com/quorumkms/quorumkms/rpc/client/trail"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 )
 
 func (p *process) trailFile() string {
-	return p.path(filepath.Join("data", "audit", audit.FileName))
+	return p.path(filepath.Join("data", "audit", trail.Name(0, trail.RecordsEnd)))
 }
 
 // trail is a node's audit trail, every line of it a record and nothing else, with

@@ -346,7 +346,7 @@ func testDomainNewcomer(ctx context.Context, c *testCluster) {
 	}
 	var trail []byte
 	for _, p := range c.nodes {
-		b, err := os.ReadFile(p.path("data/audit/audit.log"))
+		b, err := os.ReadFile(p.trailFile())
 		must(c.t, err)
 		trail = append(trail, b...)
 	}

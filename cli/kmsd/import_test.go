@@ -429,7 +429,7 @@ func TestImportTools(t *testing.T) {
 			t.Errorf("kmsctl %q ends with %d: %s", args, code, out)
 		}
 	}
-	audit, err := os.ReadFile(c.nodes[0].path("data/audit/audit.log"))
+	audit, err := os.ReadFile(c.nodes[0].trailFile())
 	must(t, err)
 	bytesOf, err := os.ReadFile(material)
 	must(t, err)

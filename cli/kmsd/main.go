@@ -16,6 +16,7 @@ import (
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/node"
+	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/transport"
 )
@@ -49,7 +50,7 @@ func exitCode(err error) int {
 		return exitRemoved
 	case errors.Is(err, cluster.ErrDiverged):
 		return exitDiffers
-	case errors.Is(err, cluster.ErrAltered):
+	case errors.Is(err, cluster.ErrAltered), errors.Is(err, audit.ErrAltered):
 		return exitAltered
 	case errors.Is(err, cluster.ErrStorage):
 		return exitStorage

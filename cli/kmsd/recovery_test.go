@@ -471,7 +471,7 @@ func TestRecipients(t *testing.T) {
 	for _, act := range []string{"AddRecoveryRecipient", "ChangeRecoverySettings", "ApproveRecipientChange", "CancelRecipientChange", "RemoveRecoveryRecipient"} {
 		found := false
 		for _, p := range c.nodes {
-			b, err := os.ReadFile(p.path("data/audit/audit.log"))
+			b, err := os.ReadFile(p.trailFile())
 			must(t, err)
 			found = found || bytes.Contains(b, []byte(`"eventName":"`+act+`"`))
 		}

@@ -157,7 +157,7 @@ func TestRestore(t *testing.T) {
 	if got := rotated.GetCurrentVersion(); got != 5<<20+1 {
 		t.Errorf("version %d was minted, want a number of the new epoch", got)
 	}
-	if b, err := os.ReadFile(first.path("data/audit/audit.log")); err != nil || !strings.Contains(string(b), `"RestoreBackup"`) {
+	if b, err := os.ReadFile(first.trailFile()); err != nil || !strings.Contains(string(b), `"RestoreBackup"`) {
 		t.Errorf("the restore is not in the audit trail: %v", err)
 	}
 

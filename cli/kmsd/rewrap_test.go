@@ -102,7 +102,7 @@ func TestRewrap(t *testing.T) {
 	must(t, second(c.dial(adminID).Keys().DeleteImportedKeyMaterial(ctx, &pb.DeleteImportedKeyMaterialRequest{KeyId: imported, Version: 1})))
 	must(t, second(c.bring(ctx, imported, material, nil, c.nodes[2], c.nodes[0]))) // the same bytes, by their check value
 	c.twinIsGone(ctx, mover)
-	trail, err := os.ReadFile(mover.path("data/audit/audit.log"))
+	trail, err := os.ReadFile(mover.trailFile())
 	must(t, err)
 	for _, act := range []string{"StartRewrap", "RewrapKeyVersion", "EndRewrap"} {
 		if !bytes.Contains(trail, []byte(`"eventName":"`+act+`"`)) {

@@ -51,4 +51,10 @@ type Event struct {
 	// Unrecorded is how many calls were refused since the last record without one of their
 	// own, because their principals were refused too often.
 	Unrecorded uint64 `json:"unrecordedRefusals,omitempty"`
+	// Previous is the hash of the record before, as package trail documents it; left out in
+	// the first.
+	Previous string `json:"previous,omitempty"`
+
+	// Durable has the record on the disk before the call is answered. It is not written.
+	Durable bool `json:"-"`
 }

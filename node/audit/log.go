@@ -5,17 +5,22 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/quorumkms/quorumkms/rpc/client/trail"
 )
 
 // ErrUnavailable means: a record could not be written, so the call must not be
 // answered.
 var ErrUnavailable = errors.New("audit record cannot be written")
+
+// ErrAltered means: the records on the disk are not those that this node has signed.
+var ErrAltered = errors.New("audit trail was altered")
 
 const (
 	// syncEvery bounds what a loss of power can take: records are handed to the
@@ -24,86 +29,175 @@ const (
 	// maxField and maxContext bound, in bytes, what callers can put into a record.
 	maxField   = 2 << 10
 	maxContext = 8 << 10
-	// maxLine is longer than any record, in bytes: a character may take six.
-	maxLine = 256 << 10
-	// FileName is the trail's file in the audit directory.
-	FileName = "audit.log"
+	// earlierFile is the whole trail of the first release.
+	earlierFile = "audit.log"
 )
 
-// Log writes the trail of one node. It may be used from any goroutine.
-type Log struct {
-	now func() time.Time
-
-	mu       sync.Mutex
-	node     string
-	file     *os.File
-	sequence uint64
-	buf      bytes.Buffer
-	dirty    bool
-	broken   error
-	observer Observer
-
-	stop chan struct{}
-	done chan struct{}
+// Config is what a Log needs.
+type Config struct {
+	Dir  string // made if absent
+	Node string // how records name the node until SetNode
+	Now  func() time.Time
+	// Strict has every record on the disk before its call is answered.
+	Strict bool
+	// Keep is how long the records of whole segments are kept; 0: for ever.
+	Keep time.Duration
+	Log  *slog.Logger
 }
 
-// Open opens the trail in dir, which is made if absent, and goes on with its
-// sequence. A record that was torn by a crash is cut off, and a record says so.
-func Open(dir, node string, now func() time.Time) (*Log, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+// Log writes the trail of one node, in the form that package trail documents. It may be
+// used from any goroutine.
+type Log struct {
+	config Config
+
+	mu         sync.Mutex
+	moved      *sync.Cond // the disk has more, or the trail is broken
+	node       string
+	file       *os.File // of the segment that is being written
+	tree       *trail.Tree
+	above      int // hashes above the segments that are in their file
+	previous   string
+	buf        bytes.Buffer
+	durable    uint64 // sequence number of the last record that is on the disk
+	broken     error
+	remembered int64 // records that others remember
+	observer   Observer
+
+	wanted chan struct{} // somebody waits for the disk
+	stop   chan struct{}
+	done   sync.WaitGroup
+
+	signing sync.Mutex // guards what follows, and is never held for long
+	signed  trail.Checkpoint
+	note    []byte // of signed
+}
+
+// Open opens the trail and goes on with its sequence. A record that was torn by a crash is
+// cut off, and a record says so. ErrAltered if it is not what this node signed last.
+func Open(c Config) (*Log, error) {
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("audit directory: %w", err)
 	}
-	file, err := os.OpenFile(filepath.Join(dir, FileName), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("audit trail: %w", err)
+	l := &Log{config: c, node: c.Node, observer: nobody{}, wanted: make(chan struct{}, 1), stop: make(chan struct{})}
+	l.moved = sync.NewCond(&l.mu)
+	if err := l.recover(); err != nil {
+		return nil, fmt.Errorf("audit trail in %s: %w", c.Dir, err)
 	}
-	l := &Log{now: now, node: node, file: file, observer: nobody{}, stop: make(chan struct{}), done: make(chan struct{})}
-	torn, err := l.recover()
-	if err == nil && torn > 0 {
-		err = l.Record(Event{
-			Name: "AuditTrailRecovered", Principal: node, Class: "node", Result: Success,
-			Reason: fmt.Sprintf("%d bytes of a torn record were cut off", torn),
-		})
-	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("audit trail %s: %w", file.Name(), err), file.Close())
-	}
-	go l.syncLoop()
+	l.done.Go(l.syncLoop)
+	l.done.Go(l.tidyLoop)
 	return l, nil
 }
 
-// recover finds the last whole record and cuts what follows it.
-func (l *Log) recover() (torn int64, err error) {
-	size, err := l.file.Seek(0, io.SeekEnd)
-	if err != nil || size == 0 {
-		return 0, err
+// recover makes the tree of what is there, and cuts off what follows the last whole record.
+func (l *Log) recover() error {
+	if err := l.adopt(); err != nil {
+		return err
 	}
-	n := min(size, 2*maxLine)
-	tail := make([]byte, n)
-	if _, err := l.file.ReadAt(tail, size-n); err != nil {
-		return 0, err
+	there, err := trail.Load(l.config.Dir)
+	if err != nil {
+		return err
 	}
-	end := bytes.LastIndexByte(tail, '\n') + 1
-	torn = n - int64(end)
-	if torn > 0 {
-		if err := l.file.Truncate(size - torn); err != nil {
-			return 0, err
+	l.tree = there.Tree
+	if err := l.newest(); err != nil {
+		return err
+	}
+	if err := l.keepAbove(there.Above); err != nil {
+		return err
+	}
+	if there.Last != nil {
+		var last Event
+		if err := json.Unmarshal(there.Last, &last); err != nil || last.Sequence != l.sequence() {
+			return fmt.Errorf("the last record is not record %d: %w", l.sequence(), errors.Join(ErrAltered, err))
 		}
+		l.previous = trail.RecordHash(there.Last).String()
 	}
-	if end == 0 {
-		if n < size {
-			return 0, errors.New("no whole record near the end")
-		}
-		return torn, nil
+	if there.Active.Path == "" {
+		err = l.begin()
+	} else {
+		err = l.resume(there)
 	}
-	line := tail[:end-1]
-	line = line[bytes.LastIndexByte(line, '\n')+1:]
-	var last Event
-	if err := json.Unmarshal(line, &last); err != nil {
-		return 0, fmt.Errorf("last record: %w", err)
+	if err != nil || there.Torn == 0 {
+		return err
 	}
-	l.sequence = last.Sequence
-	return torn, nil
+	err = l.Record(Event{
+		Name: "AuditTrailRecovered", Principal: l.node, Class: "node", Result: Success,
+		Reason: fmt.Sprintf("%d bytes of a torn record were cut off", there.Torn),
+	})
+	if err != nil {
+		return errors.Join(err, l.file.Close())
+	}
+	return nil
+}
+
+// sequence is the number of the last record.
+func (l *Log) sequence() uint64 { return uint64(l.tree.Size()) } //nolint:gosec // not negative
+
+func (l *Log) segment() int64 { return l.tree.Size() / trail.SegmentRecords }
+
+func (l *Log) path(name string) string { return filepath.Join(l.config.Dir, name) }
+
+// begin begins the file of the next segment.
+func (l *Log) begin() error {
+	f, err := os.OpenFile(l.path(trail.Name(l.segment(), trail.RecordsEnd)), os.O_CREATE|os.O_EXCL|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	l.file = f
+	return syncDir(l.config.Dir)
+}
+
+// resume goes on with a segment.
+func (l *Log) resume(there *trail.Loaded) error {
+	f, err := os.OpenFile(there.Active.Path, os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	if there.Torn > 0 {
+		err = f.Truncate(there.Whole)
+	}
+	if err = errors.Join(err, f.Sync()); err != nil { // what is signed must be on the disk
+		return errors.Join(err, f.Close())
+	}
+	l.file, l.durable = f, l.sequence()
+	if l.segmentIsFull() {
+		return l.turn()
+	}
+	return nil
+}
+
+func (l *Log) segmentIsFull() bool {
+	return l.tree.Size() > 0 && l.tree.Size()%trail.SegmentRecords == 0 && l.tree.Filling()
+}
+
+// turn ends a full segment and begins the next.
+func (l *Log) turn() error {
+	if err := errors.Join(l.file.Sync(), l.file.Close()); err != nil {
+		return err
+	}
+	l.durable = l.sequence()
+	if err := l.tree.Turn(); err != nil {
+		return err
+	}
+	if err := l.keepAbove(l.above); err != nil {
+		return err
+	}
+	return l.begin()
+}
+
+// keepAbove writes those hashes above the segments that are not in their file.
+func (l *Log) keepAbove(there int) error {
+	f, err := os.OpenFile(l.path(trail.HashesFile), os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	above := l.tree.Above()
+	var b []byte
+	for _, h := range above[there:] {
+		b = append(b, h[:]...)
+	}
+	_, err = f.WriteAt(b, int64(there*len(trail.Hash{})))
+	l.above = len(above)
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // SetNode names the node in the records that follow: its raft id, once it has one.
@@ -113,26 +207,63 @@ func (l *Log) SetNode(node string) {
 	l.node = node
 }
 
-// Record writes one record; time, node and sequence are set here. When it returns
-// nil the kernel has the record. ErrUnavailable otherwise, and then for every
-// later record too: a trail with a hole is no trail.
+// Record writes one record; time, node, sequence and the name of the record before are set
+// here. When it returns nil the kernel has the record, and the disk if it is to be Durable.
+// ErrUnavailable otherwise, and then for every later record too: a trail with a hole is no
+// trail.
 func (l *Log) Record(e Event) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.broken != nil {
 		return l.broken
 	}
-	e.Time, e.Node, e.Sequence = l.now().UTC(), l.node, l.sequence+1
+	e.Time, e.Node, e.Sequence, e.Previous = l.config.Now().UTC(), l.node, l.sequence()+1, l.previous
 	if err := l.encode(&e); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	if _, err := l.file.Write(l.buf.Bytes()); err != nil {
-		l.broken = fmt.Errorf("%w: %w", ErrUnavailable, err)
-		return l.broken
+		return l.breaks(err)
 	}
-	l.sequence, l.dirty = e.Sequence, true
-	l.observer.Recorded(l.buf.Len(), l.sequence)
+	leaf := trail.RecordHash(bytes.TrimSuffix(l.buf.Bytes(), []byte{'\n'}))
+	full, err := l.tree.Add(leaf)
+	if err != nil {
+		return l.breaks(err)
+	}
+	l.previous = leaf.String()
+	l.observer.Recorded(l.buf.Len(), e.Sequence)
+	if full {
+		if err := l.turn(); err != nil {
+			return l.breaks(err)
+		}
+	}
+	if e.Durable || l.config.Strict {
+		return l.await(e.Sequence)
+	}
 	return nil
+}
+
+// breaks ends the trail.
+func (l *Log) breaks(err error) error {
+	if l.broken == nil {
+		l.broken = fmt.Errorf("%w: %w", ErrUnavailable, err)
+		l.moved.Broadcast()
+	}
+	return l.broken
+}
+
+// await waits until a record is on the disk. Those that wait together share one write.
+func (l *Log) await(sequence uint64) error {
+	for l.durable < sequence && l.broken == nil {
+		select {
+		case l.wanted <- struct{}{}:
+		default:
+		}
+		l.moved.Wait()
+	}
+	if l.durable >= sequence {
+		return nil
+	}
+	return l.broken
 }
 
 // encode puts a record into the buffer; what callers made too long is clipped.
@@ -163,45 +294,77 @@ func (l *Log) Healthy() error {
 }
 
 func (l *Log) syncLoop() {
-	defer close(l.done)
 	tick := time.NewTicker(syncEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			l.sync()
+		case <-l.wanted:
 		case <-l.stop:
 			return
 		}
+		l.sync()
 	}
 }
 
+// sync brings what has been written to the disk.
 func (l *Log) sync() {
 	l.mu.Lock()
-	dirty, observer := l.dirty && l.broken == nil, l.observer
-	l.dirty = false
-	l.mu.Unlock()
-	if !dirty {
+	file, upTo, observer := l.file, l.sequence(), l.observer
+	if l.durable >= upTo || l.broken != nil {
+		l.mu.Unlock()
 		return
 	}
+	l.mu.Unlock()
 	began := time.Now()
-	err := l.file.Sync()
-	observer.Synced(time.Since(began), err)
-	if err != nil {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.broken = fmt.Errorf("%w: %w", ErrUnavailable, err)
+	err := file.Sync()
+	took := time.Since(began)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.durable >= upTo: // the segment has been ended meanwhile, which syncs it
+	case err != nil:
+		observer.Synced(took, err)
+		_ = l.breaks(err) // told to all that write
+	default:
+		observer.Synced(took, nil)
+		l.durable = upTo
 	}
+	l.moved.Broadcast()
 }
 
 // Close writes everything to the disk and closes the trail.
 func (l *Log) Close() error {
 	close(l.stop)
-	<-l.done
+	l.done.Wait()
 	l.sync()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	err := l.broken
 	l.broken = fmt.Errorf("%w: closed", ErrUnavailable)
+	l.moved.Broadcast()
 	return errors.Join(err, l.file.Close())
+}
+
+// Position is how far the trail is.
+type Position struct {
+	Last    uint64 // sequence number of the last record
+	Durable uint64 // of the last one that is on the disk
+	Signed  uint64 // of the last one that a checkpoint covers
+}
+
+// Position tells how far the trail is.
+func (l *Log) Position() Position {
+	signed, _ := l.lastSigned()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return Position{Last: l.sequence(), Durable: l.durable, Signed: uint64(signed.Size)} //nolint:gosec // not negative
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,9 +13,13 @@ import (
 	"time"
 )
 
+func config(dir string) Config {
+	return Config{Dir: dir, Node: "node-1", Now: time.Now, Log: slog.New(slog.DiscardHandler)}
+}
+
 func open(t *testing.T, dir string) *Log {
 	t.Helper()
-	l, err := Open(dir, "node-1", time.Now)
+	l, err := Open(config(dir))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,7 +35,7 @@ func shut(t *testing.T, l *Log) {
 
 func read(t *testing.T, dir string) []Event {
 	t.Helper()
-	b, err := os.ReadFile(filepath.Join(dir, FileName))
+	b, err := os.ReadFile(filepath.Join(dir, "0000000000.records"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,14 +94,14 @@ func TestTornRecord(t *testing.T) {
 		}
 	}
 	shut(t, l)
-	b, err := os.ReadFile(filepath.Join(whole, FileName))
+	b, err := os.ReadFile(filepath.Join(whole, "0000000000.records"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	first := bytes.IndexByte(b, '\n') + 1
 	for cut := 1; cut < len(b); cut++ {
 		dir := t.TempDir()
-		if err := os.WriteFile(filepath.Join(dir, FileName), b[:cut], 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "0000000000.records"), b[:cut], 0o600); err != nil {
 			t.Fatal(err)
 		}
 		l := open(t, dir)
@@ -117,10 +122,10 @@ func TestTornRecord(t *testing.T) {
 
 func TestDamagedTrailIsRefused(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, FileName), []byte("{\"sequence\":1}\nnonsense\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "0000000000.records"), []byte("{\"sequence\":1}\nnonsense\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(dir, "node-1", time.Now); err == nil {
+	if _, err := Open(config(dir)); err == nil {
 		t.Fatal("a damaged last record was taken")
 	}
 }
@@ -141,7 +146,7 @@ func TestUnwritable(t *testing.T) {
 		t.Fatal(err)
 	}
 	close(l.stop)
-	<-l.done
+	l.done.Wait()
 }
 
 // TestOversizedRecord: what a caller makes too long is clipped, and the trail opens

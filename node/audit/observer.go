@@ -22,5 +22,5 @@ func (l *Log) Observe(o Observer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.observer = o
-	o.Recorded(0, l.sequence)
+	o.Recorded(0, l.sequence())
 }

@@ -67,7 +67,8 @@ type LeaseRequest struct {
 	Hash        []byte // running hash right after it
 	Wall        int64  // unix nanoseconds
 	Epoch       uint32
-	Release     int // the newest release of the formats that the node knows; 0 from a node of v0.1.0
+	Release     int        // the newest release of the formats that the node knows; 0 from a node of v0.1.0
+	Audit       *AuditHead // if it has one that is newer than what its state has
 }
 
 // LeaseGrant is the leader's answer.
@@ -439,6 +440,7 @@ func (m *Member) HandleLease(ctx context.Context, r LeaseRequest) (LeaseGrant, e
 	}
 	e.grantor.ack(r.Node, r.Applied)
 	e.grantor.reported(r.Node, r.Release)
+	e.offered(member, s, r.Audit)
 	agreed, err := e.compare(r)
 	if err != nil {
 		return LeaseGrant{}, err
@@ -620,7 +622,7 @@ func (e *engine) obtain(ctx context.Context) error {
 	grant, err := e.askLease(ctx, LeaseRequest{
 		Node: e.id, Incarnation: e.lessee.incarnation, Nonce: nonce, Applied: min(e.settled.Load(), s.Index()),
 		HashIndex: mark.Index, Hash: mark.Hash[:], Wall: e.config.Now().UnixNano(), Epoch: s.Cluster().RecoveryEpoch,
-		Release: fsm.NewestRelease,
+		Release: fsm.NewestRelease, Audit: e.auditHead(s),
 	})
 	e.observer.Lease(err)
 	if err != nil {

@@ -91,6 +91,9 @@ type Config struct {
 	Waiting func(DomainWait)
 	// Announce leaves a transfer key of this node where its own Security Officer finds it.
 	Announce func(spki []byte) error
+	// AuditHead, optional, is the newest checkpoint of this node's audit trail, if it is
+	// another than what the cluster remembers. It must not wait for anything.
+	AuditHead func() *AuditHead
 	// HandedOver returns when every result whose checks began before the call has been
 	// handed over or wiped (gate.Releases).
 	HandedOver func(context.Context) error
@@ -167,6 +170,9 @@ type engine struct {
 	outlived chan error // that the cluster was recovered without this node
 	splitsMu sync.Mutex
 	splits   map[string]string // peer address -> what other history lives there
+
+	headsMu sync.Mutex
+	heads   map[string]fsm.NextAuditHead // by raft id: sent by nodes, and not in the log yet
 
 	ctx    context.Context //nolint:containedctx // the engine's own life
 	cancel context.CancelFunc
@@ -267,6 +273,7 @@ func (m *Member) start(ctx context.Context, id identity, prepare prepare) (*engi
 		timedOut:      map[string]uint64{},
 		outlived:      make(chan error, 1),
 		splits:        map[string]string{},
+		heads:         map[string]fsm.NextAuditHead{},
 	}
 	e.observer = nobody{}
 	if c.Observer != nil {
@@ -289,6 +296,7 @@ func (m *Member) start(ctx context.Context, id identity, prepare prepare) (*engi
 	e.wait.Go(e.dutyLoop)
 	e.wait.Go(e.installLoop)
 	e.wait.Go(e.splitLoop)
+	e.wait.Go(e.headsLoop)
 	return e, nil
 }
 

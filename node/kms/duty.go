@@ -113,7 +113,7 @@ func (s *Service) doOne(ctx context.Context, st *fsm.State, d fsm.Due, at time.T
 	if command == nil || err != nil {
 		return err
 	}
-	e := audit.Event{Name: name, Principal: s.self, Class: string(ClassNode), DecidedBy: "schedule", Target: d.ID.String(), Result: audit.Success}
+	e := audit.Event{Name: name, Principal: s.self, Class: string(ClassNode), DecidedBy: "schedule", Target: d.ID.String(), Result: audit.Success, Durable: true}
 	if k := keyOfDue(st, d); k != nil {
 		e.Tenant, e.KeyID = k.Tenant, k.ID.String()
 	}

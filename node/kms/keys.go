@@ -97,7 +97,7 @@ func (c change) lane() limit.Lane {
 // returned is the one in which the change has been applied.
 func (s *Service) apply(ctx context.Context, c change) (fsm.Result, *fsm.State, error) {
 	e := begin(c.name, c.call)
-	e.Target, e.Tenant = c.target, c.call.acting()
+	e.Target, e.Tenant, e.Durable = c.target, c.call.acting(), true
 	result, st, err := s.propose(ctx, c, &e)
 	if err != nil {
 		return fsm.Result{}, nil, s.refuse(e, err)

@@ -35,7 +35,7 @@ type Operation[T any] struct {
 // Operate runs an operator's call: class, checks, the work, the record.
 func Operate[T any](ctx context.Context, s *Service, o Operation[T]) (T, error) {
 	e := begin(o.Name, o.Call)
-	e.Target = o.Target
+	e.Target, e.Durable = o.Target, true
 	answer, err := operate(ctx, s, o, &e)
 	if err != nil {
 		var none T
@@ -99,7 +99,7 @@ func (s *Service) Observe(ctx context.Context, name string, c Call) error {
 // Event records what the node did or refused outside a client's call, such as a
 // node joining.
 func (s *Service) Event(name, principal, target string, err error) error {
-	e := audit.Event{Name: name, Principal: principal, Class: string(ClassNode), Target: target, Result: audit.Success}
+	e := audit.Event{Name: name, Principal: principal, Class: string(ClassNode), Target: target, Result: audit.Success, Durable: true}
 	if err != nil {
 		e.Result, e.Reason = audit.Failed, err.Error()
 	}

@@ -235,11 +235,13 @@ type LeaseRequest struct {
 	Nonce           uint64                 `protobuf:"varint,3,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	AppliedIndex    uint64                 `protobuf:"varint,4,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
 	RunningHash     []byte                 `protobuf:"bytes,5,opt,name=running_hash,json=runningHash,proto3" json:"running_hash,omitempty"`
-	WallClock       int64                  `protobuf:"varint,6,opt,name=wall_clock,json=wallClock,proto3" json:"wall_clock,omitempty"` // unix nanoseconds
-	AuditCheckpoint []byte                 `protobuf:"bytes,7,opt,name=audit_checkpoint,json=auditCheckpoint,proto3" json:"audit_checkpoint,omitempty"`
+	WallClock       int64                  `protobuf:"varint,6,opt,name=wall_clock,json=wallClock,proto3" json:"wall_clock,omitempty"`                  // unix nanoseconds
+	AuditCheckpoint []byte                 `protobuf:"bytes,7,opt,name=audit_checkpoint,json=auditCheckpoint,proto3" json:"audit_checkpoint,omitempty"` // the newest of its audit trail, if it is newer than what its state has
 	RecoveryEpoch   uint32                 `protobuf:"varint,8,opt,name=recovery_epoch,json=recoveryEpoch,proto3" json:"recovery_epoch,omitempty"`
-	HashIndex       uint64                 `protobuf:"varint,9,opt,name=hash_index,json=hashIndex,proto3" json:"hash_index,omitempty"` // of the tick right behind which running_hash was taken; 0: do not compare
-	Release         uint32                 `protobuf:"varint,16,opt,name=release,proto3" json:"release,omitempty"`                     // the newest release that the node's software knows; 0 from v0.1.0
+	HashIndex       uint64                 `protobuf:"varint,9,opt,name=hash_index,json=hashIndex,proto3" json:"hash_index,omitempty"`    // of the tick right behind which running_hash was taken; 0: do not compare
+	Release         uint32                 `protobuf:"varint,16,opt,name=release,proto3" json:"release,omitempty"`                        // the newest release that the node's software knows; 0 from v0.1.0
+	AuditFrom       int64                  `protobuf:"varint,17,opt,name=audit_from,json=auditFrom,proto3" json:"audit_from,omitempty"`   // records of the tree from which audit_checkpoint's goes on
+	AuditProof      [][]byte               `protobuf:"bytes,18,rep,name=audit_proof,json=auditProof,proto3" json:"audit_proof,omitempty"` // of that: RFC 6962, section 2.1.2
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -342,6 +344,20 @@ func (x *LeaseRequest) GetRelease() uint32 {
 		return x.Release
 	}
 	return 0
+}
+
+func (x *LeaseRequest) GetAuditFrom() int64 {
+	if x != nil {
+		return x.AuditFrom
+	}
+	return 0
+}
+
+func (x *LeaseRequest) GetAuditProof() [][]byte {
+	if x != nil {
+		return x.AuditProof
+	}
+	return nil
 }
 
 type LeaseResponse struct {
@@ -2333,7 +2349,7 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\rR\aversion\x124\n" +
-	"\afailure\x18\x04 \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"\xcc\x02\n" +
+	"\afailure\x18\x04 \x01(\v2\x1a.quorumkms.peer.v1.FailureR\afailure\"\x8c\x03\n" +
 	"\fLeaseRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\x04R\vincarnation\x12\x14\n" +
@@ -2346,7 +2362,11 @@ const file_quorumkms_peer_v1_peer_proto_rawDesc = "" +
 	"\x0erecovery_epoch\x18\b \x01(\rR\rrecoveryEpoch\x12\x1d\n" +
 	"\n" +
 	"hash_index\x18\t \x01(\x04R\thashIndex\x12\x18\n" +
-	"\arelease\x18\x10 \x01(\rR\arelease\"\xb2\x01\n" +
+	"\arelease\x18\x10 \x01(\rR\arelease\x12\x1d\n" +
+	"\n" +
+	"audit_from\x18\x11 \x01(\x03R\tauditFrom\x12\x1f\n" +
+	"\vaudit_proof\x18\x12 \x03(\fR\n" +
+	"auditProof\"\xb2\x01\n" +
 	"\rLeaseResponse\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\x04R\vincarnation\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\x04R\x05nonce\x12\x1b\n" +

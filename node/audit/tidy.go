@@ -1,0 +1,203 @@
+package audit
+
+import (
+	"bufio"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/quorumkms/quorumkms/rpc/client/trail"
+)
+
+const (
+	// tidyEvery is how often whole segments are looked after.
+	tidyEvery = 10 * time.Second
+	// keptCheckpoints is how many checkpoints of a whole segment are kept, at equal
+	// distances, and the last.
+	keptCheckpoints = 1024
+	partEnd         = ".part"
+)
+
+// tidyLoop compresses whole segments, and removes those that are older than they are kept.
+func (l *Log) tidyLoop() {
+	tick := time.NewTicker(tidyEvery)
+	defer tick.Stop()
+	for {
+		if err := l.tidy(); err != nil {
+			l.config.Log.Warn("whole segments of the audit trail were not looked after, trying again", "error", err)
+		}
+		select {
+		case <-tick.C:
+		case <-l.stop:
+			return
+		}
+	}
+}
+
+// Kept tells the log up to which record others remember the trail: what is behind is not
+// removed, since the node could not prove any more that it goes on from there.
+func (l *Log) Kept(remembered int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.remembered = max(l.remembered, remembered)
+}
+
+func (l *Log) tidy() error {
+	segments, err := trail.Segments(l.config.Dir)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	current, remembered := l.segment(), l.remembered
+	l.mu.Unlock()
+	var errs []error
+	for _, s := range segments {
+		if s.Number >= current {
+			break
+		}
+		if l.config.Keep > 0 && (s.Number+1)*trail.SegmentRecords <= remembered {
+			info, err := os.Stat(s.Path)
+			if err == nil && l.config.Now().Sub(info.ModTime()) > l.config.Keep {
+				errs = append(errs, l.prune(s))
+				continue
+			}
+		}
+		if strings.HasSuffix(s.Path, trail.RecordsEnd) {
+			errs = append(errs, l.compress(s), l.thin(s))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// prune removes a segment: its first record says so.
+func (l *Log) prune(s trail.Segment) error {
+	err := l.Record(Event{
+		Name: "AuditSegmentRemoved", Principal: l.config.Node, Class: "node", Result: Success, Durable: true,
+		Target: fmt.Sprintf("records %d to %d", s.First(), s.First()+trail.SegmentRecords-1), Reason: "they are older than audit.keep",
+	})
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(l.path(trail.Name(s.Number, trail.CheckpointsEnd))); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.Remove(s.Path)
+}
+
+// compress replaces the file of a whole segment, which keeps the time of its last record.
+func (l *Log) compress(s trail.Segment) error {
+	info, err := os.Stat(s.Path)
+	if err != nil {
+		return err
+	}
+	from, err := os.Open(s.Path)
+	if err != nil {
+		return err
+	}
+	defer from.Close() //nolint:errcheck // only read
+	path := l.path(trail.Name(s.Number, trail.CompressedEnd))
+	err = replace(path, func(w io.Writer) error {
+		z := gzip.NewWriter(w)
+		_, err := io.Copy(z, bufio.NewReader(from))
+		return errors.Join(err, z.Close())
+	})
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.Chtimes(path, info.ModTime(), info.ModTime()), os.Remove(s.Path))
+}
+
+// thin leaves some of the checkpoints of a whole segment.
+func (l *Log) thin(s trail.Segment) error {
+	path := l.path(trail.Name(s.Number, trail.CheckpointsEnd))
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	all, err := trail.Checkpoints(b)
+	if err != nil || len(all) <= keptCheckpoints {
+		return err
+	}
+	every := (len(all) + keptCheckpoints - 1) / keptCheckpoints
+	return replace(path, func(w io.Writer) error {
+		for i, note := range all {
+			if i%every != 0 && i != len(all)-1 {
+				continue
+			}
+			if _, err := w.Write(note); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// replace writes a file anew, whole or not at all.
+func replace(path string, write func(io.Writer) error) error {
+	part := path + partEnd
+	f, err := os.OpenFile(part, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	b := bufio.NewWriter(f)
+	if err := errors.Join(write(b), b.Flush(), f.Sync(), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(part))
+	}
+	if err := os.Rename(part, path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// adopt makes segments of the trail that the first release has written: one file of records
+// that do not name the one before them. Their sequence goes on.
+func (l *Log) adopt() error {
+	earlier := l.path(earlierFile)
+	f, err := os.Open(earlier)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	var lines [][]byte
+	segment := int64(0)
+	flush := func() error {
+		err := replace(l.path(trail.Name(segment, trail.RecordsEnd)), func(w io.Writer) error {
+			for _, line := range lines {
+				if _, err := w.Write(append(line, '\n')); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		lines = lines[:0]
+		segment++
+		return err
+	}
+	_, err = trail.Lines(f, func(line []byte) (bool, error) {
+		if lines = append(lines, slices.Clone(line)); len(lines) == trail.SegmentRecords {
+			return true, flush()
+		}
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	if len(lines) > 0 || segment == 0 {
+		if err := flush(); err != nil {
+			return err
+		}
+	}
+	return os.Remove(earlier) // what it had is on the disk elsewhere
+}

@@ -1,0 +1,181 @@
+package trail
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+const (
+	originPrefix = "quorumkms/audit/v1/"
+	timePrefix   = "time "
+	// MaxCheckpoint is more than the size of any checkpoint, in bytes.
+	MaxCheckpoint = 2 << 10
+	// algECDSA is the type of ECDSA signatures in C2SP signed-note.
+	algECDSA = 2
+)
+
+// ErrCheckpoint means: what should be a checkpoint is none, or its signature does not verify.
+var ErrCheckpoint = errors.New("audit checkpoint refused")
+
+// Checkpoint is the size and root of a node's tree at a time.
+type Checkpoint struct {
+	Cluster string
+	Node    string // raft id
+	Size    int64  // records
+	Root    Hash
+	Time    time.Time // by the node's clock, of milliseconds
+}
+
+func (c Checkpoint) text() string {
+	return fmt.Sprintf("%s%s/%s\n%d\n%s\n%s%d\n", originPrefix, c.Cluster, c.Node, c.Size, c.Root, timePrefix, c.Time.UnixMilli())
+}
+
+// Sign makes the note of a checkpoint. sign gives the ECDSA signature, ASN.1 DER, over
+// SHA-256 of a message by the key of spki.
+func (c Checkpoint) Sign(spki []byte, sign func(message []byte) ([]byte, error)) ([]byte, error) {
+	return note.Sign(&note.Note{Text: c.text()}, &identity{name: c.Node, spki: spki, sign: sign})
+}
+
+// OpenCheckpoint reads a checkpoint and verifies its signature by the key of spki.
+// ErrCheckpoint.
+func OpenCheckpoint(b, spki []byte) (Checkpoint, error) {
+	c, err := parseCheckpoint(b)
+	if err != nil {
+		return c, err
+	}
+	if _, err := note.Open(b, note.VerifierList(&identity{name: c.Node, spki: spki})); err != nil {
+		return c, fmt.Errorf("%w: of %d records: %w", ErrCheckpoint, c.Size, err)
+	}
+	return c, nil
+}
+
+// parseCheckpoint reads a checkpoint and verifies nothing.
+func parseCheckpoint(b []byte) (c Checkpoint, err error) {
+	bad := func(what string) (Checkpoint, error) { return Checkpoint{}, fmt.Errorf("%w: %s", ErrCheckpoint, what) }
+	if len(b) > MaxCheckpoint {
+		return bad("too long")
+	}
+	text, _, ok := strings.Cut(string(b), "\n\n")
+	lines := strings.Split(text, "\n")
+	if !ok || len(lines) != 4 {
+		return bad("not 4 lines and a signature")
+	}
+	origin, ok := strings.CutPrefix(lines[0], originPrefix)
+	if c.Cluster, c.Node, ok = cut(origin, ok); !ok {
+		return bad("its first line")
+	}
+	if c.Size, err = strconv.ParseInt(lines[1], 10, 64); err != nil || c.Size < 0 || strconv.FormatInt(c.Size, 10) != lines[1] {
+		return bad("its size")
+	}
+	if c.Root, err = tlog.ParseHash(lines[2]); err != nil {
+		return bad("its root")
+	}
+	at, ok := strings.CutPrefix(lines[3], timePrefix)
+	ms, err := strconv.ParseInt(at, 10, 64)
+	if !ok || err != nil {
+		return bad("its time")
+	}
+	c.Time = time.UnixMilli(ms).UTC()
+	if c.text() != text+"\n" {
+		return bad("not in its canonical form")
+	}
+	return c, nil
+}
+
+func cut(origin string, ok bool) (cluster, node string, _ bool) {
+	if !ok {
+		return "", "", false
+	}
+	cluster, node, ok = strings.Cut(origin, "/")
+	return cluster, node, ok && cluster != "" && node != "" && !strings.Contains(node, "/")
+}
+
+// identity signs and verifies notes with a node's identity key. It implements note.Signer
+// and note.Verifier.
+type identity struct {
+	name string
+	spki []byte
+	sign func(message []byte) ([]byte, error)
+}
+
+func (i *identity) Name() string { return i.name }
+
+// KeyHash is as C2SP signed-note defines it.
+func (i *identity) KeyHash() uint32 {
+	h := sha256.New()
+	h.Write([]byte(i.name + "\n"))
+	h.Write([]byte{algECDSA})
+	h.Write(i.spki)
+	return binary.BigEndian.Uint32(h.Sum(nil))
+}
+
+func (i *identity) Sign(message []byte) ([]byte, error) { return i.sign(message) }
+
+func (i *identity) Verify(message, signature []byte) bool {
+	parsed, err := x509.ParsePKIXPublicKey(i.spki)
+	if err != nil {
+		return false
+	}
+	key, ok := parsed.(*ecdsa.PublicKey)
+	if !ok || key.Curve != elliptic.P256() {
+		return false
+	}
+	digest := sha256.Sum256(message)
+	return ecdsa.VerifyASN1(key, digest[:], signature)
+}
+
+// splitCheckpoints calls f with each checkpoint of a file of them. One that a crash has torn
+// at the end is left out.
+func splitCheckpoints(b []byte, f func(note []byte) error) error {
+	rest := string(b)
+	for rest != "" {
+		body := strings.Index(rest, "\n\n")
+		if body < 0 {
+			return nil
+		}
+		end := strings.IndexByte(rest[body+2:], '\n')
+		if end < 0 {
+			return nil
+		}
+		end += body + 3
+		if err := f([]byte(rest[:end])); err != nil {
+			return err
+		}
+		rest = rest[end:]
+	}
+	return nil
+}
+
+// LastCheckpoint is the last whole checkpoint of a file of them, not verified, and how many
+// bytes are whole. The note is nil if there is none.
+func LastCheckpoint(b []byte) (c Checkpoint, last []byte, whole int, err error) {
+	err = splitCheckpoints(b, func(note []byte) error {
+		last = note
+		whole += len(note)
+		return nil
+	})
+	if err == nil && last != nil {
+		c, err = parseCheckpoint(last)
+	}
+	return c, last, whole, err
+}
+
+// Checkpoints are the whole checkpoints of a file of them.
+func Checkpoints(b []byte) (all [][]byte, err error) {
+	err = splitCheckpoints(b, func(note []byte) error {
+		all = append(all, note)
+		return nil
+	})
+	return all, err
+}
