@@ -16,6 +16,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/audit/sink"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
 	"github.com/quorumkms/quorumkms/node/kms/limit"
@@ -173,6 +174,8 @@ type Audit struct {
 	Strict bool `yaml:"strict"`
 	// Keep is how long records are kept, whole segments of them; empty: for ever.
 	Keep Duration `yaml:"keep"`
+	// Sinks take the records elsewhere.
+	Sinks []AuditSink `yaml:"sinks"`
 }
 
 // Limits of scheduled backups.
@@ -343,6 +346,7 @@ func (c *Config) Check() error {
 	bad(within(c.Backup.Dir, c.DataDir), "backup.dir %s: must be outside data_dir: what destroys that must not destroy the backups", c.Backup.Dir)
 	bad(every < minBackupEvery || every > maxBackupEvery, "backup.every %s: must be %s to %s", every, minBackupEvery, maxBackupEvery)
 	bad(c.Backup.Keep < 1 || c.Backup.Keep > maxBackupKeep, "backup.keep %d: must be 1 to %d", c.Backup.Keep, maxBackupKeep)
+	sink.Check(c.Audit.options(), c.DataDir, bad)
 	bad(c.Log.Format != "text" && c.Log.Format != "json", "log.format %q: want text or json", c.Log.Format)
 	if len(problems) > 0 {
 		return fmt.Errorf("%w: %s", ErrConfig, strings.Join(problems, "; "))

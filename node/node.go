@@ -21,6 +21,7 @@ import (
 	"github.com/quorumkms/quorumkms/hsm/soft"
 	"github.com/quorumkms/quorumkms/node/archive"
 	"github.com/quorumkms/quorumkms/node/audit"
+	"github.com/quorumkms/quorumkms/node/audit/sink"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
 	"github.com/quorumkms/quorumkms/node/kms/gate"
@@ -90,6 +91,7 @@ type Node struct {
 	keyring   *hsm.Keyring
 	releases  *gate.Releases
 	audit     *audit.Log
+	sinks     *sink.Set
 	creds     *transport.Credentials
 	peers     *rpc.Peers
 	peerMux   *transport.Mux
@@ -167,6 +169,9 @@ func (n *Node) open(ctx context.Context) error {
 	}
 	n.onClose(n.audit.Close)
 	if err := n.openMember(ctx); err != nil {
+		return err
+	}
+	if err := n.openSinks(); err != nil {
 		return err
 	}
 	n.wire()
@@ -323,6 +328,7 @@ func (n *Node) serve(ctx context.Context) error {
 	n.background("rewrapping", func() error { n.service.RunRewraps(serving); return nil })
 	n.background("reservations", func() error { n.service.RunReservations(serving); return nil })
 	n.background("audit checkpoints", func() error { n.signTrail(serving); return nil })
+	n.background("audit sinks", func() error { n.sinks.Run(serving); return nil })
 	n.background("health", func() error { n.watchHealth(serving); return nil })
 	n.background("files", func() error { n.watchFiles(serving); return nil })
 	joining, stopJoining := context.WithCancel(ctx)
