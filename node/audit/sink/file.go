@@ -98,7 +98,7 @@ func (s *file) open() error {
 	if info, err := os.Stat(s.options.Path); err == nil && !info.Mode().IsRegular() {
 		return fmt.Errorf("%w: %s is no file", errTarget, s.options.Path) // opening a pipe may never end
 	}
-	f, err := os.OpenFile(s.options.Path, os.O_CREATE|os.O_RDWR|os.O_APPEND, readable) //nolint:gosec // for its group, which reads it
+	f, err := os.OpenFile(s.options.Path, os.O_CREATE|os.O_RDWR|os.O_APPEND, readable)
 	if err != nil {
 		return err
 	}

@@ -72,10 +72,10 @@ type Set struct {
 // Open prepares the sinks, and needs none of what they bring records to.
 func Open(c Config) (*Set, error) { return open(c, standardPace(), newTarget) }
 
-func open(c Config, p pace, make func(Config, Options) (target, error)) (*Set, error) {
+func open(c Config, p pace, build func(Config, Options) (target, error)) (*Set, error) {
 	s := &Set{config: c, pace: p}
 	for _, o := range c.Sinks {
-		t, err := make(c, o)
+		t, err := build(c, o)
 		if err != nil {
 			return nil, fmt.Errorf("audit sink %s: %w", o.Name, err)
 		}

@@ -149,14 +149,6 @@ func TestStuckAtTheEnd(t *testing.T) {
 	close(s.let)
 }
 
-// long makes a trail of a whole segment and ten records more.
-func (r *rig) long() uint64 {
-	r.t.Helper()
-	r.write(trail.SegmentRecords + 10)
-	r.until("all is on the disk", func() bool { return r.trail.Durable() == trail.SegmentRecords+10 })
-	return trail.SegmentRecords + 10
-}
-
 // TestSegments: a sink reads a segment that is compressed and one that is being written, and
 // goes on from the middle of one.
 func TestSegments(t *testing.T) {
