@@ -17,6 +17,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/audit/sink"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
 	"github.com/quorumkms/quorumkms/node/kms/limit"
@@ -179,6 +180,8 @@ type Audit struct {
 	Strict bool `yaml:"strict"`
 	// Keep is how long records are kept, whole segments of them; empty: for ever.
 	Keep Duration `yaml:"keep"`
+	// Sinks take the records elsewhere.
+	Sinks []AuditSink `yaml:"sinks"`
 }
 
 // Limits of scheduled backups.
@@ -343,6 +346,7 @@ func (c *Config) problems() []string {
 	bad(every < minBackupEvery || every > maxBackupEvery, "backup.every %s: must be %s to %s", every, minBackupEvery, maxBackupEvery)
 	bad(c.Backup.Keep < 1 || c.Backup.Keep > maxBackupKeep, "backup.keep %d: must be 1 to %d", c.Backup.Keep, maxBackupKeep)
 	c.checkMonitoring(bad)
+	sink.Check(c.Audit.options(), c.DataDir, bad)
 	bad(c.Log.Format != "text" && c.Log.Format != "json", "log.format %q: want text or json", c.Log.Format)
 	bad(new(slog.Level).UnmarshalText([]byte(c.Log.Level)) != nil, "log.level %q: want debug, info, warn or error", c.Log.Level)
 	for _, n := range []struct {

@@ -23,6 +23,7 @@ import (
 	"github.com/quorumkms/quorumkms/hsm/soft"
 	"github.com/quorumkms/quorumkms/node/archive"
 	"github.com/quorumkms/quorumkms/node/audit"
+	"github.com/quorumkms/quorumkms/node/audit/sink"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
 	"github.com/quorumkms/quorumkms/node/kms/gate"
@@ -98,6 +99,7 @@ type Node struct {
 	releases  *gate.Releases
 	head      atomic.Pointer[cluster.AuditHead] // of the audit trail, for the next lease request
 	audit     *audit.Log
+	sinks     *sink.Set
 	creds     *transport.Credentials
 	peers     *rpc.Peers
 	peerMux   *transport.Mux
@@ -187,6 +189,9 @@ func (n *Node) open(ctx context.Context) error {
 	}
 	n.onClose(n.audit.Close)
 	if err := n.openMember(ctx); err != nil {
+		return err
+	}
+	if err := n.openSinks(); err != nil {
 		return err
 	}
 	n.wire()
@@ -352,6 +357,7 @@ func (n *Node) serve(ctx context.Context) error {
 	n.background("rewrapping", func() error { n.service.RunRewraps(serving); return nil })
 	n.background("reservations", func() error { n.service.RunReservations(serving); return nil })
 	n.background("audit checkpoints", func() error { n.signTrail(serving); return nil })
+	n.background("audit sinks", func() error { n.sinks.Run(serving); return nil })
 	n.background("health", func() error { n.watchHealth(serving); return nil })
 	n.background("supervisor", func() error { n.supervise(serving); return nil })
 	n.background("signs of life", func() error { n.signLife(serving); return nil })

@@ -22,6 +22,12 @@ type Alarm string
 // UseOfDoomedKey marks that somebody wanted to use a key that is to be deleted.
 const UseOfDoomedKey Alarm = "USE_OF_KEY_PENDING_DELETION"
 
+// Alarms of sinks, which take the records elsewhere.
+const (
+	SinkFailing Alarm = "AUDIT_SINK_FAILING" // one has taken nothing for a while
+	SinkGap     Alarm = "AUDIT_SINK_GAP"     // records were removed before one had them
+)
+
 // Event is one record. It never holds a plaintext, a key, a PIN, a ticket's
 // secret or a ciphertext's body.
 type Event struct {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quorumkms/quorumkms/rpc/client/trail"
@@ -63,7 +64,9 @@ type Log struct {
 	remembered int64 // records that others remember
 	observer   Observer
 
-	wanted chan struct{} // somebody waits for the disk
+	wanted chan struct{}   // somebody waits for the disk
+	told   atomic.Uint64   // durable, for them
+	wakes  []chan struct{} // of those that follow the trail
 	stop   chan struct{}
 	done   sync.WaitGroup
 
@@ -112,6 +115,7 @@ func (l *Log) recover() error {
 		l.previous = trail.RecordHash(there.Last).String()
 	}
 	if there.Active.Path == "" {
+		l.reached(l.sequence()) // a segment's end is on the disk before the hash above it
 		err = l.begin()
 	} else {
 		err = l.resume(there)
@@ -158,7 +162,8 @@ func (l *Log) resume(there *trail.Loaded) error {
 	if err = errors.Join(err, f.Sync()); err != nil { // what is signed must be on the disk
 		return errors.Join(err, f.Close())
 	}
-	l.file, l.durable = f, l.sequence()
+	l.file = f
+	l.reached(l.sequence())
 	if l.segmentIsFull() {
 		return l.turn()
 	}
@@ -174,7 +179,7 @@ func (l *Log) turn() error {
 	if err := errors.Join(l.file.Sync(), l.file.Close()); err != nil {
 		return err
 	}
-	l.durable = l.sequence()
+	l.reached(l.sequence())
 	if err := l.tree.Turn(); err != nil {
 		return err
 	}
@@ -328,7 +333,7 @@ func (l *Log) sync() {
 		_ = l.breaks(err) // told to all that write
 	default:
 		observer.Synced(took, nil)
-		l.durable = upTo
+		l.reached(upTo)
 	}
 	l.moved.Broadcast()
 }
@@ -344,6 +349,31 @@ func (l *Log) Close() error {
 	l.broken = fmt.Errorf("%w: closed", ErrUnavailable)
 	l.moved.Broadcast()
 	return errors.Join(err, l.file.Close())
+}
+
+// Durable is the sequence number of the last record that is on the disk. It waits for nobody.
+func (l *Log) Durable() uint64 { return l.told.Load() }
+
+// Follow is a channel that has something in it when more is on the disk than before it was
+// last read. Who does not read it holds nobody up.
+func (l *Log) Follow() <-chan struct{} {
+	wake := make(chan struct{}, 1)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wakes = append(l.wakes, wake)
+	return wake
+}
+
+// reached notes that the disk has the records up to one.
+func (l *Log) reached(sequence uint64) {
+	l.durable = sequence
+	l.told.Store(sequence)
+	for _, wake := range l.wakes {
+		select {
+		case wake <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // Position is how far the trail is.

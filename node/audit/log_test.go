@@ -166,3 +166,32 @@ func TestOversizedRecord(t *testing.T) {
 		t.Fatalf("%d records", len(events))
 	}
 }
+
+// TestFollow: who follows the trail is woken until what it has seen is all there is on the
+// disk, also across a restart, and who does not read holds nobody up.
+func TestFollow(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, dir)
+	wake, ignored := l.Follow(), l.Follow()
+	const n = 500
+	for range n {
+		if err := l.Record(Event{Name: "Encrypt", Result: Success}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for l.Durable() < n {
+		<-wake
+	}
+	if err := l.Record(Event{Name: "CreateKey", Result: Success, Durable: true}); err != nil || l.Durable() != n+1 {
+		t.Fatalf("%d records are on the disk, %v", l.Durable(), err)
+	}
+	if len(ignored) != 1 {
+		t.Errorf("%d wake-ups wait", len(ignored))
+	}
+	shut(t, l)
+	l = open(t, dir)
+	if l.Durable() != n+1 {
+		t.Errorf("%d records are on the disk after a restart", l.Durable())
+	}
+	shut(t, l)
+}
