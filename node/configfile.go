@@ -112,6 +112,14 @@ func (f *file) walk(n *yaml.Node, t reflect.Type, prefix string) {
 	if n.Kind == yaml.AliasNode {
 		n = n.Alias
 	}
+	if n.Kind == yaml.SequenceNode && t.Kind() == reflect.Slice && !f.within[n] {
+		f.within[n] = true
+		defer delete(f.within, n)
+		for i, item := range n.Content {
+			f.walk(item, t.Elem(), fmt.Sprintf("%s[%d].", strings.TrimSuffix(prefix, "."), i))
+		}
+		return
+	}
 	if n.Kind != yaml.MappingNode || t.Kind() != reflect.Struct || f.within[n] { // YAML itself refuses what contains itself
 		return
 	}

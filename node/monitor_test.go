@@ -45,7 +45,7 @@ func TestMonitorConfig(t *testing.T) {
 		{"debug: {socket: /run/quorumkms/debug.sock}", ""},
 		{"debug: {socket: debug.sock}", "want an absolute path"},
 		{"debug: {socket: /" + strings.Repeat("x", maxSocketPath) + "}", "at most 90 bytes"},
-		{"debug: {listen: \"127.0.0.1:6060\"}", "field listen not found"},
+		{"debug: {listen: \"127.0.0.1:6060\"}", "unknown field debug.listen"},
 	} {
 		path := filepath.Join(dir, "kmsd.yaml")
 		text := `

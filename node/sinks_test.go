@@ -39,7 +39,7 @@ func TestSinkConfig(t *testing.T) {
 		{"[{type: file, path: /a, max_age: 0s}]", `"0s" is no duration`},
 		{"[{type: file, path: /a, keep: 10001}]", "audit.sinks[0].keep 10001: must be 1 to 10000"},
 		{"[{type: file, path: /a, url: x}]", "audit.sinks[0].url: a sink of type file has none"},
-		{"[{type: file, path: /a, size: 1}]", "field size not found"},
+		{"[{type: file, path: /a, size: 1}]", "unknown field audit.sinks[0].size"},
 		{"[{type: ship}]", "audit.sinks[0].path is missing: a directory"},
 		{"[{type: ship, path: spool}]", "must be absolute"},
 		{"[{type: ship, path: /s, every: 1ms}]", "audit.sinks[0].every 1ms: must be 1s to 24h0m0s"},
