@@ -260,7 +260,7 @@ func (n *Node) wire() {
 	})
 	n.onClose(n.archive.Close)
 	n.server = rpc.NewServer(rpc.Config{
-		KMS: service, Member: n.member, Archive: n.archive, RestoreDir: filepath.Join(n.config.DataDir, restoreDir), Log: n.log, Credentials: n.creds, Announce: n.announce,
+		KMS: service, Member: n.member, Archive: n.archive, RestoreDir: filepath.Join(n.config.DataDir, restoreDir), Audit: n.audit, Log: n.log, Credentials: n.creds, Announce: n.announce,
 		Node: rpc.NodeView{
 			Name: n.config.Name, TrustDomain: n.config.TrustDomain, Version: n.options.Version,
 			Partition: n.partition, Keyring: n.keyring.Stats, Reachable: n.reachable, Credentials: n.creds, Now: time.Now,

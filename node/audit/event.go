@@ -22,6 +22,10 @@ type Alarm string
 // UseOfDoomedKey marks that somebody wanted to use a key that is to be deleted.
 const UseOfDoomedKey Alarm = "USE_OF_KEY_PENDING_DELETION"
 
+// TrailRewritten marks that the cluster has convicted a node: what its audit trail is now
+// does not go on from what it had signed.
+const TrailRewritten Alarm = "AUDIT_TRAIL_REWRITTEN"
+
 // Event is one record. It never holds a plaintext, a key, a PIN, a ticket's
 // secret or a ciphertext's body.
 type Event struct {
