@@ -37,7 +37,8 @@ const (
 	exitRemoved = 5 // the node was removed from the cluster
 	exitStorage = 6 // the disk failed
 	exitDiffers = 7 // the node's state differs from the cluster's: keep its data directory
-	exitAltered = 8 // the log or a snapshot on the disk was altered, or is damaged
+	exitAltered = 8 // the log, a snapshot or the audit trail on the disk was altered, or is damaged
+	exitFinding = 9 // of "kmsd audit verify": the trail is not what was signed
 )
 
 func main() {
@@ -55,6 +56,8 @@ func exitCode(err error) int {
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.Is(err, errFinding):
+		return exitFinding
 	case errors.Is(err, hsm.ErrPIN):
 		return exitPIN
 	case errors.Is(err, hsm.ErrUnavailable), errors.Is(err, hsm.ErrSelfTest), errors.Is(err, hsm.ErrNotFound), errors.Is(err, hsm.ErrWrongAnswer):
@@ -85,10 +88,11 @@ Exit codes: 0 stopped as asked, 1 failed, 2 configuration, certificates or data
 directory, or they or the HSM partition are not this member's, 3 wrong HSM PIN (tried once; do not restart), 4 HSM unusable, 5
 removed from the cluster (do not restart), 6 disk failed, 7 the node's state
 differs from the cluster's, 8 the data on its disk was altered or is damaged
-(both: keep its data directory; do not restart).`,
+(both: keep its data directory; do not restart), 9 an audit trail that was to be verified is
+not what was signed.`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	c.AddCommand(runCommand(), devCommand(), configCommand(), hsmCommand(), recoveryCommand(), certsCommand(), versionCommand())
+	c.AddCommand(runCommand(), devCommand(), configCommand(), hsmCommand(), recoveryCommand(), auditCommand(), certsCommand(), versionCommand())
 	return c
 }
 

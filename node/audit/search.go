@@ -27,7 +27,7 @@ const (
 	// aliveEvery is after how many records a search tells how far it is.
 	aliveEvery = 1 << 10
 	// AnyAlarm is the Query.Alarm that every alarm fits.
-	AnyAlarm = "any"
+	AnyAlarm  = "any"
 	fileChunk = 256 << 10
 )
 
