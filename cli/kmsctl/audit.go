@@ -20,7 +20,7 @@ import (
 )
 
 // auditTime limits how long one node is waited for until it begins to answer.
-const auditTime = 10 * time.Second
+const auditTime = 5 * time.Second
 
 func (a *app) auditCommand() *cobra.Command {
 	g := group("audit", "Read the nodes' audit trails, export them, and verify them",

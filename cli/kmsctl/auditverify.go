@@ -146,8 +146,8 @@ func together(cluster string, all []memory) (h trail.Heads, differ []string) {
 				n = &trail.NodeHead{Node: t.GetRaftId(), Name: t.GetName(), Identity: t.GetIdentity()}
 				byNode[t.GetRaftId()] = n
 			}
-			same := t.GetRecords() == sizes[n.Node] && n.Checkpoint != "" && n.Checkpoint != string(t.GetCheckpoint())
-			if same || !bytes.Equal(n.Identity, t.GetIdentity()) || n.Conflict != "" && len(t.GetConflict()) > 0 && n.Conflict != string(t.GetConflict()) {
+			other := t.GetRecords() == sizes[n.Node] && n.Checkpoint != "" && !sameTree(n.Identity, []byte(n.Checkpoint), t.GetCheckpoint())
+			if other || !bytes.Equal(n.Identity, t.GetIdentity()) || n.Conflict != "" && len(t.GetConflict()) > 0 && n.Conflict != string(t.GetConflict()) {
 				differ = append(differ, fmt.Sprintf("%s remembers something else of %s than others do", m.name, t.GetName()))
 			}
 			if t.GetRecords() > sizes[n.Node] {
@@ -164,6 +164,16 @@ func together(cluster string, all []memory) (h trail.Heads, differ []string) {
 	}
 	slices.SortFunc(h.Nodes, func(a, b trail.NodeHead) int { return cmp.Compare(a.Node, b.Node) })
 	return h, differ
+}
+
+// sameTree tells whether two checkpoints are of one tree.
+func sameTree(identity, a, b []byte) bool {
+	if bytes.Equal(a, b) {
+		return true
+	}
+	one, err := trail.OpenCheckpoint(a, identity)
+	other, err2 := trail.OpenCheckpoint(b, identity)
+	return errors.Join(err, err2) == nil && one.Size == other.Size && one.Root == other.Root
 }
 
 func (a *app) auditHeads() *cobra.Command {
@@ -223,6 +233,8 @@ func (v verified) text() []string {
 	switch {
 	case v.Problem != "":
 		return []string{v.Name + ": nothing can be said: " + v.Problem}
+	case v.Removed && v.Finding == nil && v.Proved == 0:
+		return []string{fmt.Sprintf("%s (%s): a member no more; nothing of its trail is remembered", v.Name, v.Node)}
 	case v.Removed && v.Finding == nil:
 		return []string{fmt.Sprintf("%s (%s): a member no more; %s remembers its trail up to record %d: kmsd audit verify checks its files", v.Name, v.Node, v.ProvedBy, v.Proved)}
 	}

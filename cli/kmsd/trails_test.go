@@ -83,8 +83,10 @@ func (x *trails) search(ctx context.Context, c *testCluster) {
 	made, err := c.dial(acmeAdmin, c.nodes[0]).Keys().CreateKey(ctx, &pb.CreateKeyRequest{})
 	must(c.t, err)
 	x.key = made.GetKey().GetKeyId()
+	c.level(ctx)
 	_, err = c.dial(acmeAdmin, c.nodes[1]).Grants().CreateGrant(ctx, &pb.CreateGrantRequest{
-		KeyId: x.key, GranteePrincipal: uri(serviceID), Operations: []pb.GrantOperation{pb.GrantOperation_GRANT_OPERATION_ENCRYPT},
+		KeyId: x.key, GranteePrincipal: uri(serviceID), Operations: []string{"Encrypt"},
+		Constraints: &pb.GrantConstraints{EncryptionContextSubset: []*pb.ContextPair{{Key: "resource", Value: "volume-1"}, {Key: "tenant", Value: "acme"}}},
 	})
 	must(c.t, err)
 	c.level(ctx)
@@ -134,7 +136,7 @@ func (x *trails) search(ctx context.Context, c *testCluster) {
 		}
 	}
 	out, code := x.runAs(auditorID, c.nodes, "audit", "search", "--key-id", x.key)
-	if code != 0 || !strings.Contains(out, "OPERATION") || strings.Count(out, "service/obs") != 3 {
+	if code != 0 || !strings.Contains(out, "OPERATION") || strings.Count(out, " service/obs ") != 3 {
 		c.t.Errorf("the table: %d\n%s", code, out)
 	}
 }
@@ -235,6 +237,7 @@ func (x *trails) awaitHeads(c *testCluster) {
 func (x *trails) verified(_ context.Context, c *testCluster) {
 	for _, args := range [][]string{{"audit", "verify"}, {"audit", "verify", "--quick"}} {
 		out, code := x.runAs(auditorID, c.nodes, args...)
+		c.t.Logf("%v:\n%s", args, out)
 		if code != 0 || !strings.Contains(out, "The memories of 3 nodes do not contradict each other.") || strings.Count(out, "proved up to record") != 3 {
 			c.t.Errorf("%v: %d: %s", args, code, out)
 		}
@@ -284,6 +287,8 @@ func (x *trails) attacked(_ context.Context, c *testCluster) {
 		must(c.t, os.WriteFile(filepath.Join(copied, filepath.Base(p.trailFile())), bytes.Join(row.lines, nil), 0o600))
 		if out, code := x.offline(c, copied); code != exitFinding || !strings.Contains(out, row.want) {
 			c.t.Errorf("%s: %d: %s, want %s", what, code, out, row.want)
+		} else {
+			c.t.Logf("%s:\n%s", what, out)
 		}
 	}
 	for what, row := range map[string]struct {
@@ -297,9 +302,17 @@ func (x *trails) attacked(_ context.Context, c *testCluster) {
 			c.t.Errorf("%s: %d: %s", what, code, out)
 		}
 	}
-	for _, args := range [][]string{{}, {"--dir", dir}, {"--dir", dir, "--heads", p.trailFile()}, {"--dir", c.dir, "--heads", x.heads}} {
-		if out, code := kmsd(c.t, nil, append([]string{"audit", "verify"}, args...)...); code != exitFailed {
-			c.t.Errorf("%v: %d: %s", args, code, out)
+	for _, row := range []struct {
+		args []string
+		code int
+	}{
+		{nil, exitConfig},
+		{[]string{"--dir", dir}, exitConfig},
+		{[]string{"--dir", dir, "--heads", p.trailFile()}, exitFailed},
+		{[]string{"--dir", c.dir, "--heads", x.heads}, exitFailed},
+	} {
+		if out, code := kmsd(c.t, nil, append([]string{"audit", "verify"}, row.args...)...); code != row.code {
+			c.t.Errorf("%v: %d: %s", row.args, code, out)
 		}
 	}
 }
