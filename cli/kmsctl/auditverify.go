@@ -226,6 +226,7 @@ type verified struct {
 	Name    string `json:"name"`
 	Removed bool   `json:"removed,omitempty"`
 	Problem string `json:"problem,omitempty"` // why nothing can be said
+	Signed  uint64 `json:"signed,omitempty"`  // records of its present checkpoint, if that alone was looked at
 	trail.Report
 }
 
@@ -237,6 +238,9 @@ func (v verified) text() []string {
 		return []string{fmt.Sprintf("%s (%s): a member no more; nothing of its trail is remembered", v.Name, v.Node)}
 	case v.Removed && v.Finding == nil:
 		return []string{fmt.Sprintf("%s (%s): a member no more; %s remembers its trail up to record %d: kmsd audit verify checks its files", v.Name, v.Node, v.ProvedBy, v.Proved)}
+	}
+	if v.Signed > 0 && v.Finding == nil {
+		return []string{fmt.Sprintf("%s (%s): its present checkpoint, of %d records, goes on from the one of %d, of %s UTC, in %s", v.Name, v.Node, v.Signed, v.Proved, v.ProvedAt.Format(time.DateTime), v.ProvedBy)}
 	}
 	return v.Text(v.Name)
 }
@@ -465,7 +469,7 @@ func (a *app) verifyQuick(ctx context.Context, m memory, n trail.NodeHead, heads
 			v.Finding = &trail.Finding{Kind: trail.Forged, Text: fmt.Sprintf("its present checkpoint: %v", err)}
 			return nil //nolint:nilerr // that is the finding
 		}
-		v.First, v.Last, v.Heads = 1, max(v.Last, r.GetPosition().GetLast()), v.Heads+1
+		v.Signed, v.Last, v.Heads = max(v.Signed, size), max(v.Last, r.GetPosition().GetLast()), v.Heads+1
 		if err := goesOn(was, is, r); err != nil {
 			v.Finding = &trail.Finding{Kind: trail.Rewritten, First: 1, Last: uint64(was.Size), Text: fmt.Sprintf("its present checkpoint, of %d records, does not go on from the one of %d records, of %s, that %s has: %v", size, was.Size, was.Time.Format(time.RFC3339), h.Source, err)} //nolint:gosec // not negative
 			return nil                                                                                                                                                                                                                                                                       //nolint:nilerr // that is the finding

@@ -115,7 +115,7 @@ func (f *fakeAudit) ReadTrail(r *quorumkmsv1.ReadTrailRequest, stream quorumkmsv
 	name := trail.Name(0, trail.RecordsEnd)
 	switch {
 	case f.wrong(r.GetTenant(), "altered"):
-		records = bytes.Replace(records, []byte(`"Encrypt"`), []byte(`"encrypt"`), 1)
+		records = bytes.Replace(records, []byte(`"Decrypt"`), []byte(`"decrypt"`), 1)
 	case f.wrong(r.GetTenant(), "outside"):
 		name = "../" + name
 	}

@@ -237,8 +237,7 @@ func (x *trails) awaitHeads(c *testCluster) {
 func (x *trails) verified(_ context.Context, c *testCluster) {
 	for _, args := range [][]string{{"audit", "verify"}, {"audit", "verify", "--quick"}} {
 		out, code := x.runAs(auditorID, c.nodes, args...)
-		c.t.Logf("%v:\n%s", args, out)
-		if code != 0 || !strings.Contains(out, "The memories of 3 nodes do not contradict each other.") || strings.Count(out, "proved up to record") != 3 {
+		if code != 0 || !strings.Contains(out, "The memories of 3 nodes do not contradict each other.") || strings.Count(out, "proved up to record")+strings.Count(out, "goes on from") != 3 {
 			c.t.Errorf("%v: %d: %s", args, code, out)
 		}
 	}
@@ -287,8 +286,6 @@ func (x *trails) attacked(_ context.Context, c *testCluster) {
 		must(c.t, os.WriteFile(filepath.Join(copied, filepath.Base(p.trailFile())), bytes.Join(row.lines, nil), 0o600))
 		if out, code := x.offline(c, copied); code != exitFinding || !strings.Contains(out, row.want) {
 			c.t.Errorf("%s: %d: %s, want %s", what, code, out, row.want)
-		} else {
-			c.t.Logf("%s:\n%s", what, out)
 		}
 	}
 	for what, row := range map[string]struct {
@@ -387,7 +384,7 @@ func (x *trails) convicted(_ context.Context, c *testCluster) {
 	}
 	var alarms []audit.Event
 	c.eventually("each node records the alarm", func() bool {
-		alarms = x.records(c, auditorID, "--alarm", string(audit.TrailRewritten))
+		alarms = x.records(c, auditorID, "--alarm="+string(audit.TrailRewritten))
 		return len(alarms) >= 3
 	})
 	if len(alarms) != 3 || alarms[0].Name != "AuditTrailConflict" || !strings.HasPrefix(alarms[0].Target, "kms-3") {
@@ -406,7 +403,7 @@ func (x *trails) convicted(_ context.Context, c *testCluster) {
 		d, err := c.dial(auditorID, c.nodes[1]).Audit().DescribeTrails(c.t.Context(), &pb.DescribeTrailsRequest{})
 		return err == nil && d.GetPosition().GetSigned() > 0 && d.GetPosition().GetLast()-d.GetPosition().GetSigned() < 3
 	}, c.nodes[1])
-	if again := x.records(c, auditorID, "--alarm", string(audit.TrailRewritten)); len(again) != 3 {
+	if again := x.records(c, auditorID, "--alarm="+string(audit.TrailRewritten)); len(again) != 3 {
 		c.t.Errorf("after a restart there are %d alarms: %s", len(again), fmt.Sprint(again))
 	}
 }

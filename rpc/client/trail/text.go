@@ -2,6 +2,7 @@ package trail
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -11,7 +12,7 @@ func (r Report) Text(name string) []string {
 	if r.Node != "" && r.Node != name {
 		who = fmt.Sprintf("%s (%s)", name, r.Node)
 	}
-	proved := "nothing is proved: there is no checkpoint"
+	proved := "nothing is proved by a checkpoint"
 	if r.Proved > 0 {
 		proved = fmt.Sprintf("proved up to record %d, of %s, by %s", r.Proved, r.ProvedAt.UTC().Format(time.DateTime)+" UTC", r.ProvedBy)
 	}
@@ -22,7 +23,10 @@ func (r Report) Text(name string) []string {
 		}
 		return []string{fmt.Sprintf("%s: %s, %s: %s", who, f.Kind, records, f.Text), "  " + proved}
 	}
-	text := fmt.Sprintf("%s: records %d to %d are whole; %s; %d checkpoints", who, r.First, r.Last, proved, r.Heads)
+	text := fmt.Sprintf("%s: records %d to %d are whole; %s; compared with %d checkpoints", who, r.First, r.Last, proved, r.Heads)
+	if r.Heads == 1 {
+		text = strings.TrimSuffix(text, "s")
+	}
 	if r.Last == 0 {
 		text = who + ": there are no records"
 	}
