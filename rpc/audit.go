@@ -149,8 +149,12 @@ func (s *auditServer) ReadTrail(r *pb.ReadTrailRequest, stream pb.AuditService_R
 // query reads a request; target is how the search is recorded.
 func query(r *pb.SearchRecordsRequest) (q audit.Query, target string, err error) {
 	texts := []struct{ name, value string }{
-		{"key", r.GetKey()}, {"principal", r.GetPrincipal()}, {"operation", r.GetOperation()}, {"result", r.GetResult()},
-		{"alarm", r.GetAlarm()}, {"request", r.GetOfRequest()},
+		{"key", r.GetKey()},
+		{"principal", r.GetPrincipal()},
+		{"operation", r.GetOperation()},
+		{"result", r.GetResult()},
+		{"alarm", r.GetAlarm()},
+		{"request", r.GetOfRequest()},
 	}
 	for _, t := range texts {
 		switch {

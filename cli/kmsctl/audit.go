@@ -155,8 +155,15 @@ func (f *auditFilter) wanted(now time.Time) (*quorumkmsv1.SearchRecordsRequest, 
 func filterText(r *quorumkmsv1.SearchRecordsRequest, tenant string) string {
 	var out []string
 	for _, x := range [][2]string{
-		{"tenant", tenant}, {"key", r.GetKey()}, {"principal", r.GetPrincipal()}, {"operation", r.GetOperation()}, {"result", r.GetResult()},
-		{"alarm", r.GetAlarm()}, {"request", r.GetOfRequest()}, {"since", timeText(r.GetSince())}, {"until", timeText(r.GetUntil())},
+		{"tenant", tenant},
+		{"key", r.GetKey()},
+		{"principal", r.GetPrincipal()},
+		{"operation", r.GetOperation()},
+		{"result", r.GetResult()},
+		{"alarm", r.GetAlarm()},
+		{"request", r.GetOfRequest()},
+		{"since", timeText(r.GetSince())},
+		{"until", timeText(r.GetUntil())},
 	} {
 		if x[1] != "" {
 			out = append(out, x[0]+"="+x[1])
@@ -185,7 +192,7 @@ that time on come first.`,
 			r.Follow = true
 			err = a.showRecords(ctx, kms, r)
 			if ctx.Err() != nil {
-				return nil // that is how it ends
+				return nil //nolint:nilerr // that is how it ends
 			}
 			return err
 		}),
@@ -359,10 +366,10 @@ func (s *source) next(ctx context.Context) error {
 	m, ok := <-s.messages
 	if !ok {
 		s.done = true
-		if ctx.Err() != nil {
-			return nil
+		if ctx.Err() == nil { // else it is this side that had enough
+			return s.failure
 		}
-		return s.failure
+		return nil
 	}
 	if m.GetRaftId() != "" {
 		s.raftID, s.cluster = m.GetRaftId(), m.GetClusterId()

@@ -302,37 +302,49 @@ func (a *app) verifyTrails(ctx context.Context, kms *client.Client, quick bool) 
 	var out []verified
 	bad := len(differ) > 0
 	for _, n := range heads.Nodes {
-		v := verified{Name: n.Name, Removed: n.Removed, Report: trail.Report{Node: n.Node, Cluster: heads.Cluster}}
-		i := slices.IndexFunc(all, func(m memory) bool { return m.member.GetRaftId() == n.Node })
-		switch {
-		case n.Removed || i < 0:
-			if !n.Removed {
-				v.Problem = "it does not answer"
-			}
-			if c, err := trail.OpenCheckpoint([]byte(n.Checkpoint), n.Identity); err == nil {
-				v.Proved, v.ProvedAt, v.ProvedBy = uint64(c.Size), c.Time, "the cluster" //nolint:gosec // not negative
-			}
-		case quick:
-			err = a.verifyQuick(ctx, all[i], n, remembered(all, n), &v)
-		default:
-			err = a.verifyWhole(ctx, all[i], n, remembered(all, n), &v)
+		v, err := a.verifyNode(ctx, all, heads.Cluster, n, quick)
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 		if err != nil {
-			if ctx.Err() != nil {
-				return err
-			}
-			v.Problem, err = err.Error(), nil
-			gone.add(n.Name, errors.New(v.Problem))
+			v.Problem = err.Error()
+			gone.add(n.Name, err)
 		}
-		if v.Finding == nil {
-			if v.Finding = n.Convicted(); v.Finding != nil {
-				v.Problem = ""
-			}
+		if f := n.Convicted(); v.Finding == nil && f != nil {
+			v.Finding, v.Problem = f, ""
 		}
 		bad = bad || v.Finding != nil
 		out = append(out, v)
 	}
-	err = a.printValue(struct {
+	err = a.printVerifications(differ, len(all), out)
+	if bad {
+		return errors.Join(err, errFinding)
+	}
+	return errors.Join(err, gone.err())
+}
+
+func (a *app) verifyNode(ctx context.Context, all []memory, cluster string, n trail.NodeHead, quick bool) (verified, error) {
+	v := verified{Name: n.Name, Removed: n.Removed, Report: trail.Report{Node: n.Node, Cluster: cluster}}
+	i := slices.IndexFunc(all, func(m memory) bool { return m.member.GetRaftId() == n.Node })
+	switch {
+	case n.Removed || i < 0:
+		if !n.Removed {
+			v.Problem = "it does not answer"
+		}
+		if c, err := trail.OpenCheckpoint([]byte(n.Checkpoint), n.Identity); err == nil {
+			v.Proved, v.ProvedAt, v.ProvedBy = uint64(c.Size), c.Time, "the cluster" //nolint:gosec // not negative
+		}
+		return v, nil
+	case quick:
+		err := a.verifyQuick(ctx, all[i], n, remembered(all, n), &v)
+		return v, err
+	}
+	err := a.verifyWhole(ctx, all[i], n, remembered(all, n), &v)
+	return v, err
+}
+
+func (a *app) printVerifications(differ []string, answers int, out []verified) error {
+	return a.printValue(struct {
 		Differ []string   `json:"memories_differ,omitempty"`
 		Nodes  []verified `json:"nodes"`
 	}{differ, out}, func(w io.Writer) error {
@@ -342,7 +354,7 @@ func (a *app) verifyTrails(ctx context.Context, kms *client.Client, quick bool) 
 			}
 		}
 		if len(differ) == 0 {
-			if _, err := fmt.Fprintf(w, "The memories of %d nodes do not contradict each other.\n", len(all)); err != nil {
+			if _, err := fmt.Fprintf(w, "The memories of %d nodes do not contradict each other.\n", answers); err != nil {
 				return err
 			}
 		}
@@ -355,10 +367,6 @@ func (a *app) verifyTrails(ctx context.Context, kms *client.Client, quick bool) 
 		}
 		return nil
 	})
-	if bad {
-		return errors.Join(err, errFinding)
-	}
-	return errors.Join(err, gone.err())
 }
 
 // remembered are the checkpoints of a node that the others, and it itself, remember.
@@ -467,12 +475,12 @@ func (a *app) verifyQuick(ctx context.Context, m memory, n trail.NodeHead, heads
 		size := uint64(is.Size) //nolint:gosec // not negative
 		if err != nil {
 			v.Finding = &trail.Finding{Kind: trail.Forged, Text: fmt.Sprintf("its present checkpoint: %v", err)}
-			return nil //nolint:nilerr // that is the finding
+			return nil
 		}
 		v.Signed, v.Last, v.Heads = max(v.Signed, size), max(v.Last, r.GetPosition().GetLast()), v.Heads+1
 		if err := goesOn(was, is, r); err != nil {
 			v.Finding = &trail.Finding{Kind: trail.Rewritten, First: 1, Last: uint64(was.Size), Text: fmt.Sprintf("its present checkpoint, of %d records, does not go on from the one of %d records, of %s, that %s has: %v", size, was.Size, was.Time.Format(time.RFC3339), h.Source, err)} //nolint:gosec // not negative
-			return nil                                                                                                                                                                                                                                                                       //nolint:nilerr // that is the finding
+			return nil
 		}
 		v.Proved, v.ProvedAt, v.ProvedBy = uint64(was.Size), was.Time, h.Source //nolint:gosec // not negative
 	}

@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -297,35 +296,7 @@ func (l *Log) Files(ctx context.Context, from uint64, begin func(name string) er
 		return err
 	}
 	slices.Sort(notes)
-	send := func(name string, r io.Reader) error {
-		if err := begin(name); err != nil {
-			return err
-		}
-		b := bufio.NewReaderSize(r, fileChunk)
-		chunk := make([]byte, fileChunk)
-		for {
-			n, err := io.ReadFull(b, chunk)
-			if n > 0 {
-				if err := errors.Join(ctx.Err(), data(chunk[:n])); err != nil {
-					return err
-				}
-			}
-			switch {
-			case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-				return nil
-			case err != nil:
-				return err
-			}
-		}
-	}
-	one := func(path string) error {
-		f, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		defer f.Close() //nolint:errcheck // only read
-		return send(filepath.Base(path), f)
-	}
+	one := func(path string) error { return sendFile(ctx, path, begin, data) }
 	outside := func(path string) bool {
 		var n int64
 		_, err := fmt.Sscanf(filepath.Base(path), "%d.", &n)
@@ -350,16 +321,46 @@ func (l *Log) Files(ctx context.Context, from uint64, begin func(name string) er
 		if outside(s.Path) {
 			continue
 		}
-		err := one(s.Path)
-		if errors.Is(err, fs.ErrNotExist) && strings.HasSuffix(s.Path, trail.RecordsEnd) { // compressed meanwhile
-			err = one(l.path(trail.Name(s.Number, trail.CompressedEnd)))
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%w: segment %d was removed while it was read: begin again", ErrMoved, s.Number)
-		}
-		if err != nil {
+		if err := l.sendSegment(s, one); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (l *Log) sendSegment(s trail.Segment, one func(path string) error) error {
+	err := one(s.Path)
+	if errors.Is(err, fs.ErrNotExist) && strings.HasSuffix(s.Path, trail.RecordsEnd) { // compressed meanwhile
+		err = one(l.path(trail.Name(s.Number, trail.CompressedEnd)))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: segment %d was removed while it was read: begin again", ErrMoved, s.Number)
+	}
+	return err
+}
+
+func sendFile(ctx context.Context, path string, begin func(name string) error, data func([]byte) error) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	if err := begin(filepath.Base(path)); err != nil {
+		return err
+	}
+	chunk := make([]byte, fileChunk)
+	for {
+		n, err := io.ReadFull(f, chunk)
+		if n > 0 {
+			if err := errors.Join(ctx.Err(), data(chunk[:n])); err != nil {
+				return err
+			}
+		}
+		switch {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
 }

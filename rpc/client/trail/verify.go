@@ -173,7 +173,7 @@ func (v *verification) own(dir string) error {
 				err = v.belongs(c)
 			}
 			if err != nil {
-				at := uint64(max(c.Size, 0)) //nolint:gosec // not negative
+				at := uint64(max(c.Size, 0))
 				if v.forged == nil || at < v.forged.First {
 					v.forged = &Finding{Forged, at, at, fmt.Sprintf("a checkpoint in %s: %v", filepath.Base(file), err)}
 				}
