@@ -292,7 +292,7 @@ func (n *Node) wire() {
 	clients, peers := n.around()
 	n.server = rpc.NewServer(rpc.Config{
 		Clients: clients, Peers: peers,
-		KMS: service, Member: n.member, Archive: n.archive, RestoreDir: filepath.Join(n.config.DataDir, restoreDir), Log: n.log, Credentials: n.creds, Announce: n.announce,
+		KMS: service, Member: n.member, Archive: n.archive, RestoreDir: filepath.Join(n.config.DataDir, restoreDir), Audit: n.audit, Log: n.log, Credentials: n.creds, Announce: n.announce,
 		Node: rpc.NodeView{
 			Name: n.config.Name, TrustDomain: n.config.TrustDomain, Version: n.options.Version,
 			Ready: n.ready, Partition: n.partition, Keyring: n.keyring.Stats, Reachable: n.reachable, Credentials: n.creds, Now: time.Now,

@@ -2,10 +2,13 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"time"
 
 	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/node/cluster"
+	"github.com/quorumkms/quorumkms/rpc"
 )
 
 // checkpointEvery is how often the audit trail is signed, if there is something new.
@@ -17,6 +20,7 @@ func (n *Node) signTrail(ctx context.Context) {
 	tick := time.NewTicker(checkpointEvery)
 	defer tick.Stop()
 	failing := false
+	told := map[string]bool{}
 	for {
 		select {
 		case <-tick.C:
@@ -27,6 +31,7 @@ func (n *Node) signTrail(ctx context.Context) {
 		if !n.member.Joined() || !s.Initialized() {
 			continue
 		}
+		n.tellRewritten(ctx, s, told)
 		err := n.audit.Checkpoint(ctx, s.Cluster().ID.String(), n.partition)
 		if err == nil {
 			err = n.prepareHead(s)
@@ -36,6 +41,44 @@ func (n *Node) signTrail(ctx context.Context) {
 		}
 		failing = err != nil
 	}
+}
+
+// tellRewritten records the nodes that the cluster has convicted of another trail than they
+// had signed: each once in this node's trail, however often it starts.
+func (n *Node) tellRewritten(ctx context.Context, s *fsm.State, told map[string]bool) {
+	for _, h := range s.AuditHeads() {
+		if h.Conflict == nil || told[h.Node] {
+			continue
+		}
+		err := n.tellOnce(ctx, s, h)
+		if err != nil && ctx.Err() == nil {
+			n.log.Warn("that an audit trail was rewritten is not recorded here, trying again each second", "node_id", h.Node, "error", err)
+		}
+		told[h.Node] = err == nil
+	}
+}
+
+func (n *Node) tellOnce(ctx context.Context, s *fsm.State, h *fsm.AuditHead) error {
+	before := false
+	search, err := n.audit.Search(audit.Query{Alarm: string(audit.TrailRewritten)}, 0)
+	if err != nil {
+		return err
+	}
+	err = search.Run(ctx, n.audit.Position().Last, func(f audit.Found) error {
+		var e audit.Event
+		err := json.Unmarshal(f.Line, &e)
+		before = before || e.Target == h.Node
+		return err
+	}, func(time.Time) error { return nil })
+	if err != nil || before {
+		return err
+	}
+	text := rpc.TrailAlarm(s, h)
+	n.log.Error("ALARM: "+text, "node_id", h.Node)
+	return n.audit.Record(audit.Event{
+		Name: "AuditTrailConflict", Principal: n.creds.Identity().String(), Class: "node", Target: h.Node, Alarm: audit.TrailRewritten,
+		Result: audit.Success, Reason: text, StateIndex: s.Index(), Durable: true,
+	})
 }
 
 // prepareHead makes what the lease requests carry of the trail: the proof may take a while.

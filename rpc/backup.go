@@ -142,11 +142,16 @@ func (u *upload) Read(p []byte) (int, error) {
 }
 
 // errStalled is what a stream ends with that its client does not move on.
-var errStalled = fmt.Errorf("%w: nothing moved for %s", context.DeadlineExceeded, streamStall)
+var errStalled = fmt.Errorf("%w: nothing moved", context.DeadlineExceeded)
 
 // moving runs f as long as it reports that it is alive. Only the end of a call ends a
 // blocked Send or Recv: so f may outlive moving, until the call's handler has returned.
 func moving(ctx context.Context, f func(ctx context.Context, alive func()) error) error {
+	return movingWithin(ctx, streamStall, f)
+}
+
+// movingWithin is moving with another limit.
+func movingWithin(ctx context.Context, limit time.Duration, f func(ctx context.Context, alive func()) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	beat, done := make(chan struct{}, 1), make(chan func() error, 1)
@@ -164,16 +169,16 @@ func moving(ctx context.Context, f func(ctx context.Context, alive func()) error
 		})
 		done <- func() error { return err }
 	}()
-	stall := time.NewTimer(streamStall)
+	stall := time.NewTimer(limit)
 	defer stall.Stop()
 	for {
 		select {
 		case end := <-done:
 			return end()
 		case <-beat:
-			stall.Reset(streamStall)
+			stall.Reset(limit)
 		case <-stall.C:
-			return errStalled
+			return fmt.Errorf("%w for %s", errStalled, limit)
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -74,7 +74,7 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 		Certificate: s.certificate(s.node.Credentials.Certificate()), CaCertificates: each(s.node.Credentials.CAs(), s.certificate),
 	}
 	out.CertificateExpiry = out.GetCertificate().GetNotAfter()
-	out.Splits, out.RefusedJoins = st.Splits, st.RefusedJoins
+	out.Splits, out.RefusedJoins = append(st.Splits, trailAlarms(st.State)...), st.RefusedJoins
 	if err := s.node.Ready(); err != nil {
 		out.NotServingReason = err.Error()
 	} else {

@@ -19,6 +19,7 @@ import (
 	"github.com/quorumkms/quorumkms/node/kms/limit"
 	"github.com/quorumkms/quorumkms/rpc/client/backup"
 	"github.com/quorumkms/quorumkms/rpc/client/recovery"
+	"github.com/quorumkms/quorumkms/rpc/client/trail"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 )
 
@@ -37,6 +38,8 @@ var table = []struct {
 	{errNoCertificate, codes.Unauthenticated, pb.Reason_REASON_NO_CERTIFICATE},
 	{kms.ErrDryRun, codes.FailedPrecondition, pb.Reason_REASON_DRY_RUN},
 	{audit.ErrUnavailable, codes.Unavailable, pb.Reason_REASON_AUDIT_UNAVAILABLE},
+	{audit.ErrMoved, codes.ResourceExhausted, pb.Reason_REASON_BUSY},
+	{trail.ErrTrail, codes.Unavailable, pb.Reason_REASON_AUDIT_UNAVAILABLE},
 	{kms.ErrMalformed, codes.InvalidArgument, pb.Reason_REASON_MALFORMED_CIPHERTEXT},
 	{kms.ErrCiphertext, codes.InvalidArgument, pb.Reason_REASON_INVALID_CIPHERTEXT},
 	{kms.ErrImportToken, codes.FailedPrecondition, pb.Reason_REASON_IMPORT_TOKEN_REFUSED},

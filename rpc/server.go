@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/quorumkms/quorumkms/node/archive"
+	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
 	"github.com/quorumkms/quorumkms/node/kms/gate"
@@ -57,6 +58,7 @@ type Config struct {
 	// RestoreDir is a directory of the node's own for files that are being restored.
 	RestoreDir string
 	Node       NodeView
+	Audit      *audit.Log
 	Log        *slog.Logger
 	// Credentials are the node's own certificate and CA.
 	Credentials *transport.Credentials
@@ -109,6 +111,7 @@ func NewServer(c Config) *Server {
 	pb.RegisterClusterServiceServer(s.clients, &clusterServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node})
 	pb.RegisterHsmServiceServer(s.clients, &hsmServer{kms: c.KMS, member: c.Member, node: c.Node})
 	pb.RegisterBackupServiceServer(s.clients, &backupServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node, restoreDir: c.RestoreDir})
+	pb.RegisterAuditServiceServer(s.clients, &auditServer{kms: c.KMS, member: c.Member, trail: c.Audit})
 	healthpb.RegisterHealthServer(s.clients, s.health)
 	reflection.Register(s.clients)
 	s.peers = grpc.NewServer(slices.Concat(options(),
@@ -236,7 +239,7 @@ func (s *Server) authenticate(ctx context.Context, r any, info *grpc.UnaryServer
 	return next(withCaller(ctx, caller), r)
 }
 
-// authenticateStream is authenticate for streams: backups, health watches and
+// authenticateStream is authenticate for streams: backups, audit trails, health watches and
 // reflection. A node that stops ends them.
 func (s *Server) authenticateStream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	caller, err := s.identify(stream.Context(), info.FullMethod)

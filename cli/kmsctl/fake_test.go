@@ -86,7 +86,9 @@ type fakeNode struct {
 func newFake(t *testing.T, ca *clienttest.CA) *fake {
 	f := &fake{release: 1, removed: map[string]bool{}, aliases: map[string]string{}, answered: map[string]proto.Message{}, policies: map[string][]*quorumkmsv1.Policy{}}
 	f.tenants = []*quorumkmsv1.Tenant{{Name: "default", Administrator: adminURI, CreationDate: timestamppb.New(fakeEpoch), KeyCount: 3}}
-	for _, name := range []string{"n1", "n2"} {
+	var trails []*fakeAudit
+	for i, name := range []string{"n1", "n2"} {
+		trail := newFakeAudit(name, time.Duration(i)*time.Second, &trails)
 		f.addresses = append(f.addresses, clienttest.Serve(t, ca.ServerTLS(ca.Node(t, name)), func(s *grpc.Server) {
 			quorumkmsv1.RegisterKeyServiceServer(s, f)
 			quorumkmsv1.RegisterCryptoServiceServer(s, f)
@@ -96,6 +98,7 @@ func newFake(t *testing.T, ca *clienttest.CA) *fake {
 			quorumkmsv1.RegisterRecoveryServiceServer(s, &f.recovery)
 			quorumkmsv1.RegisterClusterServiceServer(s, &fakeNode{f: f, name: name})
 			quorumkmsv1.RegisterHsmServiceServer(s, &fakeHSM{name: name})
+			quorumkmsv1.RegisterAuditServiceServer(s, trail)
 			quorumkmsv1.RegisterBackupServiceServer(s, &fakeBackups{name: name, golden: readGolden()})
 		}, grpc.UnaryInterceptor(f.intercept)))
 	}

@@ -2,7 +2,7 @@
 //
 // Exit codes: 0 success; 1 the cluster refused the call, or it failed; 2 the
 // command line or the configuration is wrong; 3 no node could serve, or the
-// outcome of a change is unknown.
+// outcome of a change is unknown; 4 an audit trail is not what was signed.
 package main
 
 import (

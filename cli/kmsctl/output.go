@@ -37,6 +37,7 @@ const (
 	exitRefused     = 1
 	exitUsage       = 2
 	exitUnavailable = 3
+	exitFinding     = 4
 )
 
 const (
@@ -63,6 +64,9 @@ func exitCode(err error) int {
 	}
 	if _, ok := errors.AsType[*usageError](err); ok {
 		return exitUsage
+	}
+	if errors.Is(err, errFinding) {
+		return exitFinding
 	}
 	for _, refusal := range []error{client.ErrServerRefused, client.ErrClientRefused} {
 		if errors.Is(err, refusal) {

@@ -26,7 +26,8 @@ Exit codes:
   0  success
   1  the cluster refused the call, or it failed
   2  the command line or the configuration is wrong
-  3  no node could serve, or the outcome of a change is unknown: try again`
+  3  no node could serve, or the outcome of a change is unknown: try again
+  4  an audit trail, or an export of one, is not what was signed`
 
 const maxRequestID = 128 // bytes
 
@@ -83,7 +84,7 @@ func (a *app) root() *cobra.Command {
 		a.clusterCommand(), a.domainCommand(), a.recoveryCommand(), a.hsmCommand(), a.keyCommand(), a.grantCommand(), a.policyCommand(), a.tenantCommand(), a.principalCommand(),
 		a.encryptCommand(), a.decryptCommand(), a.reencryptCommand(), a.dataKeyCommand(), a.dataKeyPairCommand(), a.randomCommand(),
 		a.signCommand(), a.verifyCommand(), a.publicKeyCommand(), a.macCommand(), a.verifyMacCommand(),
-		a.objectCommand(), a.backupCommand(), a.doctorCommand(), a.configCommand(), a.whoamiCommand(), a.versionCommand(), a.genMan())
+		a.objectCommand(), a.backupCommand(), a.auditCommand(), a.doctorCommand(), a.configCommand(), a.whoamiCommand(), a.versionCommand(), a.genMan())
 	root.Long = longHelp
 	root.SilenceErrors, root.SilenceUsage = true, true
 	flags := root.PersistentFlags()

@@ -17,7 +17,8 @@ const (
 	exitRemoved = 5 // the node was removed from the cluster
 	exitStorage = 6 // the disk failed
 	exitDiffers = 7 // the node's state differs from the cluster's: keep its data directory
-	exitAltered = 8 // the log or a snapshot on the disk was altered, or is damaged
+	exitAltered = 8 // the log, a snapshot or the audit trail on the disk was altered, or is damaged
+	exitFinding = 9 // of "kmsd audit verify": the trail is not what was signed
 )
 
 // exit is what an exit code means, for people and for supervisors.
@@ -38,7 +39,8 @@ func exits() []exit {
 		{exitRemoved, "the node was removed from the cluster", true, "wipe it, or let it join anew"},
 		{exitStorage, "the disk failed or is full", false, "make room, or replace the disk"},
 		{exitDiffers, "the node's state differs from the cluster's", true, "keep the data directory, find out why, join anew with an empty one"},
-		{exitAltered, "the log or a snapshot on the disk was altered, or is damaged", true, "keep the data directory, find out why, join anew with an empty one"},
+		{exitAltered, "the log, a snapshot or the audit trail on the disk was altered, or is damaged", true, "keep the data directory, find out why, join anew with an empty one"},
+		{exitFinding, "kmsd audit verify: the trail is not what was signed", true, "keep it, and see what the cluster remembers: kmsctl audit heads"},
 	}
 }
 

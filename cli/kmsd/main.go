@@ -42,6 +42,8 @@ func exitCode(err error) int {
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.Is(err, errFinding):
+		return exitFinding
 	case errors.Is(err, hsm.ErrPIN):
 		return exitPIN
 	case errors.Is(err, hsm.ErrUnavailable), errors.Is(err, hsm.ErrSelfTest), errors.Is(err, hsm.ErrNotFound), errors.Is(err, hsm.ErrWrongAnswer):
@@ -71,7 +73,7 @@ node's own files and HSM token. Everything else is kmsctl's.
 "kmsd help exit-codes" says what its exit codes mean.`,
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	c.AddCommand(runCommand(), devCommand(), configCommand(), hsmCommand(), recoveryCommand(), certsCommand(), versionCommand(), doctorCommand(), genManCommand(), exitCodesTopic())
+	c.AddCommand(runCommand(), devCommand(), configCommand(), hsmCommand(), recoveryCommand(), auditCommand(), certsCommand(), versionCommand(), doctorCommand(), genManCommand(), exitCodesTopic())
 	return c
 }
 

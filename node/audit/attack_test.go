@@ -375,7 +375,7 @@ func TestSegments(t *testing.T) {
 		if err != nil || r.First != first || (r.Finding == nil) != (finding == 0) || finding != 0 && (r.Finding.First > finding || r.Finding.Last < finding) {
 			t.Errorf("%+v, %+v, %v", r, r.Finding, err)
 		}
-		if finding == 0 && r.Proved != uint64(l.Position().Last) {
+		if finding == 0 && r.Proved != l.Position().Last {
 			t.Errorf("proved up to %d", r.Proved)
 		}
 	}

@@ -28,6 +28,10 @@ const (
 	SinkGap     Alarm = "AUDIT_SINK_GAP"     // records were removed before one had them
 )
 
+// TrailRewritten marks that the cluster has convicted a node: what its audit trail is now
+// does not go on from what it had signed.
+const TrailRewritten Alarm = "AUDIT_TRAIL_REWRITTEN"
+
 // Event is one record. It never holds a plaintext, a key, a PIN, a ticket's
 // secret or a ciphertext's body.
 type Event struct {

@@ -23,6 +23,9 @@ var ErrUnavailable = errors.New("audit record cannot be written")
 // ErrAltered means: the records on the disk are not those that this node has signed.
 var ErrAltered = errors.New("audit trail was altered")
 
+// ErrMoved means: the trail's files were changed while they were read.
+var ErrMoved = errors.New("audit trail has moved on")
+
 const (
 	// syncEvery bounds what a loss of power can take: records are handed to the
 	// kernel before the answer leaves and to the disk within this time.
@@ -73,6 +76,9 @@ type Log struct {
 	signing sync.Mutex // guards what follows, and is never held for long
 	signed  trail.Checkpoint
 	note    []byte // of signed
+
+	firstsMu sync.Mutex
+	firsts   map[int64]time.Time // of segments' first records, as far as they were asked for
 }
 
 // Open opens the trail and goes on with its sequence. A record that was torn by a crash is
@@ -81,7 +87,7 @@ func Open(c Config) (*Log, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("audit directory: %w", err)
 	}
-	l := &Log{config: c, node: c.Node, observer: nobody{}, wanted: make(chan struct{}, 1), stop: make(chan struct{})}
+	l := &Log{config: c, node: c.Node, observer: nobody{}, wanted: make(chan struct{}, 1), stop: make(chan struct{}), firsts: map[int64]time.Time{}}
 	l.moved = sync.NewCond(&l.mu)
 	if err := l.recover(); err != nil {
 		return nil, fmt.Errorf("audit trail in %s: %w", c.Dir, err)

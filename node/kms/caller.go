@@ -55,6 +55,8 @@ const (
 	mayOperate                      // the cluster
 	mayDelegate                     // create and retire grants: who holds one, too
 	mayGovern                       // a tenant and its principals: its administrators, and operators
+	mayAudit                        // the audit trail's records
+	maySeeTrails                    // how far the nodes' audit trails are, and what is remembered of them
 )
 
 // roles is the one table of what each class may ever do. Policies and grants choose
@@ -62,9 +64,9 @@ const (
 var roles = map[Class][]permission{
 	ClassUser:     {mayUse, mayRead, mayDelegate},
 	ClassAdmin:    {mayAdminister, mayRead, mayDelegate, mayGovern},
-	ClassAuditor:  {mayRead},
+	ClassAuditor:  {mayRead, mayAudit, maySeeTrails},
 	ClassService:  {mayUse, mayRead, mayDelegate},
-	ClassOperator: {mayOperate, mayGovern},
+	ClassOperator: {mayOperate, mayGovern, maySeeTrails},
 }
 
 // may tells whether a class may ever do what needs a permission.
@@ -91,6 +93,10 @@ func (p permission) String() string {
 		return "deal with grants (key administrators may, and who holds one)"
 	case mayGovern:
 		return "govern a tenant (its key administrators and operators may)"
+	case mayAudit:
+		return "read the audit trail (auditors may)"
+	case maySeeTrails:
+		return "see what is remembered of the audit trails (auditors and operators may)"
 	}
 	return "do this"
 }

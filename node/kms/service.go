@@ -5,8 +5,9 @@
 // reference.go (how a key is named), target.go, usage.go, crypto.go, resident.go, secret.go and datapair.go
 // (what is done with keys, through the gate),
 // blob.go and context.go (the formats), keys.go (what is done to keys, through the log),
-// keylife.go, import.go, aliases.go, grants.go, policy.go, tenants.go, servicekey.go, read.go and
-// duty.go (what the cluster does by itself), uses.go.
+// keylife.go, import.go, aliases.go, grants.go, policy.go, tenants.go, servicekey.go, read.go,
+// trails.go (who may read the audit trail) and duty.go (what the cluster does by itself),
+// uses.go.
 package kms
 
 import (

@@ -300,7 +300,7 @@ func (c *Client) isClosed() bool {
 }
 
 // NewStream implements grpc.ClientConnInterface. The streams of the protocol are
-// CreateBackup, VerifyBackup and RestoreBackup.
+// CreateBackup, VerifyBackup, RestoreBackup, ReadTrail and SearchRecords.
 func (c *Client) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
-	return nil, errors.New("client: streaming calls are CreateBackup, VerifyBackup and RestoreBackup")
+	return nil, errors.New("client: streaming calls are CreateBackup, VerifyBackup, RestoreBackup, ReadTrail and SearchRecords")
 }

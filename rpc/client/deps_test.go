@@ -12,7 +12,7 @@ const module = "github.com/quorumkms/quorumkms"
 
 // TestFloor: the SDK and the tool know nothing of the servers, and need no C.
 func TestFloor(t *testing.T) {
-	allowed := []string{"rpc/quorumkmsv1", "rpc/client", "rpc/client/envelope", "rpc/client/backup", "rpc/client/recovery", "rpc/client/rewrapfile"}
+	allowed := []string{"rpc/quorumkmsv1", "rpc/client", "rpc/client/envelope", "rpc/client/backup", "rpc/client/recovery", "rpc/client/rewrapfile", "rpc/client/trail"}
 	for target, also := range map[string]string{"rpc/client": "", "rpc/client/envelope": "", "cli/kmsctl": "cli/kmsctl"} {
 		for dep := range strings.FieldsSeq(run(t, "list", "-deps", module+"/"+target)) {
 			ours, ok := strings.CutPrefix(dep, module+"/")

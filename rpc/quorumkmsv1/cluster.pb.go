@@ -866,7 +866,7 @@ type StatusResponse struct {
 	ExposedTo          []string               `protobuf:"bytes,42,rep,name=exposed_to,json=exposedTo,proto3" json:"exposed_to,omitempty"`
 	RefusedJoins       uint64                 `protobuf:"varint,57,opt,name=refused_joins,json=refusedJoins,proto3" json:"refused_joins,omitempty"`                   // requests to join that the node that answers has refused since it started
 	TransferProfile    string                 `protobuf:"bytes,58,opt,name=transfer_profile,json=transferProfile,proto3" json:"transfer_profile,omitempty"`           // generic or cloned; empty while the node belongs to no cluster
-	Splits             []string               `protobuf:"bytes,41,rep,name=splits,proto3" json:"splits,omitempty"`                                                    // other histories of this cluster that were found alive: an alarm
+	Splits             []string               `protobuf:"bytes,41,rep,name=splits,proto3" json:"splits,omitempty"`                                                    // other histories of this cluster that were found alive, and audit trails that were rewritten: alarms
 	RecoveryRecipients []*RecoveryRecipient   `protobuf:"bytes,50,rep,name=recovery_recipients,json=recoveryRecipients,proto3" json:"recovery_recipients,omitempty"`  // who can recover the domain key
 	RecoveryRequired   uint32                 `protobuf:"varint,51,opt,name=recovery_required,json=recoveryRequired,proto3" json:"recovery_required,omitempty"`       // of them hold a generation before it becomes active
 	RecoveryAlarms     []string               `protobuf:"bytes,52,rep,name=recovery_alarms,json=recoveryAlarms,proto3" json:"recovery_alarms,omitempty"`              // what is wrong with the recovery of the domain key

@@ -8,6 +8,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -123,16 +126,48 @@ func (i *identity) KeyHash() uint32 {
 func (i *identity) Sign(message []byte) ([]byte, error) { return i.sign(message) }
 
 func (i *identity) Verify(message, signature []byte) bool {
-	parsed, err := x509.ParsePKIXPublicKey(i.spki)
-	if err != nil {
-		return false
-	}
-	key, ok := parsed.(*ecdsa.PublicKey)
-	if !ok || key.Curve != elliptic.P256() {
+	key, ok := identityKey(i.spki)
+	if !ok {
 		return false
 	}
 	digest := sha256.Sum256(message)
 	return ecdsa.VerifyASN1(key, digest[:], signature)
+}
+
+func identityKey(spki []byte) (*ecdsa.PublicKey, bool) {
+	parsed, err := x509.ParsePKIXPublicKey(spki)
+	if err != nil {
+		return nil, false
+	}
+	key, ok := parsed.(*ecdsa.PublicKey)
+	return key, ok && key.Curve == elliptic.P256()
+}
+
+func validIdentity(spki []byte) bool {
+	_, ok := identityKey(spki)
+	return ok
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
+// Claimed is the node that a directory's newest checkpoint says it is of; empty if there is
+// none. Nothing is verified.
+func Claimed(dir string) (node string, err error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*"+CheckpointsEnd))
+	if err != nil {
+		return "", err
+	}
+	slices.Sort(files)
+	for _, file := range slices.Backward(files) {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return "", fmt.Errorf("%w: %w", ErrTrail, err)
+		}
+		if c, note, _, err := LastCheckpoint(b); err == nil && note != nil {
+			return c.Node, nil
+		}
+	}
+	return "", nil
 }
 
 // splitCheckpoints calls f with each checkpoint of a file of them. One that a crash has torn

@@ -173,7 +173,7 @@ func (v *verification) own(dir string) error {
 				err = v.belongs(c)
 			}
 			if err != nil {
-				at := uint64(max(c.Size, 0)) //nolint:gosec // not negative
+				at := uint64(max(c.Size, 0))
 				if v.forged == nil || at < v.forged.First {
 					v.forged = &Finding{Forged, at, at, fmt.Sprintf("a checkpoint in %s: %v", filepath.Base(file), err)}
 				}
@@ -363,6 +363,6 @@ func (v *verification) ends() {
 	if n := len(v.heads); n > 0 && v.heads[n-1].Size > v.tree.size {
 		h := v.heads[n-1]
 		v.report.Finding = nil
-		v.find(CutOff, v.sequence()+1, uint64(h.Size), "the trail ends at record %d; of %s, %s has %d", v.sequence(), h.Time.Format(time.RFC3339), h.source, h.Size) //nolint:gosec // not negative
+		v.find(CutOff, v.sequence()+1, uint64(h.Size), "the trail ends at record %d; by %s, of %s, it had %d", v.sequence(), h.source, h.Time.Format(time.RFC3339), h.Size) //nolint:gosec // not negative
 	}
 }

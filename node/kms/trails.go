@@ -1,0 +1,86 @@
+package kms
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/kms/limit"
+)
+
+// The calls that read the audit trail. No policy decides about them: a tenant's
+// administrators do not hide from its auditors.
+const (
+	DescribeTrails = "DescribeTrails"
+	ReadTrail      = "ReadTrail"
+	SearchRecords  = "SearchRecords"
+)
+
+// trailNeeds says which permission each of them needs.
+var trailNeeds = map[string]permission{DescribeTrails: maySeeTrails, ReadTrail: mayAudit, SearchRecords: mayAudit}
+
+// AuditTrail lets a caller read the audit trail by one of the calls, and records that; target
+// is what it looks for. tenant is the one whose records it may see; empty: all. Auditors of a
+// tenant see records of that tenant alone, and no files.
+func (s *Service) AuditTrail(ctx context.Context, name string, c Call, target string) (tenant string, st *fsm.State, err error) {
+	e := begin(name, c)
+	e.Tenant, e.Target, e.DecidedBy = cmp.Or(c.Caller.Tenant, c.Tenant), target, "role"
+	err = s.admit(ctx, c, trailNeeds[name], limit.Control, &e)
+	if err == nil {
+		tenant, err = c.trailTenant(name)
+	}
+	if err == nil {
+		st, err = s.auditing(ctx, c)
+	}
+	if err != nil {
+		return "", nil, s.refuse(e, err)
+	}
+	return tenant, st, s.succeed(e, st)
+}
+
+func (s *Service) auditing(ctx context.Context, c Call) (*fsm.State, error) {
+	if err := s.confirm(ctx, c); err != nil {
+		return nil, err
+	}
+	if _, err := s.await(ctx, c.IndexToken); err != nil {
+		return nil, err
+	}
+	st, err := s.present()
+	if err != nil {
+		return nil, err
+	}
+	return st, enabled(st, c.Caller)
+}
+
+// trailTenant is the tenant whose records a call reads.
+func (c Call) trailTenant(name string) (string, error) {
+	own := c.Caller.Tenant
+	switch {
+	case own == "":
+		return c.Tenant, nil
+	case name == ReadTrail:
+		return "", fmt.Errorf("%w: the files have records of all tenants, which auditors of all tenants may read; %s may search those of tenant %s", ErrDenied, c.Caller.Principal, own)
+	case c.Tenant != "" && c.Tenant != own:
+		return "", fmt.Errorf("%w: %s may not read records of tenant %s", ErrDenied, c.Caller.Principal, c.Tenant)
+	}
+	return own, nil
+}
+
+// StillAudits is nil while who reads on may go on.
+func (s *Service) StillAudits(c Caller) error {
+	st, err := s.present()
+	if err != nil {
+		return err
+	}
+	return enabled(st, c)
+}
+
+// KeyID is how records name a key that is named by its id or ARN; an alias stays what it is.
+func KeyID(name string) string {
+	if strings.HasPrefix(name, arnPrefix) {
+		return name[strings.LastIndexByte(name, '/')+1:]
+	}
+	return name
+}

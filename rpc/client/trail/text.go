@@ -1,0 +1,44 @@
+package trail
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Text is a report for people: what is proved, or what was found. name is the node's.
+func (r Report) Text(name string) []string {
+	who := name
+	if r.Node != "" && r.Node != name {
+		who = fmt.Sprintf("%s (%s)", name, r.Node)
+	}
+	proved := "nothing is proved by a checkpoint"
+	if r.Proved > 0 {
+		proved = fmt.Sprintf("proved up to record %d, of %s, by %s", r.Proved, r.ProvedAt.UTC().Format(time.DateTime)+" UTC", r.ProvedBy)
+	}
+	if f := r.Finding; f != nil {
+		records := fmt.Sprintf("records %d to %d", f.First, f.Last)
+		if f.First == f.Last {
+			records = fmt.Sprintf("record %d", f.First)
+		}
+		return []string{fmt.Sprintf("%s: %s, %s: %s", who, f.Kind, records, f.Text), "  " + proved}
+	}
+	text := fmt.Sprintf("%s: records %d to %d are whole; %s; compared with %d checkpoints", who, r.First, r.Last, proved, r.Heads)
+	if r.Heads == 1 {
+		text = strings.TrimSuffix(text, "s")
+	}
+	if r.Last == 0 {
+		text = who + ": there are no records"
+	}
+	out := []string{text}
+	if r.First > 1 {
+		out = append(out, fmt.Sprintf("  records before %d are not there: they were removed because of their age, or never copied", r.First))
+	}
+	if behind := r.Last - min(r.Proved, r.Last); behind > 0 {
+		out = append(out, fmt.Sprintf("  the last %d records are not signed yet", behind))
+	}
+	if r.Torn > 0 {
+		out = append(out, fmt.Sprintf("  %d bytes of an unfinished record follow", r.Torn))
+	}
+	return out
+}
