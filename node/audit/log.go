@@ -77,6 +77,8 @@ type Log struct {
 	signed  trail.Checkpoint
 	note    []byte // of signed
 
+	tidying sync.Mutex // one at a time
+
 	firstsMu sync.Mutex
 	firsts   map[int64]time.Time // of segments' first records, as far as they were asked for
 }

@@ -49,6 +49,8 @@ func (l *Log) Kept(remembered int64) {
 }
 
 func (l *Log) tidy() error {
+	l.tidying.Lock()
+	defer l.tidying.Unlock()
 	segments, err := trail.Segments(l.config.Dir)
 	if err != nil {
 		return err
