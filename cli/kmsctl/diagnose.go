@@ -50,7 +50,7 @@ const (
 )
 
 // MarshalText implements encoding.TextMarshaler.
-func (l level) MarshalText() ([]byte, error) {
+func (l level) MarshalText() ([]byte, error) { //nolint:unparam // encoding.TextMarshaler
 	return []byte([]string{"ok", "warning", "fault", "outage"}[l]), nil
 }
 
@@ -323,6 +323,7 @@ func (s *survey) member(m *quorumkmsv1.Member) {
 	case quorumkmsv1.MemberState_MEMBER_STATE_LEAVING:
 		s.add("member", name, warning, "its removal has not come to its end", "kmsctl cluster remove "+name)
 		return
+	case quorumkmsv1.MemberState_MEMBER_STATE_UNSPECIFIED, quorumkmsv1.MemberState_MEMBER_STATE_ACTIVE, quorumkmsv1.MemberState_MEMBER_STATE_GONE:
 	}
 	if r.status == nil {
 		s.add("member", name, fault, fmt.Sprintf("it does not answer at %s: %s", m.GetClientAddress(), shortError(r.err)),

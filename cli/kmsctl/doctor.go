@@ -120,7 +120,7 @@ func (a *app) ownCertificates(s *survey) {
 	} else {
 		s.add("own certificate", "", fault, err.Error(), "name your certificate with --cert")
 	}
-	data, err := os.ReadFile(a.value(setCA)) //nolint:gosec // the caller's own
+	data, err := os.ReadFile(a.value(setCA))
 	if err != nil {
 		s.add("own ca", "", fault, err.Error(), "name the cluster's CA file with --ca")
 		return

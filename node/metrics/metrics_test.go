@@ -280,10 +280,20 @@ func TestValues(t *testing.T) {
 	for _, c := range []struct {
 		got, want float64
 	}{
-		{value("ready", "crypto"), 1}, {value("ready", "write"), 0}, {value("hsm_call_errors_total", "encrypt"), 1}, {value("hsm_sessions_busy"), 3},
-		{value("lease_held"), 1}, {value("raft_state", "follower"), 1}, {value("raft_state", "leader"), 0}, {value("raft_applied_index"), 7},
-		{value("backup_last_success_timestamp_seconds"), 5}, {value("backup_failures_total"), 2}, {value("audit_last_sequence"), 41}, {value("audit_written_bytes_total"), 100},
-		{value("keys", "ENABLED"), 0}, {value("certificate_expiry_timestamp_seconds", "node") - float64(time.Now().Unix()), 3600},
+		{value("ready", "crypto"), 1},
+		{value("ready", "write"), 0},
+		{value("hsm_call_errors_total", "encrypt"), 1},
+		{value("hsm_sessions_busy"), 3},
+		{value("lease_held"), 1},
+		{value("raft_state", "follower"), 1},
+		{value("raft_state", "leader"), 0},
+		{value("raft_applied_index"), 7},
+		{value("backup_last_success_timestamp_seconds"), 5},
+		{value("backup_failures_total"), 2},
+		{value("audit_last_sequence"), 41},
+		{value("audit_written_bytes_total"), 100},
+		{value("keys", "ENABLED"), 0},
+		{value("certificate_expiry_timestamp_seconds", "node") - float64(time.Now().Unix()), 3600},
 	} {
 		if c.got < c.want-5 || c.got > c.want+5 || c.want < 60 && c.got != c.want {
 			t.Errorf("got %v, want %v", c.got, c.want)
