@@ -478,6 +478,33 @@ func TestAdopted(t *testing.T) {
 	}
 }
 
+// TestEarlierReleaseAgain: the first release, started by mistake, leaves its empty file, which
+// must not take the place of the trail; what it has written is for people.
+func TestEarlierReleaseAgain(t *testing.T) {
+	by := newIdentity(t)
+	dir, _ := signedTrail(t, by, 12, nil)
+	earlier := filepath.Join(dir, earlierFile)
+	if err := os.WriteFile(earlier, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	shut(t, open(t, dir))
+	if r, err := trail.Verify(dir, trail.Options{Identity: by.Identity()}); err != nil || r.Finding != nil || r.Proved != 12 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := os.Stat(earlier); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the empty file is still there: %v", err)
+	}
+	if err := os.WriteFile(earlier, []byte("{}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(config(dir)); err == nil || !strings.Contains(err.Error(), "keep it elsewhere") {
+		t.Errorf("opened beside records of the earlier release: %v", err)
+	}
+	if b, err := os.ReadFile(earlier); err != nil || string(b) != "{}\n" {
+		t.Errorf("they are %q, %v", b, err)
+	}
+}
+
 // TestDurable: a durable record waits for the disk, others do not, and many wait together.
 func TestDurable(t *testing.T) {
 	l := open(t, t.TempDir())

@@ -161,9 +161,22 @@ func replace(path string, write func(io.Writer) error) error {
 }
 
 // adopt makes segments of the trail that the first release has written: one file of records
-// that do not name the one before them. Their sequence goes on.
+// that do not name the one before them. Their sequence goes on. Where the trail has its
+// present form already, that release was started again, which leaves an empty file at least.
 func (l *Log) adopt() error {
 	earlier := l.path(earlierFile)
+	if _, err := os.Stat(l.path(trail.HashesFile)); err == nil {
+		info, err := os.Stat(earlier)
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+			return nil
+		case err != nil:
+			return err
+		case info.Size() > 0:
+			return fmt.Errorf("%s was written by an earlier release beside the trail: keep it elsewhere, and start the node again", earlier)
+		}
+		return os.Remove(earlier)
+	}
 	f, err := os.Open(earlier)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
