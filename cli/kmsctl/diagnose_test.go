@@ -42,7 +42,7 @@ func wellCluster(n int) *survey {
 			CertificateExpiry: timestamppb.New(s.now.Add(1000 * time.Hour)),
 			CaCertificates:    []*quorumkmsv1.Certificate{{Subject: "CA", KeyHash: "0123456789abcdef", NotAfter: timestamppb.New(s.now.Add(9000 * time.Hour))}},
 			Backup:            &quorumkmsv1.BackupStatus{},
-			RecoveryRecipients: []*quorumkmsv1.RecoveryRecipient{{Name: "vault", Threshold: 2, Shares: 3, Drill: &quorumkmsv1.RecoveryDrill{
+			RecoveryRecipients: []*quorumkmsv1.RecoveryRecipient{{Name: "vault", Kind: "SHARES", Threshold: 2, Shares: 3, Drill: &quorumkmsv1.RecoveryDrill{
 				Time: timestamppb.New(fakeEpoch), Generation: 1, KeyVersions: 3, Opened: 3,
 			}}},
 		}
