@@ -358,6 +358,10 @@ func TestSegments(t *testing.T) {
 	}
 	for _, n := range []int{1, trail.SegmentRecords - 2, 1, 1, trail.SegmentRecords, 99} {
 		write(n)
+		if n == 1 && l.Position().Last == trail.SegmentRecords { // the next segment has no record yet
+			shut(t, l)
+			l = open(t, dir)
+		}
 	}
 	if got := l.Position(); got.Last != records || got.Signed != records {
 		t.Fatalf("at %+v", got)
@@ -432,6 +436,9 @@ func TestSegments(t *testing.T) {
 	}
 	write(1)
 	verify(trail.SegmentRecords+1, 0)
+	if r, err := trail.Verify(dir, trail.Options{Identity: by.Identity(), Heads: []trail.Head{{Note: heads[0].Note}}}); !errors.Is(err, trail.ErrTrail) || !strings.Contains(err.Error(), "get newer heads") {
+		t.Errorf("with a head of removed records alone: %+v, %v", r, err)
+	}
 	// An altered hash above the segments, or a record in a compressed segment, is found.
 	shut(t, l)
 	b, err := os.ReadFile(above)

@@ -73,6 +73,9 @@ type Log struct {
 	stop   chan struct{}
 	done   sync.WaitGroup
 
+	stopTidy chan struct{}
+	tidier   sync.WaitGroup
+
 	signing sync.Mutex // guards what follows, and is never held for long
 	signed  trail.Checkpoint
 	note    []byte // of signed
@@ -89,13 +92,13 @@ func Open(c Config) (*Log, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("audit directory: %w", err)
 	}
-	l := &Log{config: c, node: c.Node, observer: nobody{}, wanted: make(chan struct{}, 1), stop: make(chan struct{}), firsts: map[int64]time.Time{}}
+	l := &Log{config: c, node: c.Node, observer: nobody{}, wanted: make(chan struct{}, 1), stop: make(chan struct{}), stopTidy: make(chan struct{}), firsts: map[int64]time.Time{}}
 	l.moved = sync.NewCond(&l.mu)
 	if err := l.recover(); err != nil {
 		return nil, fmt.Errorf("audit trail in %s: %w", c.Dir, err)
 	}
 	l.done.Go(l.syncLoop)
-	l.done.Go(l.tidyLoop)
+	l.tidier.Go(l.tidyLoop)
 	return l, nil
 }
 
@@ -348,6 +351,8 @@ func (l *Log) sync() {
 
 // Close writes everything to the disk and closes the trail.
 func (l *Log) Close() error {
+	close(l.stopTidy)
+	l.tidier.Wait() // what it records may wait for the disk
 	close(l.stop)
 	l.done.Wait()
 	l.sync()
@@ -376,6 +381,7 @@ func (l *Log) Follow() <-chan struct{} {
 func (l *Log) reached(sequence uint64) {
 	l.durable = sequence
 	l.told.Store(sequence)
+	l.moved.Broadcast()
 	for _, wake := range l.wakes {
 		select {
 		case wake <- struct{}{}:

@@ -145,6 +145,8 @@ func TestUnwritable(t *testing.T) {
 	if err := l.Healthy(); !errors.Is(err, ErrUnavailable) {
 		t.Fatal(err)
 	}
+	close(l.stopTidy)
+	l.tidier.Wait()
 	close(l.stop)
 	l.done.Wait()
 }

@@ -34,7 +34,7 @@ func (l *Log) tidyLoop() {
 		}
 		select {
 		case <-tick.C:
-		case <-l.stop:
+		case <-l.stopTidy:
 			return
 		}
 	}

@@ -57,7 +57,11 @@ func opened(m *fsm.Member, s *fsm.State, h *AuditHead) (fsm.NextAuditHead, error
 	if err == nil && (c.Node != m.ID || c.Cluster != s.Cluster().ID.String()) {
 		err = fmt.Errorf("%w: it is of node %s in cluster %s", trail.ErrCheckpoint, c.Node, c.Cluster)
 	}
-	return fsm.NextAuditHead{Node: m.ID, From: h.From, Size: c.Size, Root: c.Root[:], Checkpoint: h.Note, Proof: h.Proof}, err
+	next := fsm.NextAuditHead{Node: m.ID, From: h.From, Size: c.Size, Root: c.Root[:], Checkpoint: h.Note, Proof: h.Proof}
+	if err == nil { // one that is refused would take those of all other nodes with it
+		err = fsm.WellFormed(&fsm.RecordAuditHeads{Heads: []fsm.NextAuditHead{next}})
+	}
+	return next, err
 }
 
 // headsLoop puts checkpoints into the log while this node leads.

@@ -136,6 +136,9 @@ func (m *Member) HandlePropose(ctx context.Context, p fsm.Proposal, proposer str
 	if err != nil {
 		return fsm.Result{}, err
 	}
+	if _, heads := p.Command.(*fsm.RecordAuditHeads); heads { // whose signatures the leader verifies
+		return fsm.Result{}, fmt.Errorf("%w: the leader alone records audit checkpoints", fsm.ErrMember)
+	}
 	return e.lead(ctx, p, proposer)
 }
 

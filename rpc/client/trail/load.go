@@ -66,6 +66,9 @@ func Load(dir string) (*Loaded, error) {
 		return true, err
 	})
 	l.Whole = info.Size() - int64(l.Torn)
+	if err == nil && l.Last == nil && len(segments) > 1 { // it has no record yet
+		err = l.last(segments[len(segments)-2])
+	}
 	return l, err
 }
 
@@ -113,12 +116,9 @@ func (l *Loaded) last(s Segment) error {
 }
 
 func leavesOf(dir string, n int64) ([]Hash, error) {
-	for _, end := range []string{RecordsEnd, CompressedEnd} {
-		s := Segment{n, filepath.Join(dir, Name(n, end))}
-		if _, err := os.Stat(s.Path); errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		return s.leaves()
+	leaves, err := Segment{n, filepath.Join(dir, Name(n, RecordsEnd))}.leaves()
+	if errors.Is(err, os.ErrNotExist) {
+		err = fmt.Errorf("%w: segment %d is not there any more", ErrTrail, n)
 	}
-	return nil, fmt.Errorf("%w: segment %d is not there any more", ErrTrail, n)
+	return leaves, err
 }

@@ -75,9 +75,13 @@ func Segments(dir string) ([]Segment, error) {
 	return out, nil
 }
 
-// Open opens the records.
+// Open opens the records, also where they have been compressed since the segment was listed.
 func (s Segment) Open() (io.ReadCloser, error) {
 	f, err := os.Open(s.Path)
+	if errors.Is(err, os.ErrNotExist) && strings.HasSuffix(s.Path, RecordsEnd) {
+		s.Path = strings.TrimSuffix(s.Path, RecordsEnd) + CompressedEnd
+		f, err = os.Open(s.Path)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrTrail, err)
 	}

@@ -3,7 +3,9 @@ package trail
 import (
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -102,11 +104,17 @@ func Verify(dir string, o Options) (Report, error) {
 		v.tree = Tree{size: first * SegmentRecords, upper: above[:storedCount(first)]}
 		v.report.First = segments[0].First()
 	}
+	if v.outlived() {
+		return v.report, fmt.Errorf("%w: all that is remembered of it lies before record %d, the first that there is: get newer heads", ErrTrail, v.report.First)
+	}
 	v.skipPast()
 	for i, s := range segments {
-		if v.report.Finding == nil {
+		if v.report.Finding == nil && v.failed == nil {
 			v.segment(s, i == len(segments)-1)
 		}
+	}
+	if v.failed != nil {
+		return v.report, v.failed
 	}
 	if v.report.Finding == nil {
 		v.ends()
@@ -124,6 +132,7 @@ type verification struct {
 	named  bool // records name the one before
 	agreed head // the last one of others that agrees
 	forged *Finding
+	failed error // nothing can be said
 }
 
 func (v *verification) find(k Kind, first, last uint64, format string, args ...any) {
@@ -214,6 +223,12 @@ func (v *verification) missing(dir string) bool {
 	return false
 }
 
+// outlived tells whether what others remember is of records that are all removed: that the
+// trail goes on from there nobody can say.
+func (v *verification) outlived() bool {
+	return len(v.o.Heads) > 0 && !slices.ContainsFunc(v.heads, func(h head) bool { return !h.own && h.Size >= v.tree.size })
+}
+
 // skipPast leaves the heads out that end before the first record that is there.
 func (v *verification) skipPast() {
 	for v.next < len(v.heads) && v.heads[v.next].Size < v.tree.size {
@@ -241,6 +256,8 @@ func (v *verification) segment(s Segment, last bool) {
 	at := v.sequence() + 1
 	switch {
 	case v.report.Finding != nil:
+	case isPath(err): // it says nothing of the trail
+		v.failed = err
 	case err != nil:
 		v.find(Altered, at, at, "it cannot be read: %v", err)
 	case torn > 0 && !last:
@@ -250,6 +267,11 @@ func (v *verification) segment(s Segment, last bool) {
 	case last:
 		v.report.Torn = torn
 	}
+}
+
+func isPath(err error) bool {
+	_, is := errors.AsType[*fs.PathError](err)
+	return is
 }
 
 // sequence is the number of the record read last.
