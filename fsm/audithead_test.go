@@ -18,23 +18,23 @@ func (l leaves) ReadHashes(indexes []int64) (out []tlog.Hash, err error) {
 	return out, nil
 }
 
-func treeOf(t *testing.T, n int64, altered int64) (l leaves) {
+func treeOf(t failer, n int64, altered int64) (l leaves) {
 	t.Helper()
 	for i := range n {
 		more, err := tlog.StoredHashes(i, fmt.Appendf(nil, "%d %v", i, i == altered), l)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("%v", err)
 		}
 		l = append(l, more...)
 	}
 	return l
 }
 
-func headOf(t *testing.T, l leaves, from, size int64) NextAuditHead {
+func headOf(t failer, l leaves, from, size int64) NextAuditHead {
 	t.Helper()
 	root, err := tlog.TreeHash(size, l)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v", err)
 	}
 	h := NextAuditHead{Node: firstNode, From: from, Size: size, Root: root[:], Checkpoint: fmt.Appendf(nil, "of %d", size)}
 	if from == 0 || size <= from {
@@ -42,7 +42,7 @@ func headOf(t *testing.T, l leaves, from, size int64) NextAuditHead {
 	}
 	proof, err := tlog.ProveTree(size, from, l)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v", err)
 	}
 	for _, p := range proof {
 		h.Proof = append(h.Proof, p[:])
@@ -109,4 +109,40 @@ func TestAuditHeads(t *testing.T) {
 	w.refuse(edit(func(h *NextAuditHead) { h.Checkpoint = nil }), ErrInvalid, "0 bytes")
 	w.refuse(edit(func(h *NextAuditHead) { h.Checkpoint = make([]byte, maxCheckpoint+1) }), ErrInvalid, "2049 bytes")
 	w.refuse(edit(func(h *NextAuditHead) { h.Node = "n9-00000009" }), ErrNotFound, "n9")
+}
+
+// heads are checkpoints of two trees that differ at leaf 5.
+func (d drawer) heads() *RecordAuditHeads {
+	c := &RecordAuditHeads{}
+	for range 1 + d.upTo(1) {
+		tree := treeOf(d.t, 12, int64(d.oneOf(-1, -1, 5)))
+		from := int64(d.upTo(10))
+		if h, ok := d.w.s.AuditHead(firstNode); ok && !d.oneIn(4) {
+			from = min(h.Size, 12)
+		}
+		h := headOf(d.t, tree, from, int64(1+d.upTo(11)))
+		h.Node = d.or(firstNode, nodeID("n2"))
+		c.Heads = append(c.Heads, h)
+	}
+	return c
+}
+
+func goldenAuditHeads(w *world) {
+	honest, other := treeOf(w.t, 12, -1), treeOf(w.t, 12, 5)
+	alive := ""
+	for _, m := range w.s.Members() {
+		if m.Alive() {
+			alive = m.ID
+		}
+	}
+	record := func(heads ...NextAuditHead) {
+		for i := range heads {
+			heads[i].Node = alive
+		}
+		w.do(&RecordAuditHeads{heads})
+	}
+	record(headOf(w.t, honest, 0, 7))
+	record(headOf(w.t, honest, 7, 9), headOf(w.t, honest, 7, 10))
+	record(headOf(w.t, other, 9, 12))
+	w.refuse(&RecordAuditHeads{}, ErrInvalid, "")
 }

@@ -54,6 +54,7 @@ func goldenUpgrade(t failer) *world {
 	goldenGenerations(w)
 	goldenResident(w)
 	goldenRecipients(w)
+	goldenAuditHeads(w)
 	return w
 }
 

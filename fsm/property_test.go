@@ -166,6 +166,8 @@ func (d drawer) command() Command {
 		return &ReserveMessages{VersionRef{d.ref(), uint32(1 + d.upTo(2))}, uint64(d.oneOf(MaxReservation, MaxReservation, 1, 0))}
 	case "RecordUse":
 		return d.uses()
+	case "RecordAuditHeads":
+		return d.heads()
 	case "AddRecoveryCopy", "ProposeRecipientChange", "ApproveRecipientChange", "CancelRecipientChange", "ProposeRecoverySettings", "RecordDrill":
 		return d.recoveryCommand(name)
 	case "ProposeGeneration", "InstallGeneration", "ActivateGeneration", "RetireGeneration":

@@ -123,7 +123,7 @@ func testAuditCalls(ctx context.Context, c *testCluster) {
 			e := c.recorded(p, x.name, func() { _ = x.call(ctx, clients[caller]) })
 			want := audit.Event{
 				Time: e.Time, Sequence: e.Sequence, Node: e.Node, Source: e.Source, StateIndex: e.StateIndex,
-				KeyVersion: e.KeyVersion, CiphertextSHA256: e.CiphertextSHA256, RequestID: e.RequestID, Reason: e.Reason,
+				KeyVersion: e.KeyVersion, Previous: e.Previous, CiphertextSHA256: e.CiphertextSHA256, RequestID: e.RequestID, Reason: e.Reason,
 				Name: cmp.Or(names[x.name], x.name), Principal: id(caller), Class: classes[caller], Tenant: "default", DecidedBy: "default policy",
 				KeyID: o.key, Alias: e.Alias, Target: e.Target, Grant: e.Grant, DryRun: o.dry && has(x.request, "dry_run"), Result: audit.Success,
 				Algorithm: e.Algorithm,

@@ -40,7 +40,7 @@ func exits() []exit {
 		{exitStorage, "the disk failed or is full", false, "make room, or replace the disk"},
 		{exitDiffers, "the node's state differs from the cluster's", true, "keep the data directory, find out why, join anew with an empty one"},
 		{exitAltered, "the log, a snapshot or the audit trail on the disk was altered, or is damaged", true, "keep the data directory, find out why, join anew with an empty one"},
-		{exitFinding, "kmsd audit verify: the trail is not what was signed", true, "keep it, and see what the cluster remembers: kmsctl audit heads"},
+		{exitFinding, "kmsd audit verify: the trail is not what was signed", false, "keep it, and see what the cluster remembers: kmsctl audit heads"},
 	}
 }
 
