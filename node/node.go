@@ -357,6 +357,7 @@ func (n *Node) serve(ctx context.Context) error {
 	n.background("rewrapping", func() error { n.service.RunRewraps(serving); return nil })
 	n.background("reservations", func() error { n.service.RunReservations(serving); return nil })
 	n.background("audit checkpoints", func() error { n.signTrail(serving); return nil })
+	n.background("audit conflicts", func() error { n.tellRewritten(serving); return nil })
 	n.background("audit sinks", func() error { n.sinks.Run(serving); return nil })
 	n.background("health", func() error { n.watchHealth(serving); return nil })
 	n.background("supervisor", func() error { n.supervise(serving); return nil })

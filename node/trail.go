@@ -20,7 +20,6 @@ func (n *Node) signTrail(ctx context.Context) {
 	tick := time.NewTicker(checkpointEvery)
 	defer tick.Stop()
 	failing := false
-	told := map[string]bool{}
 	for {
 		select {
 		case <-tick.C:
@@ -31,7 +30,6 @@ func (n *Node) signTrail(ctx context.Context) {
 		if !n.member.Joined() || !s.Initialized() {
 			continue
 		}
-		n.tellRewritten(ctx, s, told)
 		err := n.audit.Checkpoint(ctx, s.Cluster().ID.String(), n.partition)
 		if err == nil {
 			err = n.prepareHead(s)
@@ -44,35 +42,58 @@ func (n *Node) signTrail(ctx context.Context) {
 }
 
 // tellRewritten records the nodes that the cluster has convicted of another trail than they
-// had signed: each once in this node's trail, however often it starts.
-func (n *Node) tellRewritten(ctx context.Context, s *fsm.State, told map[string]bool) {
-	for _, h := range s.AuditHeads() {
-		if h.Conflict == nil || told[h.Node] {
-			continue
+// had signed, until ctx ends: each once in this node's trail, however often it starts. The
+// first may read the whole trail.
+func (n *Node) tellRewritten(ctx context.Context) {
+	tick := time.NewTicker(checkpointEvery)
+	defer tick.Stop()
+	var told map[string]bool // nil: not looked for yet
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
 		}
-		err := n.tellOnce(ctx, s, h)
-		if err != nil && ctx.Err() == nil {
-			n.log.Warn("that an audit trail was rewritten is not recorded here, trying again each second", "node_id", h.Node, "error", err)
+		s := n.member.State()
+		for _, h := range s.AuditHeads() {
+			if h.Conflict == nil || told[h.Node] {
+				continue
+			}
+			var err error
+			if told == nil {
+				told, err = n.rewrittenBefore(ctx)
+			}
+			if err == nil && !told[h.Node] {
+				err = n.tellConflict(s, h)
+				told[h.Node] = err == nil
+			}
+			if err != nil && ctx.Err() == nil {
+				n.log.Warn("that an audit trail was rewritten is not recorded here, trying again each second", "node_id", h.Node, "error", err)
+			}
 		}
-		told[h.Node] = err == nil
 	}
 }
 
-func (n *Node) tellOnce(ctx context.Context, s *fsm.State, h *fsm.AuditHead) error {
-	before := false
+// rewrittenBefore are the nodes that this one's trail tells of already.
+func (n *Node) rewrittenBefore(ctx context.Context) (map[string]bool, error) {
 	search, err := n.audit.Search(audit.Query{Alarm: string(audit.TrailRewritten)}, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	told := map[string]bool{}
 	err = search.Run(ctx, n.audit.Position().Last, func(f audit.Found) error {
 		var e audit.Event
 		err := json.Unmarshal(f.Line, &e)
-		before = before || e.Target == h.Node
+		told[e.Target] = true
 		return err
 	}, func(time.Time) error { return nil })
-	if err != nil || before {
-		return err
+	if err != nil {
+		return nil, err
 	}
+	return told, nil
+}
+
+func (n *Node) tellConflict(s *fsm.State, h *fsm.AuditHead) error {
 	text := rpc.TrailAlarm(s, h)
 	n.log.Error("ALARM: "+text, "node_id", h.Node)
 	return n.audit.Record(audit.Event{

@@ -134,6 +134,19 @@ func (a *app) memories(ctx context.Context, list []*quorumkmsv1.Member, gone *un
 	return out
 }
 
+// asked is what all members remember, and what that is together; an error if none answers.
+func (a *app) asked(ctx context.Context, kms *client.Client, gone *unheard) (all []memory, heads trail.Heads, differ []string, err error) {
+	status, list, err := members(ctx, kms)
+	if err != nil {
+		return nil, heads, nil, err
+	}
+	if all = a.memories(ctx, list, gone); len(all) == 0 {
+		return nil, heads, nil, gone.err()
+	}
+	heads, differ = together(status.GetClusterId(), all)
+	return all, heads, differ, nil
+}
+
 // together makes one of what the nodes remember: the newest of each. differ says where they
 // contradict each other; one that is a little behind does not.
 func together(cluster string, all []memory) (h trail.Heads, differ []string) {
@@ -156,7 +169,9 @@ func together(cluster string, all []memory) (h trail.Heads, differ []string) {
 			if len(t.GetConflict()) > 0 && n.Conflict == "" {
 				n.Conflict = string(t.GetConflict())
 			}
-			n.Removed = n.Removed || t.GetRemoved()
+			if m.member.GetRaftId() != n.Node { // nobody exempts itself
+				n.Removed = n.Removed || t.GetRemoved()
+			}
 		}
 	}
 	for _, n := range byNode {
@@ -191,16 +206,11 @@ rewritten since.`,
 			if out == "" {
 				return usagef("--out is missing: a file's name, or - for standard output")
 			}
-			status, list, err := members(ctx, kms)
+			gone := &unheard{a: a}
+			_, heads, differ, err := a.asked(ctx, kms, gone)
 			if err != nil {
 				return err
 			}
-			gone := &unheard{a: a}
-			all := a.memories(ctx, list, gone)
-			if len(all) == 0 {
-				return gone.err()
-			}
-			heads, differ := together(status.GetClusterId(), all)
 			for _, text := range differ {
 				fmt.Fprintln(a.stderr, clean(text)) //nolint:errcheck // it is also the result
 			}
@@ -289,16 +299,11 @@ The exit code is 4 if something was found, 3 if a node did not answer.`,
 }
 
 func (a *app) verifyTrails(ctx context.Context, kms *client.Client, quick bool) error {
-	status, list, err := members(ctx, kms)
+	gone := &unheard{a: a}
+	all, heads, differ, err := a.asked(ctx, kms, gone)
 	if err != nil {
 		return err
 	}
-	gone := &unheard{a: a}
-	all := a.memories(ctx, list, gone)
-	if len(all) == 0 {
-		return gone.err()
-	}
-	heads, differ := together(status.GetClusterId(), all)
 	var out []verified
 	bad := len(differ) > 0
 	for _, n := range heads.Nodes {
@@ -327,7 +332,7 @@ func (a *app) verifyNode(ctx context.Context, all []memory, cluster string, n tr
 	v := verified{Name: n.Name, Removed: n.Removed, Report: trail.Report{Node: n.Node, Cluster: cluster}}
 	i := slices.IndexFunc(all, func(m memory) bool { return m.member.GetRaftId() == n.Node })
 	switch {
-	case n.Removed || i < 0:
+	case i < 0: // a member that answers is read, whatever is said of it
 		if !n.Removed {
 			v.Problem = "it does not answer"
 		}

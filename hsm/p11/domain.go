@@ -229,6 +229,11 @@ func (p *Partition) domain(s *session, id domainID) (domain, error) {
 	if d != nil {
 		return d, nil
 	}
+	return p.stored(s, id)
+}
+
+// stored looks for a generation in the token, whatever is known of it, and checks it.
+func (p *Partition) stored(s *session, id domainID) (domain, error) {
 	h, err := s.holdings(id.cluster)
 	if err != nil {
 		return nil, err
@@ -236,7 +241,7 @@ func (p *Partition) domain(s *session, id domainID) (domain, error) {
 	if !h.complete(id.number) {
 		return nil, fmt.Errorf("generation %d: %w", id.number, hsm.ErrNotFound)
 	}
-	d = h.generations[id.number]
+	d := h.generations[id.number]
 	if h.log != 0 {
 		d[hsm.KindLog] = h.log
 	}
@@ -440,8 +445,7 @@ func (p *Partition) DestroyDomain(ctx context.Context, cluster hsm.ID, g hsm.Gen
 // mustBe refuses unless the token's generation of that number, each copy of it, has those
 // check values: it looks anew.
 func (p *Partition) mustBe(s *session, cluster hsm.ID, g hsm.Generation) error {
-	s.link.uncache(domainID{cluster, g.Number})
-	d, err := p.domain(s, domainID{cluster, g.Number})
+	d, err := p.stored(s, domainID{cluster, g.Number})
 	if err != nil {
 		return err
 	}

@@ -21,7 +21,9 @@ const (
 	// keptCheckpoints is how many checkpoints of a whole segment are kept, at equal
 	// distances, and the last.
 	keptCheckpoints = 1024
-	partEnd         = ".part"
+	// PartEnd is the end of a file's name that Replace has not finished.
+	PartEnd   = ".part"
+	trailMode = 0o600
 )
 
 // tidyLoop compresses whole segments, and removes those that are older than they are kept.
@@ -104,7 +106,7 @@ func (l *Log) compress(s trail.Segment) error {
 	}
 	defer from.Close() //nolint:errcheck // only read
 	path := l.path(trail.Name(s.Number, trail.CompressedEnd))
-	err = replace(path, func(w io.Writer) error {
+	err = Replace(path, trailMode, func(w io.Writer) error {
 		z := gzip.NewWriter(w)
 		_, err := io.Copy(z, bufio.NewReader(from))
 		return errors.Join(err, z.Close())
@@ -130,7 +132,7 @@ func (l *Log) thin(s trail.Segment) error {
 		return err
 	}
 	every := (len(all) + keptCheckpoints - 1) / keptCheckpoints
-	return replace(path, func(w io.Writer) error {
+	return Replace(path, trailMode, func(w io.Writer) error {
 		for i, note := range all {
 			if i%every != 0 && i != len(all)-1 {
 				continue
@@ -143,10 +145,10 @@ func (l *Log) thin(s trail.Segment) error {
 	})
 }
 
-// replace writes a file anew, whole or not at all.
-func replace(path string, write func(io.Writer) error) error {
-	part := path + partEnd
-	f, err := os.OpenFile(part, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+// Replace writes a file anew, whole or not at all.
+func Replace(path string, mode os.FileMode, write func(io.Writer) error) error {
+	part := path + PartEnd
+	f, err := os.OpenFile(part, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, mode)
 	if err != nil {
 		return err
 	}
@@ -188,7 +190,7 @@ func (l *Log) adopt() error {
 	var lines [][]byte
 	segment := int64(0)
 	flush := func() error {
-		err := replace(l.path(trail.Name(segment, trail.RecordsEnd)), func(w io.Writer) error {
+		err := Replace(l.path(trail.Name(segment, trail.RecordsEnd)), trailMode, func(w io.Writer) error {
 			for _, line := range lines {
 				if _, err := w.Write(append(line, '\n')); err != nil {
 					return err

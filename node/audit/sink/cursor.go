@@ -3,16 +3,16 @@ package sink
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/quorumkms/quorumkms/node/audit"
 )
 
-const (
-	cursorEnd = ".cursor"
-	partEnd   = ".part"
-)
+const cursorEnd = ".cursor"
 
 // cursor keeps how far a sink is: the sequence number of the last record that it has.
 type cursor struct{ path string }
@@ -40,28 +40,8 @@ func (c cursor) save(sequence uint64) error {
 	if err := os.MkdirAll(filepath.Dir(c.path), 0o700); err != nil {
 		return err
 	}
-	return replace(c.path, 0o600, func(f *os.File) error {
-		_, err := fmt.Fprintln(f, sequence)
+	return audit.Replace(c.path, 0o600, func(w io.Writer) error {
+		_, err := fmt.Fprintln(w, sequence)
 		return err
 	})
-}
-
-// replace writes a file anew, whole or not at all.
-func replace(path string, mode os.FileMode, write func(*os.File) error) error {
-	part := path + partEnd
-	f, err := os.OpenFile(part, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, mode)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(write(f), f.Sync(), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(part))
-	}
-	if err := os.Rename(part, path); err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -275,7 +275,7 @@ func objects(t *testing.T, dir string) (out []string) {
 	for _, e := range entries {
 		part := objectName.FindStringSubmatch(e.Name())
 		if part == nil {
-			if strings.HasSuffix(e.Name(), partEnd) {
+			if strings.HasSuffix(e.Name(), audit.PartEnd) {
 				continue
 			}
 			t.Fatalf("the object %s", e.Name())

@@ -1,14 +1,15 @@
 package sink
 
 import (
-	"bufio"
 	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
+	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/rpc/client/trail"
 )
 
@@ -31,15 +32,14 @@ func (s *ship) deliver(_ context.Context, b batch) (int, error) {
 		return 0, err
 	}
 	name := fmt.Sprintf("%s-%020d-%020d%s", s.node, b.first, b.last(), trail.CompressedEnd)
-	return 0, replace(filepath.Join(s.options.Path, name), readable, func(f *os.File) error {
-		w := bufio.NewWriter(f)
-		z := gzip.NewWriter(w)
+	return 0, audit.Replace(filepath.Join(s.options.Path, name), readable, func(f io.Writer) error {
+		z := gzip.NewWriter(f)
 		for _, line := range b.lines {
 			if _, err := z.Write(append(line, '\n')); err != nil {
 				return err
 			}
 		}
-		return errors.Join(z.Close(), w.Flush())
+		return z.Close()
 	})
 }
 
@@ -48,7 +48,7 @@ func (s *ship) tidy() error {
 	if s.tidied {
 		return nil
 	}
-	parts, err := filepath.Glob(filepath.Join(s.options.Path, s.node+"-*"+partEnd))
+	parts, err := filepath.Glob(filepath.Join(s.options.Path, s.node+"-*"+audit.PartEnd))
 	if err != nil {
 		return err
 	}
