@@ -131,13 +131,13 @@ func TestListenPrivate(t *testing.T) {
 	if _, err := listenPrivate(path); err == nil || !strings.Contains(err.Error(), "another process serves there") {
 		t.Errorf("a second one: %v", err)
 	}
-	go func() {
+	go func(l net.Listener) {
 		c, err := l.Accept() // the attempt of the second one
 		for err == nil {
 			_ = c.Close()
 			c, err = l.Accept()
 		}
-	}()
+	}(l)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -56,11 +56,11 @@ func TestAliasDecidedAnew(t *testing.T) {
 		held, other := e.key("default"), e.key("default")
 		_, _, err := e.CreateAlias(t.Context(), as(ada), "alias/db", held, 0)
 		e.ok(err)
-		e.log.lost = func(fsm.Proposal) error {
-			e.log.lost = nil
+		e.log.lose(func(fsm.Proposal) error {
+			e.log.lose(nil)
 			e.force("default", held, everybody+noAliases)
 			return nil
-		}
+		})
 		e.refused(change(e, other), ErrDenied, "forbids "+name)
 		if a, ok := e.log.State().Alias("default", "alias/db"); !ok || a.Key != uuid.MustParse(held) {
 			t.Errorf("%s: the alias is gone", name)
@@ -73,11 +73,11 @@ func TestKeyPolicyDecidedAnew(t *testing.T) {
 	e := newEnv(t)
 	key := e.key("default")
 	e.put("", everybody+`forbid (principal, action == KMS::Action::"PutKeyPolicy", resource is KMS::Key) when { resource.hasTag("locked") };`)
-	e.log.lost = func(fsm.Proposal) error {
-		e.log.lost = nil
+	e.log.lose(func(fsm.Proposal) error {
+		e.log.lose(nil)
 		e.do(&fsm.TagKey{KeyRef: fsm.KeyRef{ID: uuid.MustParse(key), Tenant: "default"}, Tags: []fsm.Tag{{Key: "locked"}}})
 		return nil
-	}
+	})
 	_, _, err := e.PutPolicy(t.Context(), as(ada), key, everybody, nil)
 	e.refused(err, ErrDenied, "forbids PutKeyPolicy")
 }

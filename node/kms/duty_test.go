@@ -545,11 +545,11 @@ func TestUnknownOutcome(t *testing.T) {
 		e.ok(err)
 		e.clock.advance(8 * day)
 		var late func() // commits what was on its way
-		e.log.lost = func(p fsm.Proposal) error {
-			e.log.lost = nil
+		e.log.lose(func(p fsm.Proposal) error {
+			e.log.lose(nil)
 			late = func() { _, err := e.log.Propose(t.Context(), p); e.ok(err) }
 			return errors.New("outcome unknown")
-		}
+		})
 		paused := map[fsm.Due]time.Time{}
 		e.look(paused)
 		if r := e.audit.of("DeleteKey"); len(r) != 1 || r[0].Result != audit.Unknown || r[0].KeyID != key || r[0].Reason == "" {

@@ -116,8 +116,11 @@ type testLog struct {
 }
 
 func (l *testLog) Propose(_ context.Context, p fsm.Proposal) (fsm.Result, error) {
-	if l.lost != nil {
-		if err := l.lost(p); err != nil {
+	l.mu.Lock()
+	lost := l.lost
+	l.mu.Unlock()
+	if lost != nil {
+		if err := lost(p); err != nil {
 			return fsm.Result{}, err
 		}
 	}
@@ -140,6 +143,13 @@ func (l *testLog) Propose(_ context.Context, p fsm.Proposal) (fsm.Result, error)
 	}
 	l.state, l.told = next, append(l.told, p)
 	return result, err
+}
+
+// lose sets what the log answers where it has no answer of its own; nil: it has.
+func (l *testLog) lose(lost func(p fsm.Proposal) error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lost = lost
 }
 
 func (l *testLog) State() *fsm.State {

@@ -406,13 +406,13 @@ func TestRestrictionsOutlastChanges(t *testing.T) {
 	e := newEnv(t)
 	key := e.key("default")
 	left := 0
-	e.log.lost = func(p fsm.Proposal) error { // before each proposal a co-administrator is faster
+	e.log.lose(func(p fsm.Proposal) error { // before each proposal a co-administrator is faster
 		if _, own := p.Command.(*fsm.UpdateKeyDescription); left > 0 && !own {
 			left--
 			e.do(&fsm.UpdateKeyDescription{KeyRef: fsm.KeyRef{ID: uuid.MustParse(key), Tenant: "default"}, Description: fmt.Sprint(left)})
 		}
 		return nil
-	}
+	})
 	left = 50
 	_, _, err := e.DisableKey(t.Context(), as(ada), key, 0)
 	e.ok(err)

@@ -216,7 +216,7 @@ func TestWithoutALeader(t *testing.T) {
 	e := newEnv(t)
 	key := e.resident()
 	blob := e.sealed(as(uma), key)
-	e.log.lost = func(fsm.Proposal) error { return errors.New("no leader") }
+	e.log.lose(func(fsm.Proposal) error { return errors.New("no leader") })
 	for range firstReservation - 1 {
 		e.ok(e.encrypts(as(uma), key))
 	}
@@ -229,7 +229,7 @@ func TestWithoutALeader(t *testing.T) {
 	done := make(chan struct{})
 	go func() { e.RunReservations(ctx); close(done) }()
 	defer func() { cancel(); <-done }()
-	e.log.lost = nil
+	e.log.lose(nil)
 	e.ok(e.encrypts(as(uma), key))
 	if e.hsm.made != made {
 		t.Error("a key was made")
