@@ -164,10 +164,11 @@ func instead(name, prefix string, known []string) string {
 			return ": did you mean " + key + "?"
 		}
 	}
-	for i := range known {
-		known[i] = prefix + known[i]
+	var whole []string
+	for _, key := range known {
+		whole = append(whole, prefix+key)
 	}
-	return policy.Meant(prefix+name, known)
+	return policy.Meant(prefix+name, whole)
 }
 
 func yamlName(field reflect.StructField) string {

@@ -114,9 +114,6 @@ func TestHSMCheckNSS(t *testing.T) {
 	if out, code := kmsd(t, p.env, args...); code != exitOK || !strings.Contains(out, "accepted") {
 		t.Errorf("all accepted: code %d: %s", code, out)
 	}
-	if out, code := kmsdWithin(t, suitePatience, p.env, append(args, "--scratch")...); code != exitOK {
-		t.Errorf("as scratch: code %d: %s", code, out)
-	}
 }
 
 // objects is the names and contents of all objects in SoftHSM2's tokens below dir. (It notes
