@@ -158,17 +158,17 @@ func (b *bench) processor(pid int) time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// rig is a cluster that is measured.
-type rig struct {
+// benchRig is a cluster that is measured.
+type benchRig struct {
 	*testCluster
 	metrics map[*process]string // addresses
 	user    *client.Client
 	keys    []string
 }
 
-func (b *bench) start(nodes, keys int) *rig {
+func (b *bench) start(nodes, keys int) *benchRig {
 	b.t.Helper()
-	r := &rig{testCluster: newCluster(b.t, nodes), metrics: map[*process]string{}}
+	r := &benchRig{testCluster: newCluster(b.t, nodes), metrics: map[*process]string{}}
 	for _, p := range r.nodes {
 		r.metrics[p] = freeAddress(b.t)
 		p.timing, p.renew, p.limits = "heartbeat: 1s, election: 1s", "1s", benchLimits
@@ -186,7 +186,7 @@ func (b *bench) start(nodes, keys int) *rig {
 }
 
 // count is the sum of a node's metric over all its labels.
-func (r *rig) count(p *process, name string) (sum float64) {
+func (r *benchRig) count(p *process, name string) (sum float64) {
 	r.t.Helper()
 	q, err := http.NewRequestWithContext(r.t.Context(), http.MethodGet, "http://"+r.metrics[p]+"/metrics", http.NoBody)
 	must(r.t, err)
@@ -220,7 +220,7 @@ type operation struct {
 }
 
 // operations are those that are measured, and their messages' sizes.
-func (r *rig) operations() []operation {
+func (r *benchRig) operations() []operation {
 	r.t.Helper()
 	ctx, plaintext := r.t.Context(), []byte(strings.Repeat("p", 32))
 	blobs := make([][]byte, len(r.keys))
