@@ -143,7 +143,7 @@ func (r *rig) lines() (out []string) {
 	segments, err := trail.Segments(r.dir)
 	must(r.t, err)
 	for _, s := range segments {
-		in, err := s.Open()
+		in, err := s.Open(r.t.Context(), nil)
 		must(r.t, err)
 		_, err = trail.Lines(in, func(line []byte) (bool, error) {
 			out = append(out, string(line))
