@@ -114,6 +114,9 @@ func (l *Log) first() (uint64, error) {
 	return segments[0].First(), nil
 }
 
+// Next is the sequence number of the record that is read next.
+func (s *Search) Next() uint64 { return s.next }
+
 // Run reads up to a record, which must be written; visit is told of those that fit, alive now
 // and then of the time of a record that was read. It goes on where it was when it is called
 // again. Segments that are removed meanwhile are left out.
