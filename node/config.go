@@ -180,6 +180,10 @@ type Audit struct {
 	Strict bool `yaml:"strict"`
 	// Keep is how long records are kept, whole segments of them; empty: for ever.
 	Keep Duration `yaml:"keep"`
+	// Seal is a symmetric key that whole segments are encrypted under: its id or alias in the
+	// tenant default, or its ARN. The node needs a grant of it for GenerateDataKey and Decrypt.
+	// Empty: they are not encrypted.
+	Seal string `yaml:"seal"`
 	// Sinks take the records elsewhere.
 	Sinks []AuditSink `yaml:"sinks"`
 }
@@ -346,6 +350,10 @@ func (c *Config) problems() []string {
 	bad(every < minBackupEvery || every > maxBackupEvery, "backup.every %s: must be %s to %s", every, minBackupEvery, maxBackupEvery)
 	bad(c.Backup.Keep < 1 || c.Backup.Keep > maxBackupKeep, "backup.keep %d: must be 1 to %d", c.Backup.Keep, maxBackupKeep)
 	c.checkMonitoring(bad)
+	if c.Audit.Seal != "" {
+		err := kms.CheckReference(c.Audit.Seal)
+		bad(err != nil, "audit.seal %.80q: %v", c.Audit.Seal, err)
+	}
 	sink.Check(c.Audit.options(), c.DataDir, bad)
 	bad(c.Log.Format != "text" && c.Log.Format != "json", "log.format %q: want text or json", c.Log.Format)
 	bad(new(slog.Level).UnmarshalText([]byte(c.Log.Level)) != nil, "log.level %q: want debug, info, warn or error", c.Log.Level)

@@ -67,6 +67,8 @@ func TestConfigProblems(t *testing.T) {
 		{"merged", rightConfig + "log: &a\n  <<: {levle: info}\n", []string{":9: unknown field log.levle: did you mean log.level?"}},
 		{"what contains itself", rightConfig + "log: &a\n  <<: *a\n", []string{": yaml: anchor 'a' value contains itself"}},
 		{"two documents", rightConfig + "---\nname: kms-2\n", []string{": there is more than one YAML document"}},
+		{"a key that is named wrongly", rightConfig + "audit:\n  keep: 24h\n  seal: audit\n", []string{`:10: audit.seal "audit": invalid argument: "audit" is no key id, key ARN, alias name (alias/…) or alias ARN`}},
+		{"a key that is named rightly", rightConfig + "audit:\n  seal: arn:quorumkms:kms:6ba7b810-9dad-11d1-80b4-00c04fd430c8:acme:alias/audit\n", nil},
 		{"a wrong name", edit("kms-1", "KMS 1"), []string{`:1: name "KMS 1": must be`}},
 		{"addresses", edit(`"127.0.0.1:1"`, "nowhere") + "join:\n  addresses: [\"10.0.0.1\"]\n", []string{
 			`:4: peer.listen "nowhere"`, `:4: peer.advertise "nowhere"`, `:9: join.addresses "10.0.0.1": want host:port`,

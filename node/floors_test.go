@@ -59,12 +59,12 @@ var floors = map[string][]string{
 	"node": {
 		"fsm", "hsm", "hsm/soft", "hsm/p11", "hsm/hsmtest", "transport", "node/audit", "node/audit/sink", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
 		"node/metrics", "node/tracing", "node/policy", "node/rules",
-		"rpc/client/backup", "rpc/client/recovery", "rpc/client/rewrapfile", "rpc/client/trail", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
+		"rpc/client/backup", "rpc/client/envelope", "rpc/client/recovery", "rpc/client/rewrapfile", "rpc/client/trail", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"cli/kmsd": {
 		"fsm", "hsm", "hsm/soft", "hsm/p11", "hsm/hsmtest", "transport", "node", "node/audit", "node/audit/sink", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
 		"node/metrics", "node/tracing", "node/policy", "node/rules",
-		"rpc/client/backup", "rpc/client/recovery", "rpc/client/rewrapfile", "rpc/client/trail", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
+		"rpc/client/backup", "rpc/client/envelope", "rpc/client/recovery", "rpc/client/rewrapfile", "rpc/client/trail", "rpc", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 
 	"rpc/client":            {"rpc/quorumkmsv1"},

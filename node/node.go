@@ -99,6 +99,7 @@ type Node struct {
 	releases  *gate.Releases
 	head      atomic.Pointer[cluster.AuditHead] // of the audit trail, for the next lease request
 	audit     *audit.Log
+	sealer    *trailSealer
 	sinks     *sink.Set
 	creds     *transport.Credentials
 	peers     *rpc.Peers
@@ -181,10 +182,15 @@ func (n *Node) open(ctx context.Context) error {
 		n.keyring.Close()
 		return nil
 	})
-	n.audit, err = audit.Open(audit.Config{
-		Dir: filepath.Join(c.DataDir, auditDir), Node: c.Name, Now: time.Now, Strict: c.Audit.Strict, Keep: time.Duration(c.Audit.Keep), Log: n.log,
-	})
-	if err != nil {
+	n.sealer = &trailSealer{key: c.Audit.Seal}
+	trail := audit.Config{
+		Dir: filepath.Join(c.DataDir, auditDir), Node: c.Name, Now: time.Now, Strict: c.Audit.Strict, Keep: time.Duration(c.Audit.Keep),
+		Opener: n.sealer, Log: n.log,
+	}
+	if c.Audit.Seal != "" {
+		trail.Sealer = n.sealer
+	}
+	if n.audit, err = audit.Open(trail); err != nil {
 		return fmt.Errorf("%w %s: %w", cluster.ErrDataDir, c.DataDir, err)
 	}
 	n.onClose(n.audit.Close)
@@ -284,6 +290,7 @@ func (n *Node) wire() {
 		MinRotation: time.Duration(n.config.Rotation.MinPeriod), Self: n.creds.Identity().String(), Logger: n.log,
 	}))
 	n.service = service
+	n.sealer.keys.Store(&trailKeys{service: service, member: n.member, ending: n.stopping.Load})
 	b := n.config.Backup
 	n.archive = archive.New(archive.Config{
 		Name: n.config.Name, Dir: b.Dir, Every: time.Duration(b.Every), Keep: b.Keep, Member: n.member, Signer: n.partition, Now: time.Now, Log: n.log,

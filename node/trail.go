@@ -3,12 +3,14 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"time"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/rpc"
+	"github.com/quorumkms/quorumkms/rpc/client/trail"
 )
 
 // checkpointEvery is how often the audit trail is signed, if there is something new.
@@ -74,21 +76,28 @@ func (n *Node) tellRewritten(ctx context.Context) {
 	}
 }
 
-// rewrittenBefore are the nodes that this one's trail tells of already.
+// rewrittenBefore are the nodes that this one's trail tells of already. What is sealed and cannot
+// be read is left out: rather twice than never.
 func (n *Node) rewrittenBefore(ctx context.Context) (map[string]bool, error) {
-	search, err := n.audit.Search(audit.Query{Alarm: string(audit.TrailRewritten)}, 0)
-	if err != nil {
-		return nil, err
-	}
 	told := map[string]bool{}
-	err = search.Run(ctx, n.audit.Position().Last, func(f audit.Found) error {
-		var e audit.Event
-		err := json.Unmarshal(f.Line, &e)
-		told[e.Target] = true
-		return err
-	}, func(time.Time) error { return nil })
-	if err != nil {
-		return nil, err
+	for from, last := uint64(1), n.audit.Position().Last; from <= last; {
+		search, err := n.audit.Search(audit.Query{Alarm: string(audit.TrailRewritten)}, from)
+		if err != nil {
+			return nil, err
+		}
+		err = search.Run(ctx, last, func(f audit.Found) error {
+			var e audit.Event
+			err := json.Unmarshal(f.Line, &e)
+			told[e.Target] = true
+			return err
+		}, func(time.Time) error { return nil })
+		if err != nil && !errors.Is(err, trail.ErrSealed) {
+			return nil, err
+		}
+		from = search.Next()
+		if err != nil { // behind the segment that it is
+			from += trail.SegmentRecords - (from-1)%trail.SegmentRecords
+		}
 	}
 	return told, nil
 }

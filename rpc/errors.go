@@ -39,6 +39,7 @@ var table = []struct {
 	{kms.ErrDryRun, codes.FailedPrecondition, pb.Reason_REASON_DRY_RUN},
 	{audit.ErrUnavailable, codes.Unavailable, pb.Reason_REASON_AUDIT_UNAVAILABLE},
 	{audit.ErrMoved, codes.ResourceExhausted, pb.Reason_REASON_BUSY},
+	{trail.ErrSealed, codes.FailedPrecondition, pb.Reason_REASON_AUDIT_UNAVAILABLE},
 	{trail.ErrTrail, codes.Unavailable, pb.Reason_REASON_AUDIT_UNAVAILABLE},
 	{kms.ErrMalformed, codes.InvalidArgument, pb.Reason_REASON_MALFORMED_CIPHERTEXT},
 	{kms.ErrCiphertext, codes.InvalidArgument, pb.Reason_REASON_INVALID_CIPHERTEXT},

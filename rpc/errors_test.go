@@ -18,6 +18,7 @@ import (
 	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
+	"github.com/quorumkms/quorumkms/rpc/client/trail"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 )
 
@@ -53,6 +54,7 @@ func TestErrors(t *testing.T) {
 		"denied":         {kms.ErrDenied, codes.PermissionDenied, "DENIED", "", ""},
 		"unknown":        {errors.New("the PIN is 1234"), codes.Internal, "", "", "internal error"},
 		"deadline":       {context.DeadlineExceeded, codes.DeadlineExceeded, "", "", ""},
+		"sealed records": {fmt.Errorf("segment 3: %w: key is disabled", trail.ErrSealed), codes.FailedPrecondition, "AUDIT_UNAVAILABLE", "", "key is disabled"},
 		"restored":       {cluster.FromCode("DISABLED", "key is disabled: x"), codes.FailedPrecondition, "KEY_DISABLED", "", "key is disabled: x"},
 		"one uniform":    {fmt.Errorf("%w: version 3 of key x", kms.ErrCiphertext), codes.InvalidArgument, "INVALID_CIPHERTEXT", "", kms.ErrCiphertext.Error()},
 		"outcome, inner": {fmt.Errorf("%w: %w", cluster.ErrOutcomeUnknown, lost), codes.Unavailable, "OUTCOME_UNKNOWN", "b:1,c:1", ""},

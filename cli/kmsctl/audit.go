@@ -24,7 +24,7 @@ const auditTime = 5 * time.Second
 
 func (a *app) auditCommand() *cobra.Command {
 	g := group("audit", "Read the nodes' audit trails, export them, and verify them",
-		a.auditTail(), a.auditSearch(), a.auditExport(), a.auditHeads(), a.auditVerify())
+		a.auditTail(), a.auditSearch(), a.auditExport(), a.auditHeads(), a.auditVerify(), a.auditOpen())
 	g.Long = `Read the nodes' audit trails, export them, and verify them.
 
 Each node has a trail of its own, of the calls that it answered. These commands ask every

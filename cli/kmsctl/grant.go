@@ -57,7 +57,8 @@ Operations:
 A key takes what it is used for: an encryption key no Sign, Verify, GetPublicKey,
 GenerateMac or VerifyMac.`,
 		Example: `  kmsctl grant create alias/volumes --grantee spiffe://kms.example.org/service/volumes --operations Decrypt,GenerateDataKey --context-subset tenant=blue --context-subset resource=v-17
-  kmsctl grant create alias/volumes --grantee spiffe://kms.example.org/tenant/blue/user/backup --operations Decrypt --expires 24h`,
+  kmsctl grant create alias/volumes --grantee spiffe://kms.example.org/tenant/blue/user/backup --operations Decrypt --expires 24h
+  kmsctl grant create alias/audit --grantee spiffe://kms.example.org/node/kms-1 --operations GenerateDataKey,Decrypt --context-subset purpose=audit-trail`,
 	}
 	c.RunE = a.remote(func(ctx context.Context, kms *client.Client, args []string) error {
 		if err := checkGrant(grantee, operations, equals, subset); err != nil {

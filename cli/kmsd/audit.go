@@ -71,7 +71,7 @@ func verifyTrail(c *cobra.Command, dir, file, node string) (r trail.Report, name
 		return r, "", fmt.Errorf("%s: %w", file, err)
 	}
 	if node == "" {
-		if node, err = trail.Claimed(dir); err != nil {
+		if _, node, err = trail.Claimed(dir); err != nil {
 			return r, "", err
 		}
 	}

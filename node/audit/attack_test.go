@@ -366,7 +366,7 @@ func TestSegments(t *testing.T) {
 	if got := l.Position(); got.Last != records || got.Signed != records {
 		t.Fatalf("at %+v", got)
 	}
-	if err := l.tidy(); err != nil {
+	if err := l.tidy(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	verify := func(first, finding uint64) {
@@ -426,12 +426,12 @@ func TestSegments(t *testing.T) {
 	if l, err = Open(c); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.tidy(); err != nil {
+	if err := l.tidy(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	verify(1, 0)
 	l.Kept(trail.SegmentRecords + 5)
-	if err := l.tidy(); err != nil {
+	if err := l.tidy(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	write(1)

@@ -46,7 +46,11 @@ type Config struct {
 	Strict bool
 	// Keep is how long the records of whole segments are kept; 0: for ever.
 	Keep time.Duration
-	Log  *slog.Logger
+	// Sealer, unless nil, seals whole segments that others remember. Opener opens those that
+	// are sealed, whether or not more are to be.
+	Sealer Sealer
+	Opener trail.Opener
+	Log    *slog.Logger
 }
 
 // Log writes the trail of one node, in the form that package trail documents. It may be
@@ -80,10 +84,15 @@ type Log struct {
 	signed  trail.Checkpoint
 	note    []byte // of signed
 
-	tidying sync.Mutex // one at a time
+	tidying   sync.Mutex    // one at a time; guards what follows
+	sealAgain time.Time     // not before
+	sealPause time.Duration // after the last failure
+
+	unsealedMu sync.Mutex
+	unsealed   Unsealed
 
 	firstsMu sync.Mutex
-	firsts   map[int64]time.Time // of segments' first records, as far as they were asked for
+	firsts   map[int64]moment // of segments' first records, as far as they were asked for
 }
 
 // Open opens the trail and goes on with its sequence. A record that was torn by a crash is
@@ -92,7 +101,7 @@ func Open(c Config) (*Log, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("audit directory: %w", err)
 	}
-	l := &Log{config: c, node: c.Node, observer: nobody{}, wanted: make(chan struct{}, 1), stop: make(chan struct{}), stopTidy: make(chan struct{}), firsts: map[int64]time.Time{}}
+	l := &Log{config: c, node: c.Node, observer: nobody{}, wanted: make(chan struct{}, 1), stop: make(chan struct{}), stopTidy: make(chan struct{}), firsts: map[int64]moment{}}
 	l.moved = sync.NewCond(&l.mu)
 	if err := l.recover(); err != nil {
 		return nil, fmt.Errorf("audit trail in %s: %w", c.Dir, err)
@@ -107,7 +116,7 @@ func (l *Log) recover() error {
 	if err := l.adopt(); err != nil {
 		return err
 	}
-	there, err := trail.Load(l.config.Dir)
+	there, err := trail.Load(l.config.Dir, l.config.Opener)
 	if err != nil {
 		return err
 	}

@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -115,6 +114,9 @@ func (l *Log) first() (uint64, error) {
 	return segments[0].First(), nil
 }
 
+// Next is the sequence number of the record that is read next.
+func (s *Search) Next() uint64 { return s.next }
+
 // Run reads up to a record, which must be written; visit is told of those that fit, alive now
 // and then of the time of a record that was read. It goes on where it was when it is called
 // again. Segments that are removed meanwhile are left out.
@@ -157,57 +159,81 @@ func (s *Search) Run(ctx context.Context, upTo uint64, visit func(Found) error, 
 // outside tells whether no record of a segment can be of the time that is wanted.
 func (s *Search) outside(n int64) (bool, error) {
 	if q := s.query.Until; !q.IsZero() {
-		first, ok, err := s.log.begun(n)
-		if err != nil || ok && !first.Before(q.Add(clockSlack)) {
-			return ok, err
+		first, err := s.log.begun(n)
+		if err != nil || !first.from.IsZero() && !first.from.Before(q.Add(clockSlack)) {
+			return err == nil, err
 		}
 	}
 	if q := s.query.Since; !q.IsZero() {
-		next, ok, err := s.log.begun(n + 1)
-		if err != nil || ok && next.Before(q.Add(-clockSlack)) {
-			return ok, err
+		next, err := s.log.begun(n + 1)
+		if err != nil || !next.to.IsZero() && next.to.Before(q.Add(-clockSlack)) {
+			return err == nil, err
 		}
 	}
 	return false, nil
 }
 
-// begun is the time of a segment's first record; ok is false if there is none.
-func (l *Log) begun(n int64) (at time.Time, ok bool, err error) {
+// moment is a time that lies between two, as far as they are known.
+type moment struct{ from, to time.Time }
+
+// begun is the time of a segment's first record, if there is one.
+func (l *Log) begun(n int64) (at moment, err error) {
 	l.firstsMu.Lock()
 	defer l.firstsMu.Unlock()
 	if at, ok := l.firsts[n]; ok {
-		return at, true, nil
+		return at, nil
 	}
-	r, err := l.openSegment(n)
-	if errors.Is(err, fs.ErrNotExist) {
-		return at, false, nil
+	s := trail.FindSegment(l.config.Dir, n)
+	r, err := s.Open(context.Background(), nil) // that opens no sealed one
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return at, nil
+	case errors.Is(err, trail.ErrSealed):
+		at, err = l.signedAround(n)
+	case err == nil:
+		var f fields
+		_, err = trail.Lines(r, func(line []byte) (bool, error) {
+			if json.Unmarshal(line, &f) == nil {
+				at = moment{f.Time, f.Time}
+			}
+			return false, nil
+		})
+		_ = r.Close() // only read
 	}
-	if err != nil {
-		return at, false, err
+	if err == nil && !at.to.IsZero() {
+		l.firsts[n] = at
 	}
-	defer r.Close() //nolint:errcheck // only read
-	var f fields
-	_, err = trail.Lines(r, func(line []byte) (bool, error) {
-		ok = json.Unmarshal(line, &f) == nil
-		return false, nil
-	})
-	if ok {
-		l.firsts[n] = f.Time
-	}
-	return f.Time, ok, err
+	return at, err
 }
 
-// openSegment opens a segment's records, which may be compressed at this moment.
-func (l *Log) openSegment(n int64) (io.ReadCloser, error) {
-	r, err := trail.Segment{Number: n, Path: l.path(trail.Name(n, trail.RecordsEnd))}.Open()
-	if errors.Is(err, fs.ErrNotExist) {
-		return trail.Segment{Number: n, Path: l.path(trail.Name(n, trail.CompressedEnd))}.Open()
+// signedAround are the times of the checkpoints around a segment's first record: those of a
+// sealed one are told without its key.
+func (l *Log) signedAround(n int64) (at moment, err error) {
+	for _, c := range []struct {
+		of   int64
+		last bool
+		at   *time.Time
+	}{{n - 1, true, &at.from}, {n, false, &at.to}} {
+		b, err := os.ReadFile(l.path(trail.Name(c.of, trail.CheckpointsEnd)))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return moment{}, err
+		}
+		first, last, err := trail.CheckpointTimes(b)
+		if err != nil {
+			return moment{}, err
+		}
+		if *c.at = first; c.last {
+			*c.at = last
+		}
 	}
-	return r, err
+	return at, nil
 }
 
 func (s *Search) segment(ctx context.Context, n int64, upTo uint64, visit func(Found) error, alive func(time.Time) error) error {
-	r, err := s.log.openSegment(n)
+	r, err := s.log.OpenSegment(ctx, n)
 	if err != nil {
 		return err
 	}
@@ -287,8 +313,8 @@ func Prove(c trail.Checkpoint, sequence uint64, tree *trail.Tree) ([]trail.Hash,
 	return tlog.ProveRecord(c.Size, int64(sequence)-1, tree) //nolint:gosec // less than the size
 }
 
-// Files hands out the files of the trail as they are: each begins with its name. What is
-// signed while they are read is not in them without its records: checkpoints come first.
+// Files hands out the files of the trail: each begins with its name. Sealed ones are opened, if
+// their key can be used. What is signed while they are read is not in them without its records: checkpoints come first.
 // Segments that end before a record are left out.
 func (l *Log) Files(ctx context.Context, from uint64, begin func(name string) error, data func([]byte) error) error {
 	notes, err := filepath.Glob(l.path("*" + trail.CheckpointsEnd))
@@ -321,22 +347,27 @@ func (l *Log) Files(ctx context.Context, from uint64, begin func(name string) er
 		if outside(s.Path) {
 			continue
 		}
-		if err := l.sendSegment(s, one); err != nil {
+		if err := l.sendSegment(ctx, s, begin, data); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (l *Log) sendSegment(s trail.Segment, one func(path string) error) error {
-	err := one(s.Path)
-	if errors.Is(err, fs.ErrNotExist) && strings.HasSuffix(s.Path, trail.RecordsEnd) { // compressed meanwhile
-		err = one(l.path(trail.Name(s.Number, trail.CompressedEnd)))
-	}
-	if errors.Is(err, fs.ErrNotExist) {
+// sendSegment sends a segment's file as it is: of a sealed one what was sealed, unless its key
+// cannot be used.
+func (l *Log) sendSegment(ctx context.Context, s trail.Segment, begin func(name string) error, data func([]byte) error) error {
+	name, r, err := s.OpenFile(ctx, l.config.Opener)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w: segment %d was removed while it was read: begin again", ErrMoved, s.Number)
+	case errors.Is(err, trail.ErrSealed):
+		return sendFile(ctx, l.path(trail.Name(s.Number, trail.SealedEnd)), begin, data)
+	case err != nil:
+		return err
 	}
-	return err
+	defer r.Close() //nolint:errcheck // only read
+	return send(ctx, name, r, begin, data)
 }
 
 func sendFile(ctx context.Context, path string, begin func(name string) error, data func([]byte) error) error {
@@ -345,12 +376,16 @@ func sendFile(ctx context.Context, path string, begin func(name string) error, d
 		return err
 	}
 	defer f.Close() //nolint:errcheck // only read
-	if err := begin(filepath.Base(path)); err != nil {
+	return send(ctx, filepath.Base(path), f, begin, data)
+}
+
+func send(ctx context.Context, name string, r io.Reader, begin func(name string) error, data func([]byte) error) error {
+	if err := begin(name); err != nil {
 		return err
 	}
 	chunk := make([]byte, fileChunk)
 	for {
-		n, err := io.ReadFull(f, chunk)
+		n, err := io.ReadFull(r, chunk)
 		if n > 0 {
 			if err := errors.Join(ctx.Err(), data(chunk[:n])); err != nil {
 				return err

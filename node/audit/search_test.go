@@ -155,7 +155,7 @@ func TestSearchSegments(t *testing.T) {
 	if err := half.Run(t.Context(), 100, visit, alive); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.tidy(); err != nil {
+	if err := l.tidy(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := half.Run(t.Context(), records, visit, alive); err != nil || !slices.Equal(got, wanted) {

@@ -3,6 +3,7 @@ package audit
 import (
 	"bufio"
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -26,12 +27,19 @@ const (
 	trailMode = 0o600
 )
 
-// tidyLoop compresses whole segments, and removes those that are older than they are kept.
+// tidyLoop compresses whole segments, seals them, and removes those that are older than they
+// are kept.
 func (l *Log) tidyLoop() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	l.tidier.Go(func() {
+		<-l.stopTidy
+		cancel()
+	})
 	tick := time.NewTicker(tidyEvery)
 	defer tick.Stop()
 	for {
-		if err := l.tidy(); err != nil {
+		if err := l.tidy(ctx); err != nil {
 			l.config.Log.Warn("whole segments of the audit trail were not looked after, trying again", "error", err)
 		}
 		select {
@@ -50,7 +58,7 @@ func (l *Log) Kept(remembered int64) {
 	l.remembered = max(l.remembered, remembered)
 }
 
-func (l *Log) tidy() error {
+func (l *Log) tidy(ctx context.Context) error {
 	l.tidying.Lock()
 	defer l.tidying.Unlock()
 	segments, err := trail.Segments(l.config.Dir)
@@ -76,7 +84,7 @@ func (l *Log) tidy() error {
 			errs = append(errs, l.compress(s), l.thin(s))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, l.seal(ctx, remembered))...)
 }
 
 // prune removes a segment: its first record says so.
@@ -91,7 +99,17 @@ func (l *Log) prune(s trail.Segment) error {
 	if err := os.Remove(l.path(trail.Name(s.Number, trail.CheckpointsEnd))); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	return os.Remove(s.Path)
+	return l.remove(s.Number, trail.RecordsEnd, trail.CompressedEnd, trail.SealedEnd)
+}
+
+// remove removes those forms of a segment's file that are there.
+func (l *Log) remove(segment int64, ends ...string) error {
+	for _, end := range ends {
+		if err := os.Remove(l.path(trail.Name(segment, end))); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // compress replaces the file of a whole segment, which keeps the time of its last record.

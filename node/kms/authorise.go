@@ -72,8 +72,11 @@ func (q question) atAll(st *fsm.State) (rule string, err error) {
 	if err := enabled(st, q.caller); err != nil {
 		return "principal", err
 	}
-	if err := q.caller.Class.may(q.needs); err != nil {
+	if err := q.caller.may(q.needs); err != nil {
 		return "role", err
+	}
+	if q.caller.itself && !slices.Contains(trailOperations, fsm.GrantOperation(q.operation)) {
+		return "role", fmt.Errorf("%w: a node uses keys for its audit trail alone, which needs no %s", ErrDenied, q.operation)
 	}
 	if q.ofKey {
 		return "service", q.heldToContext()
@@ -82,9 +85,9 @@ func (q question) atAll(st *fsm.State) (rule string, err error) {
 }
 
 // absent is how a caller of another tenant is refused, whether there is something or not;
-// its own tenant's callers are told why.
+// its own tenant's callers are told why, and so is this node itself.
 func (s *Service) absent(q question, own error) error {
-	if own != nil && (q.explained || !q.caller.foreign(q.tenant)) {
+	if own != nil && (q.explained || q.caller.itself || !q.caller.foreign(q.tenant)) {
 		return own
 	}
 	if q.ofKey {

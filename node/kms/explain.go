@@ -34,6 +34,7 @@ func (s *Service) ExplainPolicy(ctx context.Context, c Call, key, principal, ope
 		if err != nil {
 			return Explanation{}, invalid("principal: %v", err)
 		}
+		who.itself = who.Class == ClassNode // it makes no other calls
 		if _, err := contextHash(pairs); err != nil {
 			return Explanation{}, err
 		}
@@ -92,7 +93,7 @@ func (s *Service) explain(st *fsm.State, q question, k *fsm.Key) Explanation {
 		x.Steps = append(x.Steps, what)
 	}
 	step("principal", enabled(st, q.caller))
-	step("role "+string(q.caller.Class), q.caller.Class.may(q.needs))
+	step("role "+string(q.caller.Class), q.caller.may(q.needs))
 	if t, ok := st.Tenant(q.tenant); ok {
 		effect, by := s.policies.decide(st, t, k, q, s.now())
 		x.Steps = append(x.Steps, fmt.Sprintf("policies: %s, %s", effect, by))

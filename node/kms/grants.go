@@ -69,8 +69,11 @@ func (s *Service) grantCommand(p GrantParams) (*fsm.CreateGrant, error) {
 	if err != nil {
 		return command, invalid("grantee: %v", err)
 	}
-	if grantee.Class != ClassUser && grantee.Class != ClassService {
-		return command, invalid("grantee %s is of the class %s, which uses no keys: grants are for key users and services", p.Grantee, grantee.Class)
+	switch other := slices.IndexFunc(p.Operations, func(op fsm.GrantOperation) bool { return !slices.Contains(trailOperations, op) }); {
+	case grantee.Class == ClassNode && other >= 0:
+		return command, invalid("grantee %s is of the class node, which uses keys for its audit trail alone: it may be granted GenerateDataKey and Decrypt, not %s", p.Grantee, p.Operations[other])
+	case grantee.Class != ClassUser && grantee.Class != ClassService && grantee.Class != ClassNode:
+		return command, invalid("grantee %s is of the class %s, which uses no keys: grants are for key users, services, and nodes for their audit trails", p.Grantee, grantee.Class)
 	}
 	if p.Retiring != "" {
 		if _, err := s.principal(p.Retiring); err != nil {

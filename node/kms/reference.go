@@ -39,10 +39,27 @@ type reference struct {
 	alias  string // with the prefix
 }
 
+// CheckReference tells what is wrong with the way a key is named, as far as that shows without
+// a cluster.
+func CheckReference(text string) error {
+	_, err := readReference(text, fsm.DefaultTenant, "", func(string) error { return nil })
+	return err
+}
+
 // parseReference reads a key id, ARN, alias name or alias ARN. An ARN names its tenant;
 // everything else is the acting tenant's.
 func parseReference(st *fsm.State, c Call, text string) (reference, error) {
-	tenant := c.acting()
+	return readReference(text, c.acting(), c.Tenant, func(cluster string) error {
+		if cluster != st.Cluster().ID.String() {
+			return fmt.Errorf("%w: the ARN is of another cluster (%s)", fsm.ErrNotFound, cluster)
+		}
+		return nil
+	})
+}
+
+// readReference is parseReference; asked is the tenant that the call names, own tells whether an
+// ARN's cluster is this one.
+func readReference(text, tenant, asked string, own func(cluster string) error) (reference, error) {
 	if text == "" {
 		return reference{}, invalid("key id is missing: give a key id, key ARN, alias name or alias ARN")
 	}
@@ -55,14 +72,14 @@ func parseReference(st *fsm.State, c Call, text string) (reference, error) {
 		if len(parts) != 3 {
 			return reference{}, invalid("%q is no ARN: want %s<cluster>:<tenant>:key/<id>", text, arnPrefix)
 		}
-		if parts[0] != st.Cluster().ID.String() {
-			return reference{}, fmt.Errorf("%w: the ARN is of another cluster (%s)", fsm.ErrNotFound, parts[0])
+		if err := own(parts[0]); err != nil {
+			return reference{}, err
 		}
 		if !fsm.ValidName(parts[1]) {
 			return reference{}, invalid("%q is no ARN: %.80q is no tenant's name", text, parts[1])
 		}
-		if c.Tenant != "" && c.Tenant != parts[1] {
-			return reference{}, invalid("the ARN is of tenant %s, the call is for tenant %s", parts[1], c.Tenant)
+		if asked != "" && asked != parts[1] {
+			return reference{}, invalid("the ARN is of tenant %s, the call is for tenant %s", parts[1], asked)
 		}
 		tenant = parts[1]
 		resource = parts[2]

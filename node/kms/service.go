@@ -6,7 +6,7 @@
 // (what is done with keys, through the gate),
 // blob.go and context.go (the formats), keys.go (what is done to keys, through the log),
 // keylife.go, import.go, aliases.go, grants.go, policy.go, tenants.go, servicekey.go, read.go,
-// trails.go (who may read the audit trail) and duty.go (what the cluster does by itself),
+// trails.go (who may read the audit trail), trailkey.go (how a node seals it) and duty.go (what the cluster does by itself),
 // uses.go.
 package kms
 
@@ -161,7 +161,7 @@ func (s *Service) admit(ctx context.Context, c Call, needs permission, lane limi
 	if err := c.syntax(); err != nil {
 		return early{err}
 	}
-	if err := c.Caller.Class.may(needs); err != nil {
+	if err := c.Caller.may(needs); err != nil {
 		e.DecidedBy = "role"
 		return early{err}
 	}

@@ -11,7 +11,7 @@ import (
 // Principal is who asks.
 type Principal struct {
 	URI    string // the SPIFFE URI
-	Class  string // user, admin, auditor, service or operator
+	Class  string // user, admin, auditor, service, operator or node
 	Tenant string // empty: of the cluster
 	Name   string // the last part of the URI
 }

@@ -16,6 +16,10 @@
 // KMS::Operator. The id is the SPIFFE URI. Users, admins and auditors are in
 // KMS::Tenant::"<tenant>"; auditors of the cluster are in none.
 //
+// Nodes, which seal their audit trails with a key if they hold a grant of it, are of no type
+// that can be named: what forbids everybody forbids them. Ask principal.name, or the
+// encryption context's purpose, audit-trail.
+//
 //	principal.name    the last part of the URI
 //	principal.tenant  users and admins; for auditors ask "principal has tenant" first
 //

@@ -5,11 +5,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -54,8 +57,19 @@ type rig struct {
 	clock *clock
 	pace  pace
 	trail *audit.Log
+	key   key
 	set   *Set
 	stop  func()
+}
+
+// key is that of sealed segments, which are what was sealed.
+type key struct{ refused atomic.Bool }
+
+func (k *key) OpenSegment(_ context.Context, _ int64, sealed io.Reader) (io.Reader, error) {
+	if k.refused.Load() {
+		return nil, fmt.Errorf("%w: key is disabled", trail.ErrSealed)
+	}
+	return sealed, nil
 }
 
 func newRig(t *testing.T) *rig {
@@ -72,7 +86,7 @@ func newRig(t *testing.T) *rig {
 func (r *rig) open() {
 	r.t.Helper()
 	var err error
-	r.trail, err = audit.Open(audit.Config{Dir: r.dir, Node: testNode, Now: r.clock.Now, Log: slog.New(slog.DiscardHandler)})
+	r.trail, err = audit.Open(audit.Config{Dir: r.dir, Node: testNode, Now: r.clock.Now, Opener: &r.key, Log: slog.New(slog.DiscardHandler)})
 	must(r.t, err)
 }
 
@@ -143,7 +157,7 @@ func (r *rig) lines() (out []string) {
 	segments, err := trail.Segments(r.dir)
 	must(r.t, err)
 	for _, s := range segments {
-		in, err := s.Open()
+		in, err := s.Open(r.t.Context(), &r.key)
 		must(r.t, err)
 		_, err = trail.Lines(in, func(line []byte) (bool, error) {
 			out = append(out, string(line))

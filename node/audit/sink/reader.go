@@ -3,21 +3,22 @@ package sink
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
 	"github.com/quorumkms/quorumkms/rpc/client/trail"
 )
 
 // reader reads a trail's records in order, also while it is being written.
 type reader struct {
-	dir  string
-	next uint64 // sequence number of the record that is read next
-	in   io.ReadCloser
-	buf  *bufio.Reader
+	dir   string
+	trail Trail
+	next  uint64 // sequence number of the record that is read next
+	in    io.ReadCloser
+	buf   *bufio.Reader
 }
 
 // errRemoved means: the next record is not there any more; next has moved to the first that is.
@@ -29,9 +30,9 @@ func (e errRemoved) Error() string {
 
 // read reads records of one segment up to one that is on the disk, as many as fit into a batch
 // and one at least.
-func (r *reader) read(upTo uint64, limit size) (batch, error) {
+func (r *reader) read(ctx context.Context, upTo uint64, limit size) (batch, error) {
 	if r.in == nil {
-		if err := r.open(); err != nil {
+		if err := r.open(ctx); err != nil {
 			return batch{}, err
 		}
 	}
@@ -56,26 +57,21 @@ func (r *reader) read(upTo uint64, limit size) (batch, error) {
 
 func (r *reader) segment() int64 { return int64((r.next - 1) / trail.SegmentRecords) } //nolint:gosec // 2^47 at most
 
-func (r *reader) path(end string) string { return filepath.Join(r.dir, trail.Name(r.segment(), end)) }
-
 // open opens the segment of the next record, at that record.
-func (r *reader) open() error {
-	for _, end := range []string{trail.RecordsEnd, trail.CompressedEnd} { // in this order: it may be compressed meanwhile
-		in, err := trail.Segment{Number: r.segment(), Path: r.path(end)}.Open()
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
+func (r *reader) open(ctx context.Context) error {
+	in, err := r.trail.OpenSegment(ctx, r.segment())
+	if err == nil {
 		r.in, r.buf = in, bufio.NewReaderSize(in, trail.MaxLine)
 		for range (r.next - 1) % trail.SegmentRecords {
 			if _, err := r.buf.ReadSlice('\n'); err != nil {
 				r.close()
-				return fmt.Errorf("%w: %s has fewer records than it must: %w", trail.ErrTrail, r.path(end), err)
+				return fmt.Errorf("%w: segment %d has fewer records than it must: %w", trail.ErrTrail, r.segment(), err)
 			}
 		}
 		return nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	segments, err := trail.Segments(r.dir)
 	if err != nil {

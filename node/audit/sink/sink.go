@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"time"
@@ -29,6 +30,8 @@ type Trail interface {
 	Durable() uint64
 	// Follow has something in it when that has grown.
 	Follow() <-chan struct{}
+	// OpenSegment opens the records of a segment, whichever form its file has.
+	OpenSegment(ctx context.Context, segment int64) (io.ReadCloser, error)
 	Record(audit.Event) error
 }
 

@@ -46,7 +46,7 @@ func newWorker(c Config, p pace, o Options, t target) *worker {
 		at = 0
 	}
 	w.fresh = !there
-	w.reader = reader{dir: c.Dir, next: at + 1}
+	w.reader = reader{dir: c.Dir, trail: c.Trail, next: at + 1}
 	w.state.Cursor, w.saved = at, at
 	return w
 }
@@ -74,7 +74,7 @@ func (w *worker) gather(ctx context.Context) (b batch, ok bool) {
 		there := w.config.Trail.Durable()
 		waiting := there + 1 - w.reader.next
 		if waiting > 0 && (ripe || waiting >= uint64(limit.records)) { //nolint:gosec // not negative
-			b, err := w.read(there, limit)
+			b, err := w.read(ctx, there, limit)
 			if err == nil {
 				return b, true
 			}
@@ -106,8 +106,8 @@ func (w *worker) gather(ctx context.Context) (b batch, ok bool) {
 }
 
 // read reads a batch, and tells of records that are not there any more.
-func (w *worker) read(upTo uint64, limit size) (batch, error) {
-	b, err := w.reader.read(upTo, limit)
+func (w *worker) read(ctx context.Context, upTo uint64, limit size) (batch, error) {
+	b, err := w.reader.read(ctx, upTo, limit)
 	var removed errRemoved
 	if !errors.As(err, &removed) {
 		return b, err

@@ -172,6 +172,33 @@ func TestSegments(t *testing.T) {
 	r.same("the file", readLines(t, path))
 }
 
+// TestSealedSegment: a sink that has not read a segment before it was sealed waits until its key
+// can be used, and misses nothing.
+func TestSealedSegment(t *testing.T) {
+	r := newRig(t)
+	r.write(5)
+	path := filepath.Join(t.TempDir(), "audit.log")
+	o := Options{Type: TypeFile, Path: path}
+	r.begin(o)
+	r.delivered(5)
+	r.end()
+	r.write(trail.SegmentRecords + 5)
+	plain := filepath.Join(r.dir, trail.Name(0, trail.RecordsEnd))
+	compress(t, plain)
+	must(t, os.Rename(plain+".gz", filepath.Join(r.dir, trail.Name(0, trail.SealedEnd))))
+	r.key.refused.Store(true)
+	r.begin(o)
+	r.until("it says why", func() bool {
+		return strings.Contains(r.stats().LastError, "segment 0: sealed audit records cannot be read: key is disabled")
+	})
+	if s := r.stats(); s.Cursor != 5 || s.Lost != 0 {
+		t.Errorf("%+v", s)
+	}
+	r.key.refused.Store(false)
+	r.delivered(trail.SegmentRecords + 10)
+	r.same("the file", readLines(t, path))
+}
+
 func compress(t *testing.T, path string) {
 	t.Helper()
 	text, err := os.ReadFile(path)

@@ -150,24 +150,24 @@ func validIdentity(spki []byte) bool {
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-// Claimed is the node that a directory's newest checkpoint says it is of; empty if there is
-// none. Nothing is verified.
-func Claimed(dir string) (node string, err error) {
+// Claimed is the cluster and the node that a directory's newest checkpoint says it is of; empty
+// if there is none. Nothing is verified.
+func Claimed(dir string) (cluster, node string, err error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*"+CheckpointsEnd))
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	slices.Sort(files)
 	for _, file := range slices.Backward(files) {
 		b, err := os.ReadFile(file)
 		if err != nil {
-			return "", fmt.Errorf("%w: %w", ErrTrail, err)
+			return "", "", fmt.Errorf("%w: %w", ErrTrail, err)
 		}
 		if c, note, _, err := LastCheckpoint(b); err == nil && note != nil {
-			return c.Node, nil
+			return c.Cluster, c.Node, nil
 		}
 	}
-	return "", nil
+	return "", "", nil
 }
 
 // splitCheckpoints calls f with each checkpoint of a file of them. One that a crash has torn
@@ -213,4 +213,19 @@ func Checkpoints(b []byte) (all [][]byte, err error) {
 		return nil
 	})
 	return all, err
+}
+
+// CheckpointTimes are the times of the first and the last whole checkpoint of a file of them,
+// not verified; zero if there are none.
+func CheckpointTimes(b []byte) (first, last time.Time, err error) {
+	all, err := Checkpoints(b)
+	if err != nil || len(all) == 0 {
+		return first, last, err
+	}
+	a, err := parseCheckpoint(all[0])
+	if err != nil {
+		return first, last, err
+	}
+	z, err := parseCheckpoint(all[len(all)-1])
+	return a.Time, z.Time, err
 }

@@ -5,10 +5,11 @@
 //
 // A node's directory has
 //
-//	0000000000.records      the records of a segment, a line each, being written
-//	0000000000.records.gz   those of one that is whole, compressed
-//	0000000000.checkpoints  signed checkpoints whose last record is in that segment
-//	segments.hashes         the hashes of the tree above the segments
+//	0000000000.records            the records of a segment, a line each, being written
+//	0000000000.records.gz         those of one that is whole, compressed
+//	0000000000.records.gz.sealed  the same, encrypted as a whole if audit.seal names a key
+//	0000000000.checkpoints        signed checkpoints whose last record is in that segment
+//	segments.hashes               the hashes of the tree above the segments
 //
 // Segment k has the records k*65536+1 to (k+1)*65536 of the node's sequence, which begins at
 // 1 and has no gap. Each record is one JSON object; package node/audit documents its members.

@@ -22,8 +22,9 @@ type Loaded struct {
 	Above int
 }
 
-// Load makes the tree of a directory's records. It verifies nothing but the files' form.
-func Load(dir string) (*Loaded, error) {
+// Load makes the tree of a directory's records. It verifies nothing but the files' form. o opens
+// sealed segments, later too, for proofs; Load needs one only where HashesFile lacks its hash.
+func Load(dir string, o Opener) (*Loaded, error) {
 	segments, err := Segments(dir)
 	if err != nil {
 		return nil, err
@@ -36,14 +37,14 @@ func Load(dir string) (*Loaded, error) {
 		return nil, fmt.Errorf("%w: %s was altered: its hashes are not those of one tree", ErrTrail, HashesFile)
 	}
 	l := &Loaded{Tree: &Tree{upper: above}, Above: len(above)}
-	l.Tree.closed = func(n int64) ([]Hash, error) { return leavesOf(dir, n) }
+	l.Tree.closed = func(n int64) ([]Hash, error) { return leavesOf(dir, n, o) }
 	if len(segments) == 0 {
 		if len(above) > 0 {
 			return nil, fmt.Errorf("%w: there are %d whole segments in %s, and no file of records", ErrTrail, tlogLeaves(len(above)), HashesFile)
 		}
 		return l, nil
 	}
-	if err := l.whole(segments); err != nil {
+	if err := l.whole(segments, o); err != nil {
 		return nil, err
 	}
 	l.Active = segments[len(segments)-1]
@@ -53,11 +54,14 @@ func Load(dir string) (*Loaded, error) {
 		l.Active.Path = ""
 		return l, l.last(segments[len(segments)-1])
 	}
+	if l.Active.Sealed() {
+		return nil, fmt.Errorf("%w: segment %d is sealed, and %s does not have it", ErrTrail, l.Active.Number, HashesFile)
+	}
 	info, err := os.Stat(l.Active.Path)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrTrail, err)
 	}
-	l.Torn, err = l.Active.each(func(line []byte) (bool, error) {
+	l.Torn, err = l.Active.each(nil, func(line []byte) (bool, error) {
 		l.Last = append(l.Last[:0], line...)
 		if l.Tree.size >= (l.Active.Number+1)*SegmentRecords {
 			return false, fmt.Errorf("%w: more than %d records in a segment", ErrTrail, SegmentRecords)
@@ -73,7 +77,7 @@ func Load(dir string) (*Loaded, error) {
 }
 
 // whole makes those hashes above the segments that HashesFile lacks.
-func (l *Loaded) whole(segments []Segment) error {
+func (l *Loaded) whole(segments []Segment, o Opener) error {
 	last := segments[len(segments)-1].Number
 	have := tlogLeaves(l.Above)
 	switch {
@@ -87,7 +91,10 @@ func (l *Loaded) whole(segments []Segment) error {
 			continue
 		}
 		t := &Tree{size: s.Number * SegmentRecords, upper: l.Tree.upper}
-		leaves, err := s.leaves()
+		leaves, err := s.leaves(o)
+		if errors.Is(err, ErrSealed) {
+			return fmt.Errorf("%s has lost its hash, which needs its records: kmsctl audit open gives them, put that file beside it: %w", HashesFile, err)
+		}
 		if err != nil {
 			return err
 		}
@@ -107,16 +114,20 @@ func (l *Loaded) whole(segments []Segment) error {
 	return nil
 }
 
+// last reads the last record of a segment that no record follows: such a one is not sealed.
 func (l *Loaded) last(s Segment) error {
-	_, err := s.each(func(line []byte) (bool, error) {
+	if s.Sealed() {
+		return fmt.Errorf("%w: the sealed segment %d is its end: what followed was removed", ErrTrail, s.Number)
+	}
+	_, err := s.each(nil, func(line []byte) (bool, error) {
 		l.Last = append(l.Last[:0], line...)
 		return true, nil
 	})
 	return err
 }
 
-func leavesOf(dir string, n int64) ([]Hash, error) {
-	leaves, err := Segment{n, filepath.Join(dir, Name(n, RecordsEnd))}.leaves()
+func leavesOf(dir string, n int64, o Opener) ([]Hash, error) {
+	leaves, err := FindSegment(dir, n).leaves(o)
 	if errors.Is(err, os.ErrNotExist) {
 		err = fmt.Errorf("%w: segment %d is not there any more", ErrTrail, n)
 	}

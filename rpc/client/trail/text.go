@@ -31,6 +31,10 @@ func (r Report) Text(name string) []string {
 		text = who + ": there are no records"
 	}
 	out := []string{text}
+	for _, s := range r.Sealed {
+		out = append(out, fmt.Sprintf("  of them records %d to %d are sealed: that they have the hash that was signed %s; what they say was not looked at (kmsctl audit open makes a copy that can be read)",
+			s.First, s.Last, map[bool]string{true: "is proved", false: "is not proved yet"}[s.Last <= r.Proved]))
+	}
 	if r.First > 1 {
 		out = append(out, fmt.Sprintf("  records before %d are not there: they were removed because of their age, or never copied", r.First))
 	}

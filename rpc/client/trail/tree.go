@@ -162,6 +162,24 @@ func (t *Tree) Clone() *Tree {
 	return &c
 }
 
+// SegmentRoot is the root of a whole segment.
+func (t *Tree) SegmentRoot(n int64) (root Hash, ok bool) {
+	at := tlog.StoredHashIndex(0, n)
+	if at >= int64(len(t.upper)) {
+		return root, false
+	}
+	return t.upper[at], true
+}
+
+// take takes a whole segment in by its root.
+func (t *Tree) take(root Hash) error {
+	upper, err := t.upper.add(t.size/SegmentRecords, root)
+	if err == nil {
+		t.upper, t.size = upper, t.size+SegmentRecords
+	}
+	return err
+}
+
 // Above are the hashes above the segments, in the order of HashesFile.
 func (t *Tree) Above() []Hash { return t.upper }
 

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -61,7 +60,16 @@ type Report struct {
 	ProvedBy string    `json:"proved_by,omitempty"`
 	Heads    int       `json:"heads"` // checkpoints that were compared
 	Torn     int       `json:"torn"`  // bytes of an unfinished record at the end
-	Finding  *Finding  `json:"finding,omitempty"`
+	// Sealed are the records that were not read, since they are sealed: the hashes of their
+	// segments were taken from HashesFile. Those up to Proved are proved to have those hashes.
+	Sealed  []Range  `json:"sealed,omitempty"`
+	Finding *Finding `json:"finding,omitempty"`
+}
+
+// Range is records by their sequence numbers.
+type Range struct {
+	First uint64 `json:"first"`
+	Last  uint64 `json:"last"`
 }
 
 // head is a checkpoint that the records must agree with.
@@ -101,7 +109,8 @@ func Verify(dir string, o Options) (Report, error) {
 		if tlogLeaves(len(above)) < first {
 			return v.report, fmt.Errorf("%w: %s tells nothing of the %d segments before the first file", ErrTrail, HashesFile, first)
 		}
-		v.tree = Tree{size: first * SegmentRecords, upper: above[:storedCount(first)]}
+		v.tree = Tree{size: first * SegmentRecords, upper: above[:storedCount(first):storedCount(first)]}
+		v.above = &Tree{upper: above}
 		v.report.First = segments[0].First()
 	}
 	if v.outlived() {
@@ -128,9 +137,11 @@ type verification struct {
 	heads  []head // by size; those behind next are done
 	next   int
 	tree   Tree
-	last   Hash // of the record before
-	named  bool // records name the one before
-	agreed head // the last one of others that agrees
+	above  *Tree // as HashesFile has it
+	last   Hash  // of the record before
+	unread int64 // up to this record it was not read
+	named  bool  // records name the one before
+	agreed head  // the last one of others that agrees
 	forged *Finding
 	failed error // nothing can be said
 }
@@ -206,11 +217,8 @@ func (v *verification) missing(dir string) bool {
 	}
 	last := int64(-1)
 	for _, e := range entries { // in order
-		var n int64
-		if !strings.HasSuffix(e.Name(), RecordsEnd) && !strings.HasSuffix(e.Name(), CompressedEnd) {
-			continue
-		}
-		if _, err := fmt.Sscanf(e.Name(), "%d.", &n); err != nil || n == last {
+		n, _, ok := numbered(e.Name())
+		if !ok || n == last {
 			continue
 		}
 		if last >= 0 && n != last+1 {
@@ -229,7 +237,7 @@ func (v *verification) outlived() bool {
 	return len(v.o.Heads) > 0 && !slices.ContainsFunc(v.heads, func(h head) bool { return !h.own && h.Size >= v.tree.size })
 }
 
-// skipPast leaves the heads out that end before the first record that is there.
+// skipPast leaves the heads out that end before the records that are read next.
 func (v *verification) skipPast() {
 	for v.next < len(v.heads) && v.heads[v.next].Size < v.tree.size {
 		v.next++
@@ -246,7 +254,11 @@ type record struct {
 const progressEvery = 1 << 12
 
 func (v *verification) segment(s Segment, last bool) {
-	torn, err := s.each(func(line []byte) (bool, error) {
+	if s.Sealed() {
+		v.sealed(s)
+		return
+	}
+	torn, err := s.each(nil, func(line []byte) (bool, error) {
 		v.line(s, line)
 		if v.o.Progress != nil && v.tree.size%progressEvery == 0 {
 			v.o.Progress(v.tree.size)
@@ -267,6 +279,28 @@ func (v *verification) segment(s Segment, last bool) {
 	case last:
 		v.report.Torn = torn
 	}
+}
+
+// sealed takes a sealed segment's hash as HashesFile has it: the heads behind it prove that, or
+// not. Those inside are left out.
+func (v *verification) sealed(s Segment) {
+	root, ok := v.above.SegmentRoot(s.Number)
+	if !ok {
+		v.failed = fmt.Errorf("%w: segment %d is sealed, and %s does not have its hash: open it with kmsctl audit open", ErrTrail, s.Number, HashesFile)
+		return
+	}
+	if err := v.tree.take(root); err != nil {
+		v.failed = err
+		return
+	}
+	r := Range{s.First(), s.last()}
+	if n := len(v.report.Sealed); n > 0 && v.report.Sealed[n-1].Last+1 == r.First {
+		v.report.Sealed[n-1].Last = r.Last
+	} else {
+		v.report.Sealed = append(v.report.Sealed, r)
+	}
+	v.unread, v.report.Last = v.tree.size, r.Last
+	v.skipPast()
 }
 
 func isPath(err error) bool {
@@ -310,8 +344,9 @@ func (v *verification) follows(r record, at uint64) bool {
 		v.find(Altered, at, at, "it does not name the record before it")
 		return false
 	}
-	v.named = r.Previous != "" // those of the first release do not
-	if v.named && at != v.report.First && r.Previous != v.last.String() {
+	v.named = r.Previous != ""                               // those of the first release do not
+	known := at != v.report.First && v.unread+1 != int64(at) //nolint:gosec // a sequence number
+	if v.named && known && r.Previous != v.last.String() {
 		v.find(Altered, at-1, at, "record %d names another record before it than stands there", at)
 		return false
 	}
@@ -325,7 +360,7 @@ func (v *verification) outOfOrder(s Segment, got, want uint64) {
 		return
 	}
 	later := false
-	_, err := s.each(func(line []byte) (bool, error) {
+	_, err := s.each(nil, func(line []byte) (bool, error) {
 		var r record
 		later = json.Unmarshal(line, &r) == nil && r.Sequence == want
 		return !later, nil
@@ -365,7 +400,11 @@ func (v *verification) proves(h head) {
 // differs tells of records that are not those that a head is of.
 func (v *verification) differs(h head) {
 	if h.own {
-		v.find(Altered, v.report.Proved+1, v.sequence(), "these records, and what they say of each other, are not those of the checkpoint of %s", h.Time.Format(time.RFC3339))
+		of := "these records, and what they say of each other,"
+		if v.unread > int64(v.report.Proved) { //nolint:gosec // a sequence number
+			of = "these records, or the hashes of those that are sealed in " + HashesFile + ","
+		}
+		v.find(Altered, v.report.Proved+1, v.sequence(), "%s are not those of the checkpoint of %s", of, h.Time.Format(time.RFC3339))
 		return
 	}
 	// The node's own checkpoints may be as false as the records.
