@@ -247,6 +247,9 @@ func (l *Log) Record(e Event) error {
 	}
 	l.previous = leaf.String()
 	l.observer.Recorded(l.buf.Len(), e.Sequence)
+	if e.Alarm != "" {
+		l.observer.Alarmed(e.Alarm)
+	}
 	if full {
 		if err := l.turn(); err != nil {
 			return l.breaks(err)

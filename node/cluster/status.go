@@ -107,6 +107,29 @@ func (m *Member) HandleProgress() ([]Progress, error) {
 	return e.grantor.all(), nil
 }
 
+// Difference is a member whose state is not that of the leader.
+type Difference struct {
+	*fsm.Member
+	Index uint64 // at which it was first seen
+}
+
+// Differences are the members whose running hash was another one than this leader's when they
+// last asked for a lease, in the order of the members; none at a node that does not lead. One that
+// has stopped since is among them until it is removed.
+func (m *Member) Differences() (out []Difference) {
+	e, err := m.engine()
+	if err != nil || !e.leads() {
+		return nil
+	}
+	differing := e.grantor.differing()
+	for _, x := range m.State().Members() {
+		if index, ok := differing[x.ID]; ok && x.Alive() {
+			out = append(out, Difference{x, index})
+		}
+	}
+	return out
+}
+
 // all is what this leader knows of every node that it has heard of.
 func (g *grantor) all() []Progress {
 	g.mu.Lock()
