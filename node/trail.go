@@ -2,13 +2,10 @@ package node
 
 import (
 	"context"
-	"encoding/json"
 	"time"
 
 	"github.com/quorumkms/quorumkms/fsm"
-	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/node/cluster"
-	"github.com/quorumkms/quorumkms/rpc"
 )
 
 // checkpointEvery is how often the audit trail is signed, if there is something new.
@@ -20,6 +17,7 @@ func (n *Node) signTrail(ctx context.Context) {
 	tick := time.NewTicker(checkpointEvery)
 	defer tick.Stop()
 	failing := false
+	n.signing.well(time.Now())
 	for {
 		select {
 		case <-tick.C:
@@ -28,78 +26,19 @@ func (n *Node) signTrail(ctx context.Context) {
 		}
 		s := n.member.State()
 		if !n.member.Joined() || !s.Initialized() {
+			n.signing.well(time.Now())
 			continue
 		}
 		err := n.audit.Checkpoint(ctx, s.Cluster().ID.String(), n.partition)
 		if err == nil {
 			err = n.prepareHead(s)
 		}
+		n.signing.look(time.Now(), n.memory(s), err)
 		if err != nil && !failing && ctx.Err() == nil {
 			n.log.Warn("the audit trail is not signed at present, trying again each second", "error", err)
 		}
 		failing = err != nil
 	}
-}
-
-// tellRewritten records the nodes that the cluster has convicted of another trail than they
-// had signed, until ctx ends: each once in this node's trail, however often it starts. The
-// first may read the whole trail.
-func (n *Node) tellRewritten(ctx context.Context) {
-	tick := time.NewTicker(checkpointEvery)
-	defer tick.Stop()
-	var told map[string]bool // nil: not looked for yet
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-		s := n.member.State()
-		for _, h := range s.AuditHeads() {
-			if h.Conflict == nil || told[h.Node] {
-				continue
-			}
-			var err error
-			if told == nil {
-				told, err = n.rewrittenBefore(ctx)
-			}
-			if err == nil && !told[h.Node] {
-				err = n.tellConflict(s, h)
-				told[h.Node] = err == nil
-			}
-			if err != nil && ctx.Err() == nil {
-				n.log.Warn("that an audit trail was rewritten is not recorded here, trying again each second", "node_id", h.Node, "error", err)
-			}
-		}
-	}
-}
-
-// rewrittenBefore are the nodes that this one's trail tells of already.
-func (n *Node) rewrittenBefore(ctx context.Context) (map[string]bool, error) {
-	search, err := n.audit.Search(audit.Query{Alarm: string(audit.TrailRewritten)}, 0)
-	if err != nil {
-		return nil, err
-	}
-	told := map[string]bool{}
-	err = search.Run(ctx, n.audit.Position().Last, func(f audit.Found) error {
-		var e audit.Event
-		err := json.Unmarshal(f.Line, &e)
-		told[e.Target] = true
-		return err
-	}, func(time.Time) error { return nil })
-	if err != nil {
-		return nil, err
-	}
-	return told, nil
-}
-
-func (n *Node) tellConflict(s *fsm.State, h *fsm.AuditHead) error {
-	text := rpc.TrailAlarm(s, h)
-	n.log.Error("ALARM: "+text, "node_id", h.Node)
-	return n.audit.Record(audit.Event{
-		Name: "AuditTrailConflict", Principal: n.creds.Identity().String(), Class: "node", Target: h.Node, Alarm: audit.TrailRewritten,
-		Result: audit.Success, Reason: text, StateIndex: s.Index(), Durable: true,
-	})
 }
 
 // prepareHead makes what the lease requests carry of the trail: the proof may take a while.
