@@ -86,7 +86,7 @@ func TestStatesThatDiffer(t *testing.T) {
 						t.Errorf("the leader tells of %+v", got)
 					}
 					if got := s.other.Member().Differences(); got != nil {
-						t.Errorf("a follower tells of %+v", got)
+						t.Errorf("a follower that is right tells of %+v", got)
 					}
 				}
 				for _, n := range c.Nodes {
