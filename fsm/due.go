@@ -39,6 +39,39 @@ func (s *State) Due(at int64, limit int) []Due {
 	return out
 }
 
+// EndingMaterial is imported material of a version that ends.
+type EndingMaterial struct {
+	Key     *Key
+	Version uint32
+	At      int64 // unix seconds
+}
+
+// EndingMaterial returns up to limit of the imported material that ends by a time (unix
+// seconds) and that somebody may still want: not of what is to be deleted or destroyed anyway.
+// Nothing of a key is due later than that, so what is due later is not looked at.
+func (s *State) EndingMaterial(by int64, limit int) (out []EndingMaterial) {
+	s.due.tree.Scan(func(d Due) bool {
+		if d.At > by || len(out) >= limit {
+			return false
+		}
+		if d.Grant {
+			return true
+		}
+		k, ok := s.Key(d.ID)
+		if !ok || k.State == KeyPendingDeletion {
+			return true
+		}
+		for i := range k.Versions {
+			v := &k.Versions[i]
+			if v.expired(by) && v.State != VersionDestroyScheduled && len(out) < limit {
+				out = append(out, EndingMaterial{k, v.Version, v.Import.Expires})
+			}
+		}
+		return true
+	})
+	return out
+}
+
 // due is when the cluster next has something to do about a key.
 func (k *Key) due() (Due, bool) {
 	at := int64(0)

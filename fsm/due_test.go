@@ -106,3 +106,45 @@ func TestPropertyDue(t *testing.T) {
 		}
 	})
 }
+
+// TestEndingMaterial: what ends soon is found, the soonest first, whatever else of the key is
+// due before; not what is to be gone anyway, and what is gone.
+func TestEndingMaterial(t *testing.T) {
+	w := initialized(t)
+	for n := uint64(1); n <= 6; n++ {
+		w.do(externalKey(n, SpecSymmetric))
+		ends := start + int64(8-n)*day
+		if n == 6 {
+			ends = 0 // never
+		}
+		w.do(edited(material(n, 1), func(c *ImportKeyMaterial) { c.Expires = ends }))
+	}
+	w.do(edited(createGrant(1, 1), func(c *CreateGrant) { c.Expires = start + day }))
+	w.do(edited(material(5, 2), func(c *ImportKeyMaterial) { c.Expires = start + 2*day })) // before the first, which ends at 3
+	w.do(&ScheduleKeyDeletion{ref(4), 7})
+	w.do(&DeleteKeyMaterial{version(3, 1)})
+	type end struct {
+		key     ID
+		version uint32
+		at      int64
+	}
+	want := []end{{keyID(5), 2, start + 2*day}, {keyID(5), 1, start + 3*day}, {keyID(2), 1, start + 6*day}, {keyID(1), 1, start + 7*day}}
+	for _, s := range []*State{w.s, reread(t, w.s)} {
+		for by, n := range map[int64]int{start: 0, start + 2*day - 1: 0, start + 2*day: 1, start + 3*day: 2, start + 6*day: 3, start + 7*day: 4} {
+			for limit := range 6 {
+				got := map[end]bool{}
+				for _, m := range s.EndingMaterial(by, limit) {
+					got[end{m.Key.ID, m.Version, m.At}] = true
+				}
+				if len(got) != min(n, limit) {
+					t.Fatalf("by %d, at most %d: %v", by, limit, got)
+				}
+				for _, x := range want[:n] {
+					if limit >= n && !got[x] {
+						t.Errorf("by %d: %v is missing of %v", by, x, got)
+					}
+				}
+			}
+		}
+	}
+}

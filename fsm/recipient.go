@@ -210,24 +210,41 @@ func (s *State) RecoveryAlarms(now int64) (alarms []string) {
 	if len(r.Recipients) == 0 {
 		return []string{"the domain key has no recovery recipient: if every node's HSM partition is lost, so is all data"}
 	}
-	active, _ := s.ActiveGeneration()
 	for _, g := range s.cluster.Generations {
 		if lacking := s.Uncopied(g); len(lacking) > 0 && g.InUse() {
 			alarms = append(alarms, fmt.Sprintf("generation %d of the domain key is not wrapped for %s: a Security Officer of a node that holds it must trust that key (kmsd hsm trust --recovery)", g.Number, strings.Join(lacking, ", ")))
 		}
 	}
-	for _, x := range r.Recipients {
-		switch d := x.Drill; {
-		case d == nil && now-x.Added > int64(r.DrillDays)*secondsPerDay:
-			alarms = append(alarms, fmt.Sprintf("nobody has tried to recover with %s: kmsd recovery verify", x.Name))
-		case d == nil:
-		case now-d.At > int64(r.DrillDays)*secondsPerDay:
-			alarms = append(alarms, fmt.Sprintf("the last recovery with %s was tried %d days ago: kmsd recovery verify", x.Name, (now-d.At)/secondsPerDay))
-		case d.Generation < active.Number && now-active.Since > int64(r.DrillDays)*secondsPerDay:
-			alarms = append(alarms, fmt.Sprintf("no recovery with %s was tried since generation %d of the domain key is active: kmsd recovery verify", x.Name, active.Number))
-		}
+	for _, d := range s.OldDrills(now) {
+		alarms = append(alarms, d.Text)
 	}
 	return alarms
+}
+
+// OldDrill is a recovery recipient with which nobody has tried a recovery for too long.
+type OldDrill struct {
+	Recipient string
+	Since     int64 // unix seconds: of what should have been followed by a drill
+	Text      string
+}
+
+// OldDrills are those recipients at a moment (unix seconds), by name.
+func (s *State) OldDrills(now int64) (out []OldDrill) {
+	r := s.Recovery()
+	active, _ := s.ActiveGeneration()
+	old := func(since int64) bool { return now-since > int64(r.DrillDays)*secondsPerDay }
+	for _, x := range r.Recipients {
+		switch d := x.Drill; {
+		case d == nil && old(x.Added):
+			out = append(out, OldDrill{x.Name, x.Added, fmt.Sprintf("nobody has tried to recover with %s: kmsd recovery verify", x.Name)})
+		case d == nil:
+		case old(d.At):
+			out = append(out, OldDrill{x.Name, d.At, fmt.Sprintf("the last recovery with %s was tried %d days ago: kmsd recovery verify", x.Name, (now-d.At)/secondsPerDay)})
+		case d.Generation < active.Number && old(active.Since):
+			out = append(out, OldDrill{x.Name, active.Since, fmt.Sprintf("no recovery with %s was tried since generation %d of the domain key is active: kmsd recovery verify", x.Name, active.Number)})
+		}
+	}
+	return out
 }
 
 // FirstRecovery is the recovery that a cluster is founded with. It came with release 2.

@@ -41,7 +41,7 @@ var floors = map[string][]string{
 	"node/kms":        {"fsm", "hsm", "node/audit", "node/kms/gate", "node/kms/limit", "node/policy", "node/rules", "rpc/client/trail"},
 
 	"node/metrics": {
-		"fsm", "hsm", "transport", "node/archive", "node/cluster", "node/rules", "rpc/client/backup", "rpc/client/trail",
+		"fsm", "hsm", "transport", "node/archive", "node/audit", "node/audit/sink", "node/cluster", "node/rules", "rpc/client/backup", "rpc/client/trail",
 	},
 	"node/tracing": {
 		"fsm", "hsm", "node/audit", "node/kms", "node/kms/gate", "node/kms/limit", "node/policy", "node/rules", "rpc/client/trail",
@@ -53,7 +53,7 @@ var floors = map[string][]string{
 	"node/nodetest/history": {},
 
 	"rpc": {
-		"fsm", "hsm", "transport", "node/audit", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
+		"fsm", "hsm", "transport", "node/audit", "node/audit/sink", "node/archive", "node/cluster", "node/kms", "node/kms/gate", "node/kms/limit",
 		"node/policy", "node/rules", "rpc/client/backup", "rpc/client/recovery", "rpc/client/trail", "rpc/quorumkmsv1", "rpc/peerv1",
 	},
 	"node": {

@@ -101,6 +101,8 @@ type Node struct {
 	audit     *audit.Log
 	sealer    *trailSealer
 	sinks     *sink.Set
+	signing   signing
+	alarms    *alarms
 	creds     *transport.Credentials
 	peers     *rpc.Peers
 	peerMux   *transport.Mux
@@ -225,7 +227,7 @@ func (n *Node) openMember(ctx context.Context) error {
 		Name: c.Name, TrustDomain: c.TrustDomain, DataDir: c.DataDir,
 		PeerAddress: c.Peer.Advertise, ClientAddress: c.Client.Advertise, Pin: n.creds.CAKeysHash,
 		Domain: n.partition, Profile: c.HSM.Profile, Peers: n.peers, Transport: n.raftTransport, HandedOver: n.releases.HandedOver, Clock: cluster.SystemClock{}, Now: time.Now,
-		Raft: c.Raft.timing(), Lease: c.Lease.timing(), Log: n.log, Halt: n.options.Halt, Waiting: n.tellWaiting, Announce: n.announce,
+		Raft: c.Raft.timing(), Lease: c.Lease.timing(), Log: n.log, Halt: n.halt, Waiting: n.tellWaiting, Announce: n.announce,
 		Observer: n.observer(), AuditHead: n.head.Load,
 	})
 	if err != nil {
@@ -291,6 +293,10 @@ func (n *Node) wire() {
 	}))
 	n.service = service
 	n.sealer.keys.Store(&trailKeys{service: service, member: n.member, ending: n.stopping.Load})
+	n.alarms = newAlarms(alarmsConfig{
+		Self: n.creds.Identity().String(), Now: time.Now, State: n.member.State, Leads: n.member.Leads, Differences: n.member.Differences,
+		Denied: service.Denied, Sinks: n.sinks.Stats, Stale: n.signing.stale, Trail: n.audit, Log: n.log,
+	})
 	b := n.config.Backup
 	n.archive = archive.New(archive.Config{
 		Name: n.config.Name, Dir: b.Dir, Every: time.Duration(b.Every), Keep: b.Keep, Member: n.member, Signer: n.partition, Now: time.Now, Log: n.log,
@@ -303,7 +309,8 @@ func (n *Node) wire() {
 		Node: rpc.NodeView{
 			Name: n.config.Name, TrustDomain: n.config.TrustDomain, Version: n.options.Version,
 			Ready: n.ready, Partition: n.partition, Keyring: n.keyring.Stats, Reachable: n.reachable, Credentials: n.creds, Now: time.Now,
-			Disk: func() rpc.Disk { return diskOf(n.config.DataDir) }, Audit: n.audit.Healthy,
+			Disk: func() rpc.Disk { return diskOf(n.config.DataDir) }, Audit: n.auditHealth,
+			Alarms: n.alarms.now,
 		},
 	})
 }
@@ -364,7 +371,8 @@ func (n *Node) serve(ctx context.Context) error {
 	n.background("rewrapping", func() error { n.service.RunRewraps(serving); return nil })
 	n.background("reservations", func() error { n.service.RunReservations(serving); return nil })
 	n.background("audit checkpoints", func() error { n.signTrail(serving); return nil })
-	n.background("audit conflicts", func() error { n.tellRewritten(serving); return nil })
+	n.background("alarms", func() error { n.alarms.watch(serving); return nil })
+	n.background("records of alarms", func() error { n.alarms.tell(serving); return nil })
 	n.background("audit sinks", func() error { n.sinks.Run(serving); return nil })
 	n.background("health", func() error { n.watchHealth(serving); return nil })
 	n.background("supervisor", func() error { n.supervise(serving); return nil })

@@ -146,6 +146,6 @@ func (n *Node) readMetrics() error {
 	n.audit.Observe(n.metrics.Audit)
 	return n.metrics.Read(metrics.Sources{
 		Now: time.Now, Ready: n.ready, Writable: n.writable, Member: n.member, Partition: n.partition, Keyring: n.keyring.Stats,
-		Audit: n.audit.Healthy, Archive: n.archive.Status, Certificates: n.creds,
+		Audit: n.audit.Healthy, Position: n.audit.Position, Sinks: n.sinks.Stats, Alarms: n.alarms.counts, Archive: n.archive.Status, Certificates: n.creds,
 	})
 }

@@ -35,9 +35,10 @@ type NodeView struct {
 	Credentials *transport.Credentials
 	Now         func() time.Time
 	// Disk is the file system of the data directory.
-	Disk func() Disk
-	// Audit is nil while the audit trail can be written.
-	Audit func() error
+	Disk  func() Disk
+	Audit func() AuditHealth
+	// Alarms are those that hold at this node.
+	Alarms func() []Alarm
 }
 
 // Disk is the room that a file system has, in bytes.
@@ -63,7 +64,8 @@ var memberStates = map[fsm.MemberState]pb.MemberState{
 }
 
 func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.StatusResponse, error) {
-	if err := s.kms.Observe(ctx, "Status", call(ctx, r)); err != nil {
+	c := call(ctx, r)
+	if err := s.kms.Observe(ctx, "Status", c); err != nil {
 		return nil, err
 	}
 	st := s.member.Status(ctx)
@@ -98,7 +100,7 @@ func (s *clusterServer) Status(ctx context.Context, r *pb.StatusRequest) (*pb.St
 	out.RecoveryRecipients, out.RecoveryRequired = describeRecipients(recovery), uint32(recovery.Required) //nolint:gosec // a small number
 	out.RecoveryAlarms = st.State.RecoveryAlarms(s.node.Now().Unix())
 	out.Backup = backupStatus(s.archive.Status())
-	s.health(out, st)
+	s.health(out, st, c.Caller)
 	out.Members = each(st.Members, func(m cluster.MemberStatus) *pb.Member {
 		lag := uint64(0)
 		if m.Applied != 0 {
@@ -122,16 +124,9 @@ func (s *clusterServer) certificate(c transport.Certificate) *pb.Certificate {
 }
 
 // health is what else may be wrong with the node, or wait in the cluster.
-func (s *clusterServer) health(out *pb.StatusResponse, st cluster.Status) {
-	disk := s.node.Disk()
-	out.Disk = &pb.DiskStatus{Directory: disk.Dir, FreeBytes: disk.Free, TotalBytes: disk.Total}
-	if disk.Err != nil {
-		out.Disk.Problem = disk.Err.Error()
-	}
-	out.Audit = &pb.AuditStatus{Healthy: true}
-	if err := s.node.Audit(); err != nil {
-		out.Audit.Healthy, out.Audit.Problem = false, err.Error()
-	}
+func (s *clusterServer) health(out *pb.StatusResponse, st cluster.Status, to kms.Caller) {
+	out.Disk, out.Audit = diskStatus(s.node.Disk()), s.node.Audit().status(to)
+	out.Alarms = alarmStatus(s.node.Alarms(), to)
 	if st.State.Initialized() {
 		for _, g := range st.State.Cluster().Generations {
 			if g.State == fsm.GenerationProposed {

@@ -208,6 +208,7 @@ func (s *survey) find() {
 	for _, m := range s.members() {
 		s.member(m)
 	}
+	s.alarms()
 	s.clocks()
 	s.certificates()
 	s.states()
@@ -220,7 +221,11 @@ func (s *survey) find() {
 func (s *survey) splits() {
 	seen := map[string]bool{}
 	for _, m := range s.members() {
-		for _, split := range s.answers[m.GetRaftId()].status.GetSplits() {
+		r := s.answers[m.GetRaftId()].status
+		for _, a := range r.GetAlarms() { // what is an alarm is told as one
+			seen[a.GetText()] = true
+		}
+		for _, split := range r.GetSplits() {
 			if !seen[split] {
 				seen[split] = true
 				s.add("history", m.GetName(), fault, "ALARM: "+split,
@@ -334,8 +339,13 @@ func (s *survey) member(m *quorumkmsv1.Member) {
 	s.hsm(name, r.status)
 	s.serves(name, r.status)
 	s.lag(name, r.status)
-	s.disk(name, r.status.GetDisk())
-	s.audit(name, r.status.GetAudit())
+	disk, trail := r.status.GetDisk(), r.status.GetAudit().GetDisk()
+	s.disk(name, disk)
+	if trail.GetTotalBytes() != disk.GetTotalBytes() || trail.GetFreeBytes() != disk.GetFreeBytes() { // on a file system of its own
+		s.disk(name, trail)
+	}
+	s.audit(name, r.status)
+	s.sinks(name, r.status.GetAudit())
 }
 
 func (s *survey) hsm(name string, r *quorumkmsv1.StatusResponse) {
@@ -382,7 +392,7 @@ func (s *survey) lag(name string, r *quorumkmsv1.StatusResponse) {
 }
 
 func (s *survey) disk(name string, d *quorumkmsv1.DiskStatus) {
-	if d == nil || d.GetProblem() != "" { // an earlier version, or another system
+	if d.GetTotalBytes() == 0 || d.GetProblem() != "" { // an earlier version, or another system
 		return
 	}
 	free, total := d.GetFreeBytes(), d.GetTotalBytes()
@@ -406,13 +416,17 @@ func sizeText(bytes uint64) string {
 	return fmt.Sprintf("%d MiB", bytes/mib)
 }
 
-func (s *survey) audit(name string, t *quorumkmsv1.AuditStatus) {
+func (s *survey) audit(name string, r *quorumkmsv1.StatusResponse) {
+	t := r.GetAudit()
 	switch {
-	case t == nil:
+	case t == nil, t.GetHealthy() && alarmed(r, alarmHeadStale): // which is told of
 	case !t.GetHealthy():
 		s.add("audit", name, fault, "its audit trail cannot be written, so it answers nothing: "+t.GetProblem(), "on "+name+": df -h, and its disk; then systemctl restart kmsd")
-	default:
+	case t.GetPosition() == nil: // an earlier version
 		s.add("audit", name, fine, "its audit trail is written", "")
+	default:
+		at := t.GetPosition()
+		s.add("audit", name, fine, fmt.Sprintf("its audit trail has %d records, signed are %d, the cluster remembers %d", at.GetLast(), at.GetSigned(), t.GetRemembered()), "")
 	}
 }
 
@@ -558,17 +572,22 @@ func (s *survey) backup(name string, b *quorumkmsv1.BackupStatus) {
 	}
 }
 
+// doDrill tries a recovery, and tells the cluster.
+const doDrill = "offline, with enough shares: kmsd recovery verify --report FILE; then kmsctl recovery report FILE"
+
 // recovery passes on what the state says about the recovery of the domain key.
 func (s *survey) recovery() {
-	for _, alarm := range s.best.GetRecoveryAlarms() {
+	for _, text := range s.best.GetRecoveryAlarms() {
 		do := "kmsctl recovery recipients add FILE, with a key that kmsctl recovery init has made"
 		switch {
-		case strings.Contains(alarm, "hsm trust"):
+		case strings.Contains(text, "hsm trust"):
 			do = "on a node that holds the generation, the Security Officer: kmsd hsm trust --recovery FILE FINGERPRINT"
+		case len(s.best.GetRecoveryRecipients()) > 0 && alarmed(s.best, alarmDrillOld):
+			continue // an alarm, and told as one
 		case len(s.best.GetRecoveryRecipients()) > 0:
-			do = "offline, with enough shares: kmsd recovery verify --report FILE; then kmsctl recovery report FILE"
+			do = doDrill
 		}
-		s.add("recovery", "", warning, alarm, do)
+		s.add("recovery", "", warning, text, do)
 	}
 	if len(s.best.GetRecoveryAlarms()) == 0 {
 		s.add("recovery", "", fine, fmt.Sprintf("%d recovery recipients, tried in time", len(s.best.GetRecoveryRecipients())), "")

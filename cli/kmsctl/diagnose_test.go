@@ -152,6 +152,51 @@ func TestFindings(t *testing.T) {
 		{"the audit trail", 3, func(s *survey) {
 			s.of("n2").Audit, s.of("n2").Serving = &quorumkmsv1.AuditStatus{Problem: "no space"}, false
 		}, verdictDegraded, []string{"fault audit n2: its audit trail cannot be written, so it answers nothing: no space|on n2: df -h"}},
+		{"a disk of the audit trail's own", 3, func(s *survey) {
+			s.of("n2").Audit.Disk = &quorumkmsv1.DiskStatus{Directory: "/var/lib/quorumkms/audit", FreeBytes: 1 << 20, TotalBytes: 20 << 30}
+			s.of("n3").Audit.Disk = s.of("n3").Disk
+		}, verdictDegraded, []string{"fault disk n2: its disk is nearly full: 1 MiB of 20.0 GiB are free for /var/lib/quorumkms/audit|on n2: df -h /var/lib/quorumkms/audit"}},
+		{"a trail that is not signed", 3, func(s *survey) {
+			s.of("n2").Alarms = []*quorumkmsv1.Alarm{{Name: "AUDIT_HEAD_STALE", Text: "the audit trail is not signed: no HSM", Count: 1}}
+		}, verdictDegraded, []string{"fault alarm n2: ALARM AUDIT_HEAD_STALE: the audit trail is not signed: no HSM|kmsctl hsm status --node n2"}},
+		{"sinks", 3, func(s *survey) {
+			s.of("n1").Audit.Sinks = []*quorumkmsv1.AuditSinkStatus{{Name: "a", Cursor: 7, LastError: "was refused once", Failures: 1}}
+			s.of("n2").Audit.Sinks = []*quorumkmsv1.AuditSinkStatus{
+				{Name: "b", Lost: 5}, {Name: "c", BehindRecords: 3, Behind: durationpb.New(40 * time.Second), LastError: "refused"},
+				{Name: "d", BehindRecords: sinkBehind + 1, Behind: durationpb.New(time.Second)}, {Name: "e", Failing: true, Behind: durationpb.New(time.Hour)},
+			}
+			s.of("n2").Alarms = []*quorumkmsv1.Alarm{{Name: "AUDIT_SINK_FAILING", Text: "the audit sink e takes nothing, it is 9 records behind", Count: 1, Subjects: []string{"gone"}}}
+		}, verdictDegraded, []string{
+			"fault sink n2: ALARM AUDIT_SINK_GAP: 5 records were removed before its audit sink b had them|raise audit.keep on n2",
+			"fault alarm n2: ALARM AUDIT_SINK_FAILING: the audit sink e takes nothing, it is 9 records behind: gone|on n2: does the sink's collector",
+			"warning sink n2: its audit sink c is 3 records and 40s behind: refused|on n2: journalctl",
+			"warning sink n2: its audit sink d is 100001 records and 1s behind|a faster collector",
+		}},
+		{"alarms that all nodes tell of", 3, func(s *survey) {
+			for _, name := range []string{"n1", "n2", "n3"} {
+				s.of(name).RecoveryAlarms = []string{"the last recovery with vault was tried 100 days ago: kmsd recovery verify"}
+				s.of(name).Alarms = []*quorumkmsv1.Alarm{
+					{Name: "KEY_MATERIAL_EXPIRING", Text: "imported key material ends within 7 days", Count: 12, Subjects: []string{"version 1 of key k", "version 2 of key k"}},
+					{Name: "RECOVERY_DRILL_OLD", Text: s.of(name).RecoveryAlarms[0], Count: 1},
+				}
+			}
+		}, verdictDegraded, []string{
+			"warning alarm : ALARM KEY_MATERIAL_EXPIRING: imported key material ends within 7 days (12): version 1 of key k; version 2 of key k; and 10 more|kmsctl key import",
+			"warning alarm : ALARM RECOVERY_DRILL_OLD: the last recovery with vault|kmsctl recovery report FILE",
+		}},
+		{"alarms of nodes", 3, func(s *survey) {
+			denied := &quorumkmsv1.Alarm{Name: "REPEATED_DENIALS", Text: "a principal was denied", Count: 1}
+			s.of("n1").Alarms = []*quorumkmsv1.Alarm{denied, {Name: "STATE_DIVERGED", Text: "the state of n3 is not the leader's", Count: 1}}
+			s.of("n2").Alarms = []*quorumkmsv1.Alarm{denied, {Name: "OF_A_LATER_VERSION", Text: "it is bad", Count: 1}}
+		}, verdictDegraded, []string{
+			"fault alarm : ALARM STATE_DIVERGED: the state of n3|exit code 7", "fault alarm : ALARM OF_A_LATER_VERSION: it is bad|kmsctl audit search --alarm=OF_A_LATER_VERSION",
+			"warning alarm n1: ALARM REPEATED_DENIALS: a principal was denied|--alarm=REPEATED_DENIALS", "warning alarm n2: ALARM REPEATED_DENIALS|",
+		}},
+		{"a trail that was rewritten", 3, func(s *survey) {
+			text := "the audit trail of n3 was rewritten"
+			s.of("n1").Splits, s.of("n2").Splits = []string{text}, []string{text}
+			s.of("n1").Alarms = []*quorumkmsv1.Alarm{{Name: "AUDIT_TRAIL_REWRITTEN", Text: text, Count: 1}}
+		}, verdictDegraded, []string{"fault alarm : ALARM AUDIT_TRAIL_REWRITTEN: the audit trail of n3|kmsctl audit verify"}},
 		{"an earlier version", 3, func(s *survey) { s.of("n2").Audit, s.of("n2").Disk, s.of("n2").WallClock = nil, nil, nil }, verdictOK, nil},
 		{"no backups", 3, func(s *survey) { s.of("n1").Backup = nil }, verdictDegraded, []string{"warning backup : no node that answers writes|set backup.dir"}},
 		{"backups that fail", 3, func(s *survey) {
@@ -255,6 +300,10 @@ func TestGoldenStatus(t *testing.T) {
 			s.of("n2").Hsm.Healthy, s.of("n2").Hsm.Problem, s.of("n2").Serving, s.of("n2").NotServingReason = false, "token \x1b[31mlost", false, "HSM unavailable"
 			s.of("n1").Backup.BackupProblem = "no space left on device"
 			s.of("n1").Certificate.Warning = "the certificate of spiffe://kms.test/node/n1 expires in 4 days"
+			s.of("n1").Audit.Sinks = []*quorumkmsv1.AuditSinkStatus{{
+				Name: "siem", Type: "webhook", Cursor: 900, BehindRecords: 1234, Behind: durationpb.New(5 * time.Minute), Failing: true, Failures: 17, LastError: "503 \x1b[31mdown",
+			}}
+			s.of("n1").Alarms = []*quorumkmsv1.Alarm{{Name: "AUDIT_SINK_FAILING", Text: "the audit sink siem takes nothing, it is 1234 records behind", Count: 1, Subjects: []string{"503 \x1b[31mdown"}}}
 		}},
 	} {
 		s := wellCluster(3)

@@ -29,7 +29,7 @@ func (a *app) doctorCommand() *cobra.Command {
 		Long: `Check the cluster and this machine's access to it, and show every check with its
 result: your certificate, the CAs and each member's certificate; every clock against
 the others and this machine's; who answers, the leader, how many voters may fail; HSM
-tokens, leases, disks, audit trails, backups and the journal, versions and releases, the
+tokens, leases, disks, audit trails and their sinks, alarms that hold, backups and the journal, versions and releases, the
 recovery of the domain key and its drill. It changes nothing.
 
 kmsd doctor checks a node on its own host, also while it is down.
@@ -83,7 +83,7 @@ func (a *app) printDoctor(s *survey) error {
 // checkOrder is where a check stands in the table of a doctor.
 func checkOrder(name string) int {
 	order := []string{
-		"own certificate", "own ca", "own clock", "member", "leader", "service", "quorum", "history", "state", "clock", "lease", "lag", "hsm", "disk", "audit",
+		"own certificate", "own ca", "own clock", "member", "leader", "service", "quorum", "history", "state", "alarm", "clock", "lease", "lag", "hsm", "disk", "audit", "sink",
 		"certificate", "ca", "backup", "journal", "release", "domain", "recovery",
 	}
 	if i := slices.Index(order, name); i >= 0 {

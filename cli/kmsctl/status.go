@@ -206,10 +206,19 @@ func writeStatus(w io.Writer, all *survey) error {
 	if err := writeFields(w, fields); err != nil {
 		return err
 	}
-	if _, err := fmt.Fprintln(w); err != nil {
-		return err
+	tables := [][][]string{certificateRows(s, answers, all.now)}
+	if rows := sinkRows(s, answers); len(rows) > 1 {
+		tables = append(tables, rows)
 	}
-	return writeTable(w, certificateRows(s, answers, all.now))
+	for _, rows := range tables {
+		if _, err := fmt.Fprintln(w); err != nil {
+			return err
+		}
+		if err := writeTable(w, rows); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func domainText(s *quorumkmsv1.StatusResponse) string {

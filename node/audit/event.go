@@ -16,21 +16,37 @@ const (
 	Unknown  Result = "UNKNOWN"  // asked of the log, and not known to be done; a record follows if it is found done
 )
 
-// Alarm marks a record that somebody should look at.
+// Alarm marks a record that somebody should look at. README.md says what to do about each.
 type Alarm string
 
-// UseOfDoomedKey marks that somebody wanted to use a key that is to be deleted.
-const UseOfDoomedKey Alarm = "USE_OF_KEY_PENDING_DELETION"
-
-// Alarms of sinks, which take the records elsewhere.
+// The alarms.
 const (
-	SinkFailing Alarm = "AUDIT_SINK_FAILING" // one has taken nothing for a while
-	SinkGap     Alarm = "AUDIT_SINK_GAP"     // records were removed before one had them
+	// UseOfDoomedKey marks that somebody wanted to use a key that is to be deleted.
+	UseOfDoomedKey Alarm = "USE_OF_KEY_PENDING_DELETION"
+	// RepeatedDenials marks that a principal was denied again and again.
+	RepeatedDenials Alarm = "REPEATED_DENIALS"
+	// MaterialExpiring marks that imported material ends soon.
+	MaterialExpiring Alarm = "KEY_MATERIAL_EXPIRING"
+	// StateDiverged marks that a node's state is not that of the others.
+	StateDiverged Alarm = "STATE_DIVERGED"
+	// DrillOld marks that nobody has tried a recovery for too long.
+	DrillOld Alarm = "RECOVERY_DRILL_OLD"
+	// SinkFailing marks that a sink, which takes the records elsewhere, has taken nothing for
+	// a while, SinkGap that records were removed before one had them.
+	SinkFailing Alarm = "AUDIT_SINK_FAILING"
+	SinkGap     Alarm = "AUDIT_SINK_GAP"
+	// HeadStale marks that a node's trail is not signed, or that the cluster does not
+	// remember its signatures.
+	HeadStale Alarm = "AUDIT_HEAD_STALE"
+	// TrailRewritten marks that the cluster has convicted a node: what its audit trail is now
+	// does not go on from what it had signed.
+	TrailRewritten Alarm = "AUDIT_TRAIL_REWRITTEN"
 )
 
-// TrailRewritten marks that the cluster has convicted a node: what its audit trail is now
-// does not go on from what it had signed.
-const TrailRewritten Alarm = "AUDIT_TRAIL_REWRITTEN"
+// Alarms are all that there are.
+func Alarms() []Alarm {
+	return []Alarm{UseOfDoomedKey, RepeatedDenials, MaterialExpiring, StateDiverged, DrillOld, SinkFailing, SinkGap, HeadStale, TrailRewritten}
+}
 
 // Event is one record. It never holds a plaintext, a key, a PIN, a ticket's
 // secret or a ciphertext's body.

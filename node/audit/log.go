@@ -256,6 +256,9 @@ func (l *Log) Record(e Event) error {
 	}
 	l.previous = leaf.String()
 	l.observer.Recorded(l.buf.Len(), e.Sequence)
+	if e.Alarm != "" {
+		l.observer.Alarmed(e.Alarm)
+	}
 	if full {
 		if err := l.turn(); err != nil {
 			return l.breaks(err)
@@ -404,6 +407,10 @@ type Position struct {
 	Last    uint64 // sequence number of the last record
 	Durable uint64 // of the last one that is on the disk
 	Signed  uint64 // of the last one that a checkpoint covers
+	// SignedAt is when that was made; zero: there is none.
+	SignedAt time.Time
+	// Remembered is the sequence number of the last record that others remember (Kept).
+	Remembered uint64
 }
 
 // Position tells how far the trail is.
@@ -411,7 +418,9 @@ func (l *Log) Position() Position {
 	signed, _ := l.lastSigned()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return Position{Last: l.sequence(), Durable: l.durable, Signed: uint64(signed.Size)} //nolint:gosec // not negative
+	return Position{
+		Last: l.sequence(), Durable: l.durable, Signed: uint64(signed.Size), SignedAt: signed.Time, Remembered: uint64(l.remembered), //nolint:gosec // not negative
+	}
 }
 
 func syncDir(dir string) error {

@@ -267,6 +267,20 @@ func (g *grantor) compared(node string, v view) {
 	g.views[node] = v
 }
 
+// differing are the nodes whose running hash was another one when they last asked, with the
+// index at which that was first seen.
+func (g *grantor) differing() map[string]uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	out := map[string]uint64{}
+	for node, v := range g.views {
+		if v.differs {
+			out[node] = v.index
+		}
+	}
+	return out
+}
+
 // poll counts voters: all; those that agree with this node, itself included, behind
 // where any other differs; those whose hash differs; and those whose clock does. What was
 // heard longer ago than a lease lasts does not count.

@@ -107,6 +107,34 @@ func (m *Member) HandleProgress() ([]Progress, error) {
 	return e.grantor.all(), nil
 }
 
+// Difference is a member whose state is not the leader's; which of both is wrong it does not say.
+type Difference struct {
+	*fsm.Member
+	Index uint64 // at which it was first seen
+}
+
+// Differences are the members whose running hash is another one than the leader's. The leader
+// knows it of those that asked for a lease, also of one that has stopped since, until it is
+// removed; another node of itself.
+func (m *Member) Differences() (out []Difference) {
+	e, err := m.engine()
+	if err != nil {
+		return nil
+	}
+	differing := map[string]uint64{}
+	if e.leads() {
+		differing = e.grantor.differing()
+	} else if d := e.machine.Differs(); d != nil {
+		differing[e.id] = d.Index
+	}
+	for _, x := range m.State().Members() {
+		if index, ok := differing[x.ID]; ok && x.Alive() {
+			out = append(out, Difference{x, index})
+		}
+	}
+	return out
+}
+
 // all is what this leader knows of every node that it has heard of.
 func (g *grantor) all() []Progress {
 	g.mu.Lock()

@@ -115,6 +115,10 @@ func (p permission) String() string {
 // allReading tells whether the caller reads what all tenants have.
 func (c Caller) allReading() bool { return c.Class == ClassAuditor && c.Tenant == "" }
 
+// SeesAll tells whether the caller may know what concerns any tenant: names of principals and
+// keys in what the node tells of itself.
+func (c Caller) SeesAll() bool { return c.Class == ClassOperator || c.allReading() }
+
 // foreign tells whether the caller acts for a tenant that is not its own. Then only a
 // grant or a service's own key helps it, and what is not there and what it may not have
 // look alike.

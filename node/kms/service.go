@@ -6,7 +6,8 @@
 // (what is done with keys, through the gate),
 // blob.go and context.go (the formats), keys.go (what is done to keys, through the log),
 // keylife.go, import.go, aliases.go, grants.go, policy.go, tenants.go, servicekey.go, read.go,
-// trails.go (who may read the audit trail), trailkey.go (how a node seals it) and duty.go (what the cluster does by itself),
+// trails.go (who may read the audit trail), trailkey.go (how a node seals it), denials.go (who is denied
+// again and again) and duty.go (what the cluster does by itself),
 // uses.go.
 package kms
 
@@ -115,6 +116,7 @@ type Service struct {
 	unsettled   []openAct     // of RunDuties alone
 	troubles    troubles      // of RunRewraps alone
 	unrecorded  atomic.Uint64 // refusals without a record of their own
+	denials     *denials
 }
 
 // Leadership is what the duties need to know of this node's place in the cluster.
@@ -137,7 +139,7 @@ func New(c Config) *Service {
 		quorum: c.Quorum,
 
 		principal: c.Principal, leader: c.Leader, limits: c.Limits, minRotation: c.MinRotation, self: c.Self, logger: c.Logger,
-		policies: newPolicies(), uses: newUses(), meters: newMeters(),
+		policies: newPolicies(), uses: newUses(), meters: newMeters(), denials: newDenials(),
 	}
 }
 
@@ -210,8 +212,15 @@ func (s *Service) confirm(ctx context.Context, c Call) error {
 // What was refused before it was counted with a lane is counted here, with its principal
 // alone: nobody fills the record with what costs it nothing, or takes the room of others.
 func (s *Service) refuse(e audit.Event, err error) error {
-	if first, ok := errors.AsType[early](err); ok {
+	first, ok := errors.AsType[early](err)
+	if ok {
 		err = first.error
+	}
+	denied := !errors.Is(err, ErrDryRun) && (errors.Is(err, ErrDenied) || errors.Is(err, fsm.ErrPrincipalDisabled))
+	if denied { // also one that has no record of its own
+		s.denials.note(&e, s.now())
+	}
+	if ok {
 		if over := s.limits.Admit(limit.Refused, "", e.Principal); over != nil {
 			s.unrecorded.Add(1)
 			if !errors.Is(err, limit.ErrExceeded) {
@@ -224,7 +233,7 @@ func (s *Service) refuse(e audit.Event, err error) error {
 	switch {
 	case errors.Is(err, ErrDryRun):
 		e.Result, e.Reason = audit.Success, ""
-	case errors.Is(err, ErrDenied), errors.Is(err, fsm.ErrPrincipalDisabled):
+	case denied:
 		e.Result = audit.Denied
 	default:
 		e.Result = audit.Failed

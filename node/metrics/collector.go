@@ -9,6 +9,8 @@ import (
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/node/archive"
+	"github.com/quorumkms/quorumkms/node/audit"
+	auditsink "github.com/quorumkms/quorumkms/node/audit/sink"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/transport"
 )
@@ -41,6 +43,9 @@ type Sources struct {
 	Partition    Partition
 	Keyring      func() hsm.Stats
 	Audit        func() error // nil: records can be written
+	Position     func() audit.Position
+	Sinks        func() []auditsink.Stats
+	Alarms       func() map[audit.Alarm]int // how many hold
 	Archive      func() archive.Status
 	Certificates Certificates
 }
@@ -63,7 +68,10 @@ type collector struct {
 	raftState, raftTerm, leaderKnown, leaderChanges, contact *prometheus.Desc
 	applied, committed, lastLog, proposals                   *prometheus.Desc
 	members, voters, release                                 *prometheus.Desc
-	auditBroken                                              *prometheus.Desc
+	auditBroken, unsigned, unremembered, checkpoint          *prometheus.Desc
+	sinkRecords, sinkBehind, sinkFailing, sinkDelivered      *prometheus.Desc
+	sinkFailures, sinkLost, sinkClipped                      *prometheus.Desc
+	alarm                                                    *prometheus.Desc
 	keys, rotations, deletions                               *prometheus.Desc
 	backupOn, backupAt, backupFailures, backupFails          *prometheus.Desc
 	journalFailures, journalFails                            *prometheus.Desc
@@ -115,6 +123,17 @@ func newCollector(s Sources) *collector {
 	c.release = d("cluster_release", "Release of the formats that the cluster speaks.")
 
 	c.auditBroken = d("audit_broken", "1 if audit records cannot be written; the node then answers nothing.")
+	c.unsigned = d("audit_unsigned_records", "Audit records that no checkpoint covers yet.")
+	c.unremembered = d("audit_unremembered_records", "Signed audit records that the cluster's memory does not cover yet.")
+	c.checkpoint = d("audit_checkpoint_timestamp_seconds", "When the audit trail was last signed; it is signed when there is something new. Absent if it never was.")
+	c.sinkRecords = d("audit_sink_lag_records", "Audit records that are on the disk and that the sink has not.", "sink")
+	c.sinkBehind = d("audit_sink_lag_seconds", "Age of the oldest audit record that the sink was offered and has not taken; 0 if it takes them.", "sink")
+	c.sinkFailing = d("audit_sink_failing", "1 if the sink has taken nothing for so long that there is an alarm.", "sink")
+	c.sinkDelivered = d("audit_sink_delivered_records_total", "Audit records that the sink took, since the process began; those that were repeated count twice.", "sink")
+	c.sinkFailures = d("audit_sink_failures_total", "Attempts to deliver audit records that failed, since the process began.", "sink")
+	c.sinkLost = d("audit_sink_lost_records_total", "Audit records that were removed before the sink had them, since the process began.", "sink")
+	c.sinkClipped = d("audit_sink_clipped_records_total", "Audit records that were longer than the sink can take, since the process began.", "sink")
+	c.alarm = d("alarm", "How many alarms of a name hold at this node; those that are events alone are counted in quorumkms_alarms_total.", "alarm")
 	c.keys = d("keys", "Keys of all tenants, by state.", "state")
 	c.scan = d("keys_scan_seconds", "How long it took to count the keys by state; they are counted for a hundredth of the time at most.")
 	c.rotations = d("keys_rotation_overdue", "Keys whose rotation is due and not done, up to 1,000.")
@@ -181,12 +200,35 @@ func (c *collector) Collect(to chan<- prometheus.Metric) {
 	s.gauge(c.ready, truth(c.Writable() == nil), "write")
 	s.gauge(c.uptime, c.Now().Sub(c.began).Seconds())
 	s.gauge(c.auditBroken, truth(c.Audit() != nil))
+	c.collectAudit(s)
 	c.collectHSM(s)
 	c.collectKeyring(s)
 	c.collectMember(s)
 	c.collectState(s, c.Member.State())
 	c.collectArchive(s)
 	c.collectCertificates(s)
+}
+
+func (c *collector) collectAudit(s sink) {
+	at := c.Position()
+	s.gauge(c.unsigned, float64(at.Last-min(at.Signed, at.Last)))
+	s.gauge(c.unremembered, float64(at.Signed-min(at.Remembered, at.Signed)))
+	if !at.SignedAt.IsZero() {
+		s.timestamp(c.checkpoint, at.SignedAt)
+	}
+	for _, x := range c.Sinks() {
+		s.gauge(c.sinkRecords, float64(x.Records), x.Name)
+		s.gauge(c.sinkBehind, x.Behind.Seconds(), x.Name)
+		s.gauge(c.sinkFailing, truth(x.Failing), x.Name)
+		s.counter(c.sinkDelivered, x.Delivered, x.Name)
+		s.counter(c.sinkFailures, x.Failures, x.Name)
+		s.counter(c.sinkLost, x.Lost, x.Name)
+		s.counter(c.sinkClipped, x.Clipped, x.Name)
+	}
+	hold := c.Alarms()
+	for _, name := range audit.Alarms() {
+		s.gauge(c.alarm, float64(hold[name]), string(name))
+	}
 }
 
 func (c *collector) collectHSM(s sink) {

@@ -24,6 +24,8 @@ import (
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/node/archive"
+	"github.com/quorumkms/quorumkms/node/audit"
+	auditsink "github.com/quorumkms/quorumkms/node/audit/sink"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/transport"
 )
@@ -76,6 +78,13 @@ func exercised(t testing.TB) (*Metrics, *fakeMember, *fakePartition) {
 	if err := m.Read(Sources{
 		Now: time.Now, Ready: func() error { return nil }, Writable: func() error { return errors.New("no leader") },
 		Member: member, Partition: partition, Audit: func() error { return nil }, Certificates: creds,
+		Position: func() audit.Position {
+			return audit.Position{Last: 41, Durable: 41, Signed: 38, SignedAt: time.Unix(7, 0), Remembered: 30}
+		},
+		Sinks: func() []auditsink.Stats {
+			return []auditsink.Stats{{Name: "siem", Records: 12, Behind: 90 * time.Second, Delivered: 29, Failures: 3, Lost: 2, Clipped: 1, Failing: true}}
+		},
+		Alarms:  func() map[audit.Alarm]int { return map[audit.Alarm]int{audit.SinkFailing: 1} },
 		Keyring: func() hsm.Stats { return hsm.Stats{Calls: 3, Messages: 6, Batches: []uint64{1, 0, 2, 0, 0, 0, 0, 0}} },
 		Archive: func() archive.Status {
 			return archive.Status{Dir: "/mnt", Backup: archive.File{Time: time.Unix(5, 0)}, BackupFailures: 2}
@@ -88,6 +97,7 @@ func exercised(t testing.TB) (*Metrics, *fakeMember, *fakePartition) {
 	}
 	m.Cluster.Commit(t.Context(), "Tick")(1, nil)
 	m.Audit.Recorded(100, 41)
+	m.Audit.Alarmed(audit.RepeatedDenials)
 	return m, member, partition
 }
 
@@ -291,6 +301,20 @@ func TestValues(t *testing.T) {
 		{value("backup_last_success_timestamp_seconds"), 5},
 		{value("backup_failures_total"), 2},
 		{value("audit_last_sequence"), 41},
+		{value("audit_unsigned_records"), 3},
+		{value("audit_unremembered_records"), 8},
+		{value("audit_checkpoint_timestamp_seconds"), 7},
+		{value("audit_sink_lag_records", "siem"), 12},
+		{value("audit_sink_failing", "siem"), 1},
+		{value("audit_sink_delivered_records_total", "siem"), 29},
+		{value("audit_sink_failures_total", "siem"), 3},
+		{value("audit_sink_lost_records_total", "siem"), 2},
+		{value("audit_sink_clipped_records_total", "siem"), 1},
+		{value("audit_sink_lag_seconds", "siem") - 60, 30},
+		{value("alarm", "AUDIT_SINK_FAILING"), 1},
+		{value("alarm", "STATE_DIVERGED"), 0},
+		{value("alarms_total", "REPEATED_DENIALS"), 1},
+		{value("alarms_total", "KEY_MATERIAL_EXPIRING"), 0},
 		{value("audit_written_bytes_total"), 100},
 		{value("keys", "ENABLED"), 0},
 		{value("certificate_expiry_timestamp_seconds", "node") - float64(time.Now().Unix()), 3600},

@@ -7,6 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/node/cluster"
 )
 
@@ -91,6 +92,7 @@ type Audit struct {
 	sequence       prometheus.Gauge
 	sync           prometheus.Histogram
 	syncFailed     prometheus.Counter
+	alarms         *prometheus.CounterVec
 }
 
 func newAudit(r prometheus.Registerer) *Audit {
@@ -103,7 +105,11 @@ func newAudit(r prometheus.Registerer) *Audit {
 		}),
 		syncFailed: prometheus.NewCounter(prometheus.CounterOpts{Name: prefix + "audit_sync_failures_total", Help: "Times that audit records could not be brought to the disk."}),
 	}
-	r.MustRegister(a.records, a.bytes, a.sequence, a.sync, a.syncFailed)
+	a.alarms = prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "alarms_total", Help: "Audit records that are alarms, since the process began."}, []string{"alarm"})
+	for _, name := range audit.Alarms() {
+		a.alarms.WithLabelValues(string(name)) // 0 is a value, or the first would be no increase
+	}
+	r.MustRegister(a.records, a.bytes, a.sequence, a.sync, a.syncFailed, a.alarms)
 	return a
 }
 
@@ -115,6 +121,9 @@ func (a *Audit) Recorded(bytes int, sequence uint64) {
 		a.bytes.Add(float64(bytes))
 	}
 }
+
+// Alarmed implements audit.Observer.
+func (a *Audit) Alarmed(name audit.Alarm) { a.alarms.WithLabelValues(string(name)).Inc() }
 
 // Synced implements audit.Observer.
 func (a *Audit) Synced(took time.Duration, err error) {

@@ -81,6 +81,14 @@ func TestStatesThatDiffer(t *testing.T) {
 				if !errors.Is(broken, cluster.ErrDiverged) || !strings.Contains(broken.Error(), wrong.Name+" halted") || !strings.Contains(broken.Error(), "as it found before") {
 					t.Fatalf("%s did not stop for good: %v", wrong.Name, broken)
 				}
+				if name == "a follower" { // its leader tells of it while it is a member, though it has stopped
+					if got := s.leader.Member().Differences(); len(got) != 1 || got[0].Name != wrong.Name || got[0].Index == 0 {
+						t.Errorf("the leader tells of %+v", got)
+					}
+					if got := s.other.Member().Differences(); got != nil {
+						t.Errorf("a follower that is right tells of %+v", got)
+					}
+				}
 				for _, n := range c.Nodes {
 					err := c.NewClient().Use(n, s.key, Pauses{})
 					if (err == nil) != (n != wrong) {

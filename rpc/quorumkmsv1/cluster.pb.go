@@ -730,9 +730,18 @@ func (x *DiskStatus) GetProblem() string {
 
 // AuditStatus is how the audit trail of a node does.
 type AuditStatus struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Healthy       bool                   `protobuf:"varint,1,opt,name=healthy,proto3" json:"healthy,omitempty"` // if not, the node answers nothing
-	Problem       string                 `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Healthy    bool                   `protobuf:"varint,1,opt,name=healthy,proto3" json:"healthy,omitempty"` // if not, the node answers nothing
+	Problem    string                 `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"`
+	Position   *TrailPosition         `protobuf:"bytes,3,opt,name=position,proto3" json:"position,omitempty"`                       // of the node's trail
+	SignedTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=signed_time,json=signedTime,proto3" json:"signed_time,omitempty"` // of the last checkpoint; unset: there is none
+	Remembered uint64                 `protobuf:"varint,5,opt,name=remembered,proto3" json:"remembered,omitempty"`                  // records that the cluster's memory covers, as the node knows it
+	// Since when the trail is not signed, or its signature does not get into the cluster's
+	// memory; unset: it does.
+	StaleSince    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=stale_since,json=staleSince,proto3" json:"stale_since,omitempty"`
+	StaleReason   string                 `protobuf:"bytes,7,opt,name=stale_reason,json=staleReason,proto3" json:"stale_reason,omitempty"`
+	Sinks         []*AuditSinkStatus     `protobuf:"bytes,8,rep,name=sinks,proto3" json:"sinks,omitempty"`
+	Disk          *DiskStatus            `protobuf:"bytes,9,opt,name=disk,proto3" json:"disk,omitempty"` // of the trail's directory
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -781,6 +790,266 @@ func (x *AuditStatus) GetProblem() string {
 	return ""
 }
 
+func (x *AuditStatus) GetPosition() *TrailPosition {
+	if x != nil {
+		return x.Position
+	}
+	return nil
+}
+
+func (x *AuditStatus) GetSignedTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SignedTime
+	}
+	return nil
+}
+
+func (x *AuditStatus) GetRemembered() uint64 {
+	if x != nil {
+		return x.Remembered
+	}
+	return 0
+}
+
+func (x *AuditStatus) GetStaleSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StaleSince
+	}
+	return nil
+}
+
+func (x *AuditStatus) GetStaleReason() string {
+	if x != nil {
+		return x.StaleReason
+	}
+	return ""
+}
+
+func (x *AuditStatus) GetSinks() []*AuditSinkStatus {
+	if x != nil {
+		return x.Sinks
+	}
+	return nil
+}
+
+func (x *AuditStatus) GetDisk() *DiskStatus {
+	if x != nil {
+		return x.Disk
+	}
+	return nil
+}
+
+// AuditSinkStatus is where what takes the audit records elsewhere stands. Counts are since the
+// node started.
+type AuditSinkStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	Cursor        uint64                 `protobuf:"varint,3,opt,name=cursor,proto3" json:"cursor,omitempty"`                                    // sequence number of the last record that it has
+	BehindRecords uint64                 `protobuf:"varint,4,opt,name=behind_records,json=behindRecords,proto3" json:"behind_records,omitempty"` // that are on the node's disk and that it has not
+	Behind        *durationpb.Duration   `protobuf:"bytes,5,opt,name=behind,proto3" json:"behind,omitempty"`                                     // age of the oldest that it does not take; 0: it takes them
+	Failing       bool                   `protobuf:"varint,6,opt,name=failing,proto3" json:"failing,omitempty"`                                  // for so long that there is an alarm
+	Delivered     uint64                 `protobuf:"varint,7,opt,name=delivered,proto3" json:"delivered,omitempty"`                              // records; those that were repeated count twice
+	Failures      uint64                 `protobuf:"varint,8,opt,name=failures,proto3" json:"failures,omitempty"`                                // attempts
+	Lost          uint64                 `protobuf:"varint,9,opt,name=lost,proto3" json:"lost,omitempty"`                                        // records that were removed before it had them
+	Clipped       uint64                 `protobuf:"varint,10,opt,name=clipped,proto3" json:"clipped,omitempty"`                                 // records that were longer than it can take
+	LastError     string                 `protobuf:"bytes,11,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`             // for operators and auditors of all tenants
+	ErrorTime     *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=error_time,json=errorTime,proto3" json:"error_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditSinkStatus) Reset() {
+	*x = AuditSinkStatus{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditSinkStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditSinkStatus) ProtoMessage() {}
+
+func (x *AuditSinkStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditSinkStatus.ProtoReflect.Descriptor instead.
+func (*AuditSinkStatus) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AuditSinkStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AuditSinkStatus) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *AuditSinkStatus) GetCursor() uint64 {
+	if x != nil {
+		return x.Cursor
+	}
+	return 0
+}
+
+func (x *AuditSinkStatus) GetBehindRecords() uint64 {
+	if x != nil {
+		return x.BehindRecords
+	}
+	return 0
+}
+
+func (x *AuditSinkStatus) GetBehind() *durationpb.Duration {
+	if x != nil {
+		return x.Behind
+	}
+	return nil
+}
+
+func (x *AuditSinkStatus) GetFailing() bool {
+	if x != nil {
+		return x.Failing
+	}
+	return false
+}
+
+func (x *AuditSinkStatus) GetDelivered() uint64 {
+	if x != nil {
+		return x.Delivered
+	}
+	return 0
+}
+
+func (x *AuditSinkStatus) GetFailures() uint64 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *AuditSinkStatus) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *AuditSinkStatus) GetClipped() uint64 {
+	if x != nil {
+		return x.Clipped
+	}
+	return 0
+}
+
+func (x *AuditSinkStatus) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *AuditSinkStatus) GetErrorTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ErrorTime
+	}
+	return nil
+}
+
+// Alarm is an alarm that holds at the node that answers.
+type Alarm struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // as in the audit records that tell of it
+	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`       // when the node noticed
+	Count         uint32                 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`      // of what it is about
+	Subjects      []string               `protobuf:"bytes,5,rep,name=subjects,proto3" json:"subjects,omitempty"` // the first of them, for operators and auditors of all tenants
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Alarm) Reset() {
+	*x = Alarm{}
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Alarm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Alarm) ProtoMessage() {}
+
+func (x *Alarm) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
+func (*Alarm) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Alarm) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Alarm) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Alarm) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Alarm) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Alarm) GetSubjects() []string {
+	if x != nil {
+		return x.Subjects
+	}
+	return nil
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -791,7 +1060,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[7]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -803,7 +1072,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[7]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -816,7 +1085,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{7}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StatusRequest) GetTenant() string {
@@ -878,16 +1147,17 @@ type StatusResponse struct {
 	Rewrap             *Rewrap                `protobuf:"bytes,75,opt,name=rewrap,proto3" json:"rewrap,omitempty"`                                                    // under way; remaining is not counted here: DescribeDomain does
 	// What the node that answers lacks of the domain key: a Security Officer must trust its
 	// transfer key, or the generation be cloned; DescribeDomain tells operators more.
-	WaitsForGeneration uint32 `protobuf:"varint,76,opt,name=waits_for_generation,json=waitsForGeneration,proto3" json:"waits_for_generation,omitempty"` // 0: it waits for nobody
-	WaitsForTwin       bool   `protobuf:"varint,77,opt,name=waits_for_twin,json=waitsForTwin,proto3" json:"waits_for_twin,omitempty"`                   // to move key versions, for its own Security Officer
-	DomainProblem      string `protobuf:"bytes,78,opt,name=domain_problem,json=domainProblem,proto3" json:"domain_problem,omitempty"`                   // why it does not get on; empty: it does
+	WaitsForGeneration uint32   `protobuf:"varint,76,opt,name=waits_for_generation,json=waitsForGeneration,proto3" json:"waits_for_generation,omitempty"` // 0: it waits for nobody
+	WaitsForTwin       bool     `protobuf:"varint,77,opt,name=waits_for_twin,json=waitsForTwin,proto3" json:"waits_for_twin,omitempty"`                   // to move key versions, for its own Security Officer
+	DomainProblem      string   `protobuf:"bytes,78,opt,name=domain_problem,json=domainProblem,proto3" json:"domain_problem,omitempty"`                   // why it does not get on; empty: it does
+	Alarms             []*Alarm `protobuf:"bytes,79,rep,name=alarms,proto3" json:"alarms,omitempty"`                                                      // that hold at the node that answers
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[8]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +1169,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[8]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +1182,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{8}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StatusResponse) GetClusterId() string {
@@ -1209,6 +1479,13 @@ func (x *StatusResponse) GetDomainProblem() string {
 	return ""
 }
 
+func (x *StatusResponse) GetAlarms() []*Alarm {
+	if x != nil {
+		return x.Alarms
+	}
+	return nil
+}
+
 type InitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Administrator string                 `protobuf:"bytes,1,opt,name=administrator,proto3" json:"administrator,omitempty"`              // SPIFFE URI of the first key administrator of the tenant "default"
@@ -1236,7 +1513,7 @@ type InitRequest struct {
 
 func (x *InitRequest) Reset() {
 	*x = InitRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[9]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1248,7 +1525,7 @@ func (x *InitRequest) String() string {
 func (*InitRequest) ProtoMessage() {}
 
 func (x *InitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[9]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1261,7 +1538,7 @@ func (x *InitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitRequest.ProtoReflect.Descriptor instead.
 func (*InitRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{9}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *InitRequest) GetAdministrator() string {
@@ -1359,7 +1636,7 @@ type InitResponse struct {
 
 func (x *InitResponse) Reset() {
 	*x = InitResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[10]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1371,7 +1648,7 @@ func (x *InitResponse) String() string {
 func (*InitResponse) ProtoMessage() {}
 
 func (x *InitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[10]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1384,7 +1661,7 @@ func (x *InitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InitResponse.ProtoReflect.Descriptor instead.
 func (*InitResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{10}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *InitResponse) GetClusterId() string {
@@ -1427,7 +1704,7 @@ type InviteRequest struct {
 
 func (x *InviteRequest) Reset() {
 	*x = InviteRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[11]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1439,7 +1716,7 @@ func (x *InviteRequest) String() string {
 func (*InviteRequest) ProtoMessage() {}
 
 func (x *InviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[11]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1452,7 +1729,7 @@ func (x *InviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteRequest.ProtoReflect.Descriptor instead.
 func (*InviteRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{11}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *InviteRequest) GetNodeName() string {
@@ -1525,7 +1802,7 @@ type InviteResponse struct {
 
 func (x *InviteResponse) Reset() {
 	*x = InviteResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[12]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1814,7 @@ func (x *InviteResponse) String() string {
 func (*InviteResponse) ProtoMessage() {}
 
 func (x *InviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[12]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1827,7 @@ func (x *InviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteResponse.ProtoReflect.Descriptor instead.
 func (*InviteResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{12}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *InviteResponse) GetJoinToken() string {
@@ -1608,7 +1885,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[13]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1620,7 +1897,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[13]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1633,7 +1910,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{13}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RemoveRequest) GetNode() string {
@@ -1681,7 +1958,7 @@ type RemoveResponse struct {
 
 func (x *RemoveResponse) Reset() {
 	*x = RemoveResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[14]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1693,7 +1970,7 @@ func (x *RemoveResponse) String() string {
 func (*RemoveResponse) ProtoMessage() {}
 
 func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[14]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1706,7 +1983,7 @@ func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResponse.ProtoReflect.Descriptor instead.
 func (*RemoveResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{14}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RemoveResponse) GetRaftId() string {
@@ -1736,7 +2013,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[15]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1748,7 +2025,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[15]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1761,7 +2038,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{15}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TransferLeadershipRequest) GetNode() string {
@@ -1809,7 +2086,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[16]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1821,7 +2098,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[16]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1834,7 +2111,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{16}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TransferLeadershipResponse) GetLeaderId() string {
@@ -1864,7 +2141,7 @@ type UpgradeRequest struct {
 
 func (x *UpgradeRequest) Reset() {
 	*x = UpgradeRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[17]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1876,7 +2153,7 @@ func (x *UpgradeRequest) String() string {
 func (*UpgradeRequest) ProtoMessage() {}
 
 func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[17]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1889,7 +2166,7 @@ func (x *UpgradeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeRequest.ProtoReflect.Descriptor instead.
 func (*UpgradeRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{17}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UpgradeRequest) GetRelease() uint32 {
@@ -1938,7 +2215,7 @@ type UpgradeResponse struct {
 
 func (x *UpgradeResponse) Reset() {
 	*x = UpgradeResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[18]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1950,7 +2227,7 @@ func (x *UpgradeResponse) String() string {
 func (*UpgradeResponse) ProtoMessage() {}
 
 func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[18]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1963,7 +2240,7 @@ func (x *UpgradeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpgradeResponse.ProtoReflect.Descriptor instead.
 func (*UpgradeResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{18}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UpgradeResponse) GetRelease() uint32 {
@@ -2001,7 +2278,7 @@ type SetVoterRequest struct {
 
 func (x *SetVoterRequest) Reset() {
 	*x = SetVoterRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[19]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2013,7 +2290,7 @@ func (x *SetVoterRequest) String() string {
 func (*SetVoterRequest) ProtoMessage() {}
 
 func (x *SetVoterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[19]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2026,7 +2303,7 @@ func (x *SetVoterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVoterRequest.ProtoReflect.Descriptor instead.
 func (*SetVoterRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{19}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SetVoterRequest) GetNode() string {
@@ -2081,7 +2358,7 @@ type SetVoterResponse struct {
 
 func (x *SetVoterResponse) Reset() {
 	*x = SetVoterResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[20]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2093,7 +2370,7 @@ func (x *SetVoterResponse) String() string {
 func (*SetVoterResponse) ProtoMessage() {}
 
 func (x *SetVoterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[20]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2106,7 +2383,7 @@ func (x *SetVoterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetVoterResponse.ProtoReflect.Descriptor instead.
 func (*SetVoterResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{20}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SetVoterResponse) GetRaftId() string {
@@ -2133,7 +2410,7 @@ type RecoveryPlanRequest struct {
 
 func (x *RecoveryPlanRequest) Reset() {
 	*x = RecoveryPlanRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[21]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2145,7 +2422,7 @@ func (x *RecoveryPlanRequest) String() string {
 func (*RecoveryPlanRequest) ProtoMessage() {}
 
 func (x *RecoveryPlanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[21]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2158,7 +2435,7 @@ func (x *RecoveryPlanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoveryPlanRequest.ProtoReflect.Descriptor instead.
 func (*RecoveryPlanRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{21}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RecoveryPlanRequest) GetTenant() string {
@@ -2196,7 +2473,7 @@ type RecoveryPlanResponse struct {
 
 func (x *RecoveryPlanResponse) Reset() {
 	*x = RecoveryPlanResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[22]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2208,7 +2485,7 @@ func (x *RecoveryPlanResponse) String() string {
 func (*RecoveryPlanResponse) ProtoMessage() {}
 
 func (x *RecoveryPlanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[22]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2221,7 +2498,7 @@ func (x *RecoveryPlanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoveryPlanResponse.ProtoReflect.Descriptor instead.
 func (*RecoveryPlanResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{22}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RecoveryPlanResponse) GetClusterId() string {
@@ -2335,7 +2612,7 @@ type Survivor struct {
 
 func (x *Survivor) Reset() {
 	*x = Survivor{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[23]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2347,7 +2624,7 @@ func (x *Survivor) String() string {
 func (*Survivor) ProtoMessage() {}
 
 func (x *Survivor) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[23]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2360,7 +2637,7 @@ func (x *Survivor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Survivor.ProtoReflect.Descriptor instead.
 func (*Survivor) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{23}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Survivor) GetRaftId() string {
@@ -2460,7 +2737,7 @@ type RecoverRequest struct {
 
 func (x *RecoverRequest) Reset() {
 	*x = RecoverRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[24]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2472,7 +2749,7 @@ func (x *RecoverRequest) String() string {
 func (*RecoverRequest) ProtoMessage() {}
 
 func (x *RecoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[24]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2485,7 +2762,7 @@ func (x *RecoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverRequest.ProtoReflect.Descriptor instead.
 func (*RecoverRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{24}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RecoverRequest) GetClusterId() string {
@@ -2569,7 +2846,7 @@ type RecoverResponse struct {
 
 func (x *RecoverResponse) Reset() {
 	*x = RecoverResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[25]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2581,7 +2858,7 @@ func (x *RecoverResponse) String() string {
 func (*RecoverResponse) ProtoMessage() {}
 
 func (x *RecoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[25]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2594,7 +2871,7 @@ func (x *RecoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecoverResponse.ProtoReflect.Descriptor instead.
 func (*RecoverResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{25}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RecoverResponse) GetRaftId() string {
@@ -2637,7 +2914,7 @@ type DomainGeneration struct {
 
 func (x *DomainGeneration) Reset() {
 	*x = DomainGeneration{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[26]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2649,7 +2926,7 @@ func (x *DomainGeneration) String() string {
 func (*DomainGeneration) ProtoMessage() {}
 
 func (x *DomainGeneration) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[26]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2662,7 +2939,7 @@ func (x *DomainGeneration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DomainGeneration.ProtoReflect.Descriptor instead.
 func (*DomainGeneration) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{26}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DomainGeneration) GetNumber() uint32 {
@@ -2762,7 +3039,7 @@ type DomainNode struct {
 
 func (x *DomainNode) Reset() {
 	*x = DomainNode{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[27]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2774,7 +3051,7 @@ func (x *DomainNode) String() string {
 func (*DomainNode) ProtoMessage() {}
 
 func (x *DomainNode) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[27]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2787,7 +3064,7 @@ func (x *DomainNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DomainNode.ProtoReflect.Descriptor instead.
 func (*DomainNode) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{27}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DomainNode) GetRaftId() string {
@@ -2849,7 +3126,7 @@ type DescribeDomainRequest struct {
 
 func (x *DescribeDomainRequest) Reset() {
 	*x = DescribeDomainRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[28]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2861,7 +3138,7 @@ func (x *DescribeDomainRequest) String() string {
 func (*DescribeDomainRequest) ProtoMessage() {}
 
 func (x *DescribeDomainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[28]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2874,7 +3151,7 @@ func (x *DescribeDomainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeDomainRequest.ProtoReflect.Descriptor instead.
 func (*DescribeDomainRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{28}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DescribeDomainRequest) GetTenant() string {
@@ -2904,7 +3181,7 @@ type DescribeDomainResponse struct {
 
 func (x *DescribeDomainResponse) Reset() {
 	*x = DescribeDomainResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[29]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2916,7 +3193,7 @@ func (x *DescribeDomainResponse) String() string {
 func (*DescribeDomainResponse) ProtoMessage() {}
 
 func (x *DescribeDomainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[29]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2929,7 +3206,7 @@ func (x *DescribeDomainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescribeDomainResponse.ProtoReflect.Descriptor instead.
 func (*DescribeDomainResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{29}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DescribeDomainResponse) GetGenerations() []*DomainGeneration {
@@ -2980,7 +3257,7 @@ type RotateDomainRequest struct {
 
 func (x *RotateDomainRequest) Reset() {
 	*x = RotateDomainRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[30]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2992,7 +3269,7 @@ func (x *RotateDomainRequest) String() string {
 func (*RotateDomainRequest) ProtoMessage() {}
 
 func (x *RotateDomainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[30]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3005,7 +3282,7 @@ func (x *RotateDomainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateDomainRequest.ProtoReflect.Descriptor instead.
 func (*RotateDomainRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{30}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RotateDomainRequest) GetNoRecovery() bool {
@@ -3053,7 +3330,7 @@ type RotateDomainResponse struct {
 
 func (x *RotateDomainResponse) Reset() {
 	*x = RotateDomainResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[31]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3065,7 +3342,7 @@ func (x *RotateDomainResponse) String() string {
 func (*RotateDomainResponse) ProtoMessage() {}
 
 func (x *RotateDomainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[31]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3078,7 +3355,7 @@ func (x *RotateDomainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateDomainResponse.ProtoReflect.Descriptor instead.
 func (*RotateDomainResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{31}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RotateDomainResponse) GetGeneration() uint32 {
@@ -3108,7 +3385,7 @@ type RetireGenerationRequest struct {
 
 func (x *RetireGenerationRequest) Reset() {
 	*x = RetireGenerationRequest{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[32]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3120,7 +3397,7 @@ func (x *RetireGenerationRequest) String() string {
 func (*RetireGenerationRequest) ProtoMessage() {}
 
 func (x *RetireGenerationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[32]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3133,7 +3410,7 @@ func (x *RetireGenerationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireGenerationRequest.ProtoReflect.Descriptor instead.
 func (*RetireGenerationRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{32}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RetireGenerationRequest) GetGeneration() uint32 {
@@ -3181,7 +3458,7 @@ type RetireGenerationResponse struct {
 
 func (x *RetireGenerationResponse) Reset() {
 	*x = RetireGenerationResponse{}
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[33]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3193,7 +3470,7 @@ func (x *RetireGenerationResponse) String() string {
 func (*RetireGenerationResponse) ProtoMessage() {}
 
 func (x *RetireGenerationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_cluster_proto_msgTypes[33]
+	mi := &file_quorumkms_v1_cluster_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3206,7 +3483,7 @@ func (x *RetireGenerationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetireGenerationResponse.ProtoReflect.Descriptor instead.
 func (*RetireGenerationResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{33}
+	return file_quorumkms_v1_cluster_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RetireGenerationResponse) GetGeneration() uint32 {
@@ -3227,7 +3504,7 @@ var File_quorumkms_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x1aquorumkms/v1/cluster.proto\x12\fquorumkms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17quorumkms/v1/join.proto\x1a\x1bquorumkms/v1/recovery.proto\x1a\x19quorumkms/v1/rewrap.proto\"\xd2\x03\n" +
+	"\x1aquorumkms/v1/cluster.proto\x12\fquorumkms.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18quorumkms/v1/audit.proto\x1a\x17quorumkms/v1/join.proto\x1a\x1bquorumkms/v1/recovery.proto\x1a\x19quorumkms/v1/rewrap.proto\"\xd2\x03\n" +
 	"\x06Member\x12\x17\n" +
 	"\araft_id\x18\x01 \x01(\tR\x06raftId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12!\n" +
@@ -3290,14 +3567,47 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"free_bytes\x18\x02 \x01(\x04R\tfreeBytes\x12\x1f\n" +
 	"\vtotal_bytes\x18\x03 \x01(\x04R\n" +
 	"totalBytes\x12\x18\n" +
-	"\aproblem\x18\x04 \x01(\tR\aproblem\"A\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\"\x9a\x03\n" +
 	"\vAuditStatus\x12\x18\n" +
 	"\ahealthy\x18\x01 \x01(\bR\ahealthy\x12\x18\n" +
-	"\aproblem\x18\x02 \x01(\tR\aproblem\"H\n" +
+	"\aproblem\x18\x02 \x01(\tR\aproblem\x127\n" +
+	"\bposition\x18\x03 \x01(\v2\x1b.quorumkms.v1.TrailPositionR\bposition\x12;\n" +
+	"\vsigned_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"signedTime\x12\x1e\n" +
+	"\n" +
+	"remembered\x18\x05 \x01(\x04R\n" +
+	"remembered\x12;\n" +
+	"\vstale_since\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"staleSince\x12!\n" +
+	"\fstale_reason\x18\a \x01(\tR\vstaleReason\x123\n" +
+	"\x05sinks\x18\b \x03(\v2\x1d.quorumkms.v1.AuditSinkStatusR\x05sinks\x12,\n" +
+	"\x04disk\x18\t \x01(\v2\x18.quorumkms.v1.DiskStatusR\x04disk\"\x87\x03\n" +
+	"\x0fAuditSinkStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x16\n" +
+	"\x06cursor\x18\x03 \x01(\x04R\x06cursor\x12%\n" +
+	"\x0ebehind_records\x18\x04 \x01(\x04R\rbehindRecords\x121\n" +
+	"\x06behind\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x06behind\x12\x18\n" +
+	"\afailing\x18\x06 \x01(\bR\afailing\x12\x1c\n" +
+	"\tdelivered\x18\a \x01(\x04R\tdelivered\x12\x1a\n" +
+	"\bfailures\x18\b \x01(\x04R\bfailures\x12\x12\n" +
+	"\x04lost\x18\t \x01(\x04R\x04lost\x12\x18\n" +
+	"\aclipped\x18\n" +
+	" \x01(\x04R\aclipped\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\v \x01(\tR\tlastError\x129\n" +
+	"\n" +
+	"error_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\terrorTime\"\x93\x01\n" +
+	"\x05Alarm\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\rR\x05count\x12\x1a\n" +
+	"\bsubjects\x18\x05 \x03(\tR\bsubjects\"H\n" +
 	"\rStatusRequest\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\xfa\r\n" +
+	"indexToken\"\xa7\x0e\n" +
 	"\x0eStatusResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12!\n" +
@@ -3346,7 +3656,8 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\x06rewrap\x18K \x01(\v2\x14.quorumkms.v1.RewrapR\x06rewrap\x120\n" +
 	"\x14waits_for_generation\x18L \x01(\rR\x12waitsForGeneration\x12$\n" +
 	"\x0ewaits_for_twin\x18M \x01(\bR\fwaitsForTwin\x12%\n" +
-	"\x0edomain_problem\x18N \x01(\tR\rdomainProblem\"\xd2\x03\n" +
+	"\x0edomain_problem\x18N \x01(\tR\rdomainProblem\x12+\n" +
+	"\x06alarms\x18O \x03(\v2\x13.quorumkms.v1.AlarmR\x06alarms\"\xd2\x03\n" +
 	"\vInitRequest\x12$\n" +
 	"\radministrator\x18\x01 \x01(\tR\radministrator\x12\x1f\n" +
 	"\vno_recovery\x18\x02 \x01(\bR\n" +
@@ -3606,7 +3917,7 @@ func file_quorumkms_v1_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_quorumkms_v1_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_quorumkms_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_quorumkms_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_quorumkms_v1_cluster_proto_goTypes = []any{
 	(MemberState)(0),                   // 0: quorumkms.v1.MemberState
 	(GenerationState)(0),               // 1: quorumkms.v1.GenerationState
@@ -3617,127 +3928,139 @@ var file_quorumkms_v1_cluster_proto_goTypes = []any{
 	(*BackupStatus)(nil),               // 6: quorumkms.v1.BackupStatus
 	(*DiskStatus)(nil),                 // 7: quorumkms.v1.DiskStatus
 	(*AuditStatus)(nil),                // 8: quorumkms.v1.AuditStatus
-	(*StatusRequest)(nil),              // 9: quorumkms.v1.StatusRequest
-	(*StatusResponse)(nil),             // 10: quorumkms.v1.StatusResponse
-	(*InitRequest)(nil),                // 11: quorumkms.v1.InitRequest
-	(*InitResponse)(nil),               // 12: quorumkms.v1.InitResponse
-	(*InviteRequest)(nil),              // 13: quorumkms.v1.InviteRequest
-	(*InviteResponse)(nil),             // 14: quorumkms.v1.InviteResponse
-	(*RemoveRequest)(nil),              // 15: quorumkms.v1.RemoveRequest
-	(*RemoveResponse)(nil),             // 16: quorumkms.v1.RemoveResponse
-	(*TransferLeadershipRequest)(nil),  // 17: quorumkms.v1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 18: quorumkms.v1.TransferLeadershipResponse
-	(*UpgradeRequest)(nil),             // 19: quorumkms.v1.UpgradeRequest
-	(*UpgradeResponse)(nil),            // 20: quorumkms.v1.UpgradeResponse
-	(*SetVoterRequest)(nil),            // 21: quorumkms.v1.SetVoterRequest
-	(*SetVoterResponse)(nil),           // 22: quorumkms.v1.SetVoterResponse
-	(*RecoveryPlanRequest)(nil),        // 23: quorumkms.v1.RecoveryPlanRequest
-	(*RecoveryPlanResponse)(nil),       // 24: quorumkms.v1.RecoveryPlanResponse
-	(*Survivor)(nil),                   // 25: quorumkms.v1.Survivor
-	(*RecoverRequest)(nil),             // 26: quorumkms.v1.RecoverRequest
-	(*RecoverResponse)(nil),            // 27: quorumkms.v1.RecoverResponse
-	(*DomainGeneration)(nil),           // 28: quorumkms.v1.DomainGeneration
-	(*DomainNode)(nil),                 // 29: quorumkms.v1.DomainNode
-	(*DescribeDomainRequest)(nil),      // 30: quorumkms.v1.DescribeDomainRequest
-	(*DescribeDomainResponse)(nil),     // 31: quorumkms.v1.DescribeDomainResponse
-	(*RotateDomainRequest)(nil),        // 32: quorumkms.v1.RotateDomainRequest
-	(*RotateDomainResponse)(nil),       // 33: quorumkms.v1.RotateDomainResponse
-	(*RetireGenerationRequest)(nil),    // 34: quorumkms.v1.RetireGenerationRequest
-	(*RetireGenerationResponse)(nil),   // 35: quorumkms.v1.RetireGenerationResponse
-	(*timestamppb.Timestamp)(nil),      // 36: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 37: google.protobuf.Duration
-	(*RecoveryRecipient)(nil),          // 38: quorumkms.v1.RecoveryRecipient
-	(*Rewrap)(nil),                     // 39: quorumkms.v1.Rewrap
-	(*ListJoinsRequest)(nil),           // 40: quorumkms.v1.ListJoinsRequest
-	(*ApproveJoinRequest)(nil),         // 41: quorumkms.v1.ApproveJoinRequest
-	(*RejectJoinRequest)(nil),          // 42: quorumkms.v1.RejectJoinRequest
-	(*StartRewrapRequest)(nil),         // 43: quorumkms.v1.StartRewrapRequest
-	(*StopRewrapRequest)(nil),          // 44: quorumkms.v1.StopRewrapRequest
-	(*ApplyRewrapsRequest)(nil),        // 45: quorumkms.v1.ApplyRewrapsRequest
-	(*ListJoinsResponse)(nil),          // 46: quorumkms.v1.ListJoinsResponse
-	(*ApproveJoinResponse)(nil),        // 47: quorumkms.v1.ApproveJoinResponse
-	(*RejectJoinResponse)(nil),         // 48: quorumkms.v1.RejectJoinResponse
-	(*StartRewrapResponse)(nil),        // 49: quorumkms.v1.StartRewrapResponse
-	(*StopRewrapResponse)(nil),         // 50: quorumkms.v1.StopRewrapResponse
-	(*ApplyRewrapsResponse)(nil),       // 51: quorumkms.v1.ApplyRewrapsResponse
+	(*AuditSinkStatus)(nil),            // 9: quorumkms.v1.AuditSinkStatus
+	(*Alarm)(nil),                      // 10: quorumkms.v1.Alarm
+	(*StatusRequest)(nil),              // 11: quorumkms.v1.StatusRequest
+	(*StatusResponse)(nil),             // 12: quorumkms.v1.StatusResponse
+	(*InitRequest)(nil),                // 13: quorumkms.v1.InitRequest
+	(*InitResponse)(nil),               // 14: quorumkms.v1.InitResponse
+	(*InviteRequest)(nil),              // 15: quorumkms.v1.InviteRequest
+	(*InviteResponse)(nil),             // 16: quorumkms.v1.InviteResponse
+	(*RemoveRequest)(nil),              // 17: quorumkms.v1.RemoveRequest
+	(*RemoveResponse)(nil),             // 18: quorumkms.v1.RemoveResponse
+	(*TransferLeadershipRequest)(nil),  // 19: quorumkms.v1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 20: quorumkms.v1.TransferLeadershipResponse
+	(*UpgradeRequest)(nil),             // 21: quorumkms.v1.UpgradeRequest
+	(*UpgradeResponse)(nil),            // 22: quorumkms.v1.UpgradeResponse
+	(*SetVoterRequest)(nil),            // 23: quorumkms.v1.SetVoterRequest
+	(*SetVoterResponse)(nil),           // 24: quorumkms.v1.SetVoterResponse
+	(*RecoveryPlanRequest)(nil),        // 25: quorumkms.v1.RecoveryPlanRequest
+	(*RecoveryPlanResponse)(nil),       // 26: quorumkms.v1.RecoveryPlanResponse
+	(*Survivor)(nil),                   // 27: quorumkms.v1.Survivor
+	(*RecoverRequest)(nil),             // 28: quorumkms.v1.RecoverRequest
+	(*RecoverResponse)(nil),            // 29: quorumkms.v1.RecoverResponse
+	(*DomainGeneration)(nil),           // 30: quorumkms.v1.DomainGeneration
+	(*DomainNode)(nil),                 // 31: quorumkms.v1.DomainNode
+	(*DescribeDomainRequest)(nil),      // 32: quorumkms.v1.DescribeDomainRequest
+	(*DescribeDomainResponse)(nil),     // 33: quorumkms.v1.DescribeDomainResponse
+	(*RotateDomainRequest)(nil),        // 34: quorumkms.v1.RotateDomainRequest
+	(*RotateDomainResponse)(nil),       // 35: quorumkms.v1.RotateDomainResponse
+	(*RetireGenerationRequest)(nil),    // 36: quorumkms.v1.RetireGenerationRequest
+	(*RetireGenerationResponse)(nil),   // 37: quorumkms.v1.RetireGenerationResponse
+	(*timestamppb.Timestamp)(nil),      // 38: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),        // 39: google.protobuf.Duration
+	(*TrailPosition)(nil),              // 40: quorumkms.v1.TrailPosition
+	(*RecoveryRecipient)(nil),          // 41: quorumkms.v1.RecoveryRecipient
+	(*Rewrap)(nil),                     // 42: quorumkms.v1.Rewrap
+	(*ListJoinsRequest)(nil),           // 43: quorumkms.v1.ListJoinsRequest
+	(*ApproveJoinRequest)(nil),         // 44: quorumkms.v1.ApproveJoinRequest
+	(*RejectJoinRequest)(nil),          // 45: quorumkms.v1.RejectJoinRequest
+	(*StartRewrapRequest)(nil),         // 46: quorumkms.v1.StartRewrapRequest
+	(*StopRewrapRequest)(nil),          // 47: quorumkms.v1.StopRewrapRequest
+	(*ApplyRewrapsRequest)(nil),        // 48: quorumkms.v1.ApplyRewrapsRequest
+	(*ListJoinsResponse)(nil),          // 49: quorumkms.v1.ListJoinsResponse
+	(*ApproveJoinResponse)(nil),        // 50: quorumkms.v1.ApproveJoinResponse
+	(*RejectJoinResponse)(nil),         // 51: quorumkms.v1.RejectJoinResponse
+	(*StartRewrapResponse)(nil),        // 52: quorumkms.v1.StartRewrapResponse
+	(*StopRewrapResponse)(nil),         // 53: quorumkms.v1.StopRewrapResponse
+	(*ApplyRewrapsResponse)(nil),       // 54: quorumkms.v1.ApplyRewrapsResponse
 }
 var file_quorumkms_v1_cluster_proto_depIdxs = []int32{
 	0,  // 0: quorumkms.v1.Member.state:type_name -> quorumkms.v1.MemberState
-	36, // 1: quorumkms.v1.Member.since:type_name -> google.protobuf.Timestamp
-	37, // 2: quorumkms.v1.Member.lease_left:type_name -> google.protobuf.Duration
+	38, // 1: quorumkms.v1.Member.since:type_name -> google.protobuf.Timestamp
+	39, // 2: quorumkms.v1.Member.lease_left:type_name -> google.protobuf.Duration
 	3,  // 3: quorumkms.v1.HsmStatus.probes:type_name -> quorumkms.v1.HsmProbe
-	36, // 4: quorumkms.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
-	36, // 5: quorumkms.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
-	36, // 6: quorumkms.v1.BackupStatus.last_backup:type_name -> google.protobuf.Timestamp
-	36, // 7: quorumkms.v1.BackupStatus.journal_time:type_name -> google.protobuf.Timestamp
-	37, // 8: quorumkms.v1.BackupStatus.every:type_name -> google.protobuf.Duration
-	36, // 9: quorumkms.v1.BackupStatus.due_since:type_name -> google.protobuf.Timestamp
-	37, // 10: quorumkms.v1.StatusResponse.lease_left:type_name -> google.protobuf.Duration
-	2,  // 11: quorumkms.v1.StatusResponse.members:type_name -> quorumkms.v1.Member
-	4,  // 12: quorumkms.v1.StatusResponse.hsm:type_name -> quorumkms.v1.HsmStatus
-	36, // 13: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
-	36, // 14: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
-	5,  // 15: quorumkms.v1.StatusResponse.certificate:type_name -> quorumkms.v1.Certificate
-	5,  // 16: quorumkms.v1.StatusResponse.ca_certificates:type_name -> quorumkms.v1.Certificate
-	6,  // 17: quorumkms.v1.StatusResponse.backup:type_name -> quorumkms.v1.BackupStatus
-	38, // 18: quorumkms.v1.StatusResponse.recovery_recipients:type_name -> quorumkms.v1.RecoveryRecipient
-	36, // 19: quorumkms.v1.StatusResponse.wall_clock:type_name -> google.protobuf.Timestamp
-	7,  // 20: quorumkms.v1.StatusResponse.disk:type_name -> quorumkms.v1.DiskStatus
-	8,  // 21: quorumkms.v1.StatusResponse.audit:type_name -> quorumkms.v1.AuditStatus
-	39, // 22: quorumkms.v1.StatusResponse.rewrap:type_name -> quorumkms.v1.Rewrap
-	37, // 23: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
-	37, // 24: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
-	36, // 25: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
-	25, // 26: quorumkms.v1.RecoveryPlanResponse.members:type_name -> quorumkms.v1.Survivor
-	37, // 27: quorumkms.v1.RecoveryPlanResponse.wait:type_name -> google.protobuf.Duration
-	36, // 28: quorumkms.v1.RecoveryPlanResponse.journal_time:type_name -> google.protobuf.Timestamp
-	1,  // 29: quorumkms.v1.DomainGeneration.state:type_name -> quorumkms.v1.GenerationState
-	36, // 30: quorumkms.v1.DomainGeneration.created:type_name -> google.protobuf.Timestamp
-	36, // 31: quorumkms.v1.DomainGeneration.since:type_name -> google.protobuf.Timestamp
-	28, // 32: quorumkms.v1.DescribeDomainResponse.generations:type_name -> quorumkms.v1.DomainGeneration
-	29, // 33: quorumkms.v1.DescribeDomainResponse.nodes:type_name -> quorumkms.v1.DomainNode
-	39, // 34: quorumkms.v1.DescribeDomainResponse.rewrap:type_name -> quorumkms.v1.Rewrap
-	9,  // 35: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
-	11, // 36: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
-	13, // 37: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
-	40, // 38: quorumkms.v1.ClusterService.ListJoins:input_type -> quorumkms.v1.ListJoinsRequest
-	41, // 39: quorumkms.v1.ClusterService.ApproveJoin:input_type -> quorumkms.v1.ApproveJoinRequest
-	42, // 40: quorumkms.v1.ClusterService.RejectJoin:input_type -> quorumkms.v1.RejectJoinRequest
-	15, // 41: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
-	17, // 42: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
-	21, // 43: quorumkms.v1.ClusterService.SetVoter:input_type -> quorumkms.v1.SetVoterRequest
-	19, // 44: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
-	30, // 45: quorumkms.v1.ClusterService.DescribeDomain:input_type -> quorumkms.v1.DescribeDomainRequest
-	32, // 46: quorumkms.v1.ClusterService.RotateDomain:input_type -> quorumkms.v1.RotateDomainRequest
-	34, // 47: quorumkms.v1.ClusterService.RetireGeneration:input_type -> quorumkms.v1.RetireGenerationRequest
-	43, // 48: quorumkms.v1.ClusterService.StartRewrap:input_type -> quorumkms.v1.StartRewrapRequest
-	44, // 49: quorumkms.v1.ClusterService.StopRewrap:input_type -> quorumkms.v1.StopRewrapRequest
-	45, // 50: quorumkms.v1.ClusterService.ApplyRewraps:input_type -> quorumkms.v1.ApplyRewrapsRequest
-	23, // 51: quorumkms.v1.ClusterService.RecoveryPlan:input_type -> quorumkms.v1.RecoveryPlanRequest
-	26, // 52: quorumkms.v1.ClusterService.Recover:input_type -> quorumkms.v1.RecoverRequest
-	10, // 53: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
-	12, // 54: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
-	14, // 55: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
-	46, // 56: quorumkms.v1.ClusterService.ListJoins:output_type -> quorumkms.v1.ListJoinsResponse
-	47, // 57: quorumkms.v1.ClusterService.ApproveJoin:output_type -> quorumkms.v1.ApproveJoinResponse
-	48, // 58: quorumkms.v1.ClusterService.RejectJoin:output_type -> quorumkms.v1.RejectJoinResponse
-	16, // 59: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
-	18, // 60: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
-	22, // 61: quorumkms.v1.ClusterService.SetVoter:output_type -> quorumkms.v1.SetVoterResponse
-	20, // 62: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
-	31, // 63: quorumkms.v1.ClusterService.DescribeDomain:output_type -> quorumkms.v1.DescribeDomainResponse
-	33, // 64: quorumkms.v1.ClusterService.RotateDomain:output_type -> quorumkms.v1.RotateDomainResponse
-	35, // 65: quorumkms.v1.ClusterService.RetireGeneration:output_type -> quorumkms.v1.RetireGenerationResponse
-	49, // 66: quorumkms.v1.ClusterService.StartRewrap:output_type -> quorumkms.v1.StartRewrapResponse
-	50, // 67: quorumkms.v1.ClusterService.StopRewrap:output_type -> quorumkms.v1.StopRewrapResponse
-	51, // 68: quorumkms.v1.ClusterService.ApplyRewraps:output_type -> quorumkms.v1.ApplyRewrapsResponse
-	24, // 69: quorumkms.v1.ClusterService.RecoveryPlan:output_type -> quorumkms.v1.RecoveryPlanResponse
-	27, // 70: quorumkms.v1.ClusterService.Recover:output_type -> quorumkms.v1.RecoverResponse
-	53, // [53:71] is the sub-list for method output_type
-	35, // [35:53] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	38, // 4: quorumkms.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
+	38, // 5: quorumkms.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
+	38, // 6: quorumkms.v1.BackupStatus.last_backup:type_name -> google.protobuf.Timestamp
+	38, // 7: quorumkms.v1.BackupStatus.journal_time:type_name -> google.protobuf.Timestamp
+	39, // 8: quorumkms.v1.BackupStatus.every:type_name -> google.protobuf.Duration
+	38, // 9: quorumkms.v1.BackupStatus.due_since:type_name -> google.protobuf.Timestamp
+	40, // 10: quorumkms.v1.AuditStatus.position:type_name -> quorumkms.v1.TrailPosition
+	38, // 11: quorumkms.v1.AuditStatus.signed_time:type_name -> google.protobuf.Timestamp
+	38, // 12: quorumkms.v1.AuditStatus.stale_since:type_name -> google.protobuf.Timestamp
+	9,  // 13: quorumkms.v1.AuditStatus.sinks:type_name -> quorumkms.v1.AuditSinkStatus
+	7,  // 14: quorumkms.v1.AuditStatus.disk:type_name -> quorumkms.v1.DiskStatus
+	39, // 15: quorumkms.v1.AuditSinkStatus.behind:type_name -> google.protobuf.Duration
+	38, // 16: quorumkms.v1.AuditSinkStatus.error_time:type_name -> google.protobuf.Timestamp
+	38, // 17: quorumkms.v1.Alarm.since:type_name -> google.protobuf.Timestamp
+	39, // 18: quorumkms.v1.StatusResponse.lease_left:type_name -> google.protobuf.Duration
+	2,  // 19: quorumkms.v1.StatusResponse.members:type_name -> quorumkms.v1.Member
+	4,  // 20: quorumkms.v1.StatusResponse.hsm:type_name -> quorumkms.v1.HsmStatus
+	38, // 21: quorumkms.v1.StatusResponse.created:type_name -> google.protobuf.Timestamp
+	38, // 22: quorumkms.v1.StatusResponse.certificate_expiry:type_name -> google.protobuf.Timestamp
+	5,  // 23: quorumkms.v1.StatusResponse.certificate:type_name -> quorumkms.v1.Certificate
+	5,  // 24: quorumkms.v1.StatusResponse.ca_certificates:type_name -> quorumkms.v1.Certificate
+	6,  // 25: quorumkms.v1.StatusResponse.backup:type_name -> quorumkms.v1.BackupStatus
+	41, // 26: quorumkms.v1.StatusResponse.recovery_recipients:type_name -> quorumkms.v1.RecoveryRecipient
+	38, // 27: quorumkms.v1.StatusResponse.wall_clock:type_name -> google.protobuf.Timestamp
+	7,  // 28: quorumkms.v1.StatusResponse.disk:type_name -> quorumkms.v1.DiskStatus
+	8,  // 29: quorumkms.v1.StatusResponse.audit:type_name -> quorumkms.v1.AuditStatus
+	42, // 30: quorumkms.v1.StatusResponse.rewrap:type_name -> quorumkms.v1.Rewrap
+	10, // 31: quorumkms.v1.StatusResponse.alarms:type_name -> quorumkms.v1.Alarm
+	39, // 32: quorumkms.v1.InitRequest.lease_duration:type_name -> google.protobuf.Duration
+	39, // 33: quorumkms.v1.InviteRequest.valid_for:type_name -> google.protobuf.Duration
+	38, // 34: quorumkms.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
+	27, // 35: quorumkms.v1.RecoveryPlanResponse.members:type_name -> quorumkms.v1.Survivor
+	39, // 36: quorumkms.v1.RecoveryPlanResponse.wait:type_name -> google.protobuf.Duration
+	38, // 37: quorumkms.v1.RecoveryPlanResponse.journal_time:type_name -> google.protobuf.Timestamp
+	1,  // 38: quorumkms.v1.DomainGeneration.state:type_name -> quorumkms.v1.GenerationState
+	38, // 39: quorumkms.v1.DomainGeneration.created:type_name -> google.protobuf.Timestamp
+	38, // 40: quorumkms.v1.DomainGeneration.since:type_name -> google.protobuf.Timestamp
+	30, // 41: quorumkms.v1.DescribeDomainResponse.generations:type_name -> quorumkms.v1.DomainGeneration
+	31, // 42: quorumkms.v1.DescribeDomainResponse.nodes:type_name -> quorumkms.v1.DomainNode
+	42, // 43: quorumkms.v1.DescribeDomainResponse.rewrap:type_name -> quorumkms.v1.Rewrap
+	11, // 44: quorumkms.v1.ClusterService.Status:input_type -> quorumkms.v1.StatusRequest
+	13, // 45: quorumkms.v1.ClusterService.Init:input_type -> quorumkms.v1.InitRequest
+	15, // 46: quorumkms.v1.ClusterService.Invite:input_type -> quorumkms.v1.InviteRequest
+	43, // 47: quorumkms.v1.ClusterService.ListJoins:input_type -> quorumkms.v1.ListJoinsRequest
+	44, // 48: quorumkms.v1.ClusterService.ApproveJoin:input_type -> quorumkms.v1.ApproveJoinRequest
+	45, // 49: quorumkms.v1.ClusterService.RejectJoin:input_type -> quorumkms.v1.RejectJoinRequest
+	17, // 50: quorumkms.v1.ClusterService.Remove:input_type -> quorumkms.v1.RemoveRequest
+	19, // 51: quorumkms.v1.ClusterService.TransferLeadership:input_type -> quorumkms.v1.TransferLeadershipRequest
+	23, // 52: quorumkms.v1.ClusterService.SetVoter:input_type -> quorumkms.v1.SetVoterRequest
+	21, // 53: quorumkms.v1.ClusterService.Upgrade:input_type -> quorumkms.v1.UpgradeRequest
+	32, // 54: quorumkms.v1.ClusterService.DescribeDomain:input_type -> quorumkms.v1.DescribeDomainRequest
+	34, // 55: quorumkms.v1.ClusterService.RotateDomain:input_type -> quorumkms.v1.RotateDomainRequest
+	36, // 56: quorumkms.v1.ClusterService.RetireGeneration:input_type -> quorumkms.v1.RetireGenerationRequest
+	46, // 57: quorumkms.v1.ClusterService.StartRewrap:input_type -> quorumkms.v1.StartRewrapRequest
+	47, // 58: quorumkms.v1.ClusterService.StopRewrap:input_type -> quorumkms.v1.StopRewrapRequest
+	48, // 59: quorumkms.v1.ClusterService.ApplyRewraps:input_type -> quorumkms.v1.ApplyRewrapsRequest
+	25, // 60: quorumkms.v1.ClusterService.RecoveryPlan:input_type -> quorumkms.v1.RecoveryPlanRequest
+	28, // 61: quorumkms.v1.ClusterService.Recover:input_type -> quorumkms.v1.RecoverRequest
+	12, // 62: quorumkms.v1.ClusterService.Status:output_type -> quorumkms.v1.StatusResponse
+	14, // 63: quorumkms.v1.ClusterService.Init:output_type -> quorumkms.v1.InitResponse
+	16, // 64: quorumkms.v1.ClusterService.Invite:output_type -> quorumkms.v1.InviteResponse
+	49, // 65: quorumkms.v1.ClusterService.ListJoins:output_type -> quorumkms.v1.ListJoinsResponse
+	50, // 66: quorumkms.v1.ClusterService.ApproveJoin:output_type -> quorumkms.v1.ApproveJoinResponse
+	51, // 67: quorumkms.v1.ClusterService.RejectJoin:output_type -> quorumkms.v1.RejectJoinResponse
+	18, // 68: quorumkms.v1.ClusterService.Remove:output_type -> quorumkms.v1.RemoveResponse
+	20, // 69: quorumkms.v1.ClusterService.TransferLeadership:output_type -> quorumkms.v1.TransferLeadershipResponse
+	24, // 70: quorumkms.v1.ClusterService.SetVoter:output_type -> quorumkms.v1.SetVoterResponse
+	22, // 71: quorumkms.v1.ClusterService.Upgrade:output_type -> quorumkms.v1.UpgradeResponse
+	33, // 72: quorumkms.v1.ClusterService.DescribeDomain:output_type -> quorumkms.v1.DescribeDomainResponse
+	35, // 73: quorumkms.v1.ClusterService.RotateDomain:output_type -> quorumkms.v1.RotateDomainResponse
+	37, // 74: quorumkms.v1.ClusterService.RetireGeneration:output_type -> quorumkms.v1.RetireGenerationResponse
+	52, // 75: quorumkms.v1.ClusterService.StartRewrap:output_type -> quorumkms.v1.StartRewrapResponse
+	53, // 76: quorumkms.v1.ClusterService.StopRewrap:output_type -> quorumkms.v1.StopRewrapResponse
+	54, // 77: quorumkms.v1.ClusterService.ApplyRewraps:output_type -> quorumkms.v1.ApplyRewrapsResponse
+	26, // 78: quorumkms.v1.ClusterService.RecoveryPlan:output_type -> quorumkms.v1.RecoveryPlanResponse
+	29, // 79: quorumkms.v1.ClusterService.Recover:output_type -> quorumkms.v1.RecoverResponse
+	62, // [62:80] is the sub-list for method output_type
+	44, // [44:62] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_v1_cluster_proto_init() }
@@ -3745,6 +4068,7 @@ func file_quorumkms_v1_cluster_proto_init() {
 	if File_quorumkms_v1_cluster_proto != nil {
 		return
 	}
+	file_quorumkms_v1_audit_proto_init()
 	file_quorumkms_v1_join_proto_init()
 	file_quorumkms_v1_recovery_proto_init()
 	file_quorumkms_v1_rewrap_proto_init()
@@ -3754,7 +4078,7 @@ func file_quorumkms_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_v1_cluster_proto_rawDesc), len(file_quorumkms_v1_cluster_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   34,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
