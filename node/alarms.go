@@ -66,6 +66,7 @@ type alarmTrail interface {
 	Record(e audit.Event) error
 	Search(q audit.Query, from uint64) (*audit.Search, error)
 	Position() audit.Position
+	Unsealed() (u audit.Unsealed, ok bool)
 }
 
 // teller is who records an alarm, and how often.
@@ -158,7 +159,7 @@ func (a *alarms) counts() map[audit.Alarm]int { return a.holding.Load().count }
 // look finds out which alarms hold.
 func (a *alarms) look() {
 	s, now := a.config.State(), a.config.Now()
-	h := &holding{all: slices.Concat(a.denials(), a.ending(s, now), a.differences(), a.drills(s, now), a.sinks(), a.stale(now), a.conflicts(s)), count: map[audit.Alarm]int{}}
+	h := &holding{all: slices.Concat(a.denials(), a.ending(s, now), a.differences(), a.drills(s, now), a.sinks(), a.stale(now), a.notSealed(), a.conflicts(s)), count: map[audit.Alarm]int{}}
 	since := map[identity]time.Time{}
 	for i := range h.all {
 		f := &h.all[i]
@@ -271,6 +272,18 @@ func (a *alarms) stale(now time.Time) []found {
 		name: audit.HeadStale, teller: eachTime, since: since, over: "AuditHeadCurrent",
 		text:  fmt.Sprintf("the audit trail is not signed, or its signature not remembered by the cluster, since %s: %s", date(since.Unix()), why),
 		event: audit.Event{Name: "AuditHeadStale"},
+	}}
+}
+
+func (a *alarms) notSealed() []found {
+	u, ok := a.config.Trail.Unsealed()
+	if !ok {
+		return nil
+	}
+	return []found{{
+		name: audit.NotSealed, teller: eachTime, over: "AuditSegmentsSealed",
+		text:    fmt.Sprintf("the audit records %d to %d should be sealed and are not: the key of audit.seal cannot be used", u.First, u.Last),
+		subject: u.Reason, event: audit.Event{Name: "AuditSegmentsNotSealed"},
 	}}
 }
 

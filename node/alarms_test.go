@@ -32,6 +32,7 @@ type alarming struct {
 	denied  []kms.Denied
 	sinks   []sink.Stats
 	stale   time.Time
+	wait    audit.Unsealed
 	*alarms
 }
 
@@ -80,9 +81,17 @@ func (x *alarming) start() {
 	x.alarms = newAlarms(alarmsConfig{
 		Self: "spiffe://kms.example/node/n1", Now: func() time.Time { return x.clock }, State: func() *fsm.State { return x.state }, Leads: func() bool { return x.leads },
 		Differences: func() []cluster.Difference { return x.differs }, Denied: func() []kms.Denied { return x.denied }, Sinks: func() []sink.Stats { return x.sinks },
-		Stale: func(time.Time) (time.Time, string) { return x.stale, "no HSM" }, Trail: x.trail, Log: log,
+		Stale: func(time.Time) (time.Time, string) { return x.stale, "no HSM" }, Trail: unsealed{x.trail, x}, Log: log,
 	})
 }
+
+// unsealed is a trail that waits for its key.
+type unsealed struct {
+	*audit.Log
+	x *alarming
+}
+
+func (u unsealed) Unsealed() (audit.Unsealed, bool) { return u.x.wait, u.x.wait.Segments > 0 }
 
 // round is what the loops do.
 func (x *alarming) round() {
@@ -139,9 +148,10 @@ func TestAlarmsThatComeAndGo(t *testing.T) {
 	x.stale = x.clock
 	x.differs = []cluster.Difference{{Member: &fsm.Member{ID: "n3-1", Name: "n3"}, Index: 77}}
 	x.sinks = []sink.Stats{{Name: "siem", Failing: true, Records: 12, LastError: "refused"}, {Name: "fine"}}
+	x.wait = audit.Unsealed{Segments: 1, First: 1, Last: 65536, Reason: "alias/audit is disabled"}
 	x.round()
 	x.round()
-	began := []string{"RepeatedDenials user/u, 20 calls", "StateDiverged the state of n3 (n3-1)", "AuditHeadStale no HSM"}
+	began := []string{"RepeatedDenials user/u, 20 calls", "StateDiverged the state of n3 (n3-1)", "AuditHeadStale no HSM", "AuditSegmentsNotSealed records 1 to 65536"}
 	got := x.want("all hold", began...)
 	if e := got[0]; e.Alarm != audit.RepeatedDenials || e.Target != x.denied[0].Principal || e.Tenant != "acme" || !strings.Contains(e.Reason, "the last one Decrypt of key k7") {
 		t.Errorf("%+v", e)
@@ -152,6 +162,9 @@ func TestAlarmsThatComeAndGo(t *testing.T) {
 	if got[2].Alarm != audit.HeadStale {
 		t.Errorf("%+v", got[2])
 	}
+	if e := got[3]; e.Alarm != audit.NotSealed || !strings.HasSuffix(e.Reason, ": alias/audit is disabled") {
+		t.Errorf("%+v", e)
+	}
 	for name, n := range map[audit.Alarm]int{audit.RepeatedDenials: 1, audit.StateDiverged: 1, audit.HeadStale: 1, audit.SinkFailing: 1, audit.DrillOld: 0} {
 		if x.counts()[name] != n {
 			t.Errorf("%d of %s hold, want %d", x.counts()[name], name, n)
@@ -159,23 +172,23 @@ func TestAlarmsThatComeAndGo(t *testing.T) {
 	}
 	x.denied[0].Calls = 523
 	x.round()
-	x.denied, x.differs, x.sinks, x.stale = nil, nil, nil, time.Time{}
+	x.denied, x.differs, x.sinks, x.stale, x.wait = nil, nil, nil, time.Time{}, audit.Unsealed{}
 	x.round()
 	x.round()
 	var ends []string
-	for _, e := range x.records()[3:] {
+	for _, e := range x.records()[4:] {
 		ends = append(ends, e.Name)
 		if e.Alarm != "" || e.Name == "RepeatedDenialsOver" && !strings.Contains(e.Reason, "523 calls") {
 			t.Errorf("an end: %+v", e)
 		}
 	}
 	slices.Sort(ends)
-	if !slices.Equal(ends, []string{"AuditHeadCurrent", "RepeatedDenialsOver"}) || len(x.now()) != 0 {
+	if !slices.Equal(ends, []string{"AuditHeadCurrent", "AuditSegmentsSealed", "RepeatedDenialsOver"}) || len(x.now()) != 0 {
 		t.Errorf("over: %v, %+v", ends, x.now())
 	}
 	x.stale = x.clock
 	x.round()
-	x.want("again", append(began, x.records()[3].Name, x.records()[4].Name, "AuditHeadStale")...)
+	x.want("again", append(began, x.records()[4].Name, x.records()[5].Name, x.records()[6].Name, "AuditHeadStale")...)
 }
 
 // TestAlarmsThatStay: what concerns the cluster is recorded by the leader, and once in a trail,

@@ -14,6 +14,7 @@ const (
 	alarmDrillOld  = "RECOVERY_DRILL_OLD"
 	alarmHeadStale = "AUDIT_HEAD_STALE"
 	alarmSink      = "AUDIT_SINK_FAILING"
+	alarmNotSealed = "AUDIT_SEGMENTS_NOT_SEALED"
 )
 
 const (
@@ -46,6 +47,8 @@ func responseTo(name, node string) response {
 		return response{fault, "on " + node + ": does the sink's collector take records? journalctl -u kmsd | grep sink; nothing is lost while audit.keep keeps the trail"}
 	case alarmHeadStale:
 		return response{fault, "kmsctl hsm status --node " + node + "; is there a leader, and has " + node + " a lease? On " + node + ": df -h, journalctl -u kmsd -n 50"}
+	case alarmNotSealed:
+		return response{warning, "is the key of audit.seal enabled? An administrator of its tenant: kmsctl grant create KEY --grantee spiffe://<trust domain>/node/" + node + " --operations GenerateDataKey,Decrypt --context-subset purpose=audit-trail"}
 	case "AUDIT_TRAIL_REWRITTEN":
 		return response{fault, "kmsctl audit verify; keep the node's disk as evidence, then kmsctl cluster remove NODE, and let it join anew"}
 	default: // of a later version
@@ -77,7 +80,7 @@ func (s *survey) alarms() {
 // ofNode tells whether an alarm is about the node that tells of it.
 func ofNode(name string) bool {
 	switch name {
-	case alarmHeadStale, alarmSink, "REPEATED_DENIALS":
+	case alarmHeadStale, alarmSink, alarmNotSealed, "REPEATED_DENIALS":
 		return true
 	}
 	return false

@@ -38,6 +38,8 @@ const (
 	// HeadStale marks that a node's trail is not signed, or that the cluster does not
 	// remember its signatures.
 	HeadStale Alarm = "AUDIT_HEAD_STALE"
+	// NotSealed marks that whole segments should be sealed (audit.seal) and cannot be.
+	NotSealed Alarm = "AUDIT_SEGMENTS_NOT_SEALED"
 	// TrailRewritten marks that the cluster has convicted a node: what its audit trail is now
 	// does not go on from what it had signed.
 	TrailRewritten Alarm = "AUDIT_TRAIL_REWRITTEN"
@@ -45,7 +47,7 @@ const (
 
 // Alarms are all that there are.
 func Alarms() []Alarm {
-	return []Alarm{UseOfDoomedKey, RepeatedDenials, MaterialExpiring, StateDiverged, DrillOld, SinkFailing, SinkGap, HeadStale, TrailRewritten}
+	return []Alarm{UseOfDoomedKey, RepeatedDenials, MaterialExpiring, StateDiverged, DrillOld, SinkFailing, SinkGap, HeadStale, NotSealed, TrailRewritten}
 }
 
 // Event is one record. It never holds a plaintext, a key, a PIN, a ticket's
