@@ -151,13 +151,16 @@ func sealableTrail(t *testing.T) (dir string) {
 // TestMain removes what the tests share.
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if sealable.dir != "" {
-		_ = os.RemoveAll(sealable.dir)
+	for _, dir := range []string{sealable.dir, sealed.dir} {
+		if dir != "" {
+			_ = os.RemoveAll(dir)
+		}
 	}
 	os.Exit(code)
 }
 
-// sealing opens a trail whose whole segments are to be sealed; told is what it logs.
+// sealing opens a trail whose whole segments are to be sealed, and that nobody tidies but the
+// test; told is what it logs.
 func sealing(t *testing.T, dir string, v *vault, edit func(*Config)) (l *Log, told *bytes.Buffer) {
 	t.Helper()
 	told = new(bytes.Buffer)
@@ -170,6 +173,9 @@ func sealing(t *testing.T, dir string, v *vault, edit func(*Config)) (l *Log, to
 	if err != nil {
 		t.Fatal(err)
 	}
+	close(l.stopTidy) // the tests tidy
+	l.tidier.Wait()
+	l.stopTidy = make(chan struct{})
 	return l, told
 }
 
@@ -194,18 +200,39 @@ func forms(t *testing.T, dir string) (out []string) {
 	return out
 }
 
-// sealedTrail is that trail with both whole segments sealed.
-func sealedTrail(t *testing.T, v *vault) (dir string) {
+// sealed is that trail with both whole segments sealed, and what sealed it.
+var sealed struct {
+	once sync.Once
+	dir  string
+	by   *vault
+}
+
+// sealedTrail is a copy of it, and of its vault.
+func sealedTrail(t *testing.T) (dir string, v *vault) {
 	t.Helper()
-	dir = sealableTrail(t)
-	l, _ := sealing(t, dir, v, nil)
-	l.Kept(sealableRecords)
-	tidied(t, l)
-	shut(t, l)
-	if got := forms(t, dir); !slices.Equal(got, bothSealed) {
+	sealed.once.Do(func() {
+		var err error
+		if sealed.dir, err = os.MkdirTemp("", "sealed-*"); err != nil {
+			t.Fatal(err)
+		}
+		sealed.by = newVault()
+		if err := os.CopyFS(sealed.dir, os.DirFS(sealableTrail(t))); err != nil {
+			t.Fatal(err)
+		}
+		l, _ := sealing(t, sealed.dir, sealed.by, nil)
+		l.Kept(sealableRecords)
+		tidied(t, l)
+		shut(t, l)
+	})
+	if got := forms(t, sealed.dir); !slices.Equal(got, bothSealed) {
 		t.Fatalf("%v", got)
 	}
-	return dir
+	dir, v = t.TempDir(), newVault()
+	v.keys, v.of = maps.Clone(sealed.by.keys), maps.Clone(sealed.by.of)
+	if err := os.CopyFS(dir, os.DirFS(sealed.dir)); err != nil {
+		t.Fatal(err)
+	}
+	return dir, v
 }
 
 var bothSealed = []string{".records.gz.sealed", "1.records.gz.sealed", "2.records"}
@@ -371,8 +398,7 @@ func TestSealedIsReadBeforeThePlainOneGoes(t *testing.T) {
 // TestHalfSealed goes on behind each moment at which a node may have stopped, and behind what
 // somebody may have put there.
 func TestHalfSealed(t *testing.T) {
-	v := newVault()
-	finished := sealedTrail(t, v)
+	finished, v := sealedTrail(t)
 	sealedFile := func(n int64) string { return trail.Name(n, trail.SealedEnd) }
 	for what, row := range map[string]struct {
 		do   func(dir string) error
@@ -428,8 +454,7 @@ func TestHalfSealed(t *testing.T) {
 // TestSealedUnreadable: without the key a search names what it cannot read, and one that does not
 // need it goes on; the files are sent as they are.
 func TestSealedUnreadable(t *testing.T) {
-	v := newVault()
-	dir := sealedTrail(t, v)
+	dir, v := sealedTrail(t)
 	l, _ := sealing(t, dir, v, nil)
 	defer shut(t, l)
 	v.breaks(errKey)
@@ -480,8 +505,7 @@ func TestSealedUnreadable(t *testing.T) {
 // TestSealedAltered: a sealed file that was altered, or is another's, is not read, and one that
 // was removed is missed.
 func TestSealedAltered(t *testing.T) {
-	v := newVault()
-	finished := sealedTrail(t, v)
+	finished, v := sealedTrail(t)
 	one := filepath.Join(finished, trail.Name(1, trail.SealedEnd))
 	for what, row := range map[string]struct {
 		do   func(path string) error
@@ -539,8 +563,7 @@ func TestSealedAltered(t *testing.T) {
 // TestSealedOffline: files and public keys prove the hashes of sealed segments, and say that their
 // contents were not looked at. A copy that was opened is read.
 func TestSealedOffline(t *testing.T) {
-	v := newVault()
-	finished := sealedTrail(t, v)
+	finished, v := sealedTrail(t)
 	all := []trail.Range{{First: 1, Last: 2 * trail.SegmentRecords}}
 	r := verified(t, finished, sealable.head)
 	if r.Finding != nil || !slices.Equal(r.Sealed, all) || r.First != 1 || r.Last != sealableRecords || r.Proved != sealableRecords {
@@ -616,8 +639,7 @@ func TestSealedOffline(t *testing.T) {
 
 // TestSealedPruned: sealed segments go when they are old.
 func TestSealedPruned(t *testing.T) {
-	v := newVault()
-	dir := sealedTrail(t, v)
+	dir, v := sealedTrail(t)
 	if err := os.CopyFS(dir, onlyFile(sealable.dir, trail.Name(0, trail.CompressedEnd))); err != nil { // half sealed
 		t.Fatal(err)
 	}
