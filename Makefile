@@ -6,7 +6,7 @@ LDFLAGS := -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 FUZZTIME ?= 20s
 RACE_NODES ?= ^(TestThreeNodes|TestMembership|TestFaults|TestRecover|TestRestore|TestBackups)$$
 # Long, and of one goroutine: under the race detector they would show nothing.
-RACE_SKIP ?= ^(TestConformance|TestNSSConformance|TestFailedDecryptionsLeakNothing|TestConformanceInDirectory|TestPlantedObjects|TestProbesCanFail|TestProperty.*|TestEveryByteOfASnapshotCounts|TestSegments|TestTornRecord)$$
+RACE_SKIP ?= ^(TestConformance|TestNSSConformance|TestFailedDecryptionsLeakNothing|TestConformanceInDirectory|TestPlantedObjects|TestProbesCanFail|TestProperty.*|TestEveryByteOfASnapshotCounts|TestSegments|TestTornRecord|TestSealed.*|TestHalfSealed|TestSealingRefused)$$
 
 .PHONY: help
 help: ## show this help

@@ -162,8 +162,10 @@ func TestFindings(t *testing.T) {
 		{"sinks", 3, func(s *survey) {
 			s.of("n1").Audit.Sinks = []*quorumkmsv1.AuditSinkStatus{{Name: "a", Cursor: 7, LastError: "was refused once", Failures: 1}}
 			s.of("n2").Audit.Sinks = []*quorumkmsv1.AuditSinkStatus{
-				{Name: "b", Lost: 5}, {Name: "c", BehindRecords: 3, Behind: durationpb.New(40 * time.Second), LastError: "refused"},
-				{Name: "d", BehindRecords: sinkBehind + 1, Behind: durationpb.New(time.Second)}, {Name: "e", Failing: true, Behind: durationpb.New(time.Hour)},
+				{Name: "b", Lost: 5},
+				{Name: "c", BehindRecords: 3, Behind: durationpb.New(40 * time.Second), LastError: "refused"},
+				{Name: "d", BehindRecords: sinkBehind + 1, Behind: durationpb.New(time.Second)},
+				{Name: "e", Failing: true, Behind: durationpb.New(time.Hour)},
 			}
 			s.of("n2").Alarms = []*quorumkmsv1.Alarm{{Name: "AUDIT_SINK_FAILING", Text: "the audit sink e takes nothing, it is 9 records behind", Count: 1, Subjects: []string{"gone"}}}
 		}, verdictDegraded, []string{
