@@ -80,19 +80,21 @@ type Log struct {
 	signed  trail.Checkpoint
 	note    []byte // of signed
 
-	tidying sync.Mutex // one at a time
+	tidying  sync.Mutex       // one at a time; guards what follows
+	removals map[int64]uint64 // segments whose removal is recorded, and by which record at the latest
 
 	firstsMu sync.Mutex
 	firsts   map[int64]time.Time // of segments' first records, as far as they were asked for
 }
 
-// Open opens the trail and goes on with its sequence. A record that was torn by a crash is
-// cut off, and a record says so. ErrAltered if it is not what this node signed last.
+// Open opens the trail and goes on with its sequence. What a crash or a loss of power has left
+// behind the last record of the chain is cut off, and a record says so. ErrAltered if the trail is
+// not what this node signed last.
 func Open(c Config) (*Log, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("audit directory: %w", err)
 	}
-	l := &Log{config: c, node: c.Node, observer: nobody{}, wanted: make(chan struct{}, 1), stop: make(chan struct{}), stopTidy: make(chan struct{}), firsts: map[int64]time.Time{}}
+	l := &Log{config: c, node: c.Node, observer: nobody{}, wanted: make(chan struct{}, 1), stop: make(chan struct{}), stopTidy: make(chan struct{}), firsts: map[int64]time.Time{}, removals: map[int64]uint64{}}
 	l.moved = sync.NewCond(&l.mu)
 	if err := l.recover(); err != nil {
 		return nil, fmt.Errorf("audit trail in %s: %w", c.Dir, err)
@@ -102,20 +104,28 @@ func Open(c Config) (*Log, error) {
 	return l, nil
 }
 
-// recover makes the tree of what is there, and cuts off what follows the last whole record.
+// recover makes the tree of what is there, and cuts off what follows the last record of the chain.
 func (l *Log) recover() error {
-	if err := l.adopt(); err != nil {
+	adopted, err := l.adopt()
+	if err != nil {
 		return err
 	}
-	there, err := trail.Load(l.config.Dir)
+	newest, err := l.findNewest()
+	if err != nil {
+		return err
+	}
+	there, err := trail.Load(l.config.Dir, newest.checkpoint.Size)
 	if err != nil {
 		return err
 	}
 	l.tree = there.Tree
-	if err := l.newest(); err != nil {
+	if err := l.takeNewest(newest, there); err != nil {
 		return err
 	}
-	if err := l.keepAbove(there.Above); err != nil {
+	if there.Wrong != nil && adopted { // no loss of power: it has just been written
+		return fmt.Errorf("%w: behind record %d: %w", ErrAltered, l.sequence(), there.Wrong)
+	}
+	if err := l.keepAbove(0); err != nil { // all of them, see again
 		return err
 	}
 	if there.Last != nil {
@@ -134,10 +144,13 @@ func (l *Log) recover() error {
 	if err != nil || there.Torn == 0 {
 		return err
 	}
-	err = l.Record(Event{
-		Name: "AuditTrailRecovered", Principal: l.node, Class: "node", Result: Success,
-		Reason: fmt.Sprintf("%d bytes of a torn record were cut off", there.Torn),
-	})
+	why := "a torn record"
+	if there.Wrong != nil {
+		why = there.Wrong.Error()
+	}
+	cut := fmt.Sprintf("%d bytes behind record %d were cut off: %s", there.Torn, l.sequence(), why)
+	l.config.Log.Warn("the audit trail was not whole after a crash or a loss of power, and goes on: " + cut)
+	err = l.Record(Event{Name: "AuditTrailRecovered", Principal: l.node, Class: "node", Result: Success, Reason: cut})
 	if err != nil {
 		return errors.Join(err, l.file.Close())
 	}
@@ -170,7 +183,10 @@ func (l *Log) resume(there *trail.Loaded) error {
 	if there.Torn > 0 {
 		err = f.Truncate(there.Whole)
 	}
-	if err = errors.Join(err, f.Sync()); err != nil { // what is signed must be on the disk
+	if err == nil {
+		err = again(there.Active.Path, there.Sure, there.Whole)
+	}
+	if err = errors.Join(err, f.Sync(), syncDir(l.config.Dir)); err != nil { // what is signed must be on the disk
 		return errors.Join(err, f.Close())
 	}
 	l.file = f
@@ -179,6 +195,25 @@ func (l *Log) resume(there *trail.Loaded) error {
 		return l.turn()
 	}
 	return nil
+}
+
+// again writes a part of a file once more as it stands. After a sync that failed, in an earlier
+// life of this process, what is read may be in the memory of the kernel alone, which takes it for
+// written: no other sync would bring it to the disk.
+func again(path string, from, to int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	chunk := make([]byte, fileChunk)
+	for from < to && err == nil {
+		n := min(to-from, fileChunk)
+		if _, err = f.ReadAt(chunk[:n], from); err == nil {
+			_, err = f.WriteAt(chunk[:n], from)
+		}
+		from += n
+	}
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 func (l *Log) segmentIsFull() bool {

@@ -120,16 +120,6 @@ func TestTornRecord(t *testing.T) {
 	}
 }
 
-func TestDamagedTrailIsRefused(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "0000000000.records"), []byte("{\"sequence\":1}\nnonsense\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Open(config(dir)); err == nil {
-		t.Fatal("a damaged last record was taken")
-	}
-}
-
 // TestUnwritable: a trail with a hole is no trail, so the first failure is the
 // last word.
 func TestUnwritable(t *testing.T) {

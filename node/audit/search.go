@@ -291,6 +291,10 @@ func Prove(c trail.Checkpoint, sequence uint64, tree *trail.Tree) ([]trail.Hash,
 // signed while they are read is not in them without its records: checkpoints come first.
 // Segments that end before a record are left out.
 func (l *Log) Files(ctx context.Context, from uint64, begin func(name string) error, data func([]byte) error) error {
+	oldest, err := l.first()
+	if err != nil {
+		return err
+	}
 	notes, err := filepath.Glob(l.path("*" + trail.CheckpointsEnd))
 	if err != nil {
 		return err
@@ -316,6 +320,9 @@ func (l *Log) Files(ctx context.Context, from uint64, begin func(name string) er
 	segments, err := trail.Segments(l.config.Dir)
 	if err != nil {
 		return err
+	}
+	if len(segments) > 0 && segments[0].First() != oldest { // the checkpoint of the record of that may be missing
+		return fmt.Errorf("%w: segment %d was removed while checkpoints were read: begin again", ErrMoved, segments[0].Number-1)
 	}
 	for _, s := range segments {
 		if outside(s.Path) {

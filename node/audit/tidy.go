@@ -61,17 +61,19 @@ func (l *Log) tidy() error {
 	current, remembered := l.segment(), l.remembered
 	l.mu.Unlock()
 	var errs []error
+	old, oldest := true, true // so are all before it; none before it stays
 	for _, s := range segments {
 		if s.Number >= current {
 			break
 		}
-		if l.config.Keep > 0 && (s.Number+1)*trail.SegmentRecords <= remembered {
-			info, err := os.Stat(s.Path)
-			if err == nil && l.config.Now().Sub(info.ModTime()) > l.config.Keep {
-				errs = append(errs, l.prune(s))
+		if old = old && l.old(s, remembered); old {
+			gone, err := l.prune(s, remembered, oldest)
+			errs = append(errs, err)
+			if gone {
 				continue
 			}
 		}
+		oldest = false
 		if strings.HasSuffix(s.Path, trail.RecordsEnd) {
 			errs = append(errs, l.compress(s), l.thin(s))
 		}
@@ -79,19 +81,39 @@ func (l *Log) tidy() error {
 	return errors.Join(errs...)
 }
 
-// prune removes a segment: its first record says so.
-func (l *Log) prune(s trail.Segment) error {
-	err := l.Record(Event{
-		Name: "AuditSegmentRemoved", Principal: l.config.Node, Class: "node", Result: Success, Durable: true,
-		Target: fmt.Sprintf("records %d to %d", s.First(), s.First()+trail.SegmentRecords-1), Reason: "they are older than audit.keep",
-	})
-	if err != nil {
-		return err
+// old tells whether a segment need not be kept.
+func (l *Log) old(s trail.Segment, remembered int64) bool {
+	if l.config.Keep == 0 || (s.Number+1)*trail.SegmentRecords > remembered {
+		return false
+	}
+	info, err := os.Stat(s.Path)
+	return err == nil && l.config.Now().Sub(info.ModTime()) > l.config.Keep
+}
+
+// prune records that a segment is to be removed, and removes the oldest once others remember a
+// trail with that record: who finds the segment missing finds the record, signed.
+// trail.RemovalEvent says why it is always there. After a restart in between there is another one.
+func (l *Log) prune(s trail.Segment, remembered int64, oldest bool) (gone bool, err error) {
+	if l.removals[s.Number] == 0 {
+		err := l.Record(Event{
+			Name: trail.RemovalEvent, Principal: l.config.Node, Class: "node", Result: Success, Durable: true,
+			Target: s.Records(), Reason: "they are older than audit.keep",
+		})
+		if err != nil {
+			return false, err
+		}
+		l.removals[s.Number] = l.Position().Last
+	}
+	if !oldest || uint64(remembered) < l.removals[s.Number] { //nolint:gosec // not negative
+		return false, nil
 	}
 	if err := os.Remove(l.path(trail.Name(s.Number, trail.CheckpointsEnd))); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+		return false, err
 	}
-	return os.Remove(s.Path)
+	if err := os.Remove(s.Path); err != nil {
+		return false, err
+	}
+	return true, syncDir(l.config.Dir)
 }
 
 // compress replaces the file of a whole segment, which keeps the time of its last record.
@@ -165,26 +187,26 @@ func Replace(path string, mode os.FileMode, write func(io.Writer) error) error {
 // adopt makes segments of the trail that the first release has written: one file of records
 // that do not name the one before them. Their sequence goes on. Where the trail has its
 // present form already, that release was started again, which leaves an empty file at least.
-func (l *Log) adopt() error {
+func (l *Log) adopt() (adopted bool, err error) {
 	earlier := l.path(earlierFile)
 	if _, err := os.Stat(l.path(trail.HashesFile)); err == nil {
 		info, err := os.Stat(earlier)
 		switch {
 		case errors.Is(err, os.ErrNotExist):
-			return nil
+			return false, nil
 		case err != nil:
-			return err
+			return false, err
 		case info.Size() > 0:
-			return fmt.Errorf("%s was written by an earlier release beside the trail: keep it elsewhere, and start the node again", earlier)
+			return false, fmt.Errorf("%s was written by an earlier release beside the trail: keep it elsewhere, and start the node again", earlier)
 		}
-		return os.Remove(earlier)
+		return false, os.Remove(earlier)
 	}
 	f, err := os.Open(earlier)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer f.Close() //nolint:errcheck // only read
 	var lines [][]byte
@@ -209,12 +231,12 @@ func (l *Log) adopt() error {
 		return true, nil
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	if len(lines) > 0 || segment == 0 {
 		if err := flush(); err != nil {
-			return err
+			return false, err
 		}
 	}
-	return os.Remove(earlier) // what it had is on the disk elsewhere
+	return true, os.Remove(earlier) // what it had is on the disk elsewhere
 }

@@ -27,6 +27,9 @@ const (
 // ErrTrail means: the files are no trail.
 var ErrTrail = errors.New("audit trail")
 
+// errTooLong means: what should be a line is longer than any record.
+var errTooLong = fmt.Errorf("%w: a line of more than %d bytes", ErrTrail, MaxLine)
+
 // Segment is a file of records.
 type Segment struct {
 	Number int64
@@ -35,6 +38,11 @@ type Segment struct {
 
 // First is the sequence number of the segment's first record.
 func (s Segment) First() uint64 { return uint64(s.Number)*SegmentRecords + 1 } //nolint:gosec // not negative
+
+// Records names the segment's records, as the record of their removal does.
+func (s Segment) Records() string {
+	return fmt.Sprintf("records %d to %d", s.First(), Segment{Number: s.Number + 1}.First()-1)
+}
 
 // Name is the file's name of a segment, with one of the ends.
 func Name(segment int64, end string) string { return fmt.Sprintf("%0*d%s", digits, segment, end) }
@@ -112,7 +120,7 @@ func Lines(r io.Reader, f func(line []byte) (more bool, err error)) (torn int, e
 		case errors.Is(err, io.EOF):
 			return len(line), nil
 		case errors.Is(err, bufio.ErrBufferFull):
-			return 0, fmt.Errorf("%w: a line of more than %d bytes", ErrTrail, MaxLine)
+			return 0, errTooLong
 		case err != nil:
 			return 0, fmt.Errorf("%w: %w", ErrTrail, err)
 		}

@@ -32,7 +32,7 @@ func (r Report) Text(name string) []string {
 	}
 	out := []string{text}
 	if r.First > 1 {
-		out = append(out, fmt.Sprintf("  records before %d are not there: they were removed because of their age, or never copied", r.First))
+		out = append(out, fmt.Sprintf("  records before %d are not there: record %d says that they were removed because of their age", r.First, r.Removal))
 	}
 	if behind := r.Last - min(r.Proved, r.Last); behind > 0 {
 		out = append(out, fmt.Sprintf("  the last %d records are not signed yet", behind))
