@@ -320,18 +320,21 @@ func (l *Log) await(sequence uint64) error {
 // encode puts a record into the buffer; what callers made too long is clipped.
 func (l *Log) encode(e *Event) error {
 	for _, field := range []*string{
-		&e.Name, &e.RequestID, &e.Principal, &e.Tenant, &e.Source, &e.KeyID, &e.Alias, &e.Target, &e.DecidedBy, &e.Reason,
+		&e.Name, &e.RequestID, &e.Principal, &e.Tenant, &e.Source, &e.KeyID, &e.Alias, &e.Target, &e.Grant, &e.DecidedBy, &e.Reason,
+		&e.DestinationKeyID, &e.DestinationAlias, &e.DestinationDecidedBy,
 	} {
 		if len(*field) > maxField {
 			*field = strings.ToValidUTF8((*field)[:maxField], "") + "… (clipped)"
 		}
 	}
-	size := 0
-	for k, v := range e.Context {
-		size += len(k) + len(v)
-	}
-	if size > maxContext {
-		e.Context = map[string]string{"(clipped)": fmt.Sprintf("%d pairs, %d bytes", len(e.Context), size)}
+	for _, pairs := range []*map[string]string{&e.Context, &e.DestinationContext} {
+		size := 0
+		for k, v := range *pairs {
+			size += len(k) + len(v)
+		}
+		if size > maxContext {
+			*pairs = map[string]string{"(clipped)": fmt.Sprintf("%d pairs, %d bytes", len(*pairs), size)}
+		}
 	}
 	l.buf.Reset()
 	return json.NewEncoder(&l.buf).Encode(e)

@@ -33,7 +33,7 @@ const (
 // Query says which records are wanted. What is empty fits any.
 type Query struct {
 	Tenant    string
-	Key       string // id, or the alias that it was named by
+	Key       string // id, or the alias that it was named by; also a destination
 	Principal string
 	Name      string // eventName
 	Result    string
@@ -60,6 +60,8 @@ type fields struct {
 	Tenant    string    `json:"tenant"`
 	Key       string    `json:"keyId"`
 	Alias     string    `json:"alias"`
+	ToKey     string    `json:"destinationKeyId"`
+	ToAlias   string    `json:"destinationAlias"`
 	Alarm     string    `json:"alarm"`
 	Result    string    `json:"result"`
 }
@@ -67,7 +69,7 @@ type fields struct {
 func (q Query) fits(f fields) bool {
 	is := func(want, got string) bool { return want == "" || want == got }
 	return is(q.Tenant, f.Tenant) && is(q.Principal, f.Principal) && is(q.Name, f.Name) && is(q.Result, f.Result) && is(q.Request, f.Request) &&
-		(is(q.Key, f.Key) || q.Key == f.Alias) && (is(q.Alarm, f.Alarm) || q.Alarm == AnyAlarm && f.Alarm != "") &&
+		(is(q.Key, f.Key) || q.Key == f.Alias || q.Key == f.ToKey || q.Key == f.ToAlias) && (is(q.Alarm, f.Alarm) || q.Alarm == AnyAlarm && f.Alarm != "") &&
 		(q.Since.IsZero() || !f.Time.Before(q.Since)) && (q.Until.IsZero() || f.Time.Before(q.Until))
 }
 
