@@ -622,7 +622,8 @@ func testRemoved(t *testing.T, by *identity, from string) {
 
 // TestRemovedInOrder: a segment that is young enough to stay keeps those behind it.
 func TestRemovedInOrder(t *testing.T) {
-	c := config(t.TempDir())
+	by, c := newIdentity(t), config(t.TempDir())
+	c.Keep = time.Hour
 	l, err := Open(c)
 	if err != nil {
 		t.Fatal(err)
@@ -632,12 +633,14 @@ func TestRemovedInOrder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	l.config.Keep = time.Hour
 	path := func(n int64) string { return filepath.Join(c.Dir, trail.Name(n, trail.CompressedEnd)) }
 	first := func() uint64 {
 		t.Helper()
 		for range 2 {
-			l.Kept(int64(l.Position().Last))
+			if err := l.Checkpoint(t.Context(), cluster, by); err != nil {
+				t.Fatal(err)
+			}
+			l.Kept(l.signed.Size)
 			if err := l.tidy(); err != nil {
 				t.Fatal(err)
 			}
@@ -650,21 +653,53 @@ func TestRemovedInOrder(t *testing.T) {
 	}
 	first()
 	long := time.Now().Add(-2 * time.Hour)
+	robbed := t.TempDir()
+	if err := os.CopyFS(robbed, os.DirFS(c.Dir)); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.Chtimes(path(1), long, long); err != nil {
 		t.Fatal(err)
 	}
 	if n := first(); n != 1 {
 		t.Errorf("the second segment is old, the first is not: now the trail begins at record %d", n)
 	}
-	if err := os.Chtimes(path(0), long, long); err != nil {
+	if err := errors.Join(os.Chtimes(path(0), long, long), os.Chtimes(path(1), time.Now(), time.Now())); err != nil {
+		t.Fatal(err)
+	}
+	if n := first(); n != trail.SegmentRecords+1 {
+		t.Errorf("the first is old: the trail begins at record %d", n)
+	}
+	shut(t, l)
+	if l, err = Open(c); err != nil { // and finds the record of the first
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(path(1), long, long); err != nil {
 		t.Fatal(err)
 	}
 	if n := first(); n != 2*trail.SegmentRecords+1 {
 		t.Errorf("both are old: the trail begins at record %d", n)
 	}
-	l.Kept(int64(l.Position().Last))
-	if err := l.Checkpoint(t.Context(), cluster, newIdentity(t)); err != nil {
+	shut(t, l)
+
+	// Nor is more removed where somebody else has removed the oldest.
+	if err := os.Remove(filepath.Join(robbed, trail.Name(0, trail.CompressedEnd))); err != nil {
 		t.Fatal(err)
+	}
+	if err := os.Chtimes(filepath.Join(robbed, trail.Name(1, trail.CompressedEnd)), long, long); err != nil {
+		t.Fatal(err)
+	}
+	c.Dir = robbed
+	if l, err = Open(c); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		l.Kept(int64(l.Position().Last))
+		if err := l.tidy(); !errors.Is(err, ErrAltered) || !strings.Contains(err.Error(), "the records up to 65536 are missing") {
+			t.Errorf("behind records that somebody else removed: %v", err)
+		}
+	}
+	if n, err := l.first(); n != trail.SegmentRecords+1 || err != nil {
+		t.Errorf("the trail begins at record %d, %v", n, err)
 	}
 	shut(t, l)
 }

@@ -3,6 +3,8 @@ package audit
 import (
 	"bufio"
 	"compress/gzip"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -94,6 +96,11 @@ func (l *Log) old(s trail.Segment, remembered int64) bool {
 // trail with that record: who finds the segment missing finds the record, signed.
 // trail.RemovalEvent says why it is always there. After a restart in between there is another one.
 func (l *Log) prune(s trail.Segment, remembered int64, oldest bool) (gone bool, err error) {
+	if oldest {
+		if err := l.accounted(s); err != nil {
+			return false, err
+		}
+	}
 	if l.removals[s.Number] == 0 {
 		err := l.Record(Event{
 			Name: trail.RemovalEvent, Principal: l.config.Node, Class: "node", Result: Success, Durable: true,
@@ -114,6 +121,40 @@ func (l *Log) prune(s trail.Segment, remembered int64, oldest bool) (gone bool, 
 		return false, err
 	}
 	return true, syncDir(l.config.Dir)
+}
+
+// accounted looks for the record that says that what came before the first segment was removed.
+// Without it somebody else did: that must not be covered up by removing more.
+func (l *Log) accounted(first trail.Segment) error {
+	before := trail.Segment{Number: first.Number - 1}
+	if first.Number == 0 || l.removals[before.Number] > 0 {
+		return nil
+	}
+	search, err := l.Search(Query{Name: trail.RemovalEvent}, first.First())
+	if err != nil {
+		return err
+	}
+	err = search.Run(context.Background(), l.Position().Last, func(f Found) error {
+		var e Event
+		if err := json.Unmarshal(f.Line, &e); err != nil {
+			return err
+		}
+		if e.Class == "node" && e.Target == before.Records() {
+			l.removals[before.Number] = f.Sequence
+		}
+		return nil
+	}, func(time.Time) error {
+		select {
+		case <-l.stopTidy:
+			return ErrUnavailable
+		default:
+			return nil
+		}
+	})
+	if err == nil && l.removals[before.Number] == 0 {
+		err = fmt.Errorf("%w: the records up to %d are missing, and no record says that this node removed them: no more are removed; kmsctl audit verify", ErrAltered, first.First()-1)
+	}
+	return err
 }
 
 // compress replaces the file of a whole segment, which keeps the time of its last record.
