@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -20,8 +21,8 @@ import (
 // answered.
 var ErrUnavailable = errors.New("audit record cannot be written")
 
-// ErrAltered means: the records on the disk are not those that this node has signed.
-var ErrAltered = errors.New("audit trail was altered")
+// ErrAltered means: the records on the disk are not those that this node has signed, or no trail.
+var ErrAltered = errors.New("audit trail was altered, or is damaged")
 
 // ErrMoved means: the trail's files were changed while they were read.
 var ErrMoved = errors.New("audit trail has moved on")
@@ -115,6 +116,9 @@ func (l *Log) recover() error {
 		return err
 	}
 	there, err := trail.Load(l.config.Dir, newest.checkpoint.Size)
+	if _, is := errors.AsType[*fs.PathError](err); err != nil && !is { // it can be read, and is no trail
+		return fmt.Errorf("%w: %w", ErrAltered, err)
+	}
 	if err != nil {
 		return err
 	}

@@ -114,6 +114,40 @@ func TestLossOfPower(t *testing.T) {
 	}
 }
 
+// TestNoLossOfPower: what is wrong long before the end was on the disk, signed or not.
+func TestNoLossOfPower(t *testing.T) {
+	c := config(t.TempDir())
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	c.Now = func() time.Time { now = now.Add(time.Minute); return now }
+	l, err := Open(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 30 {
+		if err := l.Record(Event{Name: "Encrypt", Result: Success}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shut(t, l)
+	all := lines(t, c.Dir)
+	whole := bytes.Join(all, nil)
+	for wrong, want := range map[int]bool{10: false, 20: false, 26: true, 29: true} {
+		b := bytes.Clone(whole)
+		i := len(bytes.Join(all[:wrong], nil)) // of the line behind record wrong
+		clear(b[i+5 : i+50])
+		if err := os.WriteFile(filepath.Join(c.Dir, trail.Name(0, trail.RecordsEnd)), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l, err := Open(c)
+		if err == nil {
+			shut(t, l)
+		}
+		if (err == nil) != want || err != nil && (!errors.Is(err, ErrAltered) || !strings.Contains(err.Error(), "no loss of power")) {
+			t.Errorf("wrong behind record %d of 30, one a minute: %v", wrong, err)
+		}
+	}
+}
+
 // TestTornCheckpoint: what a loss of power has left of the last checkpoint is cut off if the
 // trail agrees with an earlier one.
 func TestTornCheckpoint(t *testing.T) {

@@ -1,11 +1,13 @@
 package trail
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 )
 
 // Loaded is a trail as its files have it.
@@ -71,13 +73,16 @@ func Load(dir string, signed int64) (*Loaded, error) {
 		}
 	}
 	_, err = l.Active.each(func(line []byte) (bool, error) {
+		if l.Wrong != nil {
+			return true, l.late(line)
+		}
 		if l.Tree.size >= (l.Active.Number+1)*SegmentRecords {
 			return false, fmt.Errorf("%w: more than %d records in a segment", ErrTrail, SegmentRecords)
 		}
 		if l.Tree.size >= signed {
 			wrong, err := l.next(line, segments[0])
 			if l.Wrong = wrong; wrong != nil || err != nil {
-				return false, err
+				return true, err
 			}
 		}
 		l.Last = append(l.Last[:0], line...)
@@ -89,10 +94,24 @@ func Load(dir string, signed int64) (*Loaded, error) {
 		return true, err
 	})
 	if errors.Is(err, errTooLong) && l.Tree.size >= signed {
-		l.Wrong, err = err, nil
+		l.Wrong, err = cmp.Or(l.Wrong, err), nil
 	}
 	l.Torn = info.Size() - l.Whole
 	return l, err
+}
+
+// unsyncedAtMost is much longer than the node ever leaves records to the kernel alone.
+const unsyncedAtMost = 5 * time.Minute
+
+// late refuses a line behind one that is wrong if it was written so much later than the last record
+// of the chain that what stands between was on the disk.
+func (l *Loaded) late(line []byte) error {
+	var last, r record
+	if l.Last == nil || errors.Join(json.Unmarshal(l.Last, &last), json.Unmarshal(line, &r)) != nil || r.Time.Sub(last.Time) <= unsyncedAtMost {
+		return nil //nolint:nilerr // what is no record says nothing
+	}
+	return fmt.Errorf("%w: behind record %d, of %s: %w; and record %d follows, of %s: that is no loss of power", ErrTrail,
+		last.Sequence, last.Time.Format(time.RFC3339), l.Wrong, r.Sequence, r.Time.Format(time.RFC3339))
 }
 
 // next tells what is wrong with a line that should be the next record. The error is of one that

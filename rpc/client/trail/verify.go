@@ -256,11 +256,12 @@ func (v *verification) skipPast() {
 
 // record is what verification reads of one.
 type record struct {
-	Sequence uint64 `json:"sequence"`
-	Previous string `json:"previous"`
-	Name     string `json:"eventName"`
-	Class    string `json:"principalClass"`
-	Target   string `json:"target"`
+	Time     time.Time `json:"eventTime"`
+	Sequence uint64    `json:"sequence"`
+	Previous string    `json:"previous"`
+	Name     string    `json:"eventName"`
+	Class    string    `json:"principalClass"`
+	Target   string    `json:"target"`
 }
 
 // RemovalEvent is the name of the record that a node writes before it removes a segment, whose
