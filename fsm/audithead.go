@@ -90,8 +90,8 @@ func (h *NextAuditHead) validate() error {
 	return nil
 }
 
-// goesOn tells whether the tree goes on from an earlier one.
-func (h *NextAuditHead) goesOn(from *AuditHead) bool {
+// GoesOn tells whether the tree goes on from an earlier one.
+func (h *NextAuditHead) GoesOn(from *AuditHead) bool {
 	if h.Size == from.Size {
 		return bytes.Equal(h.Root, from.Root)
 	}
@@ -116,7 +116,7 @@ func (c *RecordAuditHeads) apply(t *tx) (Result, error) {
 		case !had && h.From == 0:
 			t.putAuditHead(&AuditHead{Node: h.Node, Size: h.Size, Root: h.Root, Checkpoint: h.Checkpoint})
 		case !had || h.From != old.Size: // it was made before another one was remembered
-		case h.goesOn(old):
+		case h.GoesOn(old):
 			next := *old
 			next.Size, next.Root, next.Checkpoint = h.Size, h.Root, h.Checkpoint
 			t.putAuditHead(&next)

@@ -16,7 +16,6 @@ import (
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
 	"github.com/quorumkms/quorumkms/rpc"
-	"github.com/quorumkms/quorumkms/rpc/client/trail"
 )
 
 const (
@@ -64,8 +63,7 @@ type alarmsConfig struct {
 // alarmTrail is what alarms need of the audit trail.
 type alarmTrail interface {
 	Record(e audit.Event) error
-	Search(q audit.Query, from uint64) (*audit.Search, error)
-	Position() audit.Position
+	SearchReadable(ctx context.Context, q audit.Query, from uint64, found func(audit.Found) error) (sealed bool, err error)
 	Unsealed() (u audit.Unsealed, ok bool)
 }
 
@@ -347,26 +345,16 @@ func (a *alarms) tellOnce(ctx context.Context) {
 // read is left out: rather twice than never.
 func (a *alarms) before(ctx context.Context) (map[identity]bool, error) {
 	told := map[identity]bool{}
-	for from, last := uint64(1), a.config.Trail.Position().Last; from <= last; {
-		search, err := a.config.Trail.Search(audit.Query{Alarm: audit.AnyAlarm}, from)
-		if err != nil {
-			return nil, err
+	_, err := a.config.Trail.SearchReadable(ctx, audit.Query{Alarm: audit.AnyAlarm}, 1, func(f audit.Found) error {
+		var e audit.Event
+		err := json.Unmarshal(f.Line, &e)
+		if e.Alarm != audit.UseOfDoomedKey { // calls of clients, which may be many
+			told[identityOf(e)] = true
 		}
-		err = search.Run(ctx, last, func(f audit.Found) error {
-			var e audit.Event
-			err := json.Unmarshal(f.Line, &e)
-			if e.Alarm != audit.UseOfDoomedKey { // calls of clients, which may be many
-				told[identityOf(e)] = true
-			}
-			return err
-		}, func(time.Time) error { return nil })
-		if err != nil && !errors.Is(err, trail.ErrSealed) {
-			return nil, err
-		}
-		from = search.Next()
-		if err != nil { // behind the segment that it is
-			from += trail.SegmentRecords - (from-1)%trail.SegmentRecords
-		}
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
 	return told, nil
 }

@@ -45,12 +45,16 @@ type auditServer struct {
 	all     int
 }
 
+// errReaders means: as many streams read this node's trail as may.
+var errReaders = errors.New("too many searches and copies of this node's audit trail are under way")
+
 // reading counts a stream until end is called.
 func (s *auditServer) reading(principal string) (end func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.all >= maxReaders || s.readers[principal] >= maxReadersEach {
-		return nil, fmt.Errorf("%w: the audit trail is being read %d times here, by %s %d times", cluster.ErrBusy, s.all, principal, s.readers[principal])
+		return nil, fmt.Errorf("%w: at most %d at a time, and at most %d of one principal; there are %d, and %d of %s: end one, or ask later",
+			errReaders, maxReaders, maxReadersEach, s.all, s.readers[principal], principal)
 	}
 	if s.readers == nil {
 		s.readers = map[string]int{}

@@ -222,7 +222,7 @@ func (s *peerServer) Join(stream peerpb.PeerService_JoinServer) error {
 	wire := &donorWire{stream: stream, own: s.own}
 	act, err := s.member.HandleJoin(stream.Context(), wire, caller.Name, s.announce)
 	if act != "" {
-		if recorded := s.kms.Event(act, caller.Principal, caller.Name, err); recorded != nil {
+		if recorded := s.kms.Event(act, caller.Principal, caller.Source, caller.Name, err); recorded != nil {
 			err = recorded
 		}
 	}

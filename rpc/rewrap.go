@@ -35,8 +35,12 @@ func (s *clusterServer) StartRewrap(ctx context.Context, r *pb.StartRewrapReques
 		return &pb.StartRewrapResponse{Rewrap: rewrapView(st), IndexToken: kms.IndexToken(st)}
 	}
 	command := &fsm.BeginRewrap{Generation: r.GetGeneration(), Node: s.member.ID()}
+	target := generationTarget(r.GetGeneration())
+	if r.GetNode() != "" {
+		target += " by " + r.GetNode()
+	}
 	return kms.Operate(ctx, s.kms, kms.Operation[*pb.StartRewrapResponse]{
-		Name: "StartRewrap", Target: generationTarget(r.GetGeneration()), Call: call(ctx, r), Params: []any{r.GetGeneration(), r.GetNode()},
+		Name: "StartRewrap", Target: target, Call: call(ctx, r), Params: []any{r.GetGeneration(), r.GetNode()},
 		Check: func() error {
 			if r.GetNode() != "" {
 				m := s.member.State().MemberByName(r.GetNode())

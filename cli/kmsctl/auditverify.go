@@ -160,13 +160,13 @@ func together(cluster string, all []memory) (h trail.Heads, differ []string) {
 				byNode[t.GetRaftId()] = n
 			}
 			other := t.GetRecords() == sizes[n.Node] && n.Checkpoint != "" && !sameTree(n.Identity, []byte(n.Checkpoint), t.GetCheckpoint())
-			if other || !bytes.Equal(n.Identity, t.GetIdentity()) || n.Conflict != "" && len(t.GetConflict()) > 0 && n.Conflict != string(t.GetConflict()) {
+			if other || !bytes.Equal(n.Identity, t.GetIdentity()) || n.Conflict != "" && len(t.GetConflict()) > 0 && !sameTree(n.Identity, []byte(n.Conflict), t.GetConflict()) {
 				differ = append(differ, fmt.Sprintf("%s remembers something else of %s than others do", m.name, t.GetName()))
 			}
 			if t.GetRecords() > sizes[n.Node] {
 				n.Checkpoint, sizes[n.Node] = string(t.GetCheckpoint()), t.GetRecords()
 			}
-			if len(t.GetConflict()) > 0 && n.Conflict == "" {
+			if n.Conflict == "" && signedBy(n, cluster, t.GetConflict()) { // what it has not signed says nothing of it
 				n.Conflict = string(t.GetConflict())
 			}
 			if m.member.GetRaftId() != n.Node { // nobody exempts itself
@@ -179,6 +179,12 @@ func together(cluster string, all []memory) (h trail.Heads, differ []string) {
 	}
 	slices.SortFunc(h.Nodes, func(a, b trail.NodeHead) int { return cmp.Compare(a.Node, b.Node) })
 	return h, differ
+}
+
+// signedBy tells whether a checkpoint is a node's own.
+func signedBy(n *trail.NodeHead, cluster string, note []byte) bool {
+	c, err := trail.OpenCheckpoint(note, n.Identity)
+	return err == nil && c.Node == n.Node && c.Cluster == cluster
 }
 
 // sameTree tells whether two checkpoints are of one tree.
@@ -315,7 +321,7 @@ func (a *app) verifyTrails(ctx context.Context, kms *client.Client, quick bool) 
 			v.Problem = err.Error()
 			gone.add(n.Name, err)
 		}
-		if f := n.Convicted(); v.Finding == nil && f != nil {
+		if f := n.Convicted(); v.Problem != "" && f != nil { // nothing of it is known that shows more
 			v.Finding, v.Problem = f, ""
 		}
 		bad = bad || v.Finding != nil
@@ -336,12 +342,17 @@ func (a *app) verifyNode(ctx context.Context, all []memory, cluster string, n tr
 		if !n.Removed {
 			v.Problem = "it does not answer"
 		}
+		v.Finding = n.Convicted()
 		if c, err := trail.OpenCheckpoint([]byte(n.Checkpoint), n.Identity); err == nil {
 			v.Proved, v.ProvedAt, v.ProvedBy = uint64(c.Size), c.Time, "the cluster" //nolint:gosec // not negative
 		}
 		return v, nil
 	case quick:
-		err := a.verifyQuick(ctx, all[i], n, remembered(all, n), &v)
+		heads := remembered(all, n)
+		if n.Conflict != "" { // if the trail goes on from both, it is none
+			heads = slices.Insert(heads, 0, trail.Head{Note: []byte(n.Conflict), Source: "what the cluster has against it"})
+		}
+		err := a.verifyQuick(ctx, all[i], n, heads, &v)
 		return v, err
 	}
 	err := a.verifyWhole(ctx, all[i], n, remembered(all, n), &v)
@@ -404,7 +415,7 @@ func (a *app) verifyWhole(ctx context.Context, m memory, n trail.NodeHead, heads
 		return err
 	}
 	v.Report, err = trail.Verify(dir, trail.Options{
-		Identity: n.Identity, Node: n.Node, Cluster: v.Cluster, Heads: heads,
+		Identity: n.Identity, Node: n.Node, Cluster: v.Cluster, Heads: heads, Conflict: []byte(n.Conflict),
 		Progress: func(records int64) { a.auditProgress("%s: %d records", n.Name, records) },
 	})
 	if v.Node == "" {

@@ -104,6 +104,12 @@ func (f *fakeAudit) DescribeTrails(_ context.Context, r *quorumkmsv1.DescribeTra
 		if x.wrong(r.GetTenant(), "convicted") {
 			t.Conflict, t.ConflictTime = x.note(3, true), timestamppb.New(fakeEpoch)
 		}
+		if x.wrong(r.GetTenant(), "replayed") { // an earlier one of its own
+			t.Conflict, t.ConflictTime = x.note(1, false), timestamppb.New(fakeEpoch)
+		}
+		if x.wrong(r.GetTenant(), "slandered") {
+			t.Conflict, t.ConflictTime = bytes.Replace(x.note(3, true), []byte("\n3\n"), []byte("\n4\n"), 1), timestamppb.New(fakeEpoch)
+		}
 		out.Trails = append(out.Trails, t)
 	}
 	out.Trails = append(out.Trails, &quorumkmsv1.Trail{RaftId: "raft-n0", Name: "n0", Identity: (*f.all)[0].spki, Removed: true})

@@ -89,7 +89,7 @@ func verifyTrail(c *cobra.Command, dir, file, node string) (r trail.Report, name
 		}
 		return r, "", fmt.Errorf("%s knows no node %.80q: it has %s", file, node, strings.Join(names, ", "))
 	}
-	o := trail.Options{Identity: n.Identity, Node: n.Node, Cluster: heads.Cluster}
+	o := trail.Options{Identity: n.Identity, Node: n.Node, Cluster: heads.Cluster, Conflict: []byte(n.Conflict)}
 	if n.Checkpoint != "" {
 		o.Heads = []trail.Head{{Note: []byte(n.Checkpoint), Source: "the cluster's memory in " + file}}
 	}
@@ -100,9 +100,6 @@ func verifyTrail(c *cobra.Command, dir, file, node string) (r trail.Report, name
 	r, err = trail.Verify(dir, o)
 	if r.Node == "" {
 		r.Node = n.Node
-	}
-	if r.Finding == nil {
-		r.Finding = n.Convicted()
 	}
 	return r, n.Name, err
 }

@@ -126,7 +126,8 @@ func testAuditCalls(ctx context.Context, c *testCluster) {
 				KeyVersion: e.KeyVersion, Previous: e.Previous, CiphertextSHA256: e.CiphertextSHA256, RequestID: e.RequestID, Reason: e.Reason,
 				Name: cmp.Or(names[x.name], x.name), Principal: id(caller), Class: classes[caller], Tenant: "default", DecidedBy: "default policy",
 				KeyID: o.key, Alias: e.Alias, Target: e.Target, Grant: e.Grant, DryRun: o.dry && has(x.request, "dry_run"), Result: audit.Success,
-				Algorithm: e.Algorithm,
+				Algorithm: e.Algorithm, DestinationKeyID: e.DestinationKeyID, DestinationVersion: e.DestinationVersion, DestinationAlias: e.DestinationAlias,
+				DestinationSHA256: e.DestinationSHA256, DestinationDecidedBy: e.DestinationDecidedBy,
 			}
 			switch {
 			case how == "denied":
@@ -151,6 +152,7 @@ func testAuditCalls(ctx context.Context, c *testCluster) {
 				c.t.Errorf("%s, %s:\ngot  %+v\nwant %+v", how, x.name, e, want)
 			}
 			c.checkDetails(how, x, o, e)
+			c.checkRecorded(how+", "+x.name, x.request, e)
 		}
 	}
 }
@@ -229,7 +231,7 @@ func testAuditFailures(ctx context.Context, c *testCluster) {
 		},
 		"a user who administers": {
 			func() { _, _ = user.Keys().DisableKey(ctx, &pb.DisableKeyRequest{KeyId: o.key}) },
-			audit.Event{Name: "DisableKey", Class: "user", Tenant: "default", Result: audit.Denied, Reason: "may not administer"},
+			audit.Event{Name: "DisableKey", Class: "user", Tenant: "default", KeyID: o.key, Result: audit.Denied, Reason: "may not administer"},
 		},
 		"another tenant": {
 			func() { _, _ = user.Keys().ListKeys(ctx, &pb.ListKeysRequest{Tenant: "other"}) },

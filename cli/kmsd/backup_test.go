@@ -92,6 +92,15 @@ func (k kmsctl) runAs(id string, to []*process, args ...string) (output string, 
 	k.c.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+	cmd := k.command(ctx, id, to, args...)
+	out, err := cmd.CombinedOutput()
+	if err != nil && cmd.ProcessState == nil {
+		k.c.t.Fatalf("kmsctl %s: %v", strings.Join(args, " "), err)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
+func (k kmsctl) command(ctx context.Context, id string, to []*process, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, k.path, args...)
 	base := filepath.Join(k.c.certs(), filepath.Base(id))
 	cmd.Env = append(os.Environ(), "KMSCTL_CERT="+base+".crt", "KMSCTL_KEY="+base+".key", "KMSCTL_CA="+filepath.Join(k.c.certs(), transport.DevCACert),
@@ -101,11 +110,7 @@ func (k kmsctl) runAs(id string, to []*process, args ...string) (output string, 
 		addresses = append(addresses, p.client)
 	}
 	cmd.Env = append(cmd.Env, "KMSCTL_ADDRESSES="+strings.Join(addresses, ","))
-	out, err := cmd.CombinedOutput()
-	if err != nil && cmd.ProcessState == nil {
-		k.c.t.Fatalf("kmsctl %s: %v", strings.Join(args, " "), err)
-	}
-	return string(out), cmd.ProcessState.ExitCode()
+	return cmd
 }
 
 // must runs a command that must succeed.

@@ -45,6 +45,7 @@ func TestThreeNodes(t *testing.T) {
 		{"OtherTenant", testOtherTenant},
 		{"PeerListener", testPeerListener},
 		{"AuditCalls", testAuditCalls},
+		{"AuditFields", testAuditFields},
 		{"AuditFailures", testAuditFailures},
 		{"Canaries", testCanaries},
 		{"Minority", testMinority},

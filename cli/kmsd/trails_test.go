@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -10,8 +11,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/quorumkms/quorumkms/hsm/p11"
 	"github.com/quorumkms/quorumkms/node/audit"
@@ -41,6 +46,7 @@ func TestTrails(t *testing.T) {
 		{"who may read what", x.authorised},
 		{"exports are verified offline", x.export},
 		{"verified online", x.verified},
+		{"followed", x.followed},
 		{"a node does not answer", x.stopped},
 		{"files that were changed are named", x.attacked},
 		{"the node refuses them", x.refusesAltered},
@@ -243,6 +249,102 @@ func (x *trails) verified(_ context.Context, c *testCluster) {
 	}
 	if out, code := x.run(c.nodes, "audit", "verify", "--quick"); code != 0 {
 		c.t.Errorf("quick, by an operator: %d: %s", code, out)
+	}
+}
+
+// followed follows the trails of all nodes as a tenant's auditor, until its principal is disabled.
+func (x *trails) followed(ctx context.Context, c *testCluster) {
+	admin := c.dial(acmeAdmin, c.nodes[0])
+	made, err := admin.Keys().CreateKey(ctx, &pb.CreateKeyRequest{})
+	must(c.t, err)
+	key := made.GetKey().GetKeyId()
+	c.level(ctx)
+	tag := func(p *process, value string) {
+		c.t.Helper()
+		must(c.t, second(c.dial(acmeAdmin, p).Keys().TagResource(ctx, &pb.TagResourceRequest{KeyId: key, Tags: []*pb.Tag{{Key: "t", Value: value}}})))
+		c.level(ctx)
+	}
+	for _, p := range c.nodes {
+		tag(p, "before")
+	}
+	tail := x.command(ctx, acmeAuditor, c.nodes, "audit", "tail", "--output", "json", "--since", "24h", "--key-id", key, "--operation", "TagResource")
+	lines, err := tail.StdoutPipe()
+	must(c.t, err)
+	tail.Stderr = tail.Stdout
+	must(c.t, tail.Start())
+	ended := make(chan struct{})
+	var all, nodes []string
+	var mu sync.Mutex
+	var output strings.Builder
+	go func() {
+		defer close(ended)
+		for scanner := bufio.NewScanner(lines); scanner.Scan(); {
+			var e audit.Event
+			mu.Lock()
+			if json.Unmarshal(scanner.Bytes(), &e) == nil {
+				all, nodes = append(all, e.RequestID), append(nodes, strings.SplitN(e.Node, ".", 2)[0])
+			} else {
+				output.WriteString(scanner.Text() + "\n")
+			}
+			mu.Unlock()
+		}
+	}()
+	count := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(all)
+	}
+	c.eventually("what was there comes first", func() bool { return count() == 3 })
+	for i, p := range []*process{c.nodes[2], c.nodes[0], c.nodes[1]} {
+		tag(p, p.name)
+		c.eventually("the record of "+p.name+" comes", func() bool { return count() == 4+i })
+	}
+	mu.Lock()
+	if want := []string{"kms-1", "kms-2", "kms-3", "kms-3", "kms-1", "kms-2"}; !slices.Equal(nodes, want) {
+		c.t.Errorf("followed: records of %v, want %v", nodes, want)
+	}
+	mu.Unlock()
+
+	// One principal has so many streams at a node, of which kmsctl has one, and others have theirs.
+	const each = 8
+	open := func(ctx context.Context, id string) error {
+		conn := c.connect(c.nodes[0].client, c.clientTLS(filepath.Join(c.certs(), filepath.Base(id))))
+		stream, err := pb.NewAuditServiceClient(conn).SearchRecords(ctx, &pb.SearchRecordsRequest{Follow: true})
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		return err
+	}
+	reading, stop := context.WithCancel(ctx)
+	defer stop()
+	for range each - 1 {
+		must(c.t, open(reading, acmeAuditor))
+	}
+	err = open(reading, acmeAuditor)
+	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "at most 8") {
+		c.t.Errorf("one stream too many: %v", err)
+	}
+	must(c.t, open(reading, auditorID))
+	stop()
+	again, end := context.WithCancel(ctx)
+	defer end()
+	c.eventually("their places are free again", func() bool { return open(again, acmeAuditor) == nil })
+
+	// Who is disabled reads no further, at no node.
+	must(c.t, second(admin.Tenants().DisablePrincipal(ctx, &pb.DisablePrincipalRequest{Principal: "spiffe://" + testDomain + acmeAuditor})))
+	c.eventually("the follow ends", func() bool {
+		select {
+		case <-ended:
+			return true
+		default:
+			return false
+		}
+	})
+	err = tail.Wait()
+	mu.Lock()
+	defer mu.Unlock()
+	if err == nil || strings.Count(output.String(), "does not answer") != 3 || !strings.Contains(output.String(), "is disabled") {
+		c.t.Errorf("the follow of who was disabled: %v: %s", err, output.String())
 	}
 }
 

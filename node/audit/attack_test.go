@@ -233,7 +233,7 @@ func TestEveryAttackIsNamed(t *testing.T) {
 			}
 			// The node itself refuses to go on with it, where it is not the same as before.
 			if row.kind != trail.Forged {
-				if l, err := Open(config(dir)); !errors.Is(err, ErrAltered) && !errors.Is(err, trail.ErrTrail) && (err == nil || !strings.Contains(err.Error(), "last record")) {
+				if l, err := Open(config(dir)); !errors.Is(err, ErrAltered) {
 					t.Errorf("opened: %v", err)
 					if err == nil {
 						shut(t, l)
@@ -317,6 +317,83 @@ func TestKeyInHand(t *testing.T) {
 		err := tlog.CheckTree(is[i+1].Proof, to.Size, to.Root, from.Size, from.Root)
 		if (err == nil) != (i < 2) {
 			t.Errorf("from %d to %d: %v", from.Size, to.Size, err)
+		}
+	}
+}
+
+// TestConflictIsJudged: the records tell whether a checkpoint that is held against the node is one
+// of theirs.
+func TestConflictIsJudged(t *testing.T) {
+	by := newIdentity(t)
+	dir, honest := signedTrail(t, by, 57, nil)
+	falseDir, rewritten := signedTrail(t, by, 57, func(i int, e *Event) {
+		if i == 23 {
+			e.Result = Denied
+		}
+	})
+	_, foreign := signedTrail(t, newIdentity(t), 57, nil)
+	for what, row := range map[string]struct {
+		dir        string
+		remembered Head
+		conflict   Head
+		want       trail.Kind
+	}{
+		"one of the trail's own, from before": {dir, honest[4], honest[2], ""},
+		"one of its own, with a false proof":  {dir, honest[2], honest[4], ""},
+		"another key's":                       {dir, honest[2], foreign[5], ""},
+		"of a trail that is not there":        {dir, honest[4], rewritten[3], trail.Rewritten},
+		"the same, and more is remembered":    {dir, honest[5], rewritten[2], trail.Rewritten},
+		"of the trail that is there":          {falseDir, honest[4], rewritten[5], trail.Rewritten},
+	} {
+		o := trail.Options{Identity: by.Identity(), Node: "node-1", Cluster: cluster, Heads: []trail.Head{{Note: row.remembered.Note, Source: "the cluster"}}, Conflict: row.conflict.Note}
+		r, err := trail.Verify(row.dir, o)
+		if err != nil || (r.Finding == nil) != (row.want == "") || row.want != "" && r.Finding.Kind != row.want {
+			t.Errorf("%s: %+v, %v", what, r.Finding, err)
+		}
+	}
+}
+
+// TestWhoAltered: a checkpoint that others remember, between a record that was altered and the
+// node's next one. Without the node's key that one does not agree either.
+func TestWhoAltered(t *testing.T) {
+	by := newIdentity(t)
+	alter := func(i int, e *Event) {
+		if i == 23 {
+			e.Result = Denied
+		}
+	}
+	dir, _ := signedTrail(t, by, 57, nil)
+	_, between := signedTrail(t, by, 25, nil) // the same 25 records
+	falseDir, _ := signedTrail(t, by, 57, alter)
+	remembered := trail.Head{Note: between[2].Note, Source: "the cluster"}
+	all := lines(t, dir)
+	all[22] = replaced(all[22], "SUCCESS", "DENIED")
+	rewrite(t, dir, renumber(t, all, 23, true))
+	cut := t.TempDir()
+	if err := os.CopyFS(cut, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	rewrite(t, cut, lines(t, dir)[:27])
+	alone := t.TempDir()
+	if err := os.CopyFS(alone, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(alone, trail.Name(0, trail.CheckpointsEnd))); err != nil {
+		t.Fatal(err)
+	}
+	for what, row := range map[string]struct {
+		dir         string
+		kind        trail.Kind
+		first, last uint64
+	}{
+		"without the key":              {dir, trail.Altered, 21, 25},
+		"and cut off":                  {cut, trail.Altered, 21, 25},
+		"with the key":                 {falseDir, trail.Rewritten, 1, 25},
+		"the node's word is not there": {alone, trail.Rewritten, 1, 25},
+	} {
+		r, err := trail.Verify(row.dir, trail.Options{Identity: by.Identity(), Heads: []trail.Head{remembered}})
+		if f := r.Finding; err != nil || f == nil || f.Kind != row.kind || f.First != row.first || f.Last != row.last {
+			t.Errorf("%s: %+v, %v", what, r.Finding, err)
 		}
 	}
 }
@@ -430,12 +507,26 @@ func TestSegments(t *testing.T) {
 		t.Fatal(err)
 	}
 	verify(1, 0)
-	l.Kept(trail.SegmentRecords + 5)
-	if err := l.tidy(t.Context()); err != nil {
+	tidy := func(kept int64) {
+		t.Helper()
+		l.Kept(kept)
+		if err := l.tidy(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	young := time.Now().Add(time.Hour)
+	if err := os.Chtimes(filepath.Join(dir, trail.Name(1, trail.CompressedEnd)), young, young); err != nil {
 		t.Fatal(err)
 	}
+	tidy(trail.SegmentRecords + 5)
+	said := int64(l.Position().Last)
 	write(1)
+	verify(1, 0) // the record of it is not remembered yet
+	tidy(said - 1)
+	verify(1, 0)
+	tidy(said)
 	verify(trail.SegmentRecords+1, 0)
+	testRemoved(t, by, dir)
 	if r, err := trail.Verify(dir, trail.Options{Identity: by.Identity(), Heads: []trail.Head{{Note: heads[0].Note}}}); !errors.Is(err, trail.ErrTrail) || !strings.Contains(err.Error(), "get newer heads") {
 		t.Errorf("with a head of removed records alone: %+v, %v", r, err)
 	}
@@ -450,9 +541,167 @@ func TestSegments(t *testing.T) {
 		t.Fatal(err)
 	}
 	verify(trail.SegmentRecords+1, trail.SegmentRecords)
-	if _, err := Open(c); !errors.Is(err, trail.ErrTrail) {
+	if _, err := Open(c); !errors.Is(err, ErrAltered) {
 		t.Errorf("opened with an altered hash: %v", err)
 	}
+}
+
+// testRemoved removes more of a trail whose first segment was removed for its age.
+func testRemoved(t *testing.T, by *identity, from string) {
+	t.Helper()
+	second := func(dir, end string) string { return filepath.Join(dir, trail.Name(1, end)) }
+	forge := func(t *testing.T, dir string) {
+		t.Helper()
+		path := filepath.Join(dir, trail.Name(2, trail.RecordsEnd))
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := bytes.Split(bytes.TrimSuffix(b, []byte("\n")), []byte("\n"))
+		var e Event
+		if err := json.Unmarshal(all[len(all)-1], &e); err != nil {
+			t.Fatal(err)
+		}
+		e = Event{
+			Sequence: e.Sequence + 1, Previous: trail.RecordHash(all[len(all)-1]).String(), Name: trail.RemovalEvent, Class: "node", Result: Success,
+			Target: trail.Segment{Number: 1}.Records(),
+		}
+		line, err := json.Marshal(e)
+		if err == nil {
+			err = os.WriteFile(path, append(append(b, line...), '\n'), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for what, row := range map[string]struct {
+		remove []string
+		forged bool
+		want   string // of a finding
+		opened string // or why not
+	}{
+		"nothing more": {nil, false, "", ""},
+		"its checkpoints, by a removal that was broken off": {[]string{trail.CheckpointsEnd}, false, "", ""},
+		"the next segment":                      {[]string{trail.CompressedEnd, trail.CheckpointsEnd}, false, "no record says", ""},
+		"and a record is added that says so":    {[]string{trail.CompressedEnd, trail.CheckpointsEnd}, true, "nobody has signed it", "which was never signed"},
+		"such a record, and nothing is removed": {nil, true, "", ""},
+	} {
+		t.Run(what, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.CopyFS(dir, os.DirFS(from)); err != nil {
+				t.Fatal(err)
+			}
+			for _, end := range row.remove {
+				if err := os.Remove(second(dir, end)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if row.forged {
+				forge(t, dir)
+			}
+			r, err := trail.Verify(dir, trail.Options{Identity: by.Identity()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			switch f := r.Finding; {
+			case row.want == "" && (f != nil || r.Removal <= 2*trail.SegmentRecords || !strings.Contains(strings.Join(r.Text("kms-1"), "\n"), fmt.Sprintf("record %d says", r.Removal))):
+				t.Errorf("%+v, removed by record %d", f, r.Removal)
+			case row.want != "" && (f == nil || f.Kind != trail.Removed || f.First != 1 || f.Last != 2*trail.SegmentRecords || !strings.Contains(f.Text, row.want)):
+				t.Errorf("found %+v", f)
+			}
+			l, err := Open(config(dir))
+			if err == nil {
+				shut(t, l)
+			}
+			if row.opened != "" && (!errors.Is(err, ErrAltered) || !strings.Contains(err.Error(), row.opened)) || row.opened == "" && err != nil {
+				t.Errorf("opened: %v", err)
+			}
+		})
+	}
+}
+
+// TestRemovedInOrder: a segment that is young enough to stay keeps those behind it.
+func TestRemovedInOrder(t *testing.T) {
+	by, c := newIdentity(t), config(t.TempDir())
+	c.Keep = time.Hour
+	l, err := Open(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2*trail.SegmentRecords + 1 {
+		if err := l.Record(Event{Name: "Encrypt", Result: Success}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := func(n int64) string { return filepath.Join(c.Dir, trail.Name(n, trail.CompressedEnd)) }
+	first := func() uint64 {
+		t.Helper()
+		for range 2 {
+			if err := l.Checkpoint(t.Context(), cluster, by); err != nil {
+				t.Fatal(err)
+			}
+			l.Kept(l.signed.Size)
+			if err := l.tidy(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n, err := l.first()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	first()
+	long := time.Now().Add(-2 * time.Hour)
+	robbed := t.TempDir()
+	if err := os.CopyFS(robbed, os.DirFS(c.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(path(1), long, long); err != nil {
+		t.Fatal(err)
+	}
+	if n := first(); n != 1 {
+		t.Errorf("the second segment is old, the first is not: now the trail begins at record %d", n)
+	}
+	if err := errors.Join(os.Chtimes(path(0), long, long), os.Chtimes(path(1), time.Now(), time.Now())); err != nil {
+		t.Fatal(err)
+	}
+	if n := first(); n != trail.SegmentRecords+1 {
+		t.Errorf("the first is old: the trail begins at record %d", n)
+	}
+	shut(t, l)
+	if l, err = Open(c); err != nil { // and finds the record of the first
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(path(1), long, long); err != nil {
+		t.Fatal(err)
+	}
+	if n := first(); n != 2*trail.SegmentRecords+1 {
+		t.Errorf("both are old: the trail begins at record %d", n)
+	}
+	shut(t, l)
+
+	// Nor is more removed where somebody else has removed the oldest.
+	if err := os.Remove(filepath.Join(robbed, trail.Name(0, trail.CompressedEnd))); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(filepath.Join(robbed, trail.Name(1, trail.CompressedEnd)), long, long); err != nil {
+		t.Fatal(err)
+	}
+	c.Dir = robbed
+	if l, err = Open(c); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		l.Kept(int64(l.Position().Last))
+		if err := l.tidy(t.Context()); !errors.Is(err, ErrAltered) || !strings.Contains(err.Error(), "the records up to 65536 are missing") {
+			t.Errorf("behind records that somebody else removed: %v", err)
+		}
+	}
+	if n, err := l.first(); n != trail.SegmentRecords+1 || err != nil {
+		t.Errorf("the trail begins at record %d, %v", n, err)
+	}
+	shut(t, l)
 }
 
 // TestAdopted: the trail of the first release goes on.

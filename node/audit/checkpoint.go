@@ -99,34 +99,58 @@ func (l *Log) Snapshot() *trail.Tree {
 	return l.tree.Clone()
 }
 
-// newest reads the checkpoint that this node made last, and compares the tree with it. Its
-// signature is not verified here: that nobody has altered it is for who verifies the trail.
-func (l *Log) newest() error {
+// newest is the checkpoint that this node made last, as its files have it.
+type newest struct {
+	checkpoint trail.Checkpoint
+	note       []byte           // nil: there is none
+	torn       map[string]int64 // files, and what of them is whole: a crash has left the rest
+	wrong      error            // what follows the last checkpoint is none
+}
+
+// findNewest reads it. Its signature is not verified here: that nobody has altered it is for who
+// verifies the trail.
+func (l *Log) findNewest() (n newest, err error) {
 	files, err := filepath.Glob(l.path("*" + trail.CheckpointsEnd))
 	if err != nil {
-		return err
+		return n, err
 	}
 	slices.Sort(files)
+	n.torn = map[string]int64{}
 	for _, file := range slices.Backward(files) {
 		b, err := os.ReadFile(file)
 		if err != nil {
-			return err
+			return n, err
 		}
-		c, note, whole, err := trail.LastCheckpoint(b)
-		if err != nil {
-			return fmt.Errorf("%w: %s: %w", ErrAltered, file, err)
+		c, note, whole, wrong := trail.LastCheckpoint(b)
+		if wrong != nil {
+			n.wrong = fmt.Errorf("%s: %w", file, wrong)
 		}
-		if whole < len(b) { // torn by a crash
-			if err := os.Truncate(file, int64(whole)); err != nil {
-				return err
-			}
+		if whole < len(b) {
+			n.torn[file] = int64(whole)
 		}
-		if note == nil {
-			continue
+		if note != nil {
+			n.checkpoint, n.note = c, note
+			return n, nil
 		}
-		if c.Size > l.tree.Size() {
-			return fmt.Errorf("%w: it ends at record %d, and the node has signed %d", ErrAltered, l.tree.Size(), c.Size)
+	}
+	return n, nil
+}
+
+// takeNewest compares the tree with the newest checkpoint. What a loss of power has left behind
+// it in its file is cut off then; without one that the tree agrees with nobody knows what it was.
+func (l *Log) takeNewest(n newest, there *trail.Loaded) error {
+	c := n.checkpoint
+	if n.note == nil && n.wrong != nil {
+		return fmt.Errorf("%w: %w", ErrAltered, n.wrong)
+	}
+	if size := l.tree.Size(); c.Size > size {
+		err := fmt.Errorf("%w: it ends at record %d, and the node has signed %d", ErrAltered, size, c.Size)
+		if there.Wrong != nil {
+			err = fmt.Errorf("%w: %w", err, there.Wrong)
 		}
+		return err
+	}
+	if n.note != nil {
 		root, err := tlog.TreeHash(c.Size, l.tree)
 		if err != nil {
 			return err
@@ -134,9 +158,16 @@ func (l *Log) newest() error {
 		if root != c.Root {
 			return fmt.Errorf("%w: the first %d records are not those that the node has signed; kmsd audit verify names the first", ErrAltered, c.Size)
 		}
-		l.signed, l.note = c, note
-		return nil
 	}
+	for file, whole := range n.torn {
+		if n.wrong != nil {
+			l.config.Log.Warn("what a loss of power has left of a checkpoint of the audit trail is cut off", "file", file, "at", whole, "error", n.wrong)
+		}
+		if err := os.Truncate(file, whole); err != nil {
+			return err
+		}
+	}
+	l.signed, l.note = c, n.note
 	return nil
 }
 
@@ -153,6 +184,9 @@ func appendTo(path string, b []byte) error {
 		if err != nil { // half of one would spoil the next
 			err = errors.Join(err, f.Truncate(info.Size()))
 		}
+	}
+	if err == nil && info.Size() == 0 {
+		err = syncDir(filepath.Dir(path))
 	}
 	return errors.Join(err, f.Close())
 }

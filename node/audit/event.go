@@ -67,15 +67,23 @@ type Event struct {
 	Alias            string            `json:"alias,omitempty"`
 	Context          map[string]string `json:"encryptionContext,omitempty"`
 	CiphertextSHA256 string            `json:"ciphertextSha256,omitempty"`
-	Algorithm        string            `json:"algorithm,omitempty"` // as it was named
-	Target           string            `json:"target,omitempty"`    // of calls that are about no key: a node, a tenant
-	Grant            string            `json:"grantId,omitempty"`
-	Alarm            Alarm             `json:"alarm,omitempty"`
-	DryRun           bool              `json:"dryRun,omitempty"`
-	DecidedBy        string            `json:"decidedBy,omitempty"` // the rule that allowed or denied
-	Result           Result            `json:"result"`
-	Reason           string            `json:"reason,omitempty"`
-	StateIndex       uint64            `json:"stateIndex"` // of the state it was decided on
+	// Of ReEncrypt: what the ciphertext was moved to. The fields above are of its source.
+	DestinationKeyID     string            `json:"destinationKeyId,omitempty"`
+	DestinationVersion   uint32            `json:"destinationKeyVersion,omitempty"`
+	DestinationAlias     string            `json:"destinationAlias,omitempty"`
+	DestinationContext   map[string]string `json:"destinationEncryptionContext,omitempty"`
+	DestinationSHA256    string            `json:"destinationCiphertextSha256,omitempty"`
+	DestinationDecidedBy string            `json:"destinationDecidedBy,omitempty"`
+
+	Algorithm  string `json:"algorithm,omitempty"` // as it was named
+	Target     string `json:"target,omitempty"`    // of calls that are about no key: a node, a tenant
+	Grant      string `json:"grantId,omitempty"`
+	Alarm      Alarm  `json:"alarm,omitempty"`
+	DryRun     bool   `json:"dryRun,omitempty"`
+	DecidedBy  string `json:"decidedBy,omitempty"` // the rule that allowed or denied
+	Result     Result `json:"result"`
+	Reason     string `json:"reason,omitempty"`
+	StateIndex uint64 `json:"stateIndex"` // of the state it was decided on
 	// Unrecorded is how many calls were refused since the last record without one of their
 	// own, because their principals were refused too often.
 	Unrecorded uint64 `json:"unrecordedRefusals,omitempty"`

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -20,8 +21,8 @@ import (
 // answered.
 var ErrUnavailable = errors.New("audit record cannot be written")
 
-// ErrAltered means: the records on the disk are not those that this node has signed.
-var ErrAltered = errors.New("audit trail was altered")
+// ErrAltered means: the records on the disk are not those that this node has signed, or no trail.
+var ErrAltered = errors.New("audit trail was altered, or is damaged")
 
 // ErrMoved means: the trail's files were changed while they were read.
 var ErrMoved = errors.New("audit trail has moved on")
@@ -84,9 +85,10 @@ type Log struct {
 	signed  trail.Checkpoint
 	note    []byte // of signed
 
-	tidying   sync.Mutex    // one at a time; guards what follows
-	sealAgain time.Time     // not before
-	sealPause time.Duration // after the last failure
+	tidying   sync.Mutex       // one at a time; guards what follows
+	removals  map[int64]uint64 // segments whose removal is recorded, and by which record at the latest
+	sealAgain time.Time        // not before
+	sealPause time.Duration    // after the last failure
 
 	unsealedMu sync.Mutex
 	unsealed   Unsealed
@@ -95,13 +97,14 @@ type Log struct {
 	firsts   map[int64]moment // of segments' first records, as far as they were asked for
 }
 
-// Open opens the trail and goes on with its sequence. A record that was torn by a crash is
-// cut off, and a record says so. ErrAltered if it is not what this node signed last.
+// Open opens the trail and goes on with its sequence. What a crash or a loss of power has left
+// behind the last record of the chain is cut off, and a record says so. ErrAltered if the trail is
+// not what this node signed last.
 func Open(c Config) (*Log, error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("audit directory: %w", err)
 	}
-	l := &Log{config: c, node: c.Node, observer: nobody{}, wanted: make(chan struct{}, 1), stop: make(chan struct{}), stopTidy: make(chan struct{}), firsts: map[int64]moment{}}
+	l := &Log{config: c, node: c.Node, observer: nobody{}, wanted: make(chan struct{}, 1), stop: make(chan struct{}), stopTidy: make(chan struct{}), firsts: map[int64]moment{}, removals: map[int64]uint64{}}
 	l.moved = sync.NewCond(&l.mu)
 	if err := l.recover(); err != nil {
 		return nil, fmt.Errorf("audit trail in %s: %w", c.Dir, err)
@@ -111,20 +114,31 @@ func Open(c Config) (*Log, error) {
 	return l, nil
 }
 
-// recover makes the tree of what is there, and cuts off what follows the last whole record.
+// recover makes the tree of what is there, and cuts off what follows the last record of the chain.
 func (l *Log) recover() error {
-	if err := l.adopt(); err != nil {
+	adopted, err := l.adopt()
+	if err != nil {
 		return err
 	}
-	there, err := trail.Load(l.config.Dir, l.config.Opener)
+	newest, err := l.findNewest()
+	if err != nil {
+		return err
+	}
+	there, err := trail.Load(l.config.Dir, newest.checkpoint.Size, l.config.Opener)
+	if _, is := errors.AsType[*fs.PathError](err); err != nil && !is { // it can be read, and is no trail
+		return fmt.Errorf("%w: %w", ErrAltered, err)
+	}
 	if err != nil {
 		return err
 	}
 	l.tree = there.Tree
-	if err := l.newest(); err != nil {
+	if err := l.takeNewest(newest, there); err != nil {
 		return err
 	}
-	if err := l.keepAbove(there.Above); err != nil {
+	if there.Wrong != nil && adopted { // no loss of power: it has just been written
+		return fmt.Errorf("%w: behind record %d: %w", ErrAltered, l.sequence(), there.Wrong)
+	}
+	if err := l.keepAbove(0); err != nil { // all of them, see again
 		return err
 	}
 	if there.Last != nil {
@@ -143,10 +157,13 @@ func (l *Log) recover() error {
 	if err != nil || there.Torn == 0 {
 		return err
 	}
-	err = l.Record(Event{
-		Name: "AuditTrailRecovered", Principal: l.node, Class: "node", Result: Success,
-		Reason: fmt.Sprintf("%d bytes of a torn record were cut off", there.Torn),
-	})
+	why := "a torn record"
+	if there.Wrong != nil {
+		why = there.Wrong.Error()
+	}
+	cut := fmt.Sprintf("%d bytes behind record %d were cut off: %s", there.Torn, l.sequence(), why)
+	l.config.Log.Warn("the audit trail was not whole after a crash or a loss of power, and goes on: " + cut)
+	err = l.Record(Event{Name: "AuditTrailRecovered", Principal: l.node, Class: "node", Result: Success, Reason: cut})
 	if err != nil {
 		return errors.Join(err, l.file.Close())
 	}
@@ -179,7 +196,10 @@ func (l *Log) resume(there *trail.Loaded) error {
 	if there.Torn > 0 {
 		err = f.Truncate(there.Whole)
 	}
-	if err = errors.Join(err, f.Sync()); err != nil { // what is signed must be on the disk
+	if err == nil {
+		err = again(there.Active.Path, there.Sure, there.Whole)
+	}
+	if err = errors.Join(err, f.Sync(), syncDir(l.config.Dir)); err != nil { // what is signed must be on the disk
 		return errors.Join(err, f.Close())
 	}
 	l.file = f
@@ -190,11 +210,34 @@ func (l *Log) resume(there *trail.Loaded) error {
 	return nil
 }
 
+// again writes a part of a file once more as it stands. After a sync that failed, in an earlier
+// life of this process, what is read may be in the memory of the kernel alone, which takes it for
+// written: no other sync would bring it to the disk.
+func again(path string, from, to int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	chunk := make([]byte, fileChunk)
+	for from < to && err == nil {
+		n := min(to-from, fileChunk)
+		if _, err = f.ReadAt(chunk[:n], from); err == nil {
+			_, err = f.WriteAt(chunk[:n], from)
+		}
+		from += n
+	}
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
 func (l *Log) segmentIsFull() bool {
 	return l.tree.Size() > 0 && l.tree.Size()%trail.SegmentRecords == 0 && l.tree.Filling()
 }
 
-// turn ends a full segment and begins the next.
+// turn ends a full segment and begins the next. All calls wait for it: four small writes to the
+// disk, once in 65,536 records, of which the sync loop has left what came in the last moment. To
+// begin the next file first, and to sync the full one beside the calls, would leave two unsynced
+// files after a loss of power, and a tree to be taken back across their border: recovering
+// would be harder to get right than the wait is worth.
 func (l *Log) turn() error {
 	if err := errors.Join(l.file.Sync(), l.file.Close()); err != nil {
 		return err
@@ -297,18 +340,21 @@ func (l *Log) await(sequence uint64) error {
 // encode puts a record into the buffer; what callers made too long is clipped.
 func (l *Log) encode(e *Event) error {
 	for _, field := range []*string{
-		&e.Name, &e.RequestID, &e.Principal, &e.Tenant, &e.Source, &e.KeyID, &e.Alias, &e.Target, &e.DecidedBy, &e.Reason,
+		&e.Name, &e.RequestID, &e.Principal, &e.Tenant, &e.Source, &e.KeyID, &e.Alias, &e.Target, &e.Grant, &e.DecidedBy, &e.Reason,
+		&e.DestinationKeyID, &e.DestinationAlias, &e.DestinationDecidedBy,
 	} {
 		if len(*field) > maxField {
 			*field = strings.ToValidUTF8((*field)[:maxField], "") + "… (clipped)"
 		}
 	}
-	size := 0
-	for k, v := range e.Context {
-		size += len(k) + len(v)
-	}
-	if size > maxContext {
-		e.Context = map[string]string{"(clipped)": fmt.Sprintf("%d pairs, %d bytes", len(e.Context), size)}
+	for _, pairs := range []*map[string]string{&e.Context, &e.DestinationContext} {
+		size := 0
+		for k, v := range *pairs {
+			size += len(k) + len(v)
+		}
+		if size > maxContext {
+			*pairs = map[string]string{"(clipped)": fmt.Sprintf("%d pairs, %d bytes", len(*pairs), size)}
+		}
 	}
 	l.buf.Reset()
 	return json.NewEncoder(&l.buf).Encode(e)

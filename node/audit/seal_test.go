@@ -648,15 +648,50 @@ func TestSealedPruned(t *testing.T) {
 	defer shut(t, l)
 	l.Kept(sealableRecords)
 	tidied(t, l)
-	if got := forms(t, dir); !slices.Equal(got, []string{"2.records"}) {
-		t.Errorf("%v", got)
-	}
 	if err := l.Checkpoint(t.Context(), cluster, sealable.by); err != nil {
 		t.Fatal(err)
+	}
+	l.Kept(int64(l.Position().Last))
+	tidied(t, l)
+	if got := forms(t, dir); !slices.Equal(got, []string{"2.records"}) {
+		t.Errorf("%v", got)
 	}
 	if r := verified(t, dir, sealable.head); r.Finding != nil || r.First != 2*trail.SegmentRecords+1 || r.Last != sealableRecords+2 || r.Sealed != nil {
 		t.Errorf("%+v, %+v", r, r.Finding)
 	}
+}
+
+// TestSealedRemoval: whether a record says that the oldest segment was removed may stand in one that
+// is sealed. Verification says so, and so does the record of the next removal, unless it can be read.
+func TestSealedRemoval(t *testing.T) {
+	dir, v := sealedTrail(t)
+	for _, end := range []string{trail.SealedEnd, trail.CheckpointsEnd} {
+		if err := os.Remove(filepath.Join(dir, trail.Name(0, end))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := verified(t, dir, sealable.head)
+	if text := strings.Join(r.Text("n"), "\n"); r.Finding != nil || r.First != trail.SegmentRecords+1 || !strings.Contains(text, "may be among those that are sealed") {
+		t.Errorf("%+v: %s", r.Finding, text)
+	}
+	l, told := sealing(t, dir, v, func(c *Config) { c.Keep = time.Nanosecond })
+	l.Kept(sealableRecords)
+	if err := l.tidy(t.Context()); !errors.Is(err, ErrAltered) || !strings.Contains(err.Error(), "no record says that this node removed them") {
+		t.Errorf("it can be read: %v\n%s", err, told)
+	}
+	v.breaks(errKey)
+	tidied(t, l)
+	var reasons []string
+	if _, err := l.SearchReadable(t.Context(), Query{Name: trail.RemovalEvent}, 1, func(f Found) error {
+		reasons = append(reasons, string(f.Line))
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if len(reasons) != 1 || !strings.Contains(reasons[0], "those up to 65536 may stand in sealed records, which cannot be read") {
+		t.Errorf("it cannot be read: %v", reasons)
+	}
+	shut(t, l)
 }
 
 // onlyFile is a directory as if it had one file.

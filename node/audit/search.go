@@ -32,7 +32,7 @@ const (
 // Query says which records are wanted. What is empty fits any.
 type Query struct {
 	Tenant    string
-	Key       string // id, or the alias that it was named by
+	Key       string // id, or the alias that it was named by; also a destination
 	Principal string
 	Name      string // eventName
 	Result    string
@@ -59,6 +59,8 @@ type fields struct {
 	Tenant    string    `json:"tenant"`
 	Key       string    `json:"keyId"`
 	Alias     string    `json:"alias"`
+	ToKey     string    `json:"destinationKeyId"`
+	ToAlias   string    `json:"destinationAlias"`
 	Alarm     string    `json:"alarm"`
 	Result    string    `json:"result"`
 }
@@ -66,7 +68,7 @@ type fields struct {
 func (q Query) fits(f fields) bool {
 	is := func(want, got string) bool { return want == "" || want == got }
 	return is(q.Tenant, f.Tenant) && is(q.Principal, f.Principal) && is(q.Name, f.Name) && is(q.Result, f.Result) && is(q.Request, f.Request) &&
-		(is(q.Key, f.Key) || q.Key == f.Alias) && (is(q.Alarm, f.Alarm) || q.Alarm == AnyAlarm && f.Alarm != "") &&
+		(is(q.Key, f.Key) || q.Key == f.Alias || q.Key == f.ToKey || q.Key == f.ToAlias) && (is(q.Alarm, f.Alarm) || q.Alarm == AnyAlarm && f.Alarm != "") &&
 		(q.Since.IsZero() || !f.Time.Before(q.Since)) && (q.Until.IsZero() || f.Time.Before(q.Until))
 }
 
@@ -112,6 +114,26 @@ func (l *Log) first() (uint64, error) {
 		return 1, err
 	}
 	return segments[0].First(), nil
+}
+
+// SearchReadable calls found with each record that the query is of, from a sequence number on up to
+// the last. Those that are sealed and cannot be read are left out: then sealed is true.
+func (l *Log) SearchReadable(ctx context.Context, q Query, from uint64, found func(Found) error) (sealed bool, err error) {
+	for last := l.Position().Last; from <= last; {
+		search, err := l.Search(q, from)
+		if err != nil {
+			return sealed, err
+		}
+		err = search.Run(ctx, last, found, func(time.Time) error { return nil })
+		switch from = search.Next(); {
+		case errors.Is(err, trail.ErrSealed):
+			sealed = true
+			from += trail.SegmentRecords - (from-1)%trail.SegmentRecords // behind the segment
+		case err != nil:
+			return sealed, err
+		}
+	}
+	return sealed, nil
 }
 
 // Next is the sequence number of the record that is read next.
@@ -317,6 +339,10 @@ func Prove(c trail.Checkpoint, sequence uint64, tree *trail.Tree) ([]trail.Hash,
 // their key can be used. What is signed while they are read is not in them without its records: checkpoints come first.
 // Segments that end before a record are left out.
 func (l *Log) Files(ctx context.Context, from uint64, begin func(name string) error, data func([]byte) error) error {
+	oldest, err := l.first()
+	if err != nil {
+		return err
+	}
 	notes, err := filepath.Glob(l.path("*" + trail.CheckpointsEnd))
 	if err != nil {
 		return err
@@ -342,6 +368,9 @@ func (l *Log) Files(ctx context.Context, from uint64, begin func(name string) er
 	segments, err := trail.Segments(l.config.Dir)
 	if err != nil {
 		return err
+	}
+	if len(segments) > 0 && segments[0].First() != oldest { // the checkpoint of the record of that may be missing
+		return fmt.Errorf("%w: segment %d was removed while checkpoints were read: begin again", ErrMoved, segments[0].Number-1)
 	}
 	for _, s := range segments {
 		if outside(s.Path) {

@@ -44,7 +44,7 @@ func TestSearchFilters(t *testing.T) {
 		{Name: "Encrypt", Tenant: "acme", KeyID: "k1", Principal: "p1", Result: Success},
 		{Name: "Decrypt", Tenant: "acme", KeyID: "k1", Alias: "alias/a&b", Principal: "p2", Result: Denied, Reason: "acme"},
 		{Name: "Encrypt", Tenant: "globex", KeyID: "k2", Principal: "p1", Result: Success, RequestID: "r1"},
-		{Name: "Decrypt", Principal: "p1", Result: Failed, Alarm: UseOfDoomedKey, Target: "acme"},
+		{Name: "Decrypt", Principal: "p1", Result: Failed, Alarm: UseOfDoomedKey, Target: "acme", DestinationKeyID: "k4", DestinationAlias: "alias/to"},
 	} {
 		if err := l.Record(e); err != nil {
 			t.Fatal(err)
@@ -60,6 +60,8 @@ func TestSearchFilters(t *testing.T) {
 		"from":                    {Query{}, 3, []uint64{3, 4}},
 		"tenant, not its name":    {Query{Tenant: "acme"}, 0, []uint64{1, 2}},
 		"key":                     {Query{Key: "k1"}, 0, []uint64{1, 2}},
+		"a destination":           {Query{Key: "k4"}, 0, []uint64{4}},
+		"its alias":               {Query{Key: "alias/to"}, 0, []uint64{4}},
 		"alias":                   {Query{Key: "alias/a&b"}, 0, []uint64{2}},
 		"principal and operation": {Query{Principal: "p1", Name: "Encrypt"}, 0, []uint64{1, 3}},
 		"result":                  {Query{Result: "DENIED"}, 0, []uint64{2}},

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"compress/gzip"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -69,17 +70,19 @@ func (l *Log) tidy(ctx context.Context) error {
 	current, remembered := l.segment(), l.remembered
 	l.mu.Unlock()
 	var errs []error
+	old, oldest := true, true // so are all before it; none before it stays
 	for _, s := range segments {
 		if s.Number >= current {
 			break
 		}
-		if l.config.Keep > 0 && (s.Number+1)*trail.SegmentRecords <= remembered {
-			info, err := os.Stat(s.Path)
-			if err == nil && l.config.Now().Sub(info.ModTime()) > l.config.Keep {
-				errs = append(errs, l.prune(s))
+		if old = old && l.old(s, remembered); old {
+			gone, err := l.prune(ctx, s, remembered, oldest)
+			errs = append(errs, err)
+			if gone {
 				continue
 			}
 		}
+		oldest = false
 		if strings.HasSuffix(s.Path, trail.RecordsEnd) {
 			errs = append(errs, l.compress(s), l.thin(s))
 		}
@@ -87,19 +90,49 @@ func (l *Log) tidy(ctx context.Context) error {
 	return errors.Join(append(errs, l.seal(ctx, remembered))...)
 }
 
-// prune removes a segment: its first record says so.
-func (l *Log) prune(s trail.Segment) error {
-	err := l.Record(Event{
-		Name: "AuditSegmentRemoved", Principal: l.config.Node, Class: "node", Result: Success, Durable: true,
-		Target: fmt.Sprintf("records %d to %d", s.First(), s.First()+trail.SegmentRecords-1), Reason: "they are older than audit.keep",
-	})
-	if err != nil {
-		return err
+// old tells whether a segment need not be kept.
+func (l *Log) old(s trail.Segment, remembered int64) bool {
+	if l.config.Keep == 0 || (s.Number+1)*trail.SegmentRecords > remembered {
+		return false
+	}
+	info, err := os.Stat(s.Path)
+	return err == nil && l.config.Now().Sub(info.ModTime()) > l.config.Keep
+}
+
+// prune records that a segment is to be removed, and removes the oldest once others remember a
+// trail with that record: who finds the segment missing finds the record, signed.
+// trail.RemovalEvent says why it is always there. After a restart in between there is another one.
+func (l *Log) prune(ctx context.Context, s trail.Segment, remembered int64, oldest bool) (gone bool, err error) {
+	reason := "they are older than audit.keep"
+	if oldest {
+		unsure, err := l.accounted(ctx, s)
+		if err != nil {
+			return false, err
+		}
+		if unsure {
+			reason += fmt.Sprintf("; that this node removed those up to %d may stand in sealed records, which cannot be read", s.First()-1)
+		}
+	}
+	if l.removals[s.Number] == 0 {
+		err := l.Record(Event{
+			Name: trail.RemovalEvent, Principal: l.config.Node, Class: "node", Result: Success, Durable: true,
+			Target: s.Records(), Reason: reason,
+		})
+		if err != nil {
+			return false, err
+		}
+		l.removals[s.Number] = l.Position().Last
+	}
+	if !oldest || uint64(remembered) < l.removals[s.Number] { //nolint:gosec // not negative
+		return false, nil
 	}
 	if err := os.Remove(l.path(trail.Name(s.Number, trail.CheckpointsEnd))); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+		return false, err
 	}
-	return l.remove(s.Number, trail.RecordsEnd, trail.CompressedEnd, trail.SealedEnd)
+	if err := l.remove(s.Number, trail.RecordsEnd, trail.CompressedEnd, trail.SealedEnd); err != nil {
+		return false, err
+	}
+	return true, syncDir(l.config.Dir)
 }
 
 // remove removes those forms of a segment's file that are there.
@@ -110,6 +143,34 @@ func (l *Log) remove(segment int64, ends ...string) error {
 		}
 	}
 	return nil
+}
+
+// accounted looks for the record that says that what came before the first segment was removed.
+// Without it somebody else did: that must not be covered up by removing more. If it may be among
+// sealed records that cannot be read, unsure is true: a key that is gone for good must not fill the
+// disk.
+func (l *Log) accounted(ctx context.Context, first trail.Segment) (unsure bool, err error) {
+	before := trail.Segment{Number: first.Number - 1}
+	if first.Number == 0 || l.removals[before.Number] > 0 {
+		return false, nil
+	}
+	unsure, err = l.SearchReadable(ctx, Query{Name: trail.RemovalEvent}, first.First(), func(f Found) error {
+		var e Event
+		if err := json.Unmarshal(f.Line, &e); err != nil {
+			return err
+		}
+		if e.Class == "node" && e.Target == before.Records() {
+			l.removals[before.Number] = f.Sequence
+		}
+		return nil
+	})
+	if l.removals[before.Number] > 0 {
+		unsure = false
+	}
+	if err == nil && !unsure && l.removals[before.Number] == 0 {
+		err = fmt.Errorf("%w: the records up to %d are missing, and no record says that this node removed them: no more are removed; kmsctl audit verify", ErrAltered, first.First()-1)
+	}
+	return unsure, err
 }
 
 // compress replaces the file of a whole segment, which keeps the time of its last record.
@@ -183,26 +244,26 @@ func Replace(path string, mode os.FileMode, write func(io.Writer) error) error {
 // adopt makes segments of the trail that the first release has written: one file of records
 // that do not name the one before them. Their sequence goes on. Where the trail has its
 // present form already, that release was started again, which leaves an empty file at least.
-func (l *Log) adopt() error {
+func (l *Log) adopt() (adopted bool, err error) {
 	earlier := l.path(earlierFile)
 	if _, err := os.Stat(l.path(trail.HashesFile)); err == nil {
 		info, err := os.Stat(earlier)
 		switch {
 		case errors.Is(err, os.ErrNotExist):
-			return nil
+			return false, nil
 		case err != nil:
-			return err
+			return false, err
 		case info.Size() > 0:
-			return fmt.Errorf("%s was written by an earlier release beside the trail: keep it elsewhere, and start the node again", earlier)
+			return false, fmt.Errorf("%s was written by an earlier release beside the trail: keep it elsewhere, and start the node again", earlier)
 		}
-		return os.Remove(earlier)
+		return false, os.Remove(earlier)
 	}
 	f, err := os.Open(earlier)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer f.Close() //nolint:errcheck // only read
 	var lines [][]byte
@@ -227,12 +288,12 @@ func (l *Log) adopt() error {
 		return true, nil
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	if len(lines) > 0 || segment == 0 {
 		if err := flush(); err != nil {
-			return err
+			return false, err
 		}
 	}
-	return os.Remove(earlier) // what it had is on the disk elsewhere
+	return true, os.Remove(earlier) // what it had is on the disk elsewhere
 }

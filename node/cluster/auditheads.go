@@ -64,6 +64,27 @@ func opened(m *fsm.Member, s *fsm.State, h *AuditHead) (fsm.NextAuditHead, error
 	return next, err
 }
 
+// recordable is nil for a checkpoint that goes on from what is remembered, and for one that convicts
+// its node. One that does neither, such as one from before, would be held against the node for ever.
+func recordable(m *fsm.Member, old *fsm.AuditHead, h fsm.NextAuditHead) error {
+	if h.GoesOn(old) {
+		return nil
+	}
+	next, err := trail.OpenCheckpoint(h.Checkpoint, m.Identity)
+	if err != nil {
+		return err
+	}
+	was, err := trail.OpenCheckpoint(old.Checkpoint, m.Identity)
+	if err != nil {
+		return fmt.Errorf("the one that is remembered: %w", err)
+	}
+	if !next.Convicts(was) {
+		return fmt.Errorf("%w: of %d records, signed at %s, it neither goes on from the one of %d records, signed at %s, nor was it signed later",
+			trail.ErrCheckpoint, next.Size, next.Time.Format(time.RFC3339), was.Size, was.Time.Format(time.RFC3339))
+	}
+	return nil
+}
+
 // headsLoop puts checkpoints into the log while this node leads.
 func (e *engine) headsLoop() {
 	tick := time.NewTicker(headsEvery)
@@ -91,11 +112,19 @@ func (e *engine) recordHeads() error {
 	command := new(fsm.RecordAuditHeads)
 	s := e.machine.State()
 	for id, h := range heads {
-		if m, ok := s.Member(id); !ok || !m.Alive() {
+		m, ok := s.Member(id)
+		if !ok || !m.Alive() {
 			continue
 		}
-		if old, ok := s.AuditHead(id); ok && old.Size != h.From || !ok && h.From != 0 {
+		old, ok := s.AuditHead(id)
+		if ok && old.Size != h.From || !ok && h.From != 0 {
 			continue // another one has been recorded since
+		}
+		if ok {
+			if err := recordable(m, old, h); err != nil {
+				e.log.Warn("a node's audit checkpoint was not recorded", "node_id", id, "error", err)
+				continue
+			}
 		}
 		command.Heads = append(command.Heads, h)
 	}

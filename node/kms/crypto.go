@@ -212,6 +212,7 @@ type sealContext struct {
 // sealCall is what all calls that make a new ciphertext have in common.
 func (s *Service) sealCall(ctx context.Context, c Call, e audit.Event, key string, pairs []Pair, work func(context.Context, sealContext) (Sealed, error)) (Sealed, error) {
 	e.Context = contextMap(pairs)
+	nameKey(&e, key)
 	h, err := contextHash(pairs)
 	if err != nil {
 		return Sealed{}, s.refuse(e, early{err})
@@ -277,6 +278,7 @@ func (s *Service) Decrypt(ctx context.Context, c Call, blob []byte, key string, 
 	if err != nil {
 		return Opened{}, s.refuse(e, early{err})
 	}
+	nameKey(&e, key)
 	e.KeyID, e.KeyVersion = header.key.String(), header.version
 	st, err := s.enter(ctx, c, &e)
 	if err != nil {
@@ -308,10 +310,13 @@ type ReEncryption struct {
 func (s *Service) ReEncrypt(ctx context.Context, c Call, r ReEncryption) (Moved, error) {
 	e := begin("ReEncrypt", c)
 	e.Context, e.CiphertextSHA256 = contextMap(r.SourceContext), digest(r.Ciphertext)
+	e.DestinationContext = contextMap(r.DestinationContext)
+	nameDestination(&e, r.DestinationKey)
 	header, h, err := parseSource(r.Ciphertext, r.SourceContext)
 	if err != nil {
 		return Moved{}, s.refuse(e, early{err})
 	}
+	nameKey(&e, r.SourceKey)
 	e.KeyID, e.KeyVersion = header.key.String(), header.version
 	to, err := contextHash(r.DestinationContext)
 	if err != nil {
@@ -323,8 +328,8 @@ func (s *Service) ReEncrypt(ctx context.Context, c Call, r ReEncryption) (Moved,
 	}
 	src, dst, err := s.findMove(st, c, r, header, h)
 	src.describe(&e)
-	if dst.key != nil {
-		e.Target = dst.arn(st)
+	if dst.service != nil {
+		dst.describeDestination(&e, st)
 	}
 	if err != nil {
 		failed := src.target
@@ -336,7 +341,7 @@ func (s *Service) ReEncrypt(ctx context.Context, c Call, r ReEncryption) (Moved,
 	authorise := func(st *fsm.State) error { return errors.Join(src.authorise(st), dst.authorise(st)) }
 	return through(ctx, s, c, e, authorise, func(ctx context.Context) (Moved, error) {
 		return s.move(ctx, st, src, dst, to, r.Ciphertext)
-	}, func(Moved) {}, func(Moved, *audit.Event) {}, src.target, dst)
+	}, func(Moved) {}, func(r Moved, e *audit.Event) { e.DestinationSHA256 = digest(r.Ciphertext) }, src.target, dst)
 }
 
 // findMove finds both keys of a ReEncrypt.

@@ -25,7 +25,7 @@ type Explanation struct {
 
 // ExplainPolicy tells how a call of a principal would be decided, and by what.
 func (s *Service) ExplainPolicy(ctx context.Context, c Call, key, principal, operation string, pairs []Pair) (Explanation, *fsm.State, error) {
-	r := reading{name: "ExplainPolicy", call: c, needs: mayRead}
+	r := reading{name: "ExplainPolicy", call: c, needs: mayRead, target: operation + " by " + principal, context: pairs}
 	if key != "" {
 		r.key = &key
 	}

@@ -188,7 +188,7 @@ func (s *Service) ListGrants(ctx context.Context, c Call, key, grantee, grant st
 	if key == "" && grantee != "" && grant == "" {
 		return s.listHeld(ctx, c, grantee, limit, marker)
 	}
-	return read(ctx, s, reading{name: "ListGrants", call: c, key: &key, needs: mayRead}, func(st *fsm.State, _ string, k *fsm.Key) (Page[*fsm.Grant], error) {
+	return read(ctx, s, reading{name: "ListGrants", call: c, key: &key, needs: mayRead, target: grantee, grant: grant}, func(st *fsm.State, _ string, k *fsm.Key) (Page[*fsm.Grant], error) {
 		return listGrants(limit, marker, func(after fsm.ID, n int) []*fsm.Grant {
 			switch {
 			case grant != "":
@@ -214,7 +214,7 @@ func (s *Service) ListGrants(ctx context.Context, c Call, key, grantee, grant st
 
 // listHeld returns what a grantee holds of the tenant's keys, by key and id.
 func (s *Service) listHeld(ctx context.Context, c Call, grantee string, limit uint32, marker string) (Page[*fsm.Grant], *fsm.State, error) {
-	return read(ctx, s, reading{name: "ListGrants", call: c, needs: mayRead}, func(st *fsm.State, tenant string, _ *fsm.Key) (Page[*fsm.Grant], error) {
+	return read(ctx, s, reading{name: "ListGrants", call: c, needs: mayRead, target: grantee}, func(st *fsm.State, tenant string, _ *fsm.Key) (Page[*fsm.Grant], error) {
 		n, place, err := listFrom(limit, marker)
 		if err != nil {
 			return Page[*fsm.Grant]{}, err
@@ -235,7 +235,7 @@ func (s *Service) listHeld(ctx context.Context, c Call, grantee string, limit ui
 // ListRetirableGrants returns what a principal may retire, of all keys: the caller, or,
 // for administrators and auditors, anyone, of their tenant's keys.
 func (s *Service) ListRetirableGrants(ctx context.Context, c Call, retiring string, limit uint32, marker string) (Page[*fsm.Grant], *fsm.State, error) {
-	r := reading{name: "ListRetirableGrants", call: c, needs: mayRead}
+	r := reading{name: "ListRetirableGrants", call: c, needs: mayRead, target: retiring}
 	if retiring == "" || retiring == c.Caller.Principal {
 		return readOwn(ctx, s, r, func(st *fsm.State) (Page[*fsm.Grant], error) {
 			return listGrants(limit, marker, func(after fsm.ID, n int) []*fsm.Grant { return st.RetirableGrants(c.Caller.Principal, after, n) })

@@ -220,7 +220,7 @@ func (s *Service) takeIn(ctx context.Context, st *fsm.State, k *fsm.Key, m Mater
 // DeleteImportedKeyMaterial takes a version's material away; 0 is the current one. No node
 // uses the key any more when it returns.
 func (s *Service) DeleteImportedKeyMaterial(ctx context.Context, c Call, key string, version uint32, expect uint64) (fsm.Result, *fsm.State, error) {
-	return s.onKey(ctx, "DeleteImportedKeyMaterial", c, key, expect, version,
+	return s.onKeyVersion(ctx, "DeleteImportedKeyMaterial", c, key, version, expect, version,
 		func(_ context.Context, _ *fsm.State, k *fsm.Key, ref fsm.KeyRef) (fsm.Command, error) {
 			n := max(version, 1)
 			if k != nil && version == 0 {

@@ -126,7 +126,7 @@ func (s *Service) UntagResource(ctx context.Context, c Call, key string, tagKeys
 
 // onVersion changes one version of a key.
 func (s *Service) onVersion(ctx context.Context, name string, c Call, key string, version uint32, expect uint64, command func(fsm.VersionRef) fsm.Command) (fsm.Result, *fsm.State, error) {
-	return s.onKey(ctx, name, c, key, expect, version, plain(func(r fsm.KeyRef) fsm.Command {
+	return s.onKeyVersion(ctx, name, c, key, version, expect, version, plain(func(r fsm.KeyRef) fsm.Command {
 		return command(fsm.VersionRef{KeyRef: r, Version: version})
 	}))
 }

@@ -63,15 +63,17 @@ type change struct {
 	needs permission
 	// shown is a command of its kind as far as the request says it: its effect gives the
 	// lane, and it shows whether the request is well-formed.
-	shown  fsm.Command
-	wrong  error // what else is wrong with the request, whatever there is
-	params any
-	expect uint64       // revision named by the caller; 0: none
-	target string       // what it is about, for the record
-	notKey bool         // the result names a grant or a policy, not a key
-	pinned bool         // the caller named what else it expects, such as a revision of a policy
-	syntax func() error // says what is wrong and costs more to find out; nil: nothing can be
-	build  func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error)
+	shown   fsm.Command
+	wrong   error // what else is wrong with the request, whatever there is
+	params  any
+	expect  uint64       // revision named by the caller; 0: none
+	key     string       // that it names, for the record
+	version uint32       // of the key, for the record; 0: the current one
+	target  string       // what it is about, for the record
+	notKey  bool         // the result names a grant or a policy, not a key
+	pinned  bool         // the caller named what else it expects, such as a revision of a policy
+	syntax  func() error // says what is wrong and costs more to find out; nil: nothing can be
+	build   func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error)
 }
 
 // question is what a change of one key asks.
@@ -97,7 +99,8 @@ func (c change) lane() limit.Lane {
 // returned is the one in which the change has been applied.
 func (s *Service) apply(ctx context.Context, c change) (fsm.Result, *fsm.State, error) {
 	e := begin(c.name, c.call)
-	e.Target, e.Tenant, e.Durable = c.target, c.call.acting(), true
+	e.Target, e.Tenant, e.KeyVersion, e.Durable = c.target, c.call.acting(), c.version, true
+	nameKey(&e, c.key)
 	result, st, err := s.propose(ctx, c, &e)
 	if err != nil {
 		return fsm.Result{}, nil, s.refuse(e, err)
@@ -106,7 +109,7 @@ func (s *Service) apply(ctx context.Context, c change) (fsm.Result, *fsm.State, 
 	case e.Grant != "":
 		e.Grant = cmp.Or(result.ID, e.Grant) // a name that is taken answers with the grant that has it
 	case e.KeyID != "" && !c.notKey:
-		e.KeyID, e.KeyVersion = cmp.Or(result.ID, e.KeyID), result.Version // a repeated CreateKey answers with the first one's key
+		e.KeyID, e.KeyVersion = cmp.Or(result.ID, e.KeyID), cmp.Or(c.version, result.Version) // a repeated CreateKey answers with the first one's key
 	}
 	if err := s.succeed(e, st); err != nil {
 		return fsm.Result{}, nil, err
@@ -235,7 +238,13 @@ type keyCommand func(ctx context.Context, st *fsm.State, k *fsm.Key, ref fsm.Key
 
 // onKey changes one existing key.
 func (s *Service) onKey(ctx context.Context, name string, c Call, key string, expect uint64, params any, command keyCommand) (fsm.Result, *fsm.State, error) {
+	return s.onKeyVersion(ctx, name, c, key, 0, expect, params, command)
+}
+
+// onKeyVersion is onKey for a change of one version.
+func (s *Service) onKeyVersion(ctx context.Context, name string, c Call, key string, version uint32, expect uint64, params any, command keyCommand) (fsm.Result, *fsm.State, error) {
 	x := s.changeOf(name, c, key, expect, params)
+	x.version = version
 	x.shown, x.wrong = command(ctx, nil, nil, fsm.KeyRef{ID: uuid.Max})
 	x.build = func(ctx context.Context, st *fsm.State, e *audit.Event) (fsm.Command, error) {
 		k, err := s.named(st, c, key, x.question(), e)
@@ -252,7 +261,7 @@ func (s *Service) onKey(ctx context.Context, name string, c Call, key string, ex
 // decided on.
 func (s *Service) changeOf(name string, c Call, key string, expect uint64, params any) change {
 	return change{
-		name: name, call: c, needs: mayAdminister, expect: expect,
+		name: name, call: c, needs: mayAdminister, expect: expect, key: key,
 		params: struct {
 			Key    string
 			Expect uint64

@@ -97,9 +97,9 @@ func (s *Service) Observe(ctx context.Context, name string, c Call) error {
 }
 
 // Event records what the node did or refused outside a client's call, such as a
-// node joining.
-func (s *Service) Event(name, principal, target string, err error) error {
-	e := audit.Event{Name: name, Principal: principal, Class: string(ClassNode), Target: target, Result: audit.Success, Durable: true}
+// node joining; source is where it was asked for, if it was.
+func (s *Service) Event(name, principal, source, target string, err error) error {
+	e := audit.Event{Name: name, Principal: principal, Class: string(ClassNode), Source: source, Target: target, Result: audit.Success, Durable: true}
 	if err != nil {
 		e.Result, e.Reason = audit.Failed, err.Error()
 	}

@@ -30,7 +30,7 @@ func (s *Service) PutPolicy(ctx context.Context, c Call, key, text string, expec
 	case text == "":
 		name = "DeleteTenantPolicy"
 	}
-	x := change{name: name, call: c, needs: mayAdminister, shown: &fsm.PutPolicy{}, notKey: true, params: []any{key, text, expect}, pinned: expect != nil}
+	x := change{name: name, call: c, needs: mayAdminister, key: key, shown: &fsm.PutPolicy{}, notKey: true, params: []any{key, text, expect}, pinned: expect != nil}
 	x.syntax = func() error {
 		if text == "" {
 			return nil
@@ -96,7 +96,11 @@ func (s *Service) lockedOut(st *fsm.State, q question, k *fsm.Key, command *fsm.
 // GetPolicy returns the tenant's policy, or a key's: the present one, or a revision by its
 // number. A tenant without one has the default policy, whose number is 0.
 func (s *Service) GetPolicy(ctx context.Context, c Call, key string, number uint32) (PolicyView, *fsm.State, error) {
-	return read(ctx, s, ofPolicy("Get%sPolicy", c, key), func(st *fsm.State, tenant string, k *fsm.Key) (PolicyView, error) {
+	r := ofPolicy("Get%sPolicy", c, key)
+	if number > 0 {
+		r.target = fmt.Sprintf("revision %d", number)
+	}
+	return read(ctx, s, r, func(st *fsm.State, tenant string, k *fsm.Key) (PolicyView, error) {
 		present, id := presentPolicy(st, tenant, k)
 		if number == 0 && present == 0 {
 			if k != nil {

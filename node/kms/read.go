@@ -20,15 +20,29 @@ type reading struct {
 	call Call
 	key  *string // that it names; nil: it is about the tenant
 
+	target  string // what else it is about, for the record
+	grant   string
+	context []Pair
+
 	needs     permission
 	operation string // as policies name it; empty: name
+}
+
+// begin starts its record.
+func (r reading) begin() audit.Event {
+	e := begin(r.name, r.call)
+	e.Target, e.Grant, e.Context = r.target, r.grant, contextMap(r.context)
+	if r.key != nil {
+		nameKey(&e, *r.key)
+	}
+	return e
 }
 
 // read is what all calls that only look have in common: f answers from a state,
 // and from the key if the call names one.
 func read[T any](ctx context.Context, s *Service, r reading, f func(st *fsm.State, tenant string, k *fsm.Key) (T, error)) (T, *fsm.State, error) {
 	var none T
-	e := begin(r.name, r.call)
+	e := r.begin()
 	e.Tenant = r.call.acting()
 	st, tenant, k, err := s.readable(ctx, r, &e)
 	if err != nil {
@@ -49,7 +63,7 @@ func read[T any](ctx context.Context, s *Service, r reading, f func(st *fsm.Stat
 // decides.
 func readOwn[T any](ctx context.Context, s *Service, r reading, f func(st *fsm.State) (T, error)) (T, *fsm.State, error) {
 	var none T
-	e := begin(r.name, r.call)
+	e := r.begin()
 	e.DecidedBy = "role"
 	st, err := s.fit(ctx, r, &e)
 	if err == nil {

@@ -282,7 +282,7 @@ func (s *Service) endRewrap(ctx context.Context, generation uint32) error {
 	}
 	if err == nil {
 		s.logger.Info("no key version is under an older generation of the domain key any more", "generation", generation)
-		err = s.Event("EndRewrap", s.self, generationTarget(generation), nil)
+		err = s.Event("EndRewrap", s.self, "", generationTarget(generation), nil)
 	}
 	return err
 }

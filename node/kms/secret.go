@@ -67,6 +67,7 @@ func useKey[T any](ctx context.Context, s *Service, c Call, k keyed[T]) (T, erro
 	var none T
 	e := begin(k.name, c)
 	e.CiphertextSHA256 = digest(k.opens)
+	nameKey(&e, k.key)
 	if k.algorithm != anyAlgorithm {
 		e.Algorithm = string(k.algorithm)
 	}

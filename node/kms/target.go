@@ -1,6 +1,7 @@
 package kms
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -85,10 +86,19 @@ func (t target) authorise(st *fsm.State) error {
 
 func (t target) arn(st *fsm.State) string { return KeyARN(st.Cluster().ID, t.key.Tenant, t.key.ID) }
 
+// describe tells the record what was found; what the request said of it stays where nothing was.
 func (t target) describe(e *audit.Event) {
-	e.Tenant, e.Alias, e.DecidedBy = t.ref.tenant, t.ref.alias, t.rule
+	e.Tenant, e.Alias, e.DecidedBy = cmp.Or(t.ref.tenant, e.Tenant), cmp.Or(t.ref.alias, e.Alias), t.rule
 	if t.key != nil {
 		e.KeyID, e.KeyVersion = t.key.ID.String(), t.version
+	}
+}
+
+// describeDestination is describe for what a ciphertext is moved to.
+func (t target) describeDestination(e *audit.Event, st *fsm.State) {
+	e.DestinationAlias, e.DestinationDecidedBy = t.ref.alias, t.rule
+	if t.key != nil {
+		e.Target, e.DestinationKeyID, e.DestinationVersion = t.arn(st), t.key.ID.String(), t.version
 	}
 }
 

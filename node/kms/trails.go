@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/google/uuid"
+
 	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/node/kms/limit"
 )
 
@@ -77,10 +80,39 @@ func (s *Service) StillAudits(c Caller) error {
 	return enabled(st, c)
 }
 
-// KeyID is how records name a key that is named by its id or ARN; an alias stays what it is.
+// KeyID is how records name a key that is named by its id or ARN, or by an alias or its ARN.
 func KeyID(name string) string {
-	if strings.HasPrefix(name, arnPrefix) {
-		return name[strings.LastIndexByte(name, '/')+1:]
+	rest, ok := strings.CutPrefix(name, arnPrefix)
+	if parts := strings.SplitN(rest, ":", 3); ok && len(parts) == 3 { // cluster, tenant; an alias may have colons
+		return strings.TrimPrefix(parts[2], "key/")
 	}
 	return name
+}
+
+// nameKey tells a record which key a call names, before anybody has looked whether there is one:
+// what was wanted is recorded also of a call that is refused.
+func nameKey(e *audit.Event, key string) {
+	if id, alias := keyNames(key); id != "" || alias != "" {
+		e.KeyID, e.Alias = id, alias
+	}
+}
+
+// nameDestination is nameKey for the key that a ciphertext is to be moved to.
+func nameDestination(e *audit.Event, key string) {
+	e.DestinationKeyID, e.DestinationAlias = keyNames(key)
+}
+
+// keyNames is a key's id, or its alias, if the name is one.
+func keyNames(name string) (id, alias string) {
+	if len(name) > maxReference {
+		return "", ""
+	}
+	name = KeyID(name)
+	if fsm.ValidAlias(name) == nil {
+		return "", name
+	}
+	if parsed, err := uuid.Parse(name); err == nil && parsed.String() == name {
+		return name, ""
+	}
+	return "", ""
 }

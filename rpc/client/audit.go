@@ -18,7 +18,8 @@ func (c *Client) Audit() quorumkmsv1.AuditServiceClient { return quorumkmsv1.New
 // ReadTrail has a node hand out the files of its audit trail, in the form of package trail,
 // from the segment on that has the record from; zero: all. Each begins with a call of begin.
 // Until the first message has come, other nodes are tried as for any call. An error of begin
-// or data is returned as it is; after any error the files are not whole.
+// or data is returned as it is; after any error the files are not whole. To package trail a copy
+// that begins later than the node's trail is one whose beginning was removed.
 func (c *Client) ReadTrail(ctx context.Context, from uint64, begin func(name string) error, data func([]byte) error) error {
 	return c.stream(ctx, func(ctx context.Context, conn *link, alive func()) (begun bool, err error) {
 		r := &quorumkmsv1.ReadTrailRequest{From: from, Tenant: c.config.Tenant, IndexToken: c.indexToken()}

@@ -40,6 +40,16 @@ type Checkpoint struct {
 	Time    time.Time // by the node's clock, of milliseconds
 }
 
+// Convicts tells whether a node that signed one checkpoint, and another that is remembered and
+// that it does not go on from, is convicted by the two: it signed this one later, or two trees of
+// one size. One that it signed earlier, which anybody may bring again, convicts nobody.
+func (c Checkpoint) Convicts(remembered Checkpoint) bool {
+	if c.Size == remembered.Size {
+		return c.Root != remembered.Root
+	}
+	return c.Time.After(remembered.Time)
+}
+
 func (c Checkpoint) text() string {
 	return fmt.Sprintf("%s%s/%s\n%d\n%s\n%s%d\n", originPrefix, c.Cluster, c.Node, c.Size, c.Root, timePrefix, c.Time.UnixMilli())
 }
@@ -163,7 +173,7 @@ func Claimed(dir string) (cluster, node string, err error) {
 		if err != nil {
 			return "", "", fmt.Errorf("%w: %w", ErrTrail, err)
 		}
-		if c, note, _, err := LastCheckpoint(b); err == nil && note != nil {
+		if c, note, _, _ := LastCheckpoint(b); note != nil {
 			return c.Cluster, c.Node, nil
 		}
 	}
@@ -192,18 +202,19 @@ func splitCheckpoints(b []byte, f func(note []byte) error) error {
 	return nil
 }
 
-// LastCheckpoint is the last whole checkpoint of a file of them, not verified, and how many
-// bytes are whole. The note is nil if there is none.
+// LastCheckpoint is the last checkpoint of a file of them, not verified, and at which byte it
+// ends. What follows there is torn, or err says why it is none. The note is nil if there is none.
 func LastCheckpoint(b []byte) (c Checkpoint, last []byte, whole int, err error) {
-	err = splitCheckpoints(b, func(note []byte) error {
-		last = note
-		whole += len(note)
+	at := 0
+	split := splitCheckpoints(b, func(note []byte) error {
+		at += len(note)
+		p, bad := parseCheckpoint(note)
+		if err = bad; bad == nil {
+			c, last, whole = p, note, at
+		}
 		return nil
 	})
-	if err == nil && last != nil {
-		c, err = parseCheckpoint(last)
-	}
-	return c, last, whole, err
+	return c, last, whole, errors.Join(err, split)
 }
 
 // Checkpoints are the whole checkpoints of a file of them.

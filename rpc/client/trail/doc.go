@@ -15,6 +15,10 @@
 // 1 and has no gap. Each record is one JSON object; package node/audit documents its members.
 // It names the record before it by its hash in the tree (previous).
 //
+// A trail that begins behind record 1 has a signed record of the event AuditSegmentRemoved whose
+// target is "records A to B", B being the last one that is not there: the node writes it before it
+// removes that segment, and removes segments in their order.
+//
 // # The tree
 //
 // The lines, without their ends, are the leaves of a Merkle tree as in RFC 6962, section 2.1;

@@ -129,17 +129,23 @@ func (h Heads) check() error {
 }
 
 // Convicted is the finding that what is remembered of a node is by itself: it has signed a
-// tree that does not go on from one it had signed. Nil if there is none.
+// tree that does not go on from one it had signed. Nil if there is none. That the two do not
+// belong together is the cluster's word, unless they are of one size: Verify, which has the
+// records, knows better (Options.Conflict).
 func (n NodeHead) Convicted() *Finding {
-	if n.Conflict == "" {
-		return nil
-	}
 	was, err := OpenCheckpoint([]byte(n.Checkpoint), n.Identity)
 	if err != nil {
 		return nil
 	}
 	is, err := OpenCheckpoint([]byte(n.Conflict), n.Identity)
 	if err != nil {
+		return nil
+	}
+	return convicted(was, is)
+}
+
+func convicted(was, is Checkpoint) *Finding {
+	if !is.Convicts(was) || is.Node != was.Node || is.Cluster != was.Cluster {
 		return nil
 	}
 	return &Finding{

@@ -51,12 +51,44 @@ func point(node string, size int64, root byte) Checkpoint {
 	return Checkpoint{Cluster: "c1", Node: node, Size: size, Root: Hash{root}, Time: time.UnixMilli(1_700_000_000_000).UTC()}
 }
 
+func later(c Checkpoint, seconds int) Checkpoint {
+	c.Time = c.Time.Add(time.Duration(seconds) * time.Second)
+	return c
+}
+
+// TestConvicted: an earlier checkpoint, brought again, convicts nobody, nor does one that the node
+// has not signed.
+func TestConvicted(t *testing.T) {
+	a, b := newSigner(t), newSigner(t)
+	was := point("n1", 20, 1)
+	for what, row := range map[string]struct {
+		conflict string
+		want     bool
+	}{
+		"none":                           {"", false},
+		"signed later":                   {a.note(t, later(point("n1", 33, 2), 1)), true},
+		"of fewer records, signed later": {a.note(t, later(point("n1", 10, 2), 1)), true},
+		"of as many, but others":         {a.note(t, later(point("n1", 20, 2), -1)), true},
+		"the same tree":                  {a.note(t, later(point("n1", 20, 1), 1)), false},
+		"an earlier one":                 {a.note(t, later(point("n1", 10, 2), -1)), false},
+		"more records, signed earlier":   {a.note(t, later(point("n1", 33, 2), -1)), false},
+		"by another key":                 {b.note(t, later(point("n1", 33, 2), 1)), false},
+		"of another node":                {a.note(t, later(point("n2", 33, 2), 1)), false},
+		"no checkpoint":                  {"nonsense", false},
+	} {
+		n := NodeHead{Node: "n1", Identity: a.spki, Checkpoint: a.note(t, was), Conflict: row.conflict}
+		if f := n.Convicted(); (f != nil) != row.want || f != nil && f.Kind != Rewritten {
+			t.Errorf("%s: %+v", what, f)
+		}
+	}
+}
+
 func TestHeads(t *testing.T) {
 	a, b := newSigner(t), newSigner(t)
 	good := func() Heads {
 		return Heads{Format: 1, Cluster: "c1", Nodes: []NodeHead{
 			{Node: "kms-1.1", Name: "kms-1", Identity: a.spki, Removed: true},
-			{Node: "kms-1.2", Name: "kms-1", Identity: b.spki, Checkpoint: b.note(t, point("kms-1.2", 7, 1)), Conflict: b.note(t, point("kms-1.2", 9, 2))},
+			{Node: "kms-1.2", Name: "kms-1", Identity: b.spki, Checkpoint: b.note(t, point("kms-1.2", 7, 1)), Conflict: b.note(t, later(point("kms-1.2", 9, 2), 1))},
 		}}
 	}
 	h := good()

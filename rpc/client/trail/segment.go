@@ -33,6 +33,9 @@ var ends = []string{RecordsEnd, CompressedEnd, SealedEnd}
 // ErrTrail means: the files are no trail.
 var ErrTrail = errors.New("audit trail")
 
+// errTooLong means: what should be a line is longer than any record.
+var errTooLong = fmt.Errorf("%w: a line of more than %d bytes", ErrTrail, MaxLine)
+
 // Segment is a file of records.
 type Segment struct {
 	Number int64
@@ -64,6 +67,11 @@ func numbered(name string) (n int64, end int, ok bool) {
 		return n, end, err == nil && n >= 0
 	}
 	return 0, 0, false
+}
+
+// Records names the segment's records, as the record of their removal does.
+func (s Segment) Records() string {
+	return fmt.Sprintf("records %d to %d", s.First(), s.last())
 }
 
 // Name is the file's name of a segment, with one of the ends.
@@ -172,7 +180,7 @@ func Lines(r io.Reader, f func(line []byte) (more bool, err error)) (torn int, e
 		case errors.Is(err, io.EOF):
 			return len(line), nil
 		case errors.Is(err, bufio.ErrBufferFull):
-			return 0, fmt.Errorf("%w: a line of more than %d bytes", ErrTrail, MaxLine)
+			return 0, errTooLong
 		case err != nil:
 			return 0, fmt.Errorf("%w: %w", ErrTrail, err)
 		}

@@ -35,8 +35,11 @@ func (r Report) Text(name string) []string {
 		out = append(out, fmt.Sprintf("  of them records %d to %d are sealed: that they have the hash that was signed %s; what they say was not looked at (kmsctl audit open makes a copy that can be read)",
 			s.First, s.Last, map[bool]string{true: "is proved", false: "is not proved yet"}[s.Last <= r.Proved]))
 	}
-	if r.First > 1 {
-		out = append(out, fmt.Sprintf("  records before %d are not there: they were removed because of their age, or never copied", r.First))
+	switch {
+	case r.First > 1 && r.Removal == 0:
+		out = append(out, fmt.Sprintf("  records before %d are not there: a record that says that they were removed because of their age may be among those that are sealed", r.First))
+	case r.First > 1:
+		out = append(out, fmt.Sprintf("  records before %d are not there: record %d says that they were removed because of their age", r.First, r.Removal))
 	}
 	if behind := r.Last - min(r.Proved, r.Last); behind > 0 {
 		out = append(out, fmt.Sprintf("  the last %d records are not signed yet", behind))

@@ -18,7 +18,7 @@ type Kind string
 // The kinds of findings.
 const (
 	Altered   Kind = "ALTERED"   // a record is not the one that was written
-	Removed   Kind = "REMOVED"   // records are missing
+	Removed   Kind = "REMOVED"   // records are missing, and no record says that they were removed
 	Inserted  Kind = "INSERTED"  // a record is there that was not written there
 	Reordered Kind = "REORDERED" // records stand in another order
 	CutOff    Kind = "CUT_OFF"   // the end is missing
@@ -46,6 +46,9 @@ type Options struct {
 	Node     string // raft id; empty: any
 	Cluster  string // id; empty: any
 	Heads    []Head
+	// Conflict is a checkpoint that does not go on from one of the heads, as somebody says; what
+	// the node has not signed is none. If the records agree with both, it does.
+	Conflict []byte
 	Progress func(records int64) // optional: called now and then with how many were read
 }
 
@@ -62,7 +65,10 @@ type Report struct {
 	Torn     int       `json:"torn"`  // bytes of an unfinished record at the end
 	// Sealed are the records that were not read, since they are sealed: the hashes of their
 	// segments were taken from HashesFile. Those up to Proved are proved to have those hashes.
-	Sealed  []Range  `json:"sealed,omitempty"`
+	Sealed []Range `json:"sealed,omitempty"`
+	// Removal is the record that says that those before First were removed; 0: it may be among those
+	// that are sealed.
+	Removal uint64   `json:"removal,omitempty"`
 	Finding *Finding `json:"finding,omitempty"`
 }
 
@@ -75,8 +81,9 @@ type Range struct {
 // head is a checkpoint that the records must agree with.
 type head struct {
 	Checkpoint
-	source string
-	own    bool
+	source   string
+	own      bool // the node's word alone
+	convicts bool // it is Options.Conflict
 }
 
 const ownCheckpoints = "the node's checkpoints"
@@ -111,7 +118,7 @@ func Verify(dir string, o Options) (Report, error) {
 		}
 		v.tree = Tree{size: first * SegmentRecords, upper: above[:storedCount(first):storedCount(first)]}
 		v.above = &Tree{upper: above}
-		v.report.First = segments[0].First()
+		v.first, v.report.First = segments[0], segments[0].First()
 	}
 	if v.outlived() {
 		return v.report, fmt.Errorf("%w: all that is remembered of it lies before record %d, the first that there is: get newer heads", ErrTrail, v.report.First)
@@ -125,8 +132,12 @@ func Verify(dir string, o Options) (Report, error) {
 	if v.failed != nil {
 		return v.report, v.failed
 	}
+	v.decide(false)
 	if v.report.Finding == nil {
 		v.ends()
+	}
+	if v.report.Finding == nil {
+		v.convicts()
 	}
 	return v.report, nil
 }
@@ -136,17 +147,21 @@ type verification struct {
 	report Report
 	heads  []head // by size; those behind next are done
 	next   int
+	first  Segment
 	tree   Tree
 	above  *Tree // as HashesFile has it
 	last   Hash  // of the record before
 	unread int64 // up to this record it was not read
 	named  bool  // records name the one before
 	agreed head  // the last one of others that agrees
+	doubt  *head // of others: the records are not those that it is of, and what that means comes later
+	judged bool  // the conflict was compared
 	forged *Finding
 	failed error // nothing can be said
 }
 
 func (v *verification) find(k Kind, first, last uint64, format string, args ...any) {
+	v.decide(false)
 	if v.report.Finding == nil {
 		v.report.Finding = &Finding{k, first, last, fmt.Sprintf(format, args...)}
 	}
@@ -163,6 +178,9 @@ func (v *verification) remembered() error {
 			return fmt.Errorf("%s: %w", h.Source, err)
 		}
 		v.heads = append(v.heads, head{Checkpoint: c, source: h.Source})
+	}
+	if c, err := OpenCheckpoint(v.o.Conflict, v.o.Identity); err == nil && v.belongs(c) == nil {
+		v.heads = append(v.heads, head{Checkpoint: c, source: ownCheckpoints, own: true, convicts: true})
 	}
 	return nil
 }
@@ -199,7 +217,7 @@ func (v *verification) own(dir string) error {
 				}
 				return nil
 			}
-			v.heads = append(v.heads, head{c, ownCheckpoints, true})
+			v.heads = append(v.heads, head{Checkpoint: c, source: ownCheckpoints, own: true})
 			return nil
 		})
 		if err != nil {
@@ -247,8 +265,23 @@ func (v *verification) skipPast() {
 
 // record is what verification reads of one.
 type record struct {
-	Sequence uint64 `json:"sequence"`
-	Previous string `json:"previous"`
+	Time     time.Time `json:"eventTime"`
+	Sequence uint64    `json:"sequence"`
+	Previous string    `json:"previous"`
+	Name     string    `json:"eventName"`
+	Class    string    `json:"principalClass"`
+	Target   string    `json:"target"`
+}
+
+// RemovalEvent is the name of the record that a node writes before it removes a segment, whose
+// records (Segment.Records) are its target. The node removes it once others remember a trail with
+// that record, and removes segments in their order: so of the last one that is gone that record is
+// always in those that are there.
+const RemovalEvent = "AuditSegmentRemoved"
+
+// removes tells whether a record says that all that comes before a segment was removed.
+func (r record) removes(first Segment) bool {
+	return first.Number > 0 && r.Name == RemovalEvent && r.Class == "node" && r.Target == Segment{Number: first.Number - 1}.Records()
 }
 
 const progressEvery = 1 << 12
@@ -335,6 +368,9 @@ func (v *verification) line(s Segment, line []byte) {
 		return
 	}
 	v.report.Last = at
+	if v.report.Removal == 0 && r.removes(v.first) {
+		v.report.Removal = at
+	}
 	v.compare()
 }
 
@@ -381,10 +417,20 @@ func (v *verification) compare() {
 			v.find(Altered, v.report.Proved+1, v.sequence(), "%v", err)
 			return
 		}
-		if root != h.Root {
-			v.differs(h)
+		switch agrees := root == h.Root; {
+		case v.doubt != nil && h.own && (agrees || !h.convicts):
+			v.decide(agrees)
 			return
+		case v.doubt != nil:
+			continue
+		case !agrees:
+			v.differs(h)
+			if v.report.Finding != nil {
+				return
+			}
+			continue
 		}
+		v.judged = v.judged || h.convicts
 		v.proves(h)
 		if !h.own {
 			v.agreed = h
@@ -399,6 +445,11 @@ func (v *verification) proves(h head) {
 
 // differs tells of records that are not those that a head is of.
 func (v *verification) differs(h head) {
+	if h.convicts {
+		v.find(Rewritten, uint64(v.agreed.Size)+1, v.sequence(), "these are not the records that the node has signed at %s: it has signed another trail of %d records", h.Time.Format(time.RFC3339), h.Size) //nolint:gosec // not negative
+		v.proves(v.agreed)
+		return
+	}
 	if h.own {
 		of := "these records, and what they say of each other,"
 		if v.unread > int64(v.report.Proved) { //nolint:gosec // a sequence number
@@ -410,9 +461,29 @@ func (v *verification) differs(h head) {
 	// The node's own checkpoints may be as false as the records.
 	if twice := slices.ContainsFunc(v.heads, func(x head) bool { return x.own && x.Size == h.Size && x.Root != h.Root }); twice {
 		v.find(Rewritten, uint64(v.agreed.Size)+1, v.sequence(), "the node has signed two trees of %d records: these are not the records that %s remembers, of %s", h.Size, h.source, h.Time.Format(time.RFC3339)) //nolint:gosec // not negative
-	} else {
-		v.find(Rewritten, uint64(v.agreed.Size)+1, v.sequence(), "these are not the records that %s remembers, of %s", h.source, h.Time.Format(time.RFC3339)) //nolint:gosec // not negative
+		v.proves(v.agreed)
+		return
 	}
+	v.doubt = &h
+	if follows := slices.ContainsFunc(v.heads[v.next:], func(x head) bool { return x.own && !x.convicts }); !follows {
+		v.decide(true)
+	}
+}
+
+// decide tells what was done to records that are not those that somebody remembers: if the node
+// has signed these, as its next checkpoint shows, it is rewritten, else altered by somebody without
+// its key.
+func (v *verification) decide(signed bool) {
+	if v.doubt == nil {
+		return
+	}
+	h := *v.doubt
+	v.doubt = nil
+	if !signed {
+		v.find(Altered, v.report.Proved+1, uint64(h.Size), "these are not the records that %s remembers, of %s, nor those that the node has signed", h.source, h.Time.Format(time.RFC3339)) //nolint:gosec // not negative
+		return
+	}
+	v.find(Rewritten, uint64(v.agreed.Size)+1, uint64(h.Size), "these are not the records that %s remembers, of %s", h.source, h.Time.Format(time.RFC3339)) //nolint:gosec // not negative
 	v.proves(v.agreed)
 }
 
@@ -421,9 +492,35 @@ func (v *verification) ends() {
 	if v.forged != nil {
 		v.report.Finding = v.forged
 	}
+	unread := v.report.Removal == 0 && len(v.report.Sealed) > 0 // the record may be among those
+	if v.report.First > 1 && !unread && (v.report.Removal == 0 || v.report.Removal > v.report.Proved) {
+		v.report.Finding = nil
+		if v.report.Removal == 0 {
+			v.find(Removed, 1, v.report.First-1, "they are not there, and no record says that they were removed because of their age")
+		} else {
+			v.find(Removed, 1, v.report.First-1, "they are not there; record %d says that they were removed because of their age, but nobody has signed it", v.report.Removal)
+		}
+	}
 	if n := len(v.heads); n > 0 && v.heads[n-1].Size > v.tree.size {
 		h := v.heads[n-1]
 		v.report.Finding = nil
 		v.find(CutOff, v.sequence()+1, uint64(h.Size), "the trail ends at record %d; by %s, of %s, it had %d", v.sequence(), h.source, h.Time.Format(time.RFC3339), h.Size) //nolint:gosec // not negative
+	}
+}
+
+// convicts looks at a conflict that the records do not tell of: they end before it, or begin
+// behind it.
+func (v *verification) convicts() {
+	was, is := -1, -1
+	for i, h := range v.heads { // by size
+		switch {
+		case h.convicts:
+			is = i
+		case !h.own:
+			was = i
+		}
+	}
+	if !v.judged && was >= 0 && is >= 0 {
+		v.report.Finding = convicted(v.heads[was].Checkpoint, v.heads[is].Checkpoint)
 	}
 }
