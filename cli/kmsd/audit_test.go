@@ -87,7 +87,9 @@ func (c *testCluster) recorded(p *process, what string, call func()) audit.Event
 	must(c.t, err)
 	began := time.Now().Add(-time.Second)
 	call()
-	added := c.records(p, before.Size())
+	added := slices.DeleteFunc(c.records(p, before.Size()), func(e audit.Event) bool { // what the tests ask for is denied often
+		return e.Class == "node" && (e.Alarm == audit.RepeatedDenials || e.Name == "RepeatedDenialsOver")
+	})
 	if len(added) != 1 {
 		c.t.Fatalf("%s left %d records: %+v", what, len(added), added)
 	}

@@ -87,7 +87,7 @@ func TestStartFailures(t *testing.T) {
 			p.write("data/node.json", strings.ReplaceAll(strings.Replace(node, "%", "new", 1), "kms-1", "kms-9"), 0o600)
 		}, exitConfig, []string{"belongs to node kms-9, not kms-1"}},
 		{"member without a log", func() { p.write("data/node.json", strings.Replace(node, "%", "member", 1), 0o600) }, exitConfig, []string{"log is missing", "join anew"}},
-		{"damaged audit trail", func() { p.write("data/audit/audit.log", "no record\n", 0o600) }, exitAltered, []string{"audit trail", "last record"}},
+		{"damaged audit trail", func() { p.write("data/audit/audit.log", "no record\n", 0o600) }, exitAltered, []string{"audit trail", "behind record 0", "no record"}},
 		{"audit directory that is a file", func() { p.write("data/audit", "x", 0o600) }, exitConfig, []string{"audit"}},
 
 		{"peer port in use", func() { p.edit(p.peer, taken.Addr().String()) }, exitFailed, []string{"peer listener", "address already in use"}},
