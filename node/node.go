@@ -373,6 +373,7 @@ func (n *Node) serve(ctx context.Context) error {
 	n.background("audit checkpoints", func() error { n.signTrail(serving); return nil })
 	n.background("alarms", func() error { n.alarms.watch(serving); return nil })
 	n.background("records of alarms", func() error { n.alarms.tell(serving); return nil })
+	n.background("collector", func() error { tuneCollector(serving); return nil })
 	n.background("audit sinks", func() error { n.sinks.Run(serving); return nil })
 	n.background("health", func() error { n.watchHealth(serving); return nil })
 	n.background("supervisor", func() error { n.supervise(serving); return nil })

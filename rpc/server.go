@@ -36,6 +36,9 @@ const (
 	MaxMessage = 1 << 20
 	// MaxStreams is how many calls one connection may have under way.
 	MaxStreams = 1024
+	// streamWorkers serve calls one after another on stacks that have grown already; when all are
+	// busy, a call gets a goroutine of its own.
+	streamWorkers = 128
 	// maxHeader is the largest set of request headers, in bytes.
 	maxHeader = 16 << 10
 	// handshakeTimeout bounds the HTTP/2 preface; the TLS handshake is bounded
@@ -100,7 +103,7 @@ type Server struct {
 func NewServer(c Config) *Server {
 	s := &Server{config: c, health: health.NewServer()}
 	s.draining, s.beginToDrain = context.WithCancel(context.Background())
-	s.clients = grpc.NewServer(slices.Concat(options(), []grpc.ServerOption{grpc.StatsHandler(handOver{})},
+	s.clients = grpc.NewServer(slices.Concat(options(), []grpc.ServerOption{grpc.StatsHandler(handOver{}), grpc.NumStreamWorkers(streamWorkers)},
 		c.Clients.options([]grpc.UnaryServerInterceptor{s.errors, s.authenticate}, []grpc.StreamServerInterceptor{s.streamErrors, s.authenticateStream}))...)
 	pb.RegisterKeyServiceServer(s.clients, &keyServer{kms: c.KMS})
 	pb.RegisterGrantServiceServer(s.clients, &grantServer{kms: c.KMS})

@@ -29,8 +29,11 @@ func CanonicalContext(pairs []Pair) ([]byte, error) {
 	if len(pairs) > MaxContextPairs {
 		return nil, invalid("encryption context has %d pairs, at most %d", len(pairs), MaxContextPairs)
 	}
-	sorted := slices.Clone(pairs)
-	slices.SortFunc(sorted, func(a, b Pair) int { return cmp.Compare(a.Key, b.Key) })
+	sorted := pairs
+	if len(pairs) > 1 {
+		sorted = slices.Clone(pairs)
+		slices.SortFunc(sorted, func(a, b Pair) int { return cmp.Compare(a.Key, b.Key) })
+	}
 	size := len(contextMagic) + 2
 	for i, p := range sorted {
 		switch {
