@@ -54,7 +54,6 @@ func TestMonitoring(t *testing.T) {
 	m.run("traces", m.testTraces)
 	m.run("profiles", m.testProfiles)
 	m.run("secrets", m.testSeenSecrets)
-	m.run("alarms", m.testAlarms)
 	m.run("a node alone", m.testAlone)
 	m.run("over TLS", m.testScrapeTLS)
 }

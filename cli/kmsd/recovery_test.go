@@ -431,7 +431,7 @@ func TestRecipients(t *testing.T) {
 	}, c.nodes[0])
 	saved := filepath.Join(c.dir, "b.qkb")
 	ctl.must(c.nodes, "backup", "create", saved)
-	c.kmsdMust(nil, append([]string{"recovery", "verify", "--backup", saved}, safe.with(2, 3)...)...)
+	c.oldDrill(ctx, ctl, safe, saved)
 
 	removal, err := omar.RemoveRecoveryRecipient(ctx, &pb.RemoveRecoveryRecipientRequest{Name: "vault"})
 	must(t, err)

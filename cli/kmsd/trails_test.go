@@ -33,7 +33,9 @@ const (
 // TestTrails reads and verifies audit trails as auditors do, and does to the files of one what
 // somebody may who has them, and then the node's key too. The steps build on each other.
 func TestTrails(t *testing.T) {
-	c := startCluster(t, 3)
+	c := newCluster(t, 3)
+	c.withDeadSink()
+	c.begin()
 	for _, id := range []string{acmeAdmin, acmeAuditor} {
 		c.issue(id, filepath.Base(id))
 	}
@@ -47,6 +49,7 @@ func TestTrails(t *testing.T) {
 		{"exports are verified offline", x.export},
 		{"verified online", x.verified},
 		{"followed", x.followed},
+		{"alarms", x.alarms},
 		{"a node does not answer", x.stopped},
 		{"files that were changed are named", x.attacked},
 		{"the node refuses them", x.refusesAltered},
