@@ -45,7 +45,8 @@ type NodeView struct {
 type Disk struct {
 	Dir         string
 	Free, Total uint64
-	Err         error // why that is not known
+	Device      uint64 // names the file system
+	Err         error  // why that is not known
 }
 
 type clusterServer struct {

@@ -339,11 +339,8 @@ func (s *survey) member(m *quorumkmsv1.Member) {
 	s.hsm(name, r.status)
 	s.serves(name, r.status)
 	s.lag(name, r.status)
-	disk, trail := r.status.GetDisk(), r.status.GetAudit().GetDisk()
-	s.disk(name, disk)
-	if trail.GetTotalBytes() != disk.GetTotalBytes() || trail.GetFreeBytes() != disk.GetFreeBytes() { // on a file system of its own
-		s.disk(name, trail)
-	}
+	s.disk(name, r.status.GetDisk())
+	s.disk(name, r.status.GetAudit().GetDisk()) // if it has one of its own
 	s.audit(name, r.status)
 	s.sinks(name, r.status.GetAudit())
 }

@@ -84,7 +84,7 @@ func exercised(t testing.TB) (*Metrics, *fakeMember, *fakePartition) {
 		Sinks: func() []auditsink.Stats {
 			return []auditsink.Stats{{Name: "siem", Records: 12, Behind: 90 * time.Second, Delivered: 29, Failures: 3, Lost: 2, Clipped: 1, Failing: true}}
 		},
-		Alarms: func() map[audit.Alarm]int { return map[audit.Alarm]int{audit.SinkFailing: 1} },
+		Alarms:  func() map[audit.Alarm]int { return map[audit.Alarm]int{audit.SinkFailing: 1} },
 		Keyring: func() hsm.Stats { return hsm.Stats{Calls: 3, Messages: 6, Batches: []uint64{1, 0, 2, 0, 0, 0, 0, 0}} },
 		Archive: func() archive.Status {
 			return archive.Status{Dir: "/mnt", Backup: archive.File{Time: time.Unix(5, 0)}, BackupFailures: 2}

@@ -741,7 +741,7 @@ type AuditStatus struct {
 	StaleSince    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=stale_since,json=staleSince,proto3" json:"stale_since,omitempty"`
 	StaleReason   string                 `protobuf:"bytes,7,opt,name=stale_reason,json=staleReason,proto3" json:"stale_reason,omitempty"`
 	Sinks         []*AuditSinkStatus     `protobuf:"bytes,8,rep,name=sinks,proto3" json:"sinks,omitempty"`
-	Disk          *DiskStatus            `protobuf:"bytes,9,opt,name=disk,proto3" json:"disk,omitempty"` // of the trail's directory
+	Disk          *DiskStatus            `protobuf:"bytes,9,opt,name=disk,proto3" json:"disk,omitempty"` // of the trail's directory, if that is on a file system of its own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
