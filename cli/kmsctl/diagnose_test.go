@@ -210,6 +210,10 @@ func TestFindings(t *testing.T) {
 		{"recovery", 3, func(s *survey) {
 			s.first.RecoveryAlarms = []string{"not wrapped: kmsd hsm trust --recovery", "the last recovery was tried 100 days ago: kmsd recovery verify"}
 		}, verdictDegraded, []string{"warning recovery : not wrapped|kmsd hsm trust --recovery FILE", "warning recovery : the last recovery|kmsctl recovery report FILE"}},
+		{"a recovery copy that cannot be made", 3, func(s *survey) {
+			s.first.RecoveryAlarms = []string{"not wrapped: kmsd hsm trust --recovery"}
+			s.of("n2").RecoveryCopyProblem = "generation 2 for vault: the token does not wrap"
+		}, verdictDegraded, []string{"warning recovery : not wrapped: kmsd hsm trust --recovery; n2 trusts it, and cannot make the copy at present: generation 2 for vault: the token does not wrap|on n2: see to that"}},
 		{"no recipients", 3, func(s *survey) {
 			s.first.RecoveryRecipients, s.first.RecoveryAlarms = nil, []string{"the domain key has no recovery recipient"}
 		}, verdictDegraded, []string{"warning recovery : the domain key has no|kmsctl recovery recipients add FILE"}},
