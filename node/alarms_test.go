@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -318,6 +319,21 @@ func TestSigning(t *testing.T) {
 		since, why := w.stale(at(40))
 		if (why == "") != since.IsZero() || (row.want == "") != (why == "") || !strings.Contains(why, row.want) {
 			t.Errorf("%s: since %s: %q, want %q", row.what, since, why, row.want)
+		}
+	}
+}
+
+// TestAlarmsAreToldOf: what there is has a row in README's table, and an alert rule.
+func TestAlarmsAreToldOf(t *testing.T) {
+	for file, form := range map[string]string{"../README.md": "| `%s` |", "../scripts/grafana/alerts.yaml": "%s"} {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range audit.Alarms() {
+			if !strings.Contains(string(b), fmt.Sprintf(form, name)) {
+				t.Errorf("%s does not tell of %s", file, name)
+			}
 		}
 	}
 }

@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/quorumkms/quorumkms/hsm/p11"
+	"github.com/quorumkms/quorumkms/node/audit/sink"
 	"github.com/quorumkms/quorumkms/node/cluster"
+	"github.com/quorumkms/quorumkms/rpc"
 	"github.com/quorumkms/quorumkms/transport"
 )
 
@@ -48,6 +50,9 @@ func Diagnose(ctx context.Context, path string, tryPIN bool) []Finding {
 	d.private("private key", c.TLS.Key)
 	d.certificates(c)
 	running := d.dataDir(c)
+	for _, s := range c.Audit.options() {
+		d.sink(s)
+	}
 	d.backupDir(c.Backup.Dir)
 	for _, a := range []string{c.Peer.Listen, c.Client.Listen} {
 		d.port(ctx, a, running)
@@ -142,10 +147,9 @@ func (d *diagnosis) dataDir(c Config) (running bool) {
 	case info.Mode().Perm()&0o077 != 0:
 		d.wrong(what, fmt.Sprintf("%s has mode %04o", c.DataDir, info.Mode().Perm()), "chmod 0700 "+c.DataDir)
 	}
-	if disk := diskOf(c.DataDir); disk.Err == nil && disk.Free < lowDisk {
-		d.wrong("disk", fmt.Sprintf("%d MiB are free for %s", disk.Free>>20, c.DataDir), "make room: df -h "+c.DataDir)
-	} else if disk.Err == nil {
-		d.well("disk", fmt.Sprintf("%d MiB are free for %s", disk.Free>>20, c.DataDir))
+	d.disk(diskOf(c.DataDir))
+	if trail := trailDisk(c.DataDir); trail != nil {
+		d.disk(*trail)
 	}
 	lock := filepath.Join(c.DataDir, lockFile)
 	if _, err := os.Stat(lock); err == nil { // without one nobody has ever used it
@@ -166,6 +170,48 @@ func (d *diagnosis) dataDir(c Config) (running bool) {
 	}
 	d.well(what, text)
 	return false
+}
+
+func (d *diagnosis) disk(x rpc.Disk) {
+	switch {
+	case x.Err != nil: // on another system
+	case x.Free < lowDisk:
+		d.wrong("disk", fmt.Sprintf("%d MiB are free for %s", x.Free>>20, x.Dir), "make room: df -h "+x.Dir)
+	default:
+		d.well("disk", fmt.Sprintf("%d MiB are free for %s", x.Free>>20, x.Dir))
+	}
+}
+
+// sink looks at what an audit sink needs of this host; whether its collector takes records the
+// running node tells (kmsctl cluster status).
+func (d *diagnosis) sink(s sink.Options) {
+	what := "audit sink " + s.Name
+	if s.Path != "" {
+		dir := s.Path
+		if s.Type == sink.TypeFile {
+			dir = filepath.Dir(dir)
+		}
+		if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+			d.wrong(what, fmt.Sprintf("%s is no directory that can be reached: %v", dir, err), "mount or make it, writable for the user that kmsd runs as; the records wait in the trail")
+		} else {
+			d.well(what, dir+" is there")
+		}
+	}
+	for _, file := range []string{s.TokenFile, s.Key} {
+		if file != "" {
+			d.private(what, file)
+		}
+	}
+	for _, file := range []string{s.CA, s.Cert} {
+		if file == "" {
+			continue
+		}
+		if f, err := os.Open(file); err != nil {
+			d.wrong(what, err.Error(), "put the file there, readable for the user that kmsd runs as")
+		} else {
+			_ = f.Close() // only read
+		}
+	}
 }
 
 func (d *diagnosis) backupDir(dir string) {

@@ -75,8 +75,17 @@ func (w *signing) stale(now time.Time) (since time.Time, why string) {
 // auditHealth is how the trail does.
 func (n *Node) auditHealth() rpc.AuditHealth {
 	h := rpc.AuditHealth{
-		Broken: n.audit.Healthy(), Position: n.audit.Position(), Sinks: n.sinks.Stats(), Disk: diskOf(filepath.Join(n.config.DataDir, auditDir)),
+		Broken: n.audit.Healthy(), Position: n.audit.Position(), Sinks: n.sinks.Stats(), Disk: trailDisk(n.config.DataDir),
 	}
 	h.StaleSince, h.StaleReason = n.signing.stale(time.Now())
 	return h
+}
+
+// trailDisk is where the trail is, if that is on a file system of its own.
+func trailDisk(dataDir string) *rpc.Disk {
+	data, trail := diskOf(dataDir), diskOf(filepath.Join(dataDir, auditDir))
+	if data.Err != nil || trail.Err != nil || trail.Device == data.Device {
+		return nil
+	}
+	return &trail
 }

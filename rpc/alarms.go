@@ -31,7 +31,7 @@ type AuditHealth struct {
 	StaleSince  time.Time
 	StaleReason string
 	Sinks       []sink.Stats
-	Disk        Disk // of the trail's directory
+	Disk        *Disk // of the trail's directory, if that is on a file system of its own
 }
 
 func stamp(t time.Time) *timestamppb.Timestamp {
@@ -55,7 +55,10 @@ func (h AuditHealth) status(c kms.Caller) *pb.AuditStatus {
 	at := h.Position
 	out := &pb.AuditStatus{
 		Healthy: true, Position: &pb.TrailPosition{Last: at.Last, Durable: at.Durable, Signed: at.Signed}, SignedTime: stamp(at.SignedAt),
-		Remembered: at.Remembered, StaleSince: stamp(h.StaleSince), StaleReason: h.StaleReason, Disk: diskStatus(h.Disk),
+		Remembered: at.Remembered, StaleSince: stamp(h.StaleSince), StaleReason: h.StaleReason,
+	}
+	if h.Disk != nil {
+		out.Disk = diskStatus(*h.Disk)
 	}
 	if h.Broken != nil {
 		out.Healthy, out.Problem = false, h.Broken.Error()

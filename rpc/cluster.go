@@ -45,7 +45,8 @@ type NodeView struct {
 type Disk struct {
 	Dir         string
 	Free, Total uint64
-	Err         error // why that is not known
+	Device      uint64 // names the file system
+	Err         error  // why that is not known
 }
 
 type clusterServer struct {
@@ -138,7 +139,7 @@ func (s *clusterServer) health(out *pb.StatusResponse, st cluster.Status, to kms
 		}
 	}
 	if h, err := s.member.HandleDomain(); err == nil {
-		out.DomainProblem = h.Problem
+		out.DomainProblem, out.RecoveryCopyProblem = h.Problem, s.member.RecoveryCopyProblem()
 		if w := h.Waiting; w != nil {
 			out.WaitsForGeneration, out.WaitsForTwin = w.Generation, w.Twin
 		}

@@ -339,11 +339,8 @@ func (s *survey) member(m *quorumkmsv1.Member) {
 	s.hsm(name, r.status)
 	s.serves(name, r.status)
 	s.lag(name, r.status)
-	disk, trail := r.status.GetDisk(), r.status.GetAudit().GetDisk()
-	s.disk(name, disk)
-	if trail.GetTotalBytes() != disk.GetTotalBytes() || trail.GetFreeBytes() != disk.GetFreeBytes() { // on a file system of its own
-		s.disk(name, trail)
-	}
+	s.disk(name, r.status.GetDisk())
+	s.disk(name, r.status.GetAudit().GetDisk()) // if it has one of its own
 	s.audit(name, r.status)
 	s.sinks(name, r.status.GetAudit())
 }
@@ -582,6 +579,12 @@ func (s *survey) recovery() {
 		switch {
 		case strings.Contains(text, "hsm trust"):
 			do = "on a node that holds the generation, the Security Officer: kmsd hsm trust --recovery FILE FINGERPRINT"
+			for _, m := range s.members() { // trusting it again would not help there
+				if why := s.answers[m.GetRaftId()].status.GetRecoveryCopyProblem(); why != "" {
+					text += "; " + m.GetName() + " trusts it, and cannot make the copy at present: " + why
+					do = "on " + m.GetName() + ": see to that, the copy is made by itself then (kmsctl hsm status --node " + m.GetName() + "; journalctl -u kmsd -n 50); or on another node: kmsd hsm trust --recovery FILE FINGERPRINT"
+				}
+			}
 		case len(s.best.GetRecoveryRecipients()) > 0 && alarmed(s.best, alarmDrillOld):
 			continue // an alarm, and told as one
 		case len(s.best.GetRecoveryRecipients()) > 0:

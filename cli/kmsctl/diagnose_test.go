@@ -154,7 +154,6 @@ func TestFindings(t *testing.T) {
 		}, verdictDegraded, []string{"fault audit n2: its audit trail cannot be written, so it answers nothing: no space|on n2: df -h"}},
 		{"a disk of the audit trail's own", 3, func(s *survey) {
 			s.of("n2").Audit.Disk = &quorumkmsv1.DiskStatus{Directory: "/var/lib/quorumkms/audit", FreeBytes: 1 << 20, TotalBytes: 20 << 30}
-			s.of("n3").Audit.Disk = s.of("n3").Disk
 		}, verdictDegraded, []string{"fault disk n2: its disk is nearly full: 1 MiB of 20.0 GiB are free for /var/lib/quorumkms/audit|on n2: df -h /var/lib/quorumkms/audit"}},
 		{"a trail that is not signed", 3, func(s *survey) {
 			s.of("n2").Alarms = []*quorumkmsv1.Alarm{{Name: "AUDIT_HEAD_STALE", Text: "the audit trail is not signed: no HSM", Count: 1}}
@@ -211,6 +210,10 @@ func TestFindings(t *testing.T) {
 		{"recovery", 3, func(s *survey) {
 			s.first.RecoveryAlarms = []string{"not wrapped: kmsd hsm trust --recovery", "the last recovery was tried 100 days ago: kmsd recovery verify"}
 		}, verdictDegraded, []string{"warning recovery : not wrapped|kmsd hsm trust --recovery FILE", "warning recovery : the last recovery|kmsctl recovery report FILE"}},
+		{"a recovery copy that cannot be made", 3, func(s *survey) {
+			s.first.RecoveryAlarms = []string{"not wrapped: kmsd hsm trust --recovery"}
+			s.of("n2").RecoveryCopyProblem = "generation 2 for vault: the token does not wrap"
+		}, verdictDegraded, []string{"warning recovery : not wrapped: kmsd hsm trust --recovery; n2 trusts it, and cannot make the copy at present: generation 2 for vault: the token does not wrap|on n2: see to that"}},
 		{"no recipients", 3, func(s *survey) {
 			s.first.RecoveryRecipients, s.first.RecoveryAlarms = nil, []string{"the domain key has no recovery recipient"}
 		}, verdictDegraded, []string{"warning recovery : the domain key has no|kmsctl recovery recipients add FILE"}},

@@ -20,7 +20,7 @@ func doctorCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "doctor", Short: "Check a node on its own host, also while it is down", Args: cobra.NoArgs,
 		Long: `Checks what a node needs on its own host, and shows each check with what to do:
-configuration, who can read secrets, certificates, data directory, free disk, ports, and
+configuration, who can read secrets, certificates, data directory, free disk, audit sinks, ports, and
 whether the HSM token is there. It changes nothing, and a node may run meanwhile. Run it as
 the user that kmsd runs as.
 

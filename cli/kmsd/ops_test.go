@@ -457,6 +457,13 @@ func TestDoctor(t *testing.T) {
 		{"port", func() { p.edit(p.client, taken.Addr().String()) }, "address already in use"},
 		{"data directory", func() { p.write("data/node.json", "{", 0o600) }, "node.json is damaged"},
 		{"evidence", func() { p.write("data/diverged.txt", "then and there", 0o600) }, "then and there"},
+		{"an audit sink", func() {
+			p.edit("limits:", "audit: {sinks: [{type: file, path: /no/such/place/audit.log}]}\nlimits:")
+		}, "audit sink file"},
+		{"an audit sink's token", func() {
+			p.write("bearer", "t", 0o644)
+			p.edit("limits:", "audit: {sinks: [{type: webhook, url: \"https://logs.example/x\", token_file: "+p.path("bearer")+"}]}\nlimits:")
+		}, "do: chmod 0600 " + p.path("bearer")},
 		{"backups", func() { p.edit("limits:", "backup: {dir: /no/such/place}\nlimits:") }, "/no/such/place is no directory"},
 	} {
 		p.write("pin", testPIN+"\n", 0o600)

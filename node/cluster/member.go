@@ -146,7 +146,7 @@ type engine struct {
 	openings   *openings
 	domain     domainKeys
 	twin       atomic.Uint32          // generation of which this node has the twin that the state asks for; 0: none
-	notCopied  string                 // why no recovery copy was made, as it was last logged; of installLoop alone
+	notCopied  atomic.Pointer[string] // why a recovery copy that is missing could not be made, where trust is not what it lacks
 	refusal    atomic.Pointer[string] // why the leader grants no lease, if it says
 	clockWrong atomic.Bool            // most other nodes' wall clocks are far from this leader's
 	ticks      tickWatch

@@ -125,6 +125,7 @@ func copyFits(s *fsm.State, c *fsm.AddRecoveryCopy) error {
 // missing. Its Security Officer may trust a recipient's key at any time.
 func (e *engine) copyForRecovery(s *fsm.State) (done bool) {
 	done = true
+	var problem *string
 	for _, g := range s.Cluster().Generations {
 		lacking := s.Uncopied(g)
 		if len(lacking) == 0 {
@@ -139,13 +140,30 @@ func (e *engine) copyForRecovery(s *fsm.State) (done bool) {
 			if err == nil || errors.Is(err, hsm.ErrNotTrusted) || e.ctx.Err() != nil {
 				continue
 			}
-			if text := err.Error(); text != e.notCopied { // it is tried again each second
-				e.notCopied = text
+			text := fmt.Sprintf("generation %d for %s: %s", g.Number, name, err)
+			if problem == nil {
+				problem = &text
+			}
+			if last := e.notCopied.Load(); last == nil || *last != *problem { // it is tried again each second
 				e.log.Warn("the domain key was not wrapped for a recovery recipient", "generation", g.Number, "recipient", name, "error", err)
 			}
 		}
 	}
+	e.notCopied.Store(problem)
 	return done
+}
+
+// RecoveryCopyProblem is why this node could not make a recovery copy that is missing, though
+// its Security Officer trusts the recovery key; empty: it could, or that is what it lacks.
+func (m *Member) RecoveryCopyProblem() string {
+	e, err := m.engine()
+	if err != nil {
+		return ""
+	}
+	if text := e.notCopied.Load(); text != nil {
+		return *text
+	}
+	return ""
 }
 
 func (e *engine) copyFor(s *fsm.State, g fsm.Generation, name string) error {

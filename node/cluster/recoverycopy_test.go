@@ -156,8 +156,15 @@ func TestCopyIsLookedAt(t *testing.T) {
 			t.Errorf("%s, at the founding: %v, want %q", row.what, err, row.text)
 		}
 	}
-	p.alter = nil
 	e := &engine{member: &Member{}, config: &Config{Domain: p}, id: "n1", cluster: id, ctx: t.Context(), log: slog.New(slog.DiscardHandler)}
+	if e.domain.held.Store(&[]hsm.Generation{}); e.copyForRecovery(s) || e.notCopied.Load() != nil {
+		t.Error("who does not hold the generation has a problem with its copy")
+	}
+	e.domain.held.Store(&[]hsm.Generation{hsmGeneration(g)})
+	if text := e.notCopied.Load; e.copyForRecovery(s) || text() == nil || !strings.HasPrefix(*text(), "generation 2 for vault: ") {
+		t.Errorf("a copy that cannot be made: %v", text())
+	}
+	p.alter = nil
 	if err := e.copyFor(s, g, "vault"); !errors.Is(err, fsm.ErrNotInitialized) {
 		t.Errorf("a right copy is not proposed: %v", err)
 	}

@@ -741,7 +741,7 @@ type AuditStatus struct {
 	StaleSince    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=stale_since,json=staleSince,proto3" json:"stale_since,omitempty"`
 	StaleReason   string                 `protobuf:"bytes,7,opt,name=stale_reason,json=staleReason,proto3" json:"stale_reason,omitempty"`
 	Sinks         []*AuditSinkStatus     `protobuf:"bytes,8,rep,name=sinks,proto3" json:"sinks,omitempty"`
-	Disk          *DiskStatus            `protobuf:"bytes,9,opt,name=disk,proto3" json:"disk,omitempty"` // of the trail's directory
+	Disk          *DiskStatus            `protobuf:"bytes,9,opt,name=disk,proto3" json:"disk,omitempty"` // of the trail's directory, if that is on a file system of its own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1151,8 +1151,11 @@ type StatusResponse struct {
 	WaitsForTwin       bool     `protobuf:"varint,77,opt,name=waits_for_twin,json=waitsForTwin,proto3" json:"waits_for_twin,omitempty"`                   // to move key versions, for its own Security Officer
 	DomainProblem      string   `protobuf:"bytes,78,opt,name=domain_problem,json=domainProblem,proto3" json:"domain_problem,omitempty"`                   // why it does not get on; empty: it does
 	Alarms             []*Alarm `protobuf:"bytes,79,rep,name=alarms,proto3" json:"alarms,omitempty"`                                                      // that hold at the node that answers
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Why the node that answers could not make a recovery copy that is missing though its Security
+	// Officer trusts the recovery key; empty: it could, or that is what it lacks.
+	RecoveryCopyProblem string `protobuf:"bytes,80,opt,name=recovery_copy_problem,json=recoveryCopyProblem,proto3" json:"recovery_copy_problem,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -1484,6 +1487,13 @@ func (x *StatusResponse) GetAlarms() []*Alarm {
 		return x.Alarms
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetRecoveryCopyProblem() string {
+	if x != nil {
+		return x.RecoveryCopyProblem
+	}
+	return ""
 }
 
 type InitRequest struct {
@@ -3607,7 +3617,7 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\rStatusRequest\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\xa7\x0e\n" +
+	"indexToken\"\xdb\x0e\n" +
 	"\x0eStatusResponse\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12!\n" +
@@ -3657,7 +3667,8 @@ const file_quorumkms_v1_cluster_proto_rawDesc = "" +
 	"\x14waits_for_generation\x18L \x01(\rR\x12waitsForGeneration\x12$\n" +
 	"\x0ewaits_for_twin\x18M \x01(\bR\fwaitsForTwin\x12%\n" +
 	"\x0edomain_problem\x18N \x01(\tR\rdomainProblem\x12+\n" +
-	"\x06alarms\x18O \x03(\v2\x13.quorumkms.v1.AlarmR\x06alarms\"\xd2\x03\n" +
+	"\x06alarms\x18O \x03(\v2\x13.quorumkms.v1.AlarmR\x06alarms\x122\n" +
+	"\x15recovery_copy_problem\x18P \x01(\tR\x13recoveryCopyProblem\"\xd2\x03\n" +
 	"\vInitRequest\x12$\n" +
 	"\radministrator\x18\x01 \x01(\tR\radministrator\x12\x1f\n" +
 	"\vno_recovery\x18\x02 \x01(\bR\n" +
