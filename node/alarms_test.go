@@ -19,6 +19,7 @@ import (
 	"github.com/quorumkms/quorumkms/node/audit/sink"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
+	"github.com/quorumkms/quorumkms/transport"
 )
 
 // alarming is what alarms are found from, as a test sets it.
@@ -336,4 +337,33 @@ func TestAlarmsAreToldOf(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestHaltIsRecorded: a node whose state is not the cluster's has that in its trail when it
+// stops, and stops also when its trail cannot be written; other ends are none of that.
+func TestHaltIsRecorded(t *testing.T) {
+	dir := t.TempDir()
+	x := newAlarming(t)
+	x.ok(transport.NewDevCA(dir, "kms.example"))
+	ca, err := transport.LoadDevCA(dir)
+	x.ok(err)
+	files := transport.Files{Cert: dir + "/n.crt", Key: dir + "/n.key", CA: dir + "/" + transport.DevCACert}
+	x.ok(ca.IssueFiles(files, transport.Identity{TrustDomain: "kms.example", Class: transport.ClassNode, Name: "n1"}, []string{"127.0.0.1"}, time.Hour))
+	creds, err := transport.Load(files, "kms.example")
+	x.ok(err)
+	var halted []error
+	n := &Node{config: Config{Name: "n1"}, audit: x.trail, creds: creds, options: Options{Halt: func(err error) { halted = append(halted, err) }}}
+	diverged := fmt.Errorf("%w: at index 7", cluster.ErrDiverged)
+	n.halt(errors.New("a disk"))
+	x.want("another reason")
+	n.halt(diverged)
+	if e := x.want("it differs", "StateDiverged at index 7")[0]; e.Alarm != audit.StateDiverged || e.Target != "n1" {
+		t.Errorf("%+v", e)
+	}
+	x.start() // the one that the node has is closed
+	n.halt(diverged)
+	if len(halted) != 3 || !errors.Is(halted[2], cluster.ErrDiverged) {
+		t.Errorf("halted by %v", halted)
+	}
+	x.want("where nothing can be written", "StateDiverged")
 }
