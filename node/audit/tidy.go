@@ -39,10 +39,16 @@ func (l *Log) tidyLoop() {
 	})
 	tick := time.NewTicker(tidyEvery)
 	defer tick.Stop()
+	last := ""
 	for {
+		text := ""
 		if err := l.tidy(ctx); err != nil {
-			l.config.Log.Warn("whole segments of the audit trail were not looked after, trying again", "error", err)
+			text = err.Error()
 		}
+		if text != "" && text != last {
+			l.config.Log.Warn("whole segments of the audit trail were not looked after, trying again", "error", text)
+		}
+		last = text
 		select {
 		case <-tick.C:
 		case <-l.stopTidy:

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -134,6 +135,19 @@ func listen(t *testing.T, network, address string) net.Listener {
 	l, err := net.Listen(network, address)
 	must(t, err)
 	return l
+}
+
+// listenKept listens on a port that systems give to nobody by themselves: it can be closed and
+// listened on again.
+func listenKept(t *testing.T) net.Listener {
+	t.Helper()
+	for range 1000 {
+		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(10_000+mathrand.IntN(10_000)))); err == nil {
+			return l
+		}
+	}
+	t.Fatal("no free port")
+	return nil
 }
 
 func listenPackets(t *testing.T, network, address string) net.PacketConn {
@@ -365,7 +379,7 @@ func TestWebhookRefusals(t *testing.T) {
 // TestSyslogReconnects: a collector that is started again gets what follows, by a new connection.
 func TestSyslogReconnects(t *testing.T) {
 	r := newRig(t)
-	l := listen(t, "tcp", "127.0.0.1:0")
+	l := listenKept(t)
 	o := Options{Type: TypeSyslog, Address: "tcp://" + l.Addr().String()}
 	r.begin(o)
 	r.write(1)
