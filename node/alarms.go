@@ -28,6 +28,9 @@ const (
 	maxEnding = 10_000
 	// maxSubjects are shown of what one alarm is about.
 	maxSubjects = 10
+	// maxTellPause is the longest time until it is tried again to record what stays: each time the
+	// trail may be read.
+	maxTellPause = 10 * time.Minute
 	// haltRecord is how long a node that must stop waits for its record of why.
 	haltRecord = time.Second
 )
@@ -44,6 +47,7 @@ type alarms struct {
 	since   map[identity]time.Time // when it was first found; of look alone
 	begun   map[identity]found     // of tellEach alone
 	told    map[identity]bool      // in this node's trail; nil: not looked for yet; of tellOnce alone
+	pause   time.Duration          // after an attempt to tell that failed; of tell alone
 }
 
 // alarmsConfig is what alarms are found from.
@@ -63,7 +67,7 @@ type alarmsConfig struct {
 // alarmTrail is what alarms need of the audit trail.
 type alarmTrail interface {
 	Record(e audit.Event) error
-	SearchReadable(ctx context.Context, q audit.Query, from uint64, found func(audit.Found) error) (sealed bool, err error)
+	SearchReadable(ctx context.Context, q audit.Query, from uint64, found func(audit.Found) error) (unread bool, err error)
 	Unsealed() (u audit.Unsealed, ok bool)
 }
 
@@ -124,24 +128,33 @@ func newAlarms(c alarmsConfig) *alarms {
 
 // watch looks which alarms hold, and records those that come and go, until ctx ends.
 func (a *alarms) watch(ctx context.Context) {
-	a.each(ctx, func() {
+	a.each(ctx, func() time.Duration {
 		a.look()
 		a.tellEach()
+		return alarmsEvery
 	})
 }
 
 // tell records those that stay, until ctx ends. The first may read the whole trail.
 func (a *alarms) tell(ctx context.Context) {
-	a.each(ctx, func() { a.tellOnce(ctx) })
+	a.each(ctx, func() time.Duration {
+		if a.tellOnce(ctx) == nil {
+			a.pause = 0
+			return alarmsEvery
+		}
+		a.pause = min(max(2*a.pause, alarmsEvery), maxTellPause)
+		return a.pause
+	})
 }
 
-func (a *alarms) each(ctx context.Context, f func()) {
-	tick := time.NewTicker(alarmsEvery)
-	defer tick.Stop()
+// each calls f, which says when it wants to be called next, until ctx ends.
+func (a *alarms) each(ctx context.Context, f func() (next time.Duration)) {
+	timer := time.NewTimer(alarmsEvery)
+	defer timer.Stop()
 	for {
 		select {
-		case <-tick.C:
-			f()
+		case <-timer.C:
+			timer.Reset(f())
 		case <-ctx.Done():
 			return
 		}
@@ -209,7 +222,7 @@ func (a *alarms) denials() (out []found) {
 			name: audit.RepeatedDenials, teller: eachTime, since: d.Since, over: "RepeatedDenialsOver",
 			text:    fmt.Sprintf("a principal was denied %d calls or more within %s", kms.RepeatedDenials, kms.DenialWindow),
 			subject: fmt.Sprintf("%s, %d calls since %s, the last one %s", who, d.Calls, date(d.Since.Unix()), last),
-			event:   audit.Event{Name: "RepeatedDenials", Target: who, Tenant: d.Last.Tenant},
+			event:   audit.Event{Name: "RepeatedDenials", Target: who, Tenant: d.Tenant},
 		})
 	}
 	return out
@@ -268,8 +281,8 @@ func (a *alarms) stale(now time.Time) []found {
 	}
 	return []found{{
 		name: audit.HeadStale, teller: eachTime, since: since, over: "AuditHeadCurrent",
-		text:  fmt.Sprintf("the audit trail is not signed, or its signature not remembered by the cluster, since %s: %s", date(since.Unix()), why),
-		event: audit.Event{Name: "AuditHeadStale"},
+		text:    fmt.Sprintf("the audit trail is not signed, or its signature not remembered by the cluster, since %s", date(since.Unix())),
+		subject: why, event: audit.Event{Name: "AuditHeadStale"},
 	}}
 }
 
@@ -280,7 +293,7 @@ func (a *alarms) notSealed() []found {
 	}
 	return []found{{
 		name: audit.NotSealed, teller: eachTime, over: "AuditSegmentsSealed",
-		text:    fmt.Sprintf("the audit records %d to %d should be sealed and are not: the key of audit.seal cannot be used", u.First, u.Last),
+		text:    fmt.Sprintf("the audit records %d to %d should be sealed and are not", u.First, u.Last),
 		subject: u.Reason, event: audit.Event{Name: "AuditSegmentsNotSealed"},
 	}}
 }
@@ -317,7 +330,7 @@ func (a *alarms) tellEach() {
 }
 
 // tellOnce records the alarms that this node has not told of in its trail.
-func (a *alarms) tellOnce(ctx context.Context) {
+func (a *alarms) tellOnce(ctx context.Context) error {
 	for _, f := range a.holding.Load().all {
 		id := f.identity()
 		tells := f.teller == once || f.teller == onceLeading && a.config.Leads()
@@ -336,13 +349,14 @@ func (a *alarms) tellOnce(ctx context.Context) {
 			if ctx.Err() == nil {
 				a.config.Log.Warn("an alarm is not recorded, trying again", "alarm", f.name, "error", err)
 			}
-			return
+			return err
 		}
 	}
+	return nil
 }
 
-// before are the alarms that this node's trail tells of already. What is sealed and cannot be
-// read is left out: rather twice than never.
+// before are the alarms that this node's trail tells of already. What is sealed or damaged and
+// cannot be read is left out: rather twice than never.
 func (a *alarms) before(ctx context.Context) (map[identity]bool, error) {
 	told := map[identity]bool{}
 	_, err := a.config.Trail.SearchReadable(ctx, audit.Query{Alarm: audit.AnyAlarm}, 1, func(f audit.Found) error {

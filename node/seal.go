@@ -22,7 +22,7 @@ var (
 )
 
 // dataKeyTimeout bounds the call for the data key of a segment.
-const dataKeyTimeout = 30 * time.Second
+const dataKeyTimeout = 10 * time.Second
 
 // trailSealer seals and opens segments of the audit trail under data keys of a key that the
 // node may use as any caller that holds a grant.

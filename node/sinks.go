@@ -67,5 +67,8 @@ func (n *Node) openSinks() (err error) {
 		Sinks: n.config.Audit.options(), Trail: n.audit, Dir: dir, Cursors: filepath.Join(dir, sinksDir),
 		Node: n.member.ID(), Name: n.config.Name, Now: time.Now, Log: n.log,
 	})
+	if err == nil {
+		n.audit.TakenBySinks(n.sinks.Taken)
+	}
 	return err
 }

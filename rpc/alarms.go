@@ -55,7 +55,10 @@ func (h AuditHealth) status(c kms.Caller) *pb.AuditStatus {
 	at := h.Position
 	out := &pb.AuditStatus{
 		Healthy: true, Position: &pb.TrailPosition{Last: at.Last, Durable: at.Durable, Signed: at.Signed}, SignedTime: stamp(at.SignedAt),
-		Remembered: at.Remembered, StaleSince: stamp(h.StaleSince), StaleReason: h.StaleReason,
+		Remembered: at.Remembered, StaleSince: stamp(h.StaleSince),
+	}
+	if c.SeesAll() {
+		out.StaleReason = h.StaleReason
 	}
 	if h.Disk != nil {
 		out.Disk = diskStatus(*h.Disk)

@@ -82,7 +82,7 @@ func TestSealedTrail(t *testing.T) {
 	// Its files prove its hash; opened by who may, they are read.
 	copied, opened := filepath.Join(c.dir, "copied"), filepath.Join(c.dir, "opened")
 	must(t, os.CopyFS(copied, os.DirFS(dir)))
-	if out, code := x.offline(c, copied); code != 0 || !strings.Contains(out, "records 1 to 65536 are sealed: that they have the hash that was signed is proved") {
+	if out, code := x.offline(c, copied); code != 0 || !strings.Contains(out, "records 1 to 65536 are sealed and WERE NOT READ") {
 		t.Errorf("its files: %d: %s", code, out)
 	}
 	if out, code := x.runAs(auditorID, c.nodes, "audit", "open", copied, "--to", opened); code == 0 || !strings.Contains(out, "DENIED") {
@@ -110,6 +110,11 @@ func TestSealedTrail(t *testing.T) {
 		if code == 0 || !strings.Contains(out, want) {
 			t.Errorf("searched with the key disabled: %d: %s, want %q", code, out, want)
 		}
+	}
+	const anna = "/tenant/default/auditor/anna"
+	c.issue(anna, "anna")
+	if out, code := x.runAs(anna, c.nodes, "audit", "search", "--operation", "CreateKey"); code == 0 || !strings.Contains(out, "ask an auditor of all tenants") || strings.Contains(out, key) {
+		t.Errorf("a tenant's auditor: %d: %s", code, out)
 	}
 	if out, code := x.runAs(auditorID, c.nodes, "audit", "verify"); code != 0 || !strings.Contains(out, "records 1 to 65536 are sealed") {
 		t.Errorf("verified with the key disabled: %d: %s", code, out)

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -87,8 +86,11 @@ type Log struct {
 
 	tidying   sync.Mutex       // one at a time; guards what follows
 	removals  map[int64]uint64 // segments whose removal is recorded, and by which record at the latest
+	account   account          // what is known of that of the one before the first
 	sealAgain time.Time        // not before
 	sealPause time.Duration    // after the last failure
+
+	taken func() uint64 // by all sinks; nil: there are none; mu guards it
 
 	unsealedMu sync.Mutex
 	unsealed   Unsealed
@@ -125,7 +127,7 @@ func (l *Log) recover() error {
 		return err
 	}
 	there, err := trail.Load(l.config.Dir, newest.checkpoint.Size, l.config.Opener)
-	if _, is := errors.AsType[*fs.PathError](err); err != nil && !is { // it can be read, and is no trail
+	if err != nil && !isPath(err) { // it can be read, and is no trail
 		return fmt.Errorf("%w: %w", ErrAltered, err)
 	}
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"strings"
 	"time"
@@ -40,7 +41,8 @@ func (l *Log) Unsealed() (u Unsealed, ok bool) {
 
 // seal seals the whole segments of which others remember a record that comes later: so no
 // proof that the trail goes on from what is remembered needs a sealed one, and the segment that
-// is being written has a record. What cannot be sealed stays as it is and holds nothing up.
+// is being written has a record. Those that a sink has not taken yet wait for it: once sealed, it
+// would need the key. What cannot be sealed stays as it is and holds nothing up.
 func (l *Log) seal(ctx context.Context, remembered int64) error {
 	if l.config.Sealer == nil || l.config.Now().Before(l.sealAgain) {
 		return nil
@@ -49,10 +51,11 @@ func (l *Log) seal(ctx context.Context, remembered int64) error {
 	if err != nil {
 		return err
 	}
+	taken := l.takenBySinks()
 	var left Unsealed
 	refused := false // the key that one needs is that of the others
 	for _, s := range segments {
-		if !strings.HasSuffix(s.Path, trail.CompressedEnd) || (s.Number+1)*trail.SegmentRecords >= remembered {
+		if !strings.HasSuffix(s.Path, trail.CompressedEnd) || (s.Number+1)*trail.SegmentRecords >= remembered || s.First()+trail.SegmentRecords-1 > taken {
 			continue
 		}
 		if !refused {
@@ -86,6 +89,23 @@ func (l *Log) seal(ctx context.Context, remembered int64) error {
 	return nil
 }
 
+// TakenBySinks has the log ask up to which record all sinks have taken the trail.
+func (l *Log) TakenBySinks(taken func() uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.taken = taken
+}
+
+func (l *Log) takenBySinks() uint64 {
+	l.mu.Lock()
+	taken := l.taken
+	l.mu.Unlock()
+	if taken == nil {
+		return math.MaxUint64
+	}
+	return taken()
+}
+
 // tellUnsealed logs what has changed.
 func (l *Log) tellUnsealed(now Unsealed) {
 	l.unsealedMu.Lock()
@@ -113,7 +133,10 @@ func (l *Log) sealOne(ctx context.Context, s trail.Segment) error {
 		}
 		return err
 	}
-	if err := same(s); err != nil { // then it is evidence
+	switch err := same(s); { // then it is evidence
+	case errors.Is(err, trail.ErrTrail) && !isPath(err):
+		return fmt.Errorf("%w: %w", ErrAltered, err)
+	case err != nil:
 		return err
 	}
 	from, err := os.Open(s.Path)

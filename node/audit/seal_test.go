@@ -125,7 +125,11 @@ func sealableTrail(t *testing.T) (dir string) {
 			if i%trail.SegmentRecords == 1 {
 				now = now.Add(24 * time.Hour)
 			}
-			if err := l.Record(Event{Name: "Encrypt", KeyID: fmt.Sprintf("k%d", i%trail.SegmentRecords)}); err != nil {
+			e := Event{Name: "Encrypt", KeyID: fmt.Sprintf("k%d", i%trail.SegmentRecords)}
+			if n := i - 2*trail.SegmentRecords; n > 4 && n <= 6 { // what sealing leaves
+				e.Name, e.Class, e.Result, e.Context = "GenerateDataKey", "node", Success, trail.SealContext(cluster, "node-1", int64(n-5))
+			}
+			if err := l.Record(e); err != nil {
 				t.Fatal(err)
 			}
 			if i%(trail.SegmentRecords/4) == 3 || i == sealableRecords {
@@ -569,7 +573,7 @@ func TestSealedOffline(t *testing.T) {
 	if r.Finding != nil || !slices.Equal(r.Sealed, all) || r.First != 1 || r.Last != sealableRecords || r.Proved != sealableRecords {
 		t.Errorf("%+v, %+v", r, r.Finding)
 	}
-	if text := strings.Join(r.Text("n"), "\n"); !strings.Contains(text, "of them records 1 to 131072 are sealed: that they have the hash that was signed is proved; what they say was not looked at (kmsctl audit open") {
+	if text := strings.Join(r.Text("n"), "\n"); !strings.Contains(text, "records 1 to 131072 are sealed and WERE NOT READ: the hash of what was signed is proved; that the file holds that, only opening it shows (kmsctl audit open") {
 		t.Error(text)
 	}
 	with := func(edit func(dir string) error) string {
@@ -674,12 +678,18 @@ func TestSealedRemoval(t *testing.T) {
 	if text := strings.Join(r.Text("n"), "\n"); r.Finding != nil || r.First != trail.SegmentRecords+1 || !strings.Contains(text, "may be among those that are sealed") {
 		t.Errorf("%+v: %s", r.Finding, text)
 	}
-	l, told := sealing(t, dir, v, func(c *Config) { c.Keep = time.Nanosecond })
+	now := time.Now()
+	l, told := sealing(t, dir, v, func(c *Config) { c.Keep, c.Now = time.Nanosecond, func() time.Time { return now } })
 	l.Kept(sealableRecords)
 	if err := l.tidy(t.Context()); !errors.Is(err, ErrAltered) || !strings.Contains(err.Error(), "no record says that this node removed them") {
 		t.Errorf("it can be read: %v\n%s", err, told)
 	}
+	opened := v.opened["1"]
+	if err := l.tidy(t.Context()); !errors.Is(err, ErrAltered) || v.opened["1"] != opened {
+		t.Errorf("it is looked for again at once: %v, opened %d times and %d", err, opened, v.opened["1"])
+	}
 	v.breaks(errKey)
+	now = now.Add(time.Hour)
 	tidied(t, l)
 	var reasons []string
 	if _, err := l.SearchReadable(t.Context(), Query{Name: trail.RemovalEvent}, 1, func(f Found) error {
@@ -688,10 +698,133 @@ func TestSealedRemoval(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if len(reasons) != 1 || !strings.Contains(reasons[0], "those up to 65536 may stand in sealed records, which cannot be read") {
+	if len(reasons) != 1 || !strings.Contains(reasons[0], "those up to 65536 may stand in records that cannot be read") {
 		t.Errorf("it cannot be read: %v", reasons)
 	}
 	shut(t, l)
+}
+
+// TestSealedIsProved: that records are sealed hides nothing. What is no sealed file is named, and so is
+// one that the node did not make; without a checkpoint behind them, or if all that others remember
+// lies before their end, nothing is said of them.
+func TestSealedIsProved(t *testing.T) {
+	dir, _ := sealedTrail(t)
+	note := func(file string, n int) trail.Head {
+		b, err := os.ReadFile(filepath.Join(dir, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := trail.Checkpoints(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return trail.Head{Note: all[n], Source: "an old file"}
+	}
+	inside := note(trail.Name(1, trail.CheckpointsEnd), 1)
+	verify := func(dir string, heads ...trail.Head) (trail.Report, error) {
+		return trail.Verify(dir, trail.Options{Identity: sealable.by.Identity(), Heads: heads})
+	}
+	if _, err := verify(dir, inside); !errors.Is(err, trail.ErrTrail) || !strings.Contains(err.Error(), "records up to 131072 are sealed, and all that others remember lies before their end") {
+		t.Errorf("with what is remembered of sealed records alone: %v", err)
+	}
+	if r, err := verify(dir, inside, sealable.head); err != nil || r.Finding != nil {
+		t.Errorf("with both: %+v, %v", r.Finding, err)
+	}
+	for what, row := range map[string]struct {
+		edit func(dir string) error
+		kind trail.Kind
+		text string
+	}{
+		"no file of that form": {func(dir string) error {
+			return os.WriteFile(filepath.Join(dir, trail.Name(1, trail.SealedEnd)), nil, 0o600)
+		}, trail.Altered, "is no sealed file"},
+		"nothing signed": {func(dir string) error {
+			files, err := filepath.Glob(filepath.Join(dir, "*"+trail.CheckpointsEnd))
+			for _, f := range files {
+				err = errors.Join(err, os.Remove(f))
+			}
+			return err
+		}, "", "no checkpoint proves their hashes"},
+	} {
+		copied := t.TempDir()
+		if err := errors.Join(os.CopyFS(copied, os.DirFS(dir)), row.edit(copied)); err != nil {
+			t.Fatal(err)
+		}
+		r, err := verify(copied)
+		switch {
+		case row.kind == "" && (err == nil || !strings.Contains(err.Error(), row.text)):
+			t.Errorf("%s: %+v, %v", what, r, err)
+		case row.kind != "" && (err != nil || r.Finding == nil || r.Finding.Kind != row.kind || r.Finding.First != trail.SegmentRecords+1 || !strings.Contains(r.Finding.Text, row.text)):
+			t.Errorf("%s: %+v, %v", what, r.Finding, err)
+		}
+	}
+	// Of the node's own making is what a record behind it tells of.
+	l, err := Open(config(t.TempDir()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shut(t, l)
+	for range trail.SegmentRecords + 3 {
+		if err := l.Record(Event{Name: "Encrypt"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Checkpoint(t.Context(), cluster, sealable.by); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(l.config.Dir, trail.Name(0, trail.RecordsEnd))
+	b, err := os.ReadFile(filepath.Join(dir, trail.Name(0, trail.SealedEnd)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.tidying.Lock()
+	err = errors.Join(os.RemoveAll(path), os.RemoveAll(filepath.Join(l.config.Dir, trail.Name(0, trail.CompressedEnd))),
+		os.WriteFile(filepath.Join(l.config.Dir, trail.Name(0, trail.SealedEnd)), b, 0o600))
+	l.tidying.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := verify(l.config.Dir); err != nil || r.Finding == nil || r.Finding.Kind != trail.Altered || r.Finding.Last != trail.SegmentRecords || !strings.Contains(r.Finding.Text, "no record behind them says that the node did that") {
+		t.Errorf("a node that never seals: %+v, %v", r.Finding, err)
+	}
+}
+
+// TestSealingGoesOn behind a segment that is damaged, and waits for sinks.
+func TestSealingGoesOn(t *testing.T) {
+	dir, v := t.TempDir(), newVault()
+	if err := os.CopyFS(dir, os.DirFS(sealableTrail(t))); err != nil {
+		t.Fatal(err)
+	}
+	first := filepath.Join(dir, trail.Name(0, trail.CompressedEnd))
+	info, err := os.Stat(first)
+	if err == nil {
+		err = os.Truncate(first, info.Size()/2)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, _ := sealing(t, dir, v, nil)
+	defer shut(t, l)
+	taken := uint64(trail.SegmentRecords)
+	l.TakenBySinks(func() uint64 { return taken })
+	l.Kept(sealableRecords)
+	tidied(t, l)
+	if got := forms(t, dir); !slices.Equal(got, []string{".records.gz", "1.records.gz", "2.records"}) {
+		t.Errorf("a sink has not taken it: %v", got)
+	}
+	taken = sealableRecords
+	tidied(t, l)
+	if got := forms(t, dir); !slices.Equal(got, []string{".records.gz", "1.records.gz.sealed", "2.records"}) {
+		t.Errorf("%v", got)
+	}
+	if u, ok := l.Unsealed(); !ok || u.Segments != 1 || u.First != 1 || !strings.Contains(u.Reason, ErrAltered.Error()) {
+		t.Errorf("%+v", u)
+	}
+	n := 0
+	unread, err := l.SearchReadable(t.Context(), Query{Name: "GenerateDataKey"}, 1, func(Found) error { n++; return nil })
+	if err != nil || !unread || n != 2 {
+		t.Errorf("what can be read: %d records, unread %v, %v", n, unread, err)
+	}
 }
 
 // onlyFile is a directory as if it had one file.

@@ -117,23 +117,30 @@ func (l *Log) first() (uint64, error) {
 }
 
 // SearchReadable calls found with each record that the query is of, from a sequence number on up to
-// the last. Those that are sealed and cannot be read are left out: then sealed is true.
-func (l *Log) SearchReadable(ctx context.Context, q Query, from uint64, found func(Found) error) (sealed bool, err error) {
+// the last. Those that cannot be read, because they are sealed or damaged, are left out with what
+// follows in their segment: then unread is true.
+func (l *Log) SearchReadable(ctx context.Context, q Query, from uint64, found func(Found) error) (unread bool, err error) {
 	for last := l.Position().Last; from <= last; {
 		search, err := l.Search(q, from)
 		if err != nil {
-			return sealed, err
+			return unread, err
 		}
 		err = search.Run(ctx, last, found, func(time.Time) error { return nil })
 		switch from = search.Next(); {
-		case errors.Is(err, trail.ErrSealed):
-			sealed = true
+		case errors.Is(err, trail.ErrSealed), errors.Is(err, trail.ErrTrail) && !isPath(err):
+			unread = true
 			from += trail.SegmentRecords - (from-1)%trail.SegmentRecords // behind the segment
 		case err != nil:
-			return sealed, err
+			return unread, err
 		}
 	}
-	return sealed, nil
+	return unread, nil
+}
+
+// isPath tells whether an error is the file system's: it says nothing of the trail.
+func isPath(err error) bool {
+	_, is := errors.AsType[*fs.PathError](err)
+	return is
 }
 
 // Next is the sequence number of the record that is read next.

@@ -116,7 +116,7 @@ func (l *Log) prune(ctx context.Context, s trail.Segment, remembered int64, olde
 			return false, err
 		}
 		if unsure {
-			reason += fmt.Sprintf("; that this node removed those up to %d may stand in sealed records, which cannot be read", s.First()-1)
+			reason += fmt.Sprintf("; that this node removed those up to %d may stand in records that cannot be read", s.First()-1)
 		}
 	}
 	if l.removals[s.Number] == 0 {
@@ -155,12 +155,36 @@ func (l *Log) remove(segment int64, ends ...string) error {
 // Without it somebody else did: that must not be covered up by removing more. If it may be among
 // sealed records that cannot be read, unsure is true: a key that is gone for good must not fill the
 // disk.
+//
+// The whole trail may be read for it, so it is not looked for each time.
 func (l *Log) accounted(ctx context.Context, first trail.Segment) (unsure bool, err error) {
 	before := trail.Segment{Number: first.Number - 1}
 	if first.Number == 0 || l.removals[before.Number] > 0 {
 		return false, nil
 	}
-	unsure, err = l.SearchReadable(ctx, Query{Name: trail.RemovalEvent}, first.First(), func(f Found) error {
+	a := &l.account
+	if a.first != first.Number {
+		*a = account{first: first.Number}
+	} else if l.config.Now().Before(a.again) {
+		return a.unsure, a.err
+	}
+	a.unsure, a.err = l.lookForRemoval(ctx, before)
+	a.pause = min(max(2*a.pause, tidyEvery), maxSealPause)
+	a.again = l.config.Now().Add(a.pause)
+	return a.unsure, a.err
+}
+
+// account is whether it is known who removed what came before a segment.
+type account struct {
+	first  int64 // the segment
+	unsure bool
+	err    error
+	again  time.Time // it is looked for not before
+	pause  time.Duration
+}
+
+func (l *Log) lookForRemoval(ctx context.Context, before trail.Segment) (unsure bool, err error) {
+	unsure, err = l.SearchReadable(ctx, Query{Name: trail.RemovalEvent}, before.First()+trail.SegmentRecords, func(f Found) error {
 		var e Event
 		if err := json.Unmarshal(f.Line, &e); err != nil {
 			return err
@@ -174,7 +198,7 @@ func (l *Log) accounted(ctx context.Context, first trail.Segment) (unsure bool, 
 		unsure = false
 	}
 	if err == nil && !unsure && l.removals[before.Number] == 0 {
-		err = fmt.Errorf("%w: the records up to %d are missing, and no record says that this node removed them: no more are removed; kmsctl audit verify", ErrAltered, first.First()-1)
+		err = fmt.Errorf("%w: the records up to %d are missing, and no record says that this node removed them: no more are removed; kmsctl audit verify", ErrAltered, before.First()+trail.SegmentRecords-1)
 	}
 	return unsure, err
 }

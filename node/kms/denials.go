@@ -27,6 +27,7 @@ const (
 // Denied is a principal that was denied again and again.
 type Denied struct {
 	Principal string    // empty: several, beyond those that are counted alone
+	Tenant    string    // the principal's own, whichever its calls named; may be empty
 	Since     time.Time // the first of the calls that made it an alarm
 	Calls     uint64    // that were denied since
 	Last      Denial
@@ -130,4 +131,12 @@ func clipped(s string) string {
 }
 
 // Denied are the principals that were denied again and again, and still are or were just now.
-func (s *Service) Denied() []Denied { return s.denials.now(s.now()) }
+func (s *Service) Denied() []Denied {
+	all := s.denials.now(s.now())
+	for i := range all {
+		if who, err := s.principal(all[i].Principal); err == nil {
+			all[i].Tenant = who.Tenant
+		}
+	}
+	return all
+}

@@ -36,7 +36,7 @@ func TestRepeatedDenials(t *testing.T) {
 	_, _, err := e.DisableKey(ctx, as(uma), key, 0)
 	e.refused(err, ErrDenied)
 	got := e.Denied()
-	if len(got) != 1 || got[0].Principal != as(uma).Caller.Principal || got[0].Calls != RepeatedDenials || !got[0].Since.Equal(began) || got[0].Last.Operation != "DisableKey" {
+	if len(got) != 1 || got[0].Principal != as(uma).Caller.Principal || got[0].Calls != RepeatedDenials || !got[0].Since.Equal(began) || got[0].Last.Operation != "DisableKey" || got[0].Tenant != "default" {
 		t.Fatalf("%+v", got)
 	}
 	e.clock.advance(DenialWindow)

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"sync"
 	"time"
 
@@ -155,6 +156,15 @@ type Stats struct {
 	LastError  string        // of the last attempt that failed; stays when a later one succeeds
 	ErrorTime  time.Time
 	Failing    bool // for so long that there is an alarm
+}
+
+// Taken is up to which record all sinks have taken the trail.
+func (s *Set) Taken() uint64 {
+	taken := uint64(math.MaxUint64)
+	for _, x := range s.Stats() {
+		taken = min(taken, x.Cursor)
+	}
+	return taken
 }
 
 // Stats tells where the sinks stand.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strconv"
 )
 
@@ -34,6 +36,30 @@ var ErrSealed = errors.New("sealed audit records cannot be read")
 
 // errNoOpener is why nobody opens a segment where there is no Opener.
 var errNoOpener = fmt.Errorf("%w: nobody asks for their key here", ErrSealed)
+
+// sealedMagic begins a file of package envelope, least is longer than nothing that is sealed.
+const (
+	sealedMagic = "KEO1"
+	sealedLeast = 128
+)
+
+// looksSealed tells what is no sealed file at all.
+func (s Segment) looksSealed() error {
+	f, err := os.Open(s.Path)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrTrail, err)
+	}
+	defer f.Close() //nolint:errcheck // only read
+	begin := make([]byte, sealedLeast)
+	_, err = io.ReadFull(f, begin)
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), err == nil && string(begin[:len(sealedMagic)]) != sealedMagic:
+		return fmt.Errorf("%w: %s is no sealed file", ErrTrail, filepath.Base(s.Path))
+	case err != nil:
+		return fmt.Errorf("%w: %w", ErrTrail, err)
+	}
+	return nil
+}
 
 // unseal has a sealed segment opened.
 func (s Segment) unseal(ctx context.Context, o Opener, sealed io.Reader) (io.Reader, error) {

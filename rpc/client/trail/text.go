@@ -23,7 +23,11 @@ func (r Report) Text(name string) []string {
 		}
 		return []string{fmt.Sprintf("%s: %s, %s: %s", who, f.Kind, records, f.Text), "  " + proved}
 	}
-	text := fmt.Sprintf("%s: records %d to %d are whole; %s; compared with %d checkpoints", who, r.First, r.Last, proved, r.Heads)
+	whole := "are whole"
+	if len(r.Sealed) > 0 {
+		whole = "are there, some of them sealed"
+	}
+	text := fmt.Sprintf("%s: records %d to %d %s; %s; compared with %d checkpoints", who, r.First, r.Last, whole, proved, r.Heads)
 	if r.Heads == 1 {
 		text = strings.TrimSuffix(text, "s")
 	}
@@ -32,8 +36,7 @@ func (r Report) Text(name string) []string {
 	}
 	out := []string{text}
 	for _, s := range r.Sealed {
-		out = append(out, fmt.Sprintf("  of them records %d to %d are sealed: that they have the hash that was signed %s; what they say was not looked at (kmsctl audit open makes a copy that can be read)",
-			s.First, s.Last, map[bool]string{true: "is proved", false: "is not proved yet"}[s.Last <= r.Proved]))
+		out = append(out, fmt.Sprintf("  records %d to %d are sealed and WERE NOT READ: the hash of what was signed is proved; that the file holds that, only opening it shows (kmsctl audit open)", s.First, s.Last))
 	}
 	switch {
 	case r.First > 1 && r.Removal == 0:

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -139,7 +140,25 @@ func Verify(dir string, o Options) (Report, error) {
 	if v.report.Finding == nil {
 		v.convicts()
 	}
+	if v.report.Finding == nil {
+		return v.report, v.unproved()
+	}
 	return v.report, nil
+}
+
+// unproved tells that nothing can be said of sealed records: there is no checkpoint behind them, or
+// none of those that others remember.
+func (v *verification) unproved() error {
+	sealed := uint64(v.unread) //nolint:gosec // not negative
+	switch {
+	case v.unread == 0:
+		return nil
+	case v.report.Proved < sealed:
+		return fmt.Errorf("%w: records up to %d are sealed, and no checkpoint proves their hashes: open them (kmsctl audit open)", ErrTrail, sealed)
+	case len(v.o.Heads) > 0 && v.agreed.Size < v.unread:
+		return fmt.Errorf("%w: records up to %d are sealed, and all that others remember lies before their end: open them (kmsctl audit open), or get newer heads", ErrTrail, sealed)
+	}
+	return nil
 }
 
 type verification struct {
@@ -151,7 +170,8 @@ type verification struct {
 	tree   Tree
 	above  *Tree // as HashesFile has it
 	last   Hash  // of the record before
-	unread int64 // up to this record it was not read
+	unread int64 // up to this record, a sealed segment's last, it was not read
+	told   bool  // a record says that the node sealed that segment
 	named  bool  // records name the one before
 	agreed head  // the last one of others that agrees
 	doubt  *head // of others: the records are not those that it is of, and what that means comes later
@@ -317,6 +337,14 @@ func (v *verification) segment(s Segment, last bool) {
 // sealed takes a sealed segment's hash as HashesFile has it: the heads behind it prove that, or
 // not. Those inside are left out.
 func (v *verification) sealed(s Segment) {
+	if err := s.looksSealed(); err != nil {
+		if isPath(err) {
+			v.failed = err
+			return
+		}
+		v.find(Altered, s.First(), s.last(), "%v", err)
+		return
+	}
 	root, ok := v.above.SegmentRoot(s.Number)
 	if !ok {
 		v.failed = fmt.Errorf("%w: segment %d is sealed, and %s does not have its hash: open it with kmsctl audit open", ErrTrail, s.Number, HashesFile)
@@ -332,8 +360,22 @@ func (v *verification) sealed(s Segment) {
 	} else {
 		v.report.Sealed = append(v.report.Sealed, r)
 	}
-	v.unread, v.report.Last = v.tree.size, r.Last
+	v.unread, v.told, v.report.Last = v.tree.size, false, r.Last
 	v.skipPast()
+}
+
+// seals notes the record that a node leaves when it seals a segment: of the last one that is sealed
+// it stands in records that are not. Of the others it may be sealed itself.
+func (v *verification) seals(r record, line []byte) {
+	if v.unread == 0 || v.told || r.Name != "GenerateDataKey" || r.Class != "node" {
+		return
+	}
+	var x struct {
+		Context map[string]string `json:"encryptionContext"`
+		Result  string            `json:"result"`
+	}
+	err := json.Unmarshal(line, &x)
+	v.told = err == nil && x.Result == "SUCCESS" && x.Context["purpose"] == SealPurpose && x.Context["segment"] == strconv.FormatInt(v.unread/SegmentRecords-1, 10)
 }
 
 func isPath(err error) bool {
@@ -368,6 +410,7 @@ func (v *verification) line(s Segment, line []byte) {
 		return
 	}
 	v.report.Last = at
+	v.seals(r, line)
 	if v.report.Removal == 0 && r.removes(v.first) {
 		v.report.Removal = at
 	}
@@ -491,6 +534,10 @@ func (v *verification) decide(signed bool) {
 func (v *verification) ends() {
 	if v.forged != nil {
 		v.report.Finding = v.forged
+	}
+	if v.unread > 0 && !v.told && v.report.Finding == nil {
+		last := Segment{Number: v.unread/SegmentRecords - 1}
+		v.find(Altered, last.First(), last.last(), "they are sealed, and no record behind them says that the node did that")
 	}
 	unread := v.report.Removal == 0 && len(v.report.Sealed) > 0 // the record may be among those
 	if v.report.First > 1 && !unread && (v.report.Removal == 0 || v.report.Removal > v.report.Proved) {
