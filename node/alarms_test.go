@@ -146,7 +146,7 @@ func TestAlarmsThatComeAndGo(t *testing.T) {
 	x := newAlarming(t)
 	x.round()
 	x.want("nothing")
-	x.denied = []kms.Denied{{Principal: "spiffe://kms.example/tenant/acme/user/u", Tenant: "acme", Since: x.clock, Calls: 20, Last: kms.Denial{Operation: "Decrypt", Key: "k7", Tenant: "other"}}}
+	x.denied = []kms.Denied{{Principal: "spiffe://kms.example/tenant/acme/user/u", Tenant: "acme", Since: x.clock, Calls: 20, Last: kms.Denial{Operation: "Decrypt", Key: "k7"}}}
 	x.stale = x.clock
 	x.differs = []cluster.Difference{{Member: &fsm.Member{ID: "n3-1", Name: "n3"}, Index: 77}}
 	x.sinks = []sink.Stats{{Name: "siem", Failing: true, Records: 12, LastError: "refused"}, {Name: "fine"}}

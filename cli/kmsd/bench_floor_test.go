@@ -46,8 +46,8 @@ func (echo) echo(_ context.Context, in *wrapperspb.BytesValue) (*wrapperspb.Byte
 // method, and nothing else.
 func TestBenchEcho(t *testing.T) {
 	dir := os.Getenv(floorConfig)
-	if dir == "" {
-		t.Skip("the floor of make bench, which starts it")
+	if dir == "" { // it is no test: TestBench starts it
+		return
 	}
 	pair, err := tls.LoadX509KeyPair(dir+"/kms-1.crt", dir+"/kms-1.key")
 	must(t, err)

@@ -127,7 +127,7 @@ func (l *Log) recover() error {
 		return err
 	}
 	there, err := trail.Load(l.config.Dir, newest.checkpoint.Size, l.config.Opener)
-	if err != nil && !isPath(err) { // it can be read, and is no trail
+	if err != nil && !trail.IsPathError(err) { // it can be read, and is no trail
 		return fmt.Errorf("%w: %w", ErrAltered, err)
 	}
 	if err != nil {

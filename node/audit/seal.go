@@ -134,7 +134,7 @@ func (l *Log) sealOne(ctx context.Context, s trail.Segment) error {
 		return err
 	}
 	switch err := same(s); { // then it is evidence
-	case errors.Is(err, trail.ErrTrail) && !isPath(err):
+	case errors.Is(err, trail.ErrTrail) && !trail.IsPathError(err):
 		return fmt.Errorf("%w: %w", ErrAltered, err)
 	case err != nil:
 		return err

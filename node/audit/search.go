@@ -127,7 +127,7 @@ func (l *Log) SearchReadable(ctx context.Context, q Query, from uint64, found fu
 		}
 		err = search.Run(ctx, last, found, func(time.Time) error { return nil })
 		switch from = search.Next(); {
-		case errors.Is(err, trail.ErrSealed), errors.Is(err, trail.ErrTrail) && !isPath(err):
+		case errors.Is(err, trail.ErrSealed), errors.Is(err, trail.ErrTrail) && !trail.IsPathError(err):
 			unread = true
 			from += trail.SegmentRecords - (from-1)%trail.SegmentRecords // behind the segment
 		case err != nil:
@@ -135,12 +135,6 @@ func (l *Log) SearchReadable(ctx context.Context, q Query, from uint64, found fu
 		}
 	}
 	return unread, nil
-}
-
-// isPath tells whether an error is the file system's: it says nothing of the trail.
-func isPath(err error) bool {
-	_, is := errors.AsType[*fs.PathError](err)
-	return is
 }
 
 // Next is the sequence number of the record that is read next.

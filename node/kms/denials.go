@@ -16,7 +16,7 @@ const (
 	// were fewer within any such time for as long.
 	RepeatedDenials = 20
 	DenialWindow    = 5 * time.Minute
-	// maxDenied bounds the principals that are counted alone, at less than 1 KiB each. While
+	// maxDenied bounds the principals that are counted alone, at less than 2 KiB each. While
 	// all of them were denied within the window, further ones are counted together, as one: so
 	// however many there are, none that is counted is forgotten, and none goes unnoticed.
 	maxDenied = 1024
@@ -35,8 +35,8 @@ type Denied struct {
 
 // Denial is a call that was denied.
 type Denial struct {
-	Time                         time.Time
-	Operation, Key, Tenant, From string
+	Time                 time.Time
+	Operation, Key, From string
 }
 
 // denials counts the calls that principals were denied. It is used by calls that are refused
@@ -66,7 +66,7 @@ func (d *denials) note(e *audit.Event, now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.of(e.Principal, now).note(Denial{
-		Time: now, Operation: e.Name, Key: clipped(e.KeyID), Tenant: clipped(e.Tenant), From: clipped(e.Source),
+		Time: now, Operation: e.Name, Key: clipped(e.KeyID), From: clipped(e.Source),
 	})
 }
 

@@ -37,7 +37,7 @@ var ErrSealed = errors.New("sealed audit records cannot be read")
 // errNoOpener is why nobody opens a segment where there is no Opener.
 var errNoOpener = fmt.Errorf("%w: nobody asks for their key here", ErrSealed)
 
-// sealedMagic begins a file of package envelope, least is longer than nothing that is sealed.
+// sealedMagic begins a file of package envelope; none is shorter than sealedLeast, in bytes.
 const (
 	sealedMagic = "KEO1"
 	sealedLeast = 128

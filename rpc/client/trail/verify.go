@@ -321,7 +321,7 @@ func (v *verification) segment(s Segment, last bool) {
 	at := v.sequence() + 1
 	switch {
 	case v.report.Finding != nil:
-	case isPath(err): // it says nothing of the trail
+	case IsPathError(err): // it says nothing of the trail
 		v.failed = err
 	case err != nil:
 		v.find(Altered, at, at, "it cannot be read: %v", err)
@@ -338,7 +338,7 @@ func (v *verification) segment(s Segment, last bool) {
 // not. Those inside are left out.
 func (v *verification) sealed(s Segment) {
 	if err := s.looksSealed(); err != nil {
-		if isPath(err) {
+		if IsPathError(err) {
 			v.failed = err
 			return
 		}
@@ -378,7 +378,8 @@ func (v *verification) seals(r record, line []byte) {
 	v.told = err == nil && x.Result == "SUCCESS" && x.Context["purpose"] == SealPurpose && x.Context["segment"] == strconv.FormatInt(v.unread/SegmentRecords-1, 10)
 }
 
-func isPath(err error) bool {
+// IsPathError tells whether an error is the file system's: it says nothing of the trail.
+func IsPathError(err error) bool {
 	_, is := errors.AsType[*fs.PathError](err)
 	return is
 }
