@@ -65,8 +65,9 @@ type Log struct {
 	tree       *trail.Tree
 	above      int // hashes above the segments that are in their file
 	previous   string
-	buf        bytes.Buffer
-	durable    uint64 // sequence number of the last record that is on the disk
+	buf        bytes.Buffer // of one record
+	many       bytes.Buffer // of several
+	durable    uint64       // sequence number of the last record that is on the disk
 	broken     error
 	remembered int64 // records that others remember
 	observer   Observer
