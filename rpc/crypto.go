@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"fmt"
+	"log/slog"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
@@ -13,6 +14,7 @@ import (
 type cryptoServer struct {
 	pb.UnimplementedCryptoServiceServer
 	kms *kms.Service
+	log *slog.Logger
 }
 
 func (s *cryptoServer) Encrypt(ctx context.Context, r *pb.EncryptRequest) (*pb.EncryptResponse, error) {
