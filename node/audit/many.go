@@ -11,7 +11,8 @@ import (
 const maxKept = 1 << 20
 
 // RecordAll is Record for several, one behind the other, in one write if they stand in one segment.
-// With an error some of them may have been written; the call of none is to be answered.
+// What Record sets is set in them. With an error some may have been written, and the call of none
+// is to be answered.
 func (l *Log) RecordAll(all []Event) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -45,9 +46,9 @@ func (l *Log) write(part []Event) error {
 	now, previous := l.config.Now().UTC(), l.previous
 	sizes, leaves := make([]int, len(part)), make([]trail.Hash, len(part))
 	for i := range part {
-		e := part[i]
+		e := &part[i]
 		e.Time, e.Node, e.Sequence, e.Previous = now, l.node, l.sequence()+uint64(i)+1, previous //nolint:gosec // not negative
-		if err := l.encode(&e); err != nil {
+		if err := l.encode(e); err != nil {
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
 		leaves[i] = trail.RecordHash(bytes.TrimSuffix(l.buf.Bytes(), []byte{'\n'}))

@@ -174,29 +174,42 @@ func (s *Service) beginBatch(ctx context.Context, c Call, name string, n int) (*
 	return &batch{Service: s, call: c, st: st, lots: map[lotKey]*lot{}, units: make([]unit, 0, n)}, nil
 }
 
-// lot finds what an item has in common with others; make makes it.
-func (b *batch) lot(key lotKey, pairs []Pair, make func(*lot) error) *lot {
+// lot finds what an item has in common with others; find is asked once for all of them.
+func (b *batch) lot(key lotKey, pairs []Pair, find func(*lot) error) *lot {
 	key.context = contextText(pairs)
 	l := b.lots[key]
 	if l == nil {
-		l = &lot{header: key.header, event: begin(key.operation, b.call)}
-		l.event.Tenant, l.event.StateIndex, l.event.Context = b.call.acting(), b.st.Index(), contextMap(pairs)
-		nameKey(&l.event, key.key)
+		l = b.newLot(key, pairs)
+		b.lots[key] = l
 		if l.h, l.err = contextHash(pairs); l.err == nil {
-			l.err = make(l)
+			l.err = find(l)
 		}
 		if l.st = b.st; l.err == nil {
 			l.arn, l.token = l.t.arn(l.st), IndexToken(l.st)
 		}
-		b.lots[key] = l
 	}
 	return l
 }
 
-// sealing is the lot of an item that seals.
+// newLot begins with what the request says.
+func (b *batch) newLot(key lotKey, pairs []Pair) *lot {
+	l := &lot{st: b.st, header: key.header, event: begin(key.operation, b.call)}
+	l.event.Tenant, l.event.StateIndex, l.event.Context = b.call.acting(), b.st.Index(), contextMap(pairs)
+	nameKey(&l.event, key.key)
+	return l
+}
+
+// wrong is the lot of an item that nothing is looked up for.
+func (b *batch) wrong(operation, key string, pairs []Pair, err error) *lot {
+	l := b.newLot(lotKey{operation: operation, key: key}, pairs)
+	l.err = err
+	return l
+}
+
+// sealing is the lot of an item that seals; wrong is what is wrong with the item itself.
 func (b *batch) sealing(ctx context.Context, operation, key string, pairs []Pair, wrong error) *lot {
 	if wrong != nil {
-		return &lot{st: b.st, event: begin(operation, b.call), err: wrong}
+		return b.wrong(operation, key, pairs, wrong)
 	}
 	return b.lot(lotKey{operation: operation, key: key}, pairs, func(l *lot) (err error) {
 		l.t, b.st, err = b.findSeal(ctx, b.st, b.call, key, pairs, &l.event)
@@ -208,9 +221,7 @@ func (b *batch) sealing(ctx context.Context, operation, key string, pairs []Pair
 func (b *batch) opening(item DecryptItem) *lot {
 	header, err := parseBlob(item.Ciphertext)
 	if err != nil {
-		l := &lot{st: b.st, event: begin("Decrypt", b.call), err: err}
-		l.event.Context = contextMap(item.Context)
-		return l
+		return b.wrong("Decrypt", item.Key, item.Context, err)
 	}
 	header.nonce = [blobNonceSize]byte{}
 	return b.lot(lotKey{operation: "Decrypt", key: item.Key, header: header}, item.Context, func(l *lot) error {

@@ -30,6 +30,7 @@ import (
 // itself, nonce N[0:12], with the same additional data. A key has one suite for life.
 const (
 	blobMagic     = "QKM1"
+	inputLabel    = "quorumkms/c/v1"
 	suite1        = 1
 	suite2        = 2
 	blobNonce     = 26
@@ -89,13 +90,10 @@ func newBlob(h blobHeader, plaintext int) []byte {
 
 // messageInput is what the HSM derives a message's two keys from.
 func messageInput(blob []byte, context [32]byte) hsm.MessageInput {
-	var in hsm.MessageInput
-	copy(in.Nonce[:], blob[blobNonce:blobCommit])
-	h := sha256.New()
-	h.Write([]byte("quorumkms/c/v1"))
-	h.Write(blob[:blobCommit])
-	h.Write(context[:])
-	h.Sum(in.T[:0])
+	in := hsm.MessageInput{Nonce: [blobNonceSize]byte(blob[blobNonce:blobCommit])}
+	text := make([]byte, 0, len(inputLabel)+blobCommit+len(context))
+	text = append(append(append(text, inputLabel...), blob[:blobCommit]...), context[:]...)
+	in.T = sha256.Sum256(text)
 	return in
 }
 
