@@ -801,7 +801,8 @@ func (m *Member) Serves(s *fsm.State) error {
 	if err := e.domain.complete(s); err != nil {
 		return err
 	}
-	e.served.Store(&asked)
+	kept := asked // what is compared stays on the stack
+	e.served.Store(&kept)
 	return nil
 }
 
