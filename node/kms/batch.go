@@ -136,7 +136,6 @@ type lot struct {
 	header blobHeader // of ciphertexts to open: without the nonce
 	h      [32]byte
 	event  audit.Event
-	arn    string
 	token  []byte
 	err    error // why nothing is done
 	now    error // what the state of the release says
@@ -185,7 +184,7 @@ func (b *batch) lot(key lotKey, pairs []Pair, find func(*lot) error) *lot {
 			l.err = find(l)
 		}
 		if l.st = b.st; l.err == nil {
-			l.arn, l.token = l.t.arn(l.st), IndexToken(l.st)
+			l.token = IndexToken(l.st)
 		}
 	}
 	return l
@@ -350,11 +349,11 @@ func wipeUnits(units []*unit) {
 }
 
 func (u *unit) sealed() Sealed {
-	return Sealed{Ciphertext: u.blob, Plaintext: u.secret, KeyARN: u.arn, Version: u.t.version, IndexToken: u.token}
+	return Sealed{Ciphertext: u.blob, Plaintext: u.secret, KeyARN: u.t.arn, Version: u.t.version, IndexToken: u.token}
 }
 
 func (u *unit) opened() Opened {
-	return Opened{Plaintext: u.secret, KeyARN: u.arn, Version: u.header.version, IndexToken: u.token}
+	return Opened{Plaintext: u.secret, KeyARN: u.t.arn, Version: u.header.version, IndexToken: u.token}
 }
 
 // sealAll makes the data keys and seals them, or what is to be encrypted.

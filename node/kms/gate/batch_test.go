@@ -103,11 +103,11 @@ func TestReleaseAllLate(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, out := &batchWorld{allowed: c.first}, NewReleases()
-			ctx, finish := Carry(t.Context())
+			ctx := Carry(t.Context())
 			if _, _, err := w.releaseAll(ctx, t, out); err != nil {
 				t.Fatal(err)
 			}
-			w.clock, w.allowed, w.lease = w.clock+2*handOver, c.later, c.lease
+			w.clock, w.allowed, w.lease = w.clock+2*HandOver, c.later, c.lease
 			err := Recheck(ctx)
 			if !errors.Is(err, c.want) || errors.Is(err, errState) || err != nil && !strings.Contains(w.events[2].Reason, c.reason) {
 				t.Errorf("%v, recorded %q", err, w.events[2].Reason)
@@ -116,7 +116,7 @@ func TestReleaseAllLate(t *testing.T) {
 			if !slices.Equal(gone, c.wiped) || !slices.Equal(w.records, c.records) {
 				t.Errorf("wiped %v, recorded %v; want %v and %v", gone, w.records, c.wiped, c.records)
 			}
-			finish()
+			Finish(ctx)
 			if err := out.HandedOver(t.Context()); err != nil {
 				t.Error(err)
 			}
