@@ -8,7 +8,6 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/quorumkms/quorumkms/fsm"
-	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/node/kms/gate"
 )
@@ -278,7 +277,7 @@ func (b *batch) run(ctx context.Context, work func(context.Context, []*unit)) er
 	}
 	events := make([]audit.Event, len(going))
 	for i, u := range going {
-		events[i] = u.record()
+		u.describe(&events[i])
 	}
 	_, withheld, err := gate.ReleaseAll(ctx, b.gate, pending, events, func(st *fsm.State) []error { return b.authorise(st, going, events) })
 	if err != nil {
@@ -318,7 +317,9 @@ func (b *batch) noteReleased(going []*unit, withheld []error) {
 
 // refuseItem records that an item ends without a result.
 func (b *batch) refuseItem(u *unit, err error) {
-	u.err = b.refuseUse(u.record(), u.st, u.t, err)
+	var e audit.Event
+	u.describe(&e)
+	u.err = b.refuseUse(e, u.st, u.t, err)
 }
 
 // refuseFailed refuses the items whose work has failed, and returns the others.
@@ -334,11 +335,10 @@ func (b *batch) refuseFailed(going []*unit) (done []*unit) {
 	return done
 }
 
-// record is the item's audit record.
-func (u *unit) record() audit.Event {
-	e := u.event
+// describe makes the item's audit record.
+func (u *unit) describe(e *audit.Event) {
+	*e = u.event
 	e.CiphertextSHA256 = digest(u.blob)
-	return e
 }
 
 func wipeUnits(units []*unit) {
@@ -354,124 +354,4 @@ func (u *unit) sealed() Sealed {
 
 func (u *unit) opened() Opened {
 	return Opened{Plaintext: u.secret, KeyARN: u.t.arn, Version: u.header.version, IndexToken: u.token}
-}
-
-// sealAll makes the data keys and seals them, or what is to be encrypted.
-func (b *batch) sealAll(ctx context.Context, going []*unit) {
-	if err := b.makeRandom(ctx, going); err != nil {
-		for _, u := range going {
-			u.err = err
-		}
-		return
-	}
-	for _, of := range byVersion(going) {
-		b.sealUnder(ctx, of)
-	}
-	for _, u := range going {
-		if u.hidden {
-			wipeUnits([]*unit{u})
-		}
-	}
-}
-
-// makeRandom makes data keys and nonces.
-func (b *batch) makeRandom(ctx context.Context, going []*unit) error {
-	n := 0
-	for _, u := range going {
-		n += u.random + blobNonceSize
-	}
-	random := make([]byte, n)
-	if err := b.random.read(ctx, random); err != nil {
-		return err
-	}
-	for _, u := range going {
-		random = random[copy(u.nonce[:], random):]
-		if u.random > 0 {
-			u.secret, random = random[:u.random:u.random], random[u.random:]
-			u.plaintext = u.secret
-		}
-	}
-	return nil
-}
-
-// byVersion groups units by the key version that they use.
-func byVersion(units []*unit) (groups [][]*unit) {
-	at := map[useOf]int{}
-	for _, u := range units {
-		of := useOf{u.t.key.ID, u.t.version}
-		i, ok := at[of]
-		if !ok {
-			i = len(groups)
-			at[of], groups = i, append(groups, nil)
-		}
-		groups[i] = append(groups[i], u)
-	}
-	return groups
-}
-
-// sealUnder seals under one key.
-func (b *batch) sealUnder(ctx context.Context, units []*unit) {
-	first := units[0].lot
-	if first.t.key.Resident() {
-		for _, u := range units {
-			u.blob, u.err = b.sealInside(ctx, u.st, u.t, u.h, u.plaintext)
-		}
-		return
-	}
-	v := first.t.key.Current()
-	blobs := make([][]byte, len(units))
-	for i, u := range units {
-		blobs[i] = newBlob(blobHeader{suite: suite1, key: u.t.key.ID, version: v.Version, nonce: u.nonce}, len(u.plaintext))
-	}
-	b.withKeys(ctx, hsmRef(first.st, first.t.key, v), hsm.Seal, units, blobs, func(i int, keys *hsm.MessageKeys) {
-		u := units[i]
-		u.blob, u.err = sealBlob(keys, blobs[i], u.h, u.plaintext)
-	})
-}
-
-// openAll opens ciphertexts.
-func (b *batch) openAll(ctx context.Context, going []*unit) {
-	for _, of := range byVersion(going) {
-		b.openUnder(ctx, of)
-	}
-}
-
-// openUnder opens under one key version.
-func (b *batch) openUnder(ctx context.Context, units []*unit) {
-	var ref hsm.Ref
-	var fit []*unit
-	var blobs [][]byte
-	for _, u := range units {
-		if ref, u.err = u.t.opens(u.st, u.header); u.err != nil {
-			continue
-		}
-		if u.t.key.Resident() {
-			u.secret, u.err = b.openInside(ctx, ref, u.h, u.blob)
-			continue
-		}
-		fit, blobs = append(fit, u), append(blobs, u.blob)
-	}
-	if fit == nil {
-		return
-	}
-	ref, _ = fit[0].t.opens(fit[0].st, fit[0].header)
-	b.withKeys(ctx, ref, hsm.Open, fit, blobs, func(i int, keys *hsm.MessageKeys) {
-		u := fit[i]
-		u.secret, u.err = b.openWith(ctx, ref, keys, u.h, u.blob)
-	})
-}
-
-// withKeys has the HSM derive the keys of messages under one key, and does something with each.
-func (b *batch) withKeys(ctx context.Context, ref hsm.Ref, use hsm.Use, units []*unit, blobs [][]byte, f func(i int, keys *hsm.MessageKeys)) {
-	inputs := make([]hsm.MessageInput, len(units))
-	for i, u := range units {
-		inputs[i] = messageInput(blobs[i], u.h)
-	}
-	keys, err := b.deriver.DeriveAll(ctx, ref, inputs, use)
-	defer clear(keys)
-	for i, u := range units {
-		if u.err = err; err == nil {
-			f(i, &keys[i])
-		}
-	}
 }

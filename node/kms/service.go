@@ -2,7 +2,7 @@
 // the ciphertext format. It knows neither Raft nor PKCS#11 nor gRPC.
 //
 // Reading order: service.go, caller.go (roles), authorise.go and policies.go (who may),
-// reference.go (how a key is named), target.go, usage.go, crypto.go, batch.go, resident.go, secret.go and datapair.go
+// reference.go (how a key is named), target.go, usage.go, crypto.go, batch.go and batchwork.go, resident.go, secret.go and datapair.go
 // (what is done with keys, through the gate),
 // blob.go and context.go (the formats), keys.go (what is done to keys, through the log),
 // keylife.go, import.go, aliases.go, grants.go, policy.go, tenants.go, servicekey.go, read.go,
