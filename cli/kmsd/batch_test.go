@@ -94,8 +94,14 @@ func testBatchItems(ctx context.Context, c *testCluster, p *process, key string,
 	corrupt := bytes.Clone(blobs[0].Blob)
 	corrupt[60] ^= 1
 	items := []client.Ciphertext{
-		blobs[0], {Blob: corrupt, Context: blobs[0].Context}, {Blob: blobs[0].Blob}, {Blob: []byte("none")}, {Blob: disabled}, {},
-		{Blob: blobs[1].Blob, Context: map[string]string{"kms:": "reserved"}}, blobs[1],
+		blobs[0],
+		{Blob: corrupt, Context: blobs[0].Context},
+		{Blob: blobs[0].Blob},
+		{Blob: []byte("none")},
+		{Blob: disabled},
+		{},
+		{Blob: blobs[1].Blob, Context: map[string]string{"kms:": "reserved"}},
+		blobs[1],
 	}
 	out, err := user.BatchDecrypt(ctx, items)
 	must(c.t, err)
