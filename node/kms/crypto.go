@@ -72,28 +72,28 @@ func (s *Service) enterMany(ctx context.Context, c Call, n int, e *audit.Event) 
 }
 
 // through runs the work and passes its result through the gate.
-func through[T any](ctx context.Context, s *Service, c Call, e audit.Event, authorise func(*fsm.State) error,
+func through[T any](ctx context.Context, s *Service, c Call, e *audit.Event, authorise func(*fsm.State) error,
 	work func(context.Context) (T, error), wipe func(T), describe func(T, *audit.Event), used ...target,
 ) (T, error) {
 	var none T
 	if c.DryRun {
-		return none, s.refuse(e, ErrDryRun)
+		return none, s.refuse(*e, ErrDryRun)
 	}
 	pending, err := gate.Compute(ctx, func(ctx context.Context) (T, error) {
 		v, err := work(ctx)
-		describe(v, &e)
+		describe(v, e)
 		if err == nil {
 			err = s.confirm(ctx, c)
 		}
 		return v, err
 	}, wipe)
 	if err != nil {
-		return none, s.refuse(e, err)
+		return none, s.refuse(*e, err)
 	}
-	released, err := gate.Release(ctx, s.gate, pending, &e, func(st *fsm.State) error {
+	released, err := gate.Release(ctx, s.gate, pending, e, func(st *fsm.State) error {
 		err := authorise(st)
 		for _, t := range used {
-			s.noteDoomed(&e, st, t, err)
+			s.noteDoomed(e, st, t, err)
 		}
 		return err
 	})
@@ -184,7 +184,7 @@ func (s *Service) Encrypt(ctx context.Context, c Call, key string, plaintext []b
 	if a != "" {
 		return s.encryptPublic(ctx, c, key, plaintext, pairs, a)
 	}
-	return s.sealCall(ctx, c, e, key, pairs, func(ctx context.Context, in sealContext) (Sealed, error) {
+	return s.sealCall(ctx, c, &e, key, pairs, func(ctx context.Context, in sealContext) (Sealed, error) {
 		return s.seal(ctx, in.st, in.t, in.h, plaintext)
 	})
 }
@@ -220,7 +220,7 @@ func (s *Service) dataKey(ctx context.Context, c Call, name, key string, n int, 
 	if err := checkDataKey(n); err != nil {
 		return Sealed{}, s.refuse(e, early{err})
 	}
-	return s.sealCall(ctx, c, e, key, pairs, func(ctx context.Context, in sealContext) (Sealed, error) {
+	return s.sealCall(ctx, c, &e, key, pairs, func(ctx context.Context, in sealContext) (Sealed, error) {
 		plaintext := make([]byte, n)
 		if err := s.random.read(ctx, plaintext); err != nil {
 			return Sealed{}, err
@@ -243,20 +243,20 @@ type sealContext struct {
 }
 
 // sealCall is what all calls that make a new ciphertext have in common.
-func (s *Service) sealCall(ctx context.Context, c Call, e audit.Event, key string, pairs []Pair, work func(context.Context, sealContext) (Sealed, error)) (Sealed, error) {
+func (s *Service) sealCall(ctx context.Context, c Call, e *audit.Event, key string, pairs []Pair, work func(context.Context, sealContext) (Sealed, error)) (Sealed, error) {
 	e.Context = contextMap(pairs)
-	nameKey(&e, key)
+	nameKey(e, key)
 	h, err := contextHash(pairs)
 	if err != nil {
-		return Sealed{}, s.refuse(e, early{err})
+		return Sealed{}, s.refuse(*e, early{err})
 	}
-	st, err := s.enter(ctx, c, &e)
+	st, err := s.enter(ctx, c, e)
 	if err != nil {
-		return Sealed{}, s.refuse(e, err)
+		return Sealed{}, s.refuse(*e, err)
 	}
-	t, st, err := s.findSeal(ctx, st, c, key, pairs, &e)
+	t, st, err := s.findSeal(ctx, st, c, key, pairs, e)
 	if err != nil {
-		return Sealed{}, s.refuseUse(e, st, t, err)
+		return Sealed{}, s.refuseUse(*e, st, t, err)
 	}
 	return through(ctx, s, c, e, t.authorise,
 		func(ctx context.Context) (Sealed, error) { return work(ctx, sealContext{st, t, h}) },
@@ -328,7 +328,7 @@ func (s *Service) Decrypt(ctx context.Context, c Call, blob []byte, key string, 
 	if err != nil {
 		return Opened{}, s.refuseUse(e, st, src.target, err)
 	}
-	return through(ctx, s, c, e, src.authorise, func(ctx context.Context) (Opened, error) {
+	return through(ctx, s, c, &e, src.authorise, func(ctx context.Context) (Opened, error) {
 		plaintext, err := s.open(ctx, st, src.target, header, h, blob)
 		return Opened{Plaintext: plaintext, KeyARN: src.arn, Version: header.version, IndexToken: IndexToken(st)}, err
 	}, func(r Opened) { clear(r.Plaintext) }, func(Opened, *audit.Event) {}, src.target)
@@ -378,7 +378,7 @@ func (s *Service) ReEncrypt(ctx context.Context, c Call, r ReEncryption) (Moved,
 		return Moved{}, s.refuseUse(e, st, failed, err)
 	}
 	authorise := func(st *fsm.State) error { return errors.Join(src.authorise(st), dst.authorise(st)) }
-	return through(ctx, s, c, e, authorise, func(ctx context.Context) (Moved, error) {
+	return through(ctx, s, c, &e, authorise, func(ctx context.Context) (Moved, error) {
 		return s.move(ctx, st, src, dst, to, r.Ciphertext)
 	}, func(Moved) {}, func(r Moved, e *audit.Event) { e.DestinationSHA256 = digest(r.Ciphertext) }, src.target, dst)
 }
@@ -434,7 +434,7 @@ func (s *Service) GenerateRandom(ctx context.Context, c Call, n int) ([]byte, er
 	if err := authorise(st); err != nil {
 		return nil, s.refuse(e, err)
 	}
-	return through(ctx, s, c, e, authorise, func(ctx context.Context) ([]byte, error) {
+	return through(ctx, s, c, &e, authorise, func(ctx context.Context) ([]byte, error) {
 		b := make([]byte, n)
 		return b, s.random.read(ctx, b)
 	}, func(b []byte) { clear(b) }, func([]byte, *audit.Event) {})

@@ -46,7 +46,7 @@ func (s *Service) dataKeyPair(ctx context.Context, c Call, name, key string, spe
 	if !spec.Pair() {
 		return Sealed{}, s.refuse(e, early{invalid("data key pair of spec %.80q: must be RSA_2048, RSA_3072, RSA_4096, ECC_NIST_P256 or ECC_NIST_P384", spec)})
 	}
-	return s.sealCall(ctx, c, e, key, pairs, func(ctx context.Context, in sealContext) (Sealed, error) {
+	return s.sealCall(ctx, c, &e, key, pairs, func(ctx context.Context, in sealContext) (Sealed, error) {
 		private, public, err := s.makePair(ctx, spec)
 		if err != nil {
 			return Sealed{}, err
