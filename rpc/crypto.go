@@ -12,7 +12,8 @@ import (
 
 type cryptoServer struct {
 	pb.UnimplementedCryptoServiceServer
-	kms *kms.Service
+	kms      *kms.Service
+	watchers *seats
 }
 
 func (s *cryptoServer) Encrypt(ctx context.Context, r *pb.EncryptRequest) (*pb.EncryptResponse, error) {

@@ -110,11 +110,14 @@ func NewServer(c Config) *Server {
 	pb.RegisterPolicyServiceServer(s.clients, &policyServer{kms: c.KMS})
 	pb.RegisterTenantServiceServer(s.clients, &tenantServer{kms: c.KMS})
 	pb.RegisterRecoveryServiceServer(s.clients, &recoveryServer{kms: c.KMS, member: c.Member, node: c.Node})
-	pb.RegisterCryptoServiceServer(s.clients, &cryptoServer{kms: c.KMS})
+	pb.RegisterCryptoServiceServer(s.clients, &cryptoServer{kms: c.KMS, watchers: newSeats("watches for restrictions", maxWatchers, maxWatchersEach)})
 	pb.RegisterClusterServiceServer(s.clients, &clusterServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node})
 	pb.RegisterHsmServiceServer(s.clients, &hsmServer{kms: c.KMS, member: c.Member, node: c.Node})
 	pb.RegisterBackupServiceServer(s.clients, &backupServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node, restoreDir: c.RestoreDir})
-	pb.RegisterAuditServiceServer(s.clients, &auditServer{kms: c.KMS, member: c.Member, trail: c.Audit})
+	pb.RegisterAuditServiceServer(s.clients, &auditServer{
+		kms: c.KMS, member: c.Member, trail: c.Audit,
+		readers: newSeats("searches and copies of this node's audit trail", maxReaders, maxReadersEach),
+	})
 	healthpb.RegisterHealthServer(s.clients, s.health)
 	reflection.Register(s.clients)
 	s.peers = grpc.NewServer(slices.Concat(options(),
@@ -242,7 +245,7 @@ func (s *Server) authenticate(ctx context.Context, r any, info *grpc.UnaryServer
 	return next(withCaller(ctx, caller), r)
 }
 
-// authenticateStream is authenticate for streams: backups, audit trails, health watches and
+// authenticateStream is authenticate for streams: backups, audit trails, watches for restrictions, health watches and
 // reflection. A node that stops ends them.
 func (s *Server) authenticateStream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	caller, err := s.identify(stream.Context(), info.FullMethod)

@@ -2612,6 +2612,134 @@ func (x *VerifyMacResponse) GetIndexToken() []byte {
 	return nil
 }
 
+type WatchRestrictionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ping          uint64                 `protobuf:"varint,1,opt,name=ping,proto3" json:"ping,omitempty"`                               // any number but 0; it is in the answer. 0: none
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`                           // of the first request
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"` // of the first request
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRestrictionsRequest) Reset() {
+	*x = WatchRestrictionsRequest{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRestrictionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRestrictionsRequest) ProtoMessage() {}
+
+func (x *WatchRestrictionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRestrictionsRequest.ProtoReflect.Descriptor instead.
+func (*WatchRestrictionsRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *WatchRestrictionsRequest) GetPing() uint64 {
+	if x != nil {
+		return x.Ping
+	}
+	return 0
+}
+
+func (x *WatchRestrictionsRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *WatchRestrictionsRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type WatchRestrictionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pong          uint64                 `protobuf:"varint,1,opt,name=pong,proto3" json:"pong,omitempty"`                               // the latest ping that was read; 0 if this is not the answer to one
+	Everything    bool                   `protobuf:"varint,2,opt,name=everything,proto3" json:"everything,omitempty"`                   // forget everything: what restricts is of no one key, or was too much
+	KeyIds        []string               `protobuf:"bytes,3,rep,name=key_ids,json=keyIds,proto3" json:"key_ids,omitempty"`              // forget the data keys under these keys
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"` // what is asked for with it is answered from a state that has the restrictions
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRestrictionsResponse) Reset() {
+	*x = WatchRestrictionsResponse{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRestrictionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRestrictionsResponse) ProtoMessage() {}
+
+func (x *WatchRestrictionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRestrictionsResponse.ProtoReflect.Descriptor instead.
+func (*WatchRestrictionsResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *WatchRestrictionsResponse) GetPong() uint64 {
+	if x != nil {
+		return x.Pong
+	}
+	return 0
+}
+
+func (x *WatchRestrictionsResponse) GetEverything() bool {
+	if x != nil {
+		return x.Everything
+	}
+	return false
+}
+
+func (x *WatchRestrictionsResponse) GetKeyIds() []string {
+	if x != nil {
+		return x.KeyIds
+	}
+	return nil
+}
+
+func (x *WatchRestrictionsResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
 var File_quorumkms_v1_crypto_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_crypto_proto_rawDesc = "" +
@@ -2854,6 +2982,19 @@ const file_quorumkms_v1_crypto_proto_rawDesc = "" +
 	"\vkey_version\x18\x02 \x01(\rR\n" +
 	"keyVersion\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"g\n" +
+	"\x18WatchRestrictionsRequest\x12\x12\n" +
+	"\x04ping\x18\x01 \x01(\x04R\x04ping\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x89\x01\n" +
+	"\x19WatchRestrictionsResponse\x12\x12\n" +
+	"\x04pong\x18\x01 \x01(\x04R\x04pong\x12\x1e\n" +
+	"\n" +
+	"everything\x18\x02 \x01(\bR\n" +
+	"everything\x12\x17\n" +
+	"\akey_ids\x18\x03 \x03(\tR\x06keyIds\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
 	"indexToken*b\n" +
 	"\vDataKeySpec\x12\x1d\n" +
 	"\x19DATA_KEY_SPEC_UNSPECIFIED\x10\x00\x12\x19\n" +
@@ -2888,7 +3029,8 @@ const file_quorumkms_v1_crypto_proto_rawDesc = "" +
 	"\x1bDATA_KEY_PAIR_SPEC_RSA_3072\x10\x02\x12\x1f\n" +
 	"\x1bDATA_KEY_PAIR_SPEC_RSA_4096\x10\x03\x12$\n" +
 	" DATA_KEY_PAIR_SPEC_ECC_NIST_P256\x10\x04\x12$\n" +
-	" DATA_KEY_PAIR_SPEC_ECC_NIST_P384\x10\x052\xc1\t\n" +
+	" DATA_KEY_PAIR_SPEC_ECC_NIST_P384\x10\x052\xab\n" +
+	"\n" +
 	"\rCryptoService\x12F\n" +
 	"\aEncrypt\x12\x1c.quorumkms.v1.EncryptRequest\x1a\x1d.quorumkms.v1.EncryptResponse\x12F\n" +
 	"\aDecrypt\x12\x1c.quorumkms.v1.DecryptRequest\x1a\x1d.quorumkms.v1.DecryptResponse\x12L\n" +
@@ -2902,7 +3044,8 @@ const file_quorumkms_v1_crypto_proto_rawDesc = "" +
 	"\fGetPublicKey\x12!.quorumkms.v1.GetPublicKeyRequest\x1a\".quorumkms.v1.GetPublicKeyResponse\x12R\n" +
 	"\vGenerateMac\x12 .quorumkms.v1.GenerateMacRequest\x1a!.quorumkms.v1.GenerateMacResponse\x12L\n" +
 	"\tVerifyMac\x12\x1e.quorumkms.v1.VerifyMacRequest\x1a\x1f.quorumkms.v1.VerifyMacResponse\x12[\n" +
-	"\x0eGenerateRandom\x12#.quorumkms.v1.GenerateRandomRequest\x1a$.quorumkms.v1.GenerateRandomResponseB<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
+	"\x0eGenerateRandom\x12#.quorumkms.v1.GenerateRandomRequest\x1a$.quorumkms.v1.GenerateRandomResponse\x12h\n" +
+	"\x11WatchRestrictions\x12&.quorumkms.v1.WatchRestrictionsRequest\x1a'.quorumkms.v1.WatchRestrictionsResponse(\x010\x01B<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
 
 var (
 	file_quorumkms_v1_crypto_proto_rawDescOnce sync.Once
@@ -2917,7 +3060,7 @@ func file_quorumkms_v1_crypto_proto_rawDescGZIP() []byte {
 }
 
 var file_quorumkms_v1_crypto_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_quorumkms_v1_crypto_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_quorumkms_v1_crypto_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_quorumkms_v1_crypto_proto_goTypes = []any{
 	(DataKeySpec)(0),                                    // 0: quorumkms.v1.DataKeySpec
 	(EncryptionAlgorithm)(0),                            // 1: quorumkms.v1.EncryptionAlgorithm
@@ -2953,8 +3096,10 @@ var file_quorumkms_v1_crypto_proto_goTypes = []any{
 	(*GenerateMacResponse)(nil),                         // 31: quorumkms.v1.GenerateMacResponse
 	(*VerifyMacRequest)(nil),                            // 32: quorumkms.v1.VerifyMacRequest
 	(*VerifyMacResponse)(nil),                           // 33: quorumkms.v1.VerifyMacResponse
-	(KeySpec)(0),                                        // 34: quorumkms.v1.KeySpec
-	(KeyUsage)(0),                                       // 35: quorumkms.v1.KeyUsage
+	(*WatchRestrictionsRequest)(nil),                    // 34: quorumkms.v1.WatchRestrictionsRequest
+	(*WatchRestrictionsResponse)(nil),                   // 35: quorumkms.v1.WatchRestrictionsResponse
+	(KeySpec)(0),                                        // 36: quorumkms.v1.KeySpec
+	(KeyUsage)(0),                                       // 37: quorumkms.v1.KeyUsage
 }
 var file_quorumkms_v1_crypto_proto_depIdxs = []int32{
 	6,  // 0: quorumkms.v1.EncryptRequest.encryption_context:type_name -> quorumkms.v1.ContextPair
@@ -2979,8 +3124,8 @@ var file_quorumkms_v1_crypto_proto_depIdxs = []int32{
 	2,  // 19: quorumkms.v1.SignRequest.signing_algorithm:type_name -> quorumkms.v1.SigningAlgorithm
 	4,  // 20: quorumkms.v1.VerifyRequest.message_type:type_name -> quorumkms.v1.MessageType
 	2,  // 21: quorumkms.v1.VerifyRequest.signing_algorithm:type_name -> quorumkms.v1.SigningAlgorithm
-	34, // 22: quorumkms.v1.GetPublicKeyResponse.spec:type_name -> quorumkms.v1.KeySpec
-	35, // 23: quorumkms.v1.GetPublicKeyResponse.usage:type_name -> quorumkms.v1.KeyUsage
+	36, // 22: quorumkms.v1.GetPublicKeyResponse.spec:type_name -> quorumkms.v1.KeySpec
+	37, // 23: quorumkms.v1.GetPublicKeyResponse.usage:type_name -> quorumkms.v1.KeyUsage
 	2,  // 24: quorumkms.v1.GetPublicKeyResponse.signing_algorithms:type_name -> quorumkms.v1.SigningAlgorithm
 	1,  // 25: quorumkms.v1.GetPublicKeyResponse.encryption_algorithms:type_name -> quorumkms.v1.EncryptionAlgorithm
 	3,  // 26: quorumkms.v1.GenerateMacRequest.mac_algorithm:type_name -> quorumkms.v1.MacAlgorithm
@@ -2998,21 +3143,23 @@ var file_quorumkms_v1_crypto_proto_depIdxs = []int32{
 	30, // 38: quorumkms.v1.CryptoService.GenerateMac:input_type -> quorumkms.v1.GenerateMacRequest
 	32, // 39: quorumkms.v1.CryptoService.VerifyMac:input_type -> quorumkms.v1.VerifyMacRequest
 	18, // 40: quorumkms.v1.CryptoService.GenerateRandom:input_type -> quorumkms.v1.GenerateRandomRequest
-	9,  // 41: quorumkms.v1.CryptoService.Encrypt:output_type -> quorumkms.v1.EncryptResponse
-	11, // 42: quorumkms.v1.CryptoService.Decrypt:output_type -> quorumkms.v1.DecryptResponse
-	13, // 43: quorumkms.v1.CryptoService.ReEncrypt:output_type -> quorumkms.v1.ReEncryptResponse
-	15, // 44: quorumkms.v1.CryptoService.GenerateDataKey:output_type -> quorumkms.v1.GenerateDataKeyResponse
-	17, // 45: quorumkms.v1.CryptoService.GenerateDataKeyWithoutPlaintext:output_type -> quorumkms.v1.GenerateDataKeyWithoutPlaintextResponse
-	21, // 46: quorumkms.v1.CryptoService.GenerateDataKeyPair:output_type -> quorumkms.v1.GenerateDataKeyPairResponse
-	23, // 47: quorumkms.v1.CryptoService.GenerateDataKeyPairWithoutPlaintext:output_type -> quorumkms.v1.GenerateDataKeyPairWithoutPlaintextResponse
-	25, // 48: quorumkms.v1.CryptoService.Sign:output_type -> quorumkms.v1.SignResponse
-	27, // 49: quorumkms.v1.CryptoService.Verify:output_type -> quorumkms.v1.VerifyResponse
-	29, // 50: quorumkms.v1.CryptoService.GetPublicKey:output_type -> quorumkms.v1.GetPublicKeyResponse
-	31, // 51: quorumkms.v1.CryptoService.GenerateMac:output_type -> quorumkms.v1.GenerateMacResponse
-	33, // 52: quorumkms.v1.CryptoService.VerifyMac:output_type -> quorumkms.v1.VerifyMacResponse
-	19, // 53: quorumkms.v1.CryptoService.GenerateRandom:output_type -> quorumkms.v1.GenerateRandomResponse
-	41, // [41:54] is the sub-list for method output_type
-	28, // [28:41] is the sub-list for method input_type
+	34, // 41: quorumkms.v1.CryptoService.WatchRestrictions:input_type -> quorumkms.v1.WatchRestrictionsRequest
+	9,  // 42: quorumkms.v1.CryptoService.Encrypt:output_type -> quorumkms.v1.EncryptResponse
+	11, // 43: quorumkms.v1.CryptoService.Decrypt:output_type -> quorumkms.v1.DecryptResponse
+	13, // 44: quorumkms.v1.CryptoService.ReEncrypt:output_type -> quorumkms.v1.ReEncryptResponse
+	15, // 45: quorumkms.v1.CryptoService.GenerateDataKey:output_type -> quorumkms.v1.GenerateDataKeyResponse
+	17, // 46: quorumkms.v1.CryptoService.GenerateDataKeyWithoutPlaintext:output_type -> quorumkms.v1.GenerateDataKeyWithoutPlaintextResponse
+	21, // 47: quorumkms.v1.CryptoService.GenerateDataKeyPair:output_type -> quorumkms.v1.GenerateDataKeyPairResponse
+	23, // 48: quorumkms.v1.CryptoService.GenerateDataKeyPairWithoutPlaintext:output_type -> quorumkms.v1.GenerateDataKeyPairWithoutPlaintextResponse
+	25, // 49: quorumkms.v1.CryptoService.Sign:output_type -> quorumkms.v1.SignResponse
+	27, // 50: quorumkms.v1.CryptoService.Verify:output_type -> quorumkms.v1.VerifyResponse
+	29, // 51: quorumkms.v1.CryptoService.GetPublicKey:output_type -> quorumkms.v1.GetPublicKeyResponse
+	31, // 52: quorumkms.v1.CryptoService.GenerateMac:output_type -> quorumkms.v1.GenerateMacResponse
+	33, // 53: quorumkms.v1.CryptoService.VerifyMac:output_type -> quorumkms.v1.VerifyMacResponse
+	19, // 54: quorumkms.v1.CryptoService.GenerateRandom:output_type -> quorumkms.v1.GenerateRandomResponse
+	35, // 55: quorumkms.v1.CryptoService.WatchRestrictions:output_type -> quorumkms.v1.WatchRestrictionsResponse
+	42, // [42:56] is the sub-list for method output_type
+	28, // [28:42] is the sub-list for method input_type
 	28, // [28:28] is the sub-list for extension type_name
 	28, // [28:28] is the sub-list for extension extendee
 	0,  // [0:28] is the sub-list for field type_name
@@ -3030,7 +3177,7 @@ func file_quorumkms_v1_crypto_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_v1_crypto_proto_rawDesc), len(file_quorumkms_v1_crypto_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

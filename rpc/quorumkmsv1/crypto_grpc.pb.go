@@ -32,6 +32,7 @@ const (
 	CryptoService_GenerateMac_FullMethodName                         = "/quorumkms.v1.CryptoService/GenerateMac"
 	CryptoService_VerifyMac_FullMethodName                           = "/quorumkms.v1.CryptoService/VerifyMac"
 	CryptoService_GenerateRandom_FullMethodName                      = "/quorumkms.v1.CryptoService/GenerateRandom"
+	CryptoService_WatchRestrictions_FullMethodName                   = "/quorumkms.v1.CryptoService/WatchRestrictions"
 )
 
 // CryptoServiceClient is the client API for CryptoService service.
@@ -67,6 +68,13 @@ type CryptoServiceClient interface {
 	VerifyMac(ctx context.Context, in *VerifyMacRequest, opts ...grpc.CallOption) (*VerifyMacResponse, error)
 	// GenerateRandom returns bytes of the HSM's generator XORed with the node's.
 	GenerateRandom(ctx context.Context, in *GenerateRandomRequest, opts ...grpc.CallOption) (*GenerateRandomResponse, error)
+	// WatchRestrictions tells who keeps data keys which of them to forget. The first request
+	// opens the watch of the acting tenant; each further one is a ping, which is answered when
+	// everything has been told that restricts and had been applied at the node when it read the
+	// ping, under its lease: until a time after it sent a ping that the client chooses, it may
+	// keep what it was not told to forget. The stream ends when the principal is disabled, and
+	// when the node has no lease. Pings more often than ten a second wait.
+	WatchRestrictions(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchRestrictionsRequest, WatchRestrictionsResponse], error)
 }
 
 type cryptoServiceClient struct {
@@ -207,6 +215,19 @@ func (c *cryptoServiceClient) GenerateRandom(ctx context.Context, in *GenerateRa
 	return out, nil
 }
 
+func (c *cryptoServiceClient) WatchRestrictions(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchRestrictionsRequest, WatchRestrictionsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &CryptoService_ServiceDesc.Streams[0], CryptoService_WatchRestrictions_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchRestrictionsRequest, WatchRestrictionsResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CryptoService_WatchRestrictionsClient = grpc.BidiStreamingClient[WatchRestrictionsRequest, WatchRestrictionsResponse]
+
 // CryptoServiceServer is the server API for CryptoService service.
 // All implementations must embed UnimplementedCryptoServiceServer
 // for forward compatibility.
@@ -240,6 +261,13 @@ type CryptoServiceServer interface {
 	VerifyMac(context.Context, *VerifyMacRequest) (*VerifyMacResponse, error)
 	// GenerateRandom returns bytes of the HSM's generator XORed with the node's.
 	GenerateRandom(context.Context, *GenerateRandomRequest) (*GenerateRandomResponse, error)
+	// WatchRestrictions tells who keeps data keys which of them to forget. The first request
+	// opens the watch of the acting tenant; each further one is a ping, which is answered when
+	// everything has been told that restricts and had been applied at the node when it read the
+	// ping, under its lease: until a time after it sent a ping that the client chooses, it may
+	// keep what it was not told to forget. The stream ends when the principal is disabled, and
+	// when the node has no lease. Pings more often than ten a second wait.
+	WatchRestrictions(grpc.BidiStreamingServer[WatchRestrictionsRequest, WatchRestrictionsResponse]) error
 	mustEmbedUnimplementedCryptoServiceServer()
 }
 
@@ -288,6 +316,9 @@ func (UnimplementedCryptoServiceServer) VerifyMac(context.Context, *VerifyMacReq
 }
 func (UnimplementedCryptoServiceServer) GenerateRandom(context.Context, *GenerateRandomRequest) (*GenerateRandomResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GenerateRandom not implemented")
+}
+func (UnimplementedCryptoServiceServer) WatchRestrictions(grpc.BidiStreamingServer[WatchRestrictionsRequest, WatchRestrictionsResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchRestrictions not implemented")
 }
 func (UnimplementedCryptoServiceServer) mustEmbedUnimplementedCryptoServiceServer() {}
 func (UnimplementedCryptoServiceServer) testEmbeddedByValue()                       {}
@@ -544,6 +575,13 @@ func _CryptoService_GenerateRandom_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CryptoService_WatchRestrictions_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(CryptoServiceServer).WatchRestrictions(&grpc.GenericServerStream[WatchRestrictionsRequest, WatchRestrictionsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CryptoService_WatchRestrictionsServer = grpc.BidiStreamingServer[WatchRestrictionsRequest, WatchRestrictionsResponse]
+
 // CryptoService_ServiceDesc is the grpc.ServiceDesc for CryptoService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -604,6 +642,13 @@ var CryptoService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _CryptoService_GenerateRandom_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchRestrictions",
+			Handler:       _CryptoService_WatchRestrictions_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "quorumkms/v1/crypto.proto",
 }
