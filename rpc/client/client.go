@@ -191,6 +191,7 @@ type Client struct {
 	looking   bool        // does so now
 	doubt     bool        // a node has failed since
 	token     []byte      // the newest index token received
+	watch     *watcher    // for restrictions; nil while nobody keeps data keys
 	closed    bool
 }
 
@@ -300,7 +301,7 @@ func (c *Client) isClosed() bool {
 }
 
 // NewStream implements grpc.ClientConnInterface. The streams of the protocol are
-// CreateBackup, VerifyBackup, RestoreBackup, ReadTrail and SearchRecords.
+// CreateBackup, VerifyBackup, RestoreBackup, ReadTrail and SearchRecords, and that of a KeyCache.
 func (c *Client) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
 	return nil, errors.New("client: streaming calls are CreateBackup, VerifyBackup, RestoreBackup, ReadTrail and SearchRecords")
 }

@@ -78,6 +78,15 @@ func newer(a, b []byte) bool {
 	return len(a) > 0 && (!sameCluster || bytes.Compare(a, b) > 0)
 }
 
+// saw remembers an index token if it is newer.
+func (c *Client) saw(token []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if newer(token, c.token) {
+		c.token = token
+	}
+}
+
 func (c *Client) indexToken() []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()

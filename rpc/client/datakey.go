@@ -1,0 +1,42 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"strings"
+
+	"github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
+)
+
+// DataKey is a data key in both forms. It belongs to whoever has it, who wipes it after use.
+type DataKey struct {
+	Plaintext  []byte
+	Ciphertext []byte // Client.DecryptDataKey opens it
+	KeyID      string // ARN of the CMK it is encrypted under
+}
+
+// Wipe overwrites the plaintext.
+func (k DataKey) Wipe() { clear(k.Plaintext) }
+
+func (k DataKey) clone() DataKey {
+	k.Plaintext, k.Ciphertext = bytes.Clone(k.Plaintext), bytes.Clone(k.Ciphertext)
+	return k
+}
+
+// cmk is the id that the cluster names the CMK by when it restricts it; empty: unknown.
+func (k DataKey) cmk() string {
+	_, id, _ := strings.Cut(k.KeyID, ":key/")
+	return id
+}
+
+func (c *Client) generateDataKey(ctx context.Context, key string, ec map[string]string) (DataKey, error) {
+	r, err := c.Crypto().GenerateDataKey(ctx, &quorumkmsv1.GenerateDataKeyRequest{
+		KeyId: key, Spec: quorumkmsv1.DataKeySpec_DATA_KEY_SPEC_AES_256, EncryptionContext: ContextPairs(ec),
+	})
+	return DataKey{Plaintext: r.GetPlaintext(), Ciphertext: r.GetCiphertext(), KeyID: r.GetKeyId()}, err
+}
+
+func (c *Client) openDataKey(ctx context.Context, blob []byte, ec map[string]string) (DataKey, error) {
+	r, err := c.Crypto().Decrypt(ctx, &quorumkmsv1.DecryptRequest{Ciphertext: blob, EncryptionContext: ContextPairs(ec)})
+	return DataKey{Plaintext: r.GetPlaintext(), Ciphertext: blob, KeyID: r.GetKeyId()}, err
+}
