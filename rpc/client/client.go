@@ -131,9 +131,35 @@ type Config struct {
 	// names are tried too, after the others.
 	Fixed bool
 
-	// Retrying, if set, is told of each failed attempt after which the call goes
-	// on. It must not block and is called from the goroutines of the calls.
+	// Nearest has the client prefer the node that answers it soonest, by the smoothed round
+	// trip of health checks, to the first in the order of Addresses. It looks with its first
+	// call and then every Refresh, and leaves a node that answers for one that is nearer by a
+	// quarter at least.
+	Nearest bool
+
+	// Hedge has a call that is late sent to a second node, too, and the first answer counts:
+	// one that is cryptography or reads keys' metadata, never a mutation, and has not been
+	// answered after the 99th percentile of its method's latest calls, 5 ms at least. At most
+	// about 5 % of the calls are sent twice; both nodes record and count such a call.
+	Hedge bool
+
+	// Called, if set, is told of each call that has ended, streams excepted. Retrying, if set,
+	// is told of each failed attempt after which the call goes
+	// on. They must not block and are called from the goroutines of the calls. What caches and
+	// pools do their Stats tell.
+	Called   func(Called)
 	Retrying func(address string, err error)
+}
+
+// Called is what Config.Called is told of a call.
+type Called struct {
+	Method   string // "/quorumkms.v1.CryptoService/Decrypt"
+	Address  string // of the node that answered, or was tried last; empty if none was
+	Duration time.Duration
+	Attempts int   // at nodes; more than one: it was repeated, or sent to two
+	Hedged   bool  // it was late and sent to a second node, too
+	HedgeWon bool  // whose answer it is
+	Err      error // nil: it was answered well
 }
 
 func (c Config) check() error {
@@ -184,6 +210,8 @@ type Client struct {
 	cancel context.CancelFunc
 	wait   sync.WaitGroup // of what runs beside the calls
 
+	hedges hedges
+
 	mu        sync.Mutex
 	endpoints []*endpoint // the configured ones first, then those learned
 	inUse     *endpoint   // nil until a node has answered
@@ -224,6 +252,9 @@ func New(config Config) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{config: config, tls: tlsConfig, files: files, refreshed: time.Now()}
+	if config.Nearest {
+		c.refreshed = time.Time{} // with the first call
+	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	for _, a := range config.Addresses {
 		e, err := newEndpoint(a, c.tls, c.files)

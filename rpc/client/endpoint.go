@@ -43,8 +43,9 @@ type endpoint struct {
 	address    string
 	configured bool
 	config     *tls.Config
-	files      *reloader // of config; nil if it comes from no files
-	failed     time.Time // zero since it last answered; Client.mu guards it
+	files      *reloader     // of config; nil if it comes from no files
+	failed     time.Time     // zero since it last answered; Client.mu guards it
+	roundTrip  time.Duration // smoothed; zero: not measured; Client.mu guards it
 
 	mu      sync.Mutex
 	open    map[*link]struct{} // the two below, and earlier ones with calls under way

@@ -200,7 +200,9 @@ func (p *DataKeyPool) take(waited bool) (key DataKey, more *refilling, err error
 		return key, nil, errUnwatched
 	}
 	if !there {
-		p.refillNow()
+		if p.refillNow(); p.refill == nil { // not live any more
+			return key, nil, errUnwatched
+		}
 		return key, p.refill, nil
 	}
 	key, p.keys[0].DataKey = p.keys[0].DataKey, DataKey{}
