@@ -45,3 +45,13 @@ func Pooled(p *DataKeyPool) (out [][]byte) {
 
 // PoolLive tells whether a pool serves what it holds.
 func PoolLive(p *DataKeyPool) bool { return p.live() }
+
+// HedgeWindow is after how many calls of a method it is known when one is late.
+const HedgeWindow = hedgeWindow
+
+// PoolIdle tells whether a pool fetches nothing.
+func PoolIdle(p *DataKeyPool) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.refill == nil
+}
