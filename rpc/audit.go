@@ -35,9 +35,9 @@ const (
 
 type auditServer struct {
 	pb.UnimplementedAuditServiceServer
-	kms    *kms.Service
-	member *cluster.Member
-	trail  *audit.Log
+	kms     *kms.Service
+	member  *cluster.Member
+	trail   *audit.Log
 	readers *seats
 }
 

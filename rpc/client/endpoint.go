@@ -38,6 +38,9 @@ const (
 	maxAnswer = 64 << 20
 )
 
+// directly is how gRPC is told to take an address as it stands.
+const directly = "passthrough:///"
+
 // endpoint is one node's address and the connection to it.
 type endpoint struct {
 	address    string
@@ -77,7 +80,7 @@ func (e *endpoint) connect(age uint64) (*link, error) {
 	dial := func(ctx context.Context, address string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "tcp", address)
 	}
-	conn, err := grpc.NewClient("passthrough:///"+e.address,
+	conn, err := grpc.NewClient(directly+e.address,
 		grpc.WithContextDialer(dial),
 		grpc.WithTransportCredentials(watchedTLS{credentials.NewTLS(e.config), l}),
 		grpc.WithDisableServiceConfig(),

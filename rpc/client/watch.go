@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -144,7 +145,7 @@ func (w *watcher) attempt(ctx context.Context, conn *link, alive func()) (begun 
 		err = status.Error(codes.Unavailable, "the node ended the watch")
 	}
 	w.until.Store(0)
-	w.tell(err, true, nil)
+	w.tell(newError(strings.TrimPrefix(conn.Target(), directly), err), true, nil)
 	return false, err // another node may take over, however far this one was
 }
 
