@@ -97,7 +97,7 @@ func testCacheOfKeys(ctx context.Context, c *testCluster) {
 			func() error {
 				return second(admin.Policies().PutPolicy(ctx, &pb.PutPolicyRequest{KeyId: first, Text: `forbid (principal is KMS::User, action, resource);`}))
 			},
-			func() error { return second(admin.Policies().PutPolicy(ctx, &pb.PutPolicyRequest{KeyId: first})) },
+			func() error { return second(admin.Policies().DeletePolicy(ctx, &pb.DeletePolicyRequest{KeyId: first})) },
 			client.ErrDenied,
 		},
 	} {

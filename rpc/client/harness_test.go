@@ -90,7 +90,7 @@ func (n *node) asked() []proto.Message {
 }
 
 // startNode runs a node; without a reply it answers every request well.
-func startNode(t *testing.T, config *tls.Config, reply answer) *node {
+func startNode(t testing.TB, config *tls.Config, reply answer) *node {
 	t.Helper()
 	if reply == nil {
 		reply = well
