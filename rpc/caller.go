@@ -13,23 +13,46 @@ import (
 	"github.com/quorumkms/quorumkms/transport"
 )
 
-// callerOf says who calls, from the verified certificate alone.
-func callerOf(ctx context.Context) (kms.Caller, error) {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return kms.Caller{}, errNoCertificate
-	}
-	state, ok := tlsState(p)
-	if !ok || len(state.PeerCertificates) == 0 {
-		return kms.Caller{}, errNoCertificate
+// accepted is what is known of a connection that was accepted, and who is at its other end: its
+// verified certificate alone says that, and does not change while it stands.
+type accepted struct {
+	credentials.TLSInfo
+	caller  kms.Caller
+	problem error // why it is nobody
+}
+
+func accept(state tls.ConnectionState, source string) *accepted {
+	a := &accepted{TLSInfo: tlsInfo(state)}
+	if len(state.PeerCertificates) == 0 {
+		a.problem = errNoCertificate
+		return a
 	}
 	id, err := transport.IdentityOf(state.PeerCertificates[0])
 	if err != nil {
+		a.problem = err
+		return a
+	}
+	a.caller = principal(id)
+	a.caller.Source = source
+	return a
+}
+
+// callerOf says who calls.
+func callerOf(ctx context.Context) (kms.Caller, error) {
+	a, err := connectionOf(ctx)
+	if err != nil {
 		return kms.Caller{}, err
 	}
-	caller := principal(id)
-	caller.Source = p.Addr.String()
-	return caller, nil
+	return a.caller, a.problem
+}
+
+func connectionOf(ctx context.Context) (*accepted, error) {
+	if p, ok := peer.FromContext(ctx); ok {
+		if a, ok := p.AuthInfo.(*accepted); ok {
+			return a, nil
+		}
+	}
+	return nil, errNoCertificate
 }
 
 func principal(id transport.Identity) kms.Caller {
@@ -50,18 +73,6 @@ func PrincipalOf(trustDomain string) func(uri string) (kms.Caller, error) {
 	}
 }
 
-func tlsState(p *peer.Peer) (tls.ConnectionState, bool) {
-	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	return info.State, ok
-}
-
-// callerKey is the context key under which the interceptor leaves the caller.
-type callerKey struct{}
-
-func withCaller(ctx context.Context, c kms.Caller) context.Context {
-	return context.WithValue(ctx, callerKey{}, c)
-}
-
 // request is what all requests of the protocol have in common.
 type request interface {
 	GetTenant() string
@@ -74,7 +85,7 @@ const consistencyHeader = "quorumkms-consistency"
 
 // call gathers what every call has in common.
 func call(ctx context.Context, r request) kms.Call {
-	caller, _ := ctx.Value(callerKey{}).(kms.Caller)
+	caller, _ := callerOf(ctx) // authenticate has refused who is nobody
 	c := kms.Call{Caller: caller, Tenant: r.GetTenant(), IndexToken: r.GetIndexToken()}
 	if wanted := headers.ValueFromIncomingContext(ctx, consistencyHeader); len(wanted) > 0 {
 		c.Consistency = wanted[0]

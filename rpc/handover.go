@@ -11,21 +11,15 @@ import (
 // handOver tells the gate when a call's answer has been handed to the transport.
 type handOver struct{}
 
-type finishKey struct{}
-
 // TagRPC implements stats.Handler.
 func (handOver) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context {
-	ctx, finish := gate.Carry(ctx)
-	return context.WithValue(ctx, finishKey{}, finish)
+	return gate.Carry(ctx)
 }
 
 // HandleRPC implements stats.Handler.
 func (handOver) HandleRPC(ctx context.Context, s stats.RPCStats) {
-	if _, ended := s.(*stats.End); !ended {
-		return
-	}
-	if finish, ok := ctx.Value(finishKey{}).(func()); ok {
-		finish()
+	if _, ended := s.(*stats.End); ended {
+		gate.Finish(ctx)
 	}
 }
 

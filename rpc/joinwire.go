@@ -10,7 +10,6 @@ import (
 	"math"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/peer"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
@@ -190,15 +189,14 @@ func (w *donorWire) Channel() (cluster.Channel, error) {
 func (w *donorWire) Close() error { return nil }
 
 func streamState(ctx context.Context) (tls.ConnectionState, error) {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
+	c, err := connectionOf(ctx)
+	if err != nil {
 		return tls.ConnectionState{}, fmt.Errorf("%w: the connection is not known", cluster.ErrJoin)
 	}
-	state, ok := tlsState(p)
-	if !ok || len(state.PeerCertificates) == 0 {
+	if len(c.State.PeerCertificates) == 0 {
 		return tls.ConnectionState{}, fmt.Errorf("%w: the connection has no certificate", cluster.ErrJoin)
 	}
-	return state, nil
+	return c.State, nil
 }
 
 // channel names the connection by its exporter value and both ends' keys.

@@ -195,11 +195,15 @@ func (s *Server) Stop() {
 func (s *Server) errors(ctx context.Context, r any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (answer any, err error) {
 	defer s.ending(info.FullMethod, &err)
 	limit := maxCallTimeout
-	if _, ok := ctx.Deadline(); !ok {
+	deadline, ok := ctx.Deadline()
+	if !ok {
 		limit = callTimeout
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
+	if !ok || time.Until(deadline) > limit {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
 	if answer, err = next(ctx, r); err == nil {
 		err = gate.Recheck(ctx)
 	}
@@ -238,24 +242,23 @@ func (s *Server) ending(method string, err *error) {
 // authenticate finds out who calls, once for every call; a call without an
 // identity goes no further, whatever it is.
 func (s *Server) authenticate(ctx context.Context, r any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	caller, err := s.identify(ctx, info.FullMethod)
-	if err != nil {
+	if err := s.identify(ctx, info.FullMethod); err != nil {
 		return nil, err
 	}
-	return next(withCaller(ctx, caller), r)
+	return next(ctx, r)
 }
 
 // authenticateStream is authenticate for streams: backups, audit trails, watches for restrictions, health watches and
 // reflection. A node that stops ends them.
 func (s *Server) authenticateStream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	caller, err := s.identify(stream.Context(), info.FullMethod)
-	if err != nil {
+	if err := s.identify(stream.Context(), info.FullMethod); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(withCaller(stream.Context(), caller))
+	ctx, cancel := context.WithCancel(stream.Context())
 	defer cancel()
 	defer context.AfterFunc(s.draining, cancel)() // who watches the health would hold up the end
-	if err = next(server, watched{stream, ctx}); err != nil && s.draining.Err() != nil && stream.Context().Err() == nil {
+	err := next(server, watched{stream, ctx})
+	if err != nil && s.draining.Err() != nil && stream.Context().Err() == nil {
 		return fmt.Errorf("%w: %w", cluster.ErrShutdown, err)
 	}
 	return err
@@ -270,22 +273,21 @@ type watched struct {
 // Context implements grpc.ServerStream.
 func (w watched) Context() context.Context { return w.ctx }
 
-// identify returns the caller; calls of nobody are recorded as refused, a second's
-// worth of them together.
-func (s *Server) identify(ctx context.Context, method string) (kms.Caller, error) {
-	caller, err := callerOf(ctx)
+// identify refuses calls of nobody; they are recorded, a second's worth of them together.
+func (s *Server) identify(ctx context.Context, method string) error {
+	_, err := callerOf(ctx)
 	if err == nil {
-		return caller, nil
+		return nil
 	}
 	unrecorded, due := s.anonymous.due(time.Now())
 	if !due {
-		return caller, err
+		return err
 	}
 	if unrecorded > 0 {
 		err = fmt.Errorf("%w (and %d calls like it before)", err, unrecorded)
 	}
 	name := method[strings.LastIndexByte(method, '/')+1:]
-	return caller, s.config.KMS.Refuse(name, kms.Call{Caller: kms.Caller{Principal: "anonymous", Source: sourceOf(ctx)}}, err)
+	return s.config.KMS.Refuse(name, kms.Call{Caller: kms.Caller{Principal: "anonymous", Source: sourceOf(ctx)}}, err)
 }
 
 // anonymousEvery bounds what callers without a certificate can put into the audit

@@ -22,7 +22,7 @@ func (acceptedTLS) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, 
 	if !ok {
 		return nil, nil, fmt.Errorf("rpc: connection of type %T is not TLS", c)
 	}
-	return c, tlsInfo(t.ConnectionState()), nil
+	return c, accept(t.ConnectionState(), c.RemoteAddr().String()), nil
 }
 
 // ClientHandshake implements credentials.TransportCredentials.

@@ -320,15 +320,19 @@ func (b *bench) profile(name string, p *process, s side) {
 			b.run(s, benchCallers)
 		}
 	})
-	seconds := max(1, int(3*benchSlice.Seconds()))
-	q, err := http.NewRequestWithContext(b.t.Context(), http.MethodGet, fmt.Sprintf("http://node/debug/pprof/profile?seconds=%d", seconds), http.NoBody)
-	must(b.t, err)
-	a, err := hc.Do(q)
-	must(b.t, err)
-	defer a.Body.Close() //nolint:errcheck // only read
-	text, err := io.ReadAll(a.Body)
-	must(b.t, err)
-	must(b.t, os.WriteFile(filepath.Join(*benchProfile, name+".pprof"), text, 0o600))
+	for _, kind := range []string{"profile", "allocs"} { // of the processors, and what was allocated
+		work.Go(func() {
+			q, err := http.NewRequestWithContext(b.t.Context(), http.MethodGet,
+				fmt.Sprintf("http://node/debug/pprof/%s?seconds=%d", kind, max(1, int(3*benchSlice.Seconds()))), http.NoBody)
+			must(b.t, err)
+			a, err := hc.Do(q)
+			must(b.t, err)
+			defer a.Body.Close() //nolint:errcheck // only read
+			text, err := io.ReadAll(a.Body)
+			must(b.t, err)
+			must(b.t, os.WriteFile(filepath.Join(*benchProfile, name+"."+kind+".pprof"), text, 0o600))
+		})
+	}
 	work.Wait()
 }
 

@@ -1,14 +1,12 @@
 package audit
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,11 +63,14 @@ type Log struct {
 	tree       *trail.Tree
 	above      int // hashes above the segments that are in their file
 	previous   string
-	buf        bytes.Buffer
-	durable    uint64 // sequence number of the last record that is on the disk
+	buf        []byte         // records that are about to be written
+	placed     []placedRecord // those in buf
+	durable    uint64         // sequence number of the last record that is on the disk
 	broken     error
 	remembered int64 // records that others remember
 	observer   Observer
+
+	queue callQueue // of calls that record
 
 	wanted chan struct{}   // somebody waits for the disk
 	told   atomic.Uint64   // durable, for them
@@ -275,91 +276,6 @@ func (l *Log) SetNode(node string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.node = node
-}
-
-// Record writes one record; time, node, sequence and the name of the record before are set
-// here. When it returns nil the kernel has the record, and the disk if it is to be Durable.
-// ErrUnavailable otherwise, and then for every later record too: a trail with a hole is no
-// trail.
-func (l *Log) Record(e Event) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.broken != nil {
-		return l.broken
-	}
-	e.Time, e.Node, e.Sequence, e.Previous = l.config.Now().UTC(), l.node, l.sequence()+1, l.previous
-	if err := l.encode(&e); err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	if _, err := l.file.Write(l.buf.Bytes()); err != nil {
-		return l.breaks(err)
-	}
-	leaf := trail.RecordHash(bytes.TrimSuffix(l.buf.Bytes(), []byte{'\n'}))
-	full, err := l.tree.Add(leaf)
-	if err != nil {
-		return l.breaks(err)
-	}
-	l.previous = leaf.String()
-	l.observer.Recorded(l.buf.Len(), e.Sequence)
-	if e.Alarm != "" {
-		l.observer.Alarmed(e.Alarm)
-	}
-	if full {
-		if err := l.turn(); err != nil {
-			return l.breaks(err)
-		}
-	}
-	if e.Durable || l.config.Strict {
-		return l.await(e.Sequence)
-	}
-	return nil
-}
-
-// breaks ends the trail.
-func (l *Log) breaks(err error) error {
-	if l.broken == nil {
-		l.broken = fmt.Errorf("%w: %w", ErrUnavailable, err)
-		l.moved.Broadcast()
-	}
-	return l.broken
-}
-
-// await waits until a record is on the disk. Those that wait together share one write.
-func (l *Log) await(sequence uint64) error {
-	for l.durable < sequence && l.broken == nil {
-		select {
-		case l.wanted <- struct{}{}:
-		default:
-		}
-		l.moved.Wait()
-	}
-	if l.durable >= sequence {
-		return nil
-	}
-	return l.broken
-}
-
-// encode puts a record into the buffer; what callers made too long is clipped.
-func (l *Log) encode(e *Event) error {
-	for _, field := range []*string{
-		&e.Name, &e.RequestID, &e.Principal, &e.Tenant, &e.Source, &e.KeyID, &e.Alias, &e.Target, &e.Grant, &e.DecidedBy, &e.Reason,
-		&e.DestinationKeyID, &e.DestinationAlias, &e.DestinationDecidedBy,
-	} {
-		if len(*field) > maxField {
-			*field = strings.ToValidUTF8((*field)[:maxField], "") + "… (clipped)"
-		}
-	}
-	for _, pairs := range []*map[string]string{&e.Context, &e.DestinationContext} {
-		size := 0
-		for k, v := range *pairs {
-			size += len(k) + len(v)
-		}
-		if size > maxContext {
-			*pairs = map[string]string{"(clipped)": fmt.Sprintf("%d pairs, %d bytes", len(*pairs), size)}
-		}
-	}
-	l.buf.Reset()
-	return json.NewEncoder(&l.buf).Encode(e)
 }
 
 // Healthy is nil while records can be written.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/node/rules"
 )
 
@@ -783,12 +784,30 @@ func (m *Member) LeaseLeft() time.Duration {
 
 // Serves is nil if this node is a member that may serve, in that state.
 func (m *Member) Serves(s *fsm.State) error {
+	e, err := m.engine()
+	asked := serving{state: s}
+	if err == nil {
+		asked.held = e.domain.held.Load()
+		if last := e.served.Load(); last != nil && *last == asked {
+			return nil
+		}
+	}
 	if self, ok := s.Member(m.ID()); (!ok || !self.Serves()) && !rules.Membership.Off() {
 		return fmt.Errorf("%w: %s", ErrRemoved, m.ID())
 	}
-	e, err := m.engine()
 	if err != nil {
 		return err
 	}
-	return e.domain.complete(s)
+	if err := e.domain.complete(s); err != nil {
+		return err
+	}
+	kept := asked // what is compared stays on the stack
+	e.served.Store(&kept)
+	return nil
+}
+
+// serving is what the answer of Serves depends on: none of it changes, all of it is replaced.
+type serving struct {
+	state *fsm.State
+	held  *[]hsm.Generation
 }

@@ -129,6 +129,7 @@ type Member struct {
 // engine is a member that belongs to a cluster: Raft and what keeps it useful.
 type engine struct {
 	member     *Member
+	served     atomic.Pointer[serving] // that Serves has answered with yes last
 	config     *Config
 	observer   Observer
 	id         string

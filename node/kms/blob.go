@@ -3,8 +3,8 @@ package kms
 import (
 	"crypto/aes"
 	"crypto/cipher"
-	"crypto/hmac"
 	"crypto/sha256"
+	"crypto/subtle"
 	"encoding/binary"
 	"fmt"
 
@@ -37,6 +37,9 @@ const (
 	blobBody   = 82
 	gcmTag     = 16
 	gcmNonce   = 12
+
+	deriveLabel = "quorumkms/c/v1"
+	commitLabel = "quorumkms/commit/v1"
 
 	// BlobOverhead is what a blob adds to its plaintext, in bytes.
 	BlobOverhead = blobBody + gcmTag
@@ -90,25 +93,33 @@ func newBlob(h blobHeader, plaintext int) []byte {
 func messageInput(blob []byte, context [32]byte) hsm.MessageInput {
 	var in hsm.MessageInput
 	copy(in.Nonce[:], blob[blobNonce:blobCommit])
-	h := sha256.New()
-	h.Write([]byte("quorumkms/c/v1"))
-	h.Write(blob[:blobCommit])
-	h.Write(context[:])
-	h.Sum(in.T[:0])
+	var room [len(deriveLabel) + blobCommit + len(context)]byte
+	in.T = sha256.Sum256(append(append(append(room[:0], deriveLabel...), blob[:blobCommit]...), context[:]...))
 	return in
 }
 
-func commitment(com *[32]byte, blob []byte, context [32]byte) []byte {
-	h := hmac.New(sha256.New, com[:])
-	h.Write([]byte("quorumkms/commit/v1"))
-	h.Write(blob[:blobCommit])
-	h.Write(context[:])
-	return h.Sum(nil)
+// commitment is HMAC-SHA256 (RFC 2104) of a message of known length, which fits on the stack:
+// crypto/hmac allocates five times.
+func commitment(com *[32]byte, blob []byte, context [32]byte) [32]byte {
+	var inner [sha256.BlockSize + len(commitLabel) + blobCommit + len(context)]byte
+	var outer [sha256.BlockSize + sha256.Size]byte
+	for i := range sha256.BlockSize {
+		inner[i], outer[i] = 0x36, 0x5c
+	}
+	subtle.XORBytes(inner[:], inner[:len(com)], com[:])
+	subtle.XORBytes(outer[:], outer[:len(com)], com[:])
+	sum := sha256.Sum256(append(append(append(inner[:sha256.BlockSize], commitLabel...), blob[:blobCommit]...), context[:]...))
+	copy(outer[sha256.BlockSize:], sum[:])
+	sum = sha256.Sum256(outer[:])
+	clear(inner[:])
+	clear(outer[:])
+	return sum
 }
 
 // commits tells whether a blob's commitment is of a key and context, in constant time.
 func commits(com *[32]byte, blob []byte, context [32]byte) bool {
-	return hmac.Equal(blob[blobCommit:blobBody], commitment(com, blob, context))
+	c := commitment(com, blob, context)
+	return subtle.ConstantTimeCompare(blob[blobCommit:blobBody], c[:]) == 1
 }
 
 func messageAEAD(keys *hsm.MessageKeys) (cipher.AEAD, error) {
@@ -130,7 +141,8 @@ func sealBlob(keys *hsm.MessageKeys, blob []byte, context [32]byte, plaintext []
 	if err != nil {
 		return nil, err
 	}
-	blob = append(blob, commitment(&keys.Com, blob, context)...)
+	c := commitment(&keys.Com, blob, context)
+	blob = append(blob, c[:]...)
 	return aead.Seal(blob, blob[blobCommit-gcmNonce:blobCommit], plaintext, associatedData(blob, context)), nil
 }
 

@@ -103,7 +103,7 @@ func through[T any](ctx context.Context, s *Service, c Call, e audit.Event, auth
 // seal makes a blob under the key's current version.
 func (s *Service) seal(ctx context.Context, st *fsm.State, t target, h [32]byte, plaintext []byte) (Sealed, error) {
 	v := t.key.Current()
-	sealed := Sealed{KeyARN: t.arn(st), Version: v.Version, IndexToken: IndexToken(st)}
+	sealed := Sealed{KeyARN: t.arn, Version: v.Version, IndexToken: IndexToken(st)}
 	if t.key.Resident() {
 		var err error
 		sealed.Ciphertext, err = s.sealInside(ctx, st, t, h, plaintext)
@@ -291,7 +291,7 @@ func (s *Service) Decrypt(ctx context.Context, c Call, blob []byte, key string, 
 	}
 	return through(ctx, s, c, e, src.authorise, func(ctx context.Context) (Opened, error) {
 		plaintext, err := s.open(ctx, st, src.target, header, h, blob)
-		return Opened{Plaintext: plaintext, KeyARN: src.arn(st), Version: header.version, IndexToken: IndexToken(st)}, err
+		return Opened{Plaintext: plaintext, KeyARN: src.arn, Version: header.version, IndexToken: IndexToken(st)}, err
 	}, func(r Opened) { clear(r.Plaintext) }, func(Opened, *audit.Event) {}, src.target)
 }
 
@@ -329,7 +329,7 @@ func (s *Service) ReEncrypt(ctx context.Context, c Call, r ReEncryption) (Moved,
 	src, dst, err := s.findMove(st, c, r, header, h)
 	src.describe(&e)
 	if dst.service != nil {
-		dst.describeDestination(&e, st)
+		dst.describeDestination(&e)
 	}
 	if err != nil {
 		failed := src.target
@@ -362,7 +362,7 @@ func (s *Service) findMove(st *fsm.State, c Call, r ReEncryption, header blobHea
 }
 
 func (s *Service) move(ctx context.Context, st *fsm.State, src source, dst target, to [32]byte, blob []byte) (Moved, error) {
-	moved := Moved{SourceARN: src.arn(st), SourceVersion: src.header.version}
+	moved := Moved{SourceARN: src.arn, SourceVersion: src.header.version}
 	plaintext, err := s.open(ctx, st, src.target, src.header, src.h, blob)
 	defer clear(plaintext)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"strings"
 	"time"
@@ -24,7 +25,33 @@ const maxReference = 1024
 
 // KeyARN is the full name of a key.
 func KeyARN(cluster fsm.ID, tenant string, key fsm.ID) string {
-	return arnPrefix + cluster.String() + ":" + tenant + ":key/" + key.String()
+	var room [256]byte
+	b := appendID(append(room[:0], arnPrefix...), cluster)
+	b = append(append(append(b, ':'), tenant...), ":key/"...)
+	return string(appendID(b, key))
+}
+
+// idSize is the size of an id as text, in bytes.
+const idSize = 36
+
+// appendID is id.String, without a string of its own.
+func appendID(b []byte, id fsm.ID) []byte {
+	for i, part := range [][]byte{id[:4], id[4:6], id[6:8], id[8:10], id[10:]} {
+		if i > 0 {
+			b = append(b, '-')
+		}
+		b = hex.AppendEncode(b, part)
+	}
+	return b
+}
+
+// parseID reads an id in its one form: 36 bytes, in lower case.
+func parseID(text string) (id fsm.ID, ok bool) {
+	if len(text) != idSize || strings.ContainsAny(text, "ABCDEF") {
+		return id, false
+	}
+	id, err := uuid.Parse(text)
+	return id, err == nil
 }
 
 // AliasARN is the full name of an alias; name has the prefix alias/.
@@ -92,8 +119,8 @@ func readReference(text, tenant, asked string, own func(cluster string) error) (
 	if strings.HasPrefix(resource, fsm.AliasPrefix) {
 		return reference{tenant: tenant, alias: resource}, fsm.ValidAlias(resource)
 	}
-	id, err := uuid.Parse(resource)
-	if err != nil || resource != id.String() {
+	id, ok := parseID(resource)
+	if !ok {
 		return reference{}, invalid("%q is no key id, key ARN, alias name (alias/…) or alias ARN", text)
 	}
 	return reference{tenant: tenant, id: id}, nil

@@ -256,7 +256,8 @@ func (b *insideBlob) bind(iv [hsm.IVSize]byte) (t [32]byte, aad func(com *[32]by
 	copy(b.header.nonce[:], iv[:])
 	b.blob = newBlob(b.header, b.plaintext)
 	return messageInput(b.blob, b.context).T, func(com *[32]byte) []byte {
-		b.blob = append(b.blob, commitment(com, b.blob, b.context)...)
+		c := commitment(com, b.blob, b.context)
+		b.blob = append(b.blob, c[:]...)
 		return associatedData(b.blob, b.context)
 	}
 }

@@ -196,7 +196,7 @@ func (s *Service) GetPublicKey(ctx context.Context, c Call, key string) (Public,
 			return Public{}, err
 		}
 		usable := slices.DeleteFunc(ref.Kind.Algorithms(), func(a hsm.Algorithm) bool { return !s.keys.Supports(a) })
-		return Public{SPKI: slices.Clone(ref.SPKI), Key: t.key, Algorithms: usable, KeyARN: t.arn(st), Version: t.version, IndexToken: IndexToken(st)}, nil
+		return Public{SPKI: slices.Clone(ref.SPKI), Key: t.key, Algorithms: usable, KeyARN: t.arn, Version: t.version, IndexToken: IndexToken(st)}, nil
 	}
 	return useKey(ctx, s, c, k)
 }
@@ -217,7 +217,7 @@ func (s *Service) encryptPublic(ctx context.Context, c Call, key string, plainte
 			return Sealed{}, invalid("plaintext of %d bytes: must be 1 to %d with %s and a key of spec %s", len(plaintext), most, a, t.key.Spec)
 		}
 		ciphertext, err := public.Encrypt(a, plaintext)
-		return Sealed{Ciphertext: ciphertext, KeyARN: t.arn(st), Version: t.version, IndexToken: IndexToken(st)}, err
+		return Sealed{Ciphertext: ciphertext, KeyARN: t.arn, Version: t.version, IndexToken: IndexToken(st)}, err
 	}
 	k.describe = func(r Sealed, e *audit.Event) { e.CiphertextSHA256 = digest(r.Ciphertext) }
 	return useKey(ctx, s, c, k)
@@ -238,7 +238,7 @@ func (s *Service) decryptPrivate(ctx context.Context, c Call, ciphertext []byte,
 		if errors.Is(err, hsm.ErrCiphertext) {
 			err = ErrCiphertext
 		}
-		return Opened{Plaintext: plaintext, KeyARN: t.arn(st), Version: t.version, IndexToken: IndexToken(st)}, err
+		return Opened{Plaintext: plaintext, KeyARN: t.arn, Version: t.version, IndexToken: IndexToken(st)}, err
 	}
 	k.wipe = func(r Opened) { clear(r.Plaintext) }
 	return useKey(ctx, s, c, k)
@@ -257,7 +257,7 @@ func (s *Service) inHSM(ctx context.Context, st *fsm.State, t target, input []by
 }
 
 func (t target) signed(st *fsm.State, output []byte) Signed {
-	return Signed{Output: output, KeyARN: t.arn(st), Version: t.version, IndexToken: IndexToken(st)}
+	return Signed{Output: output, KeyARN: t.arn, Version: t.version, IndexToken: IndexToken(st)}
 }
 
 // hsmRef names the version that is used for the HSM.

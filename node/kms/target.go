@@ -10,6 +10,7 @@ import (
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
 	"github.com/quorumkms/quorumkms/node/audit"
+	"github.com/quorumkms/quorumkms/node/kms/gate"
 )
 
 // target is a key that a cryptographic call is about to use: how it was named, what it
@@ -22,6 +23,10 @@ type target struct {
 	key     *fsm.Key
 	version uint32 // that is used
 	rule    string // that allowed, when the call began
+	arn     string // of key, for answers
+
+	on *fsm.State // that allowed it, and when, by the wall clock
+	at int64      // unix nanoseconds
 }
 
 // find resolves a reference and asks whether the key may be used. version names the one
@@ -29,19 +34,24 @@ type target struct {
 func (s *Service) find(st *fsm.State, ref reference, q question, op fsm.KeyOperation, version uint32) (target, error) {
 	q.tenant = ref.tenant
 	t := target{service: s, ref: ref, q: q, op: op, version: version}
+	at := s.now().UnixNano()
 	k, rule, err := s.lookUp(st, ref, q)
 	t.rule = rule
 	if k == nil {
 		return t, err
 	}
-	t.key = k
+	t.key, t.arn = k, KeyARN(st.Cluster().ID, k.Tenant, k.ID)
 	if version == 0 {
 		t.version = k.Current().Version
 	}
 	if err != nil {
 		return t, err
 	}
-	return t, t.usable(st, k)
+	if err := t.usable(st, k); err != nil {
+		return t, err
+	}
+	t.on, t.at = st, at
+	return t, nil
 }
 
 // usable tells whether tenant, key, version and context let the key be used.
@@ -72,8 +82,12 @@ func (t target) usable(st *fsm.State, k *fsm.Key) error {
 }
 
 // authorise asks a state whether the key may be used. It is asked before the work
-// and, by the gate, after it.
+// and, by the gate, after it. Nothing but the state and the wall clock decides: what the very
+// same state has just allowed stands for as long as the gate lets any check stand.
 func (t target) authorise(st *fsm.State) error {
+	if since := t.service.now().UnixNano() - t.at; st == t.on && 0 <= since && since <= int64(gate.HandOver) {
+		return nil
+	}
 	k, _, err := t.service.lookUp(st, t.ref, t.q)
 	if err != nil {
 		return err
@@ -84,21 +98,22 @@ func (t target) authorise(st *fsm.State) error {
 	return t.usable(st, k)
 }
 
-func (t target) arn(st *fsm.State) string { return KeyARN(st.Cluster().ID, t.key.Tenant, t.key.ID) }
-
 // describe tells the record what was found; what the request said of it stays where nothing was.
 func (t target) describe(e *audit.Event) {
 	e.Tenant, e.Alias, e.DecidedBy = cmp.Or(t.ref.tenant, e.Tenant), cmp.Or(t.ref.alias, e.Alias), t.rule
 	if t.key != nil {
-		e.KeyID, e.KeyVersion = t.key.ID.String(), t.version
+		e.KeyID, e.KeyVersion = t.id(), t.version
 	}
 }
 
+// id is the key's, as text: its ARN ends with it.
+func (t target) id() string { return t.arn[len(t.arn)-idSize:] }
+
 // describeDestination is describe for what a ciphertext is moved to.
-func (t target) describeDestination(e *audit.Event, st *fsm.State) {
+func (t target) describeDestination(e *audit.Event) {
 	e.DestinationAlias, e.DestinationDecidedBy = t.ref.alias, t.rule
 	if t.key != nil {
-		e.Target, e.DestinationKeyID, e.DestinationVersion = t.arn(st), t.key.ID.String(), t.version
+		e.Target, e.DestinationKeyID, e.DestinationVersion = t.arn, t.id(), t.version
 	}
 }
 
@@ -134,6 +149,9 @@ func (s *Service) findSource(st *fsm.State, c Call, header blobHeader, h [32]byt
 		k, rule, err := s.lookUp(st, named, q)
 		if err != nil {
 			src.target = target{ref: named, key: k, rule: rule}
+			if k != nil {
+				src.arn = KeyARN(st.Cluster().ID, k.Tenant, k.ID)
+			}
 			return src, err
 		}
 		if k.ID != header.key {

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/google/uuid"
-
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/node/kms/limit"
@@ -109,11 +107,11 @@ func keyNames(name string) (id, alias string) {
 		return "", ""
 	}
 	name = KeyID(name)
-	if fsm.ValidAlias(name) == nil {
-		return "", name
-	}
-	if parsed, err := uuid.Parse(name); err == nil && parsed.String() == name {
+	if _, ok := parseID(name); ok {
 		return name, ""
+	}
+	if strings.HasPrefix(name, fsm.AliasPrefix) && fsm.ValidAlias(name) == nil {
+		return "", name
 	}
 	return "", ""
 }

@@ -109,8 +109,8 @@ func use(l *life, n *Node, key fsm.ID, by []Right, p Pauses, call history.Call) 
 	if err := cmp.Or(m.Serves(s), authorise(s)); err != nil {
 		return err
 	}
-	ctx, finish := gate.Carry(l.end.ctx)
-	defer finish()
+	ctx := gate.Carry(l.end.ctx)
+	defer gate.Finish(ctx)
 	pending, err := gate.Compute(ctx, func(context.Context) ([]byte, error) {
 		time.Sleep(p.Work)
 		return []byte{1}, nil

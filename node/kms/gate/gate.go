@@ -19,8 +19,8 @@ import (
 	"github.com/quorumkms/quorumkms/node/rules"
 )
 
-// handOver is how old the checks may be when the result leaves.
-const handOver = 100 * time.Millisecond
+// HandOver is how old the checks may be when the result leaves.
+const HandOver = 100 * time.Millisecond
 
 // Freshness is what the gate needs to know of this node's place in the cluster.
 type Freshness interface {
@@ -111,13 +111,18 @@ func (g *Gate) pass(ctx context.Context, authorise func(*fsm.State) error, withh
 			g.releases.end(epoch)
 		}
 	}()
-	at, err := g.check(ctx, authorise)
+	c, ok := ctx.Value(carrierKey{}).(*carrier)
+	check := g.check
+	if ok {
+		check = g.look // Recheck tells whether it took too long
+	}
+	at, err := check(ctx, authorise)
 	if err != nil {
 		return withhold(err)
 	}
-	if c, ok := ctx.Value(carrierKey{}).(*carrier); ok {
-		c.add(&passage{releases: g.releases, epoch: epoch, again: func() error {
-			if g.clock()-at <= handOver || rules.Recheck.Off() {
+	if ok {
+		c.add(passage{releases: g.releases, epoch: epoch, again: func() error {
+			if g.young(at) {
 				return nil
 			}
 			if at, err = g.check(ctx, authorise); err != nil {
@@ -133,36 +138,43 @@ func (g *Gate) pass(ctx context.Context, authorise func(*fsm.State) error, withh
 // maxChecks bounds how often slow checks are repeated.
 const maxChecks = 10
 
-// check looks at the lease first, then at the state, and returns when it looked at
-// the lease.
+// check looks until the look was quick, and returns when it looked at the lease.
 func (g *Gate) check(ctx context.Context, authorise func(*fsm.State) error) (at time.Duration, err error) {
-	if rules.FinalCheck.Off() {
-		return g.clock(), nil
-	}
 	for range maxChecks {
-		if err := ctx.Err(); err != nil {
-			return 0, err
-		}
-		at := g.clock()
-		var s *fsm.State
-		if rules.LeaseFirst.Off() {
-			s = g.fresh.State()
-		}
-		if err := g.fresh.Usable(); err != nil {
-			return 0, err
-		}
-		if !rules.LeaseFirst.Off() {
-			s = g.fresh.State()
-		}
-		if err := g.fresh.Serves(s); err != nil {
-			return 0, err
-		}
-		if err := authorise(s); err != nil {
-			return 0, fmt.Errorf("no longer allowed: %w", err)
-		}
-		if g.clock()-at <= handOver || rules.Recheck.Off() {
-			return at, nil
+		if at, err = g.look(ctx, authorise); err != nil || g.young(at) {
+			return at, err
 		}
 	}
 	return 0, fmt.Errorf("this node is too slow to answer in time: %w", context.DeadlineExceeded)
+}
+
+// young tells whether a look is young enough for its result to leave.
+func (g *Gate) young(at time.Duration) bool { return g.clock()-at <= HandOver || rules.Recheck.Off() }
+
+// look looks at the lease first, then at the state, and returns when it looked at the lease.
+func (g *Gate) look(ctx context.Context, authorise func(*fsm.State) error) (at time.Duration, err error) {
+	at = g.clock()
+	if rules.FinalCheck.Off() {
+		return at, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	var s *fsm.State
+	if rules.LeaseFirst.Off() {
+		s = g.fresh.State()
+	}
+	if err := g.fresh.Usable(); err != nil {
+		return 0, err
+	}
+	if !rules.LeaseFirst.Off() {
+		s = g.fresh.State()
+	}
+	if err := g.fresh.Serves(s); err != nil {
+		return 0, err
+	}
+	if err := authorise(s); err != nil {
+		return 0, fmt.Errorf("no longer allowed: %w", err)
+	}
+	return at, nil
 }

@@ -55,7 +55,7 @@ func (w *world) authorise(answer error) func(*fsm.State) error {
 		w.steps = append(w.steps, "authorise")
 		if w.slow > 0 {
 			w.slow--
-			w.clock += 2 * handOver
+			w.clock += 2 * HandOver
 		}
 		return answer
 	}
@@ -152,7 +152,8 @@ func TestHandedOver(t *testing.T) {
 	if err := out.HandedOver(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	early, finishEarly := Carry(t.Context())
+	early := Carry(t.Context())
+	finishEarly := func() { Finish(early) }
 	release(early)
 	waited := make(chan error, 1)
 	go func() { waited <- out.HandedOver(t.Context()) }()
@@ -161,7 +162,8 @@ func TestHandedOver(t *testing.T) {
 		t.Fatalf("returned while a result was under way: %v", err)
 	case <-time.After(20 * time.Millisecond): // a wrong return would need far less
 	}
-	late, finishLate := Carry(t.Context())
+	late := Carry(t.Context())
+	finishLate := func() { Finish(late) }
 	release(late)
 	finishEarly()
 	if err := <-waited; err != nil { // the later one is not waited for
@@ -187,7 +189,8 @@ func TestPanicInCheck(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, finish := Carry(t.Context())
+	ctx := Carry(t.Context())
+	finish := func() { Finish(ctx) }
 	func() {
 		defer func() { _ = recover() }()
 		_, _ = Release(ctx, g, p, &audit.Event{}, func(*fsm.State) error { panic("broken rule") })
@@ -217,9 +220,9 @@ func TestRecheck(t *testing.T) {
 		want    error
 		records []audit.Result
 	}{
-		"in time":               {handOver, errLease, nil, []audit.Result{audit.Success}},
-		"late":                  {handOver + 1, nil, nil, []audit.Result{audit.Success}},
-		"late, and no lease":    {handOver + 1, errLease, errLease, []audit.Result{audit.Success, audit.Withheld}},
+		"in time":               {HandOver, errLease, nil, []audit.Result{audit.Success}},
+		"late":                  {HandOver + 1, nil, nil, []audit.Result{audit.Success}},
+		"late, and no lease":    {HandOver + 1, errLease, errLease, []audit.Result{audit.Success, audit.Withheld}},
 		"hours late, no lease":  {time.Hour, errLease, errLease, []audit.Result{audit.Success, audit.Withheld}},
 		"hours late, allowed":   {time.Hour, nil, nil, []audit.Result{audit.Success}},
 		"at once, without hope": {0, errLease, nil, []audit.Result{audit.Success}},
@@ -227,7 +230,8 @@ func TestRecheck(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w, out := &world{}, NewReleases()
 			g := New(w, w, out, func() time.Duration { return w.clock })
-			ctx, finish := Carry(t.Context())
+			ctx := Carry(t.Context())
+			finish := func() { Finish(ctx) }
 			p, err := Compute(ctx, func(context.Context) (string, error) { return "secret", nil }, func(string) { w.wiped = true })
 			if err != nil {
 				t.Fatal(err)

@@ -12,12 +12,12 @@ type Releases struct {
 	mu    sync.Mutex
 	epoch uint64
 	under map[uint64]int // epoch -> results under way that began in it
-	idle  chan struct{}  // closed and replaced when an epoch has run empty
+	idle  chan struct{}  // closed when an epoch has run empty; nil if nobody waits for that
 }
 
 // NewReleases starts with none.
 func NewReleases() *Releases {
-	return &Releases{under: map[uint64]int{}, idle: make(chan struct{})}
+	return &Releases{under: map[uint64]int{}}
 }
 
 // begin counts a result before its checks.
@@ -33,8 +33,10 @@ func (r *Releases) end(epoch uint64) {
 	defer r.mu.Unlock()
 	if r.under[epoch]--; r.under[epoch] == 0 {
 		delete(r.under, epoch)
-		close(r.idle)
-		r.idle = make(chan struct{})
+		if r.idle != nil {
+			close(r.idle)
+			r.idle = nil
+		}
 	}
 }
 
@@ -50,6 +52,9 @@ func (r *Releases) HandedOver(ctx context.Context) error {
 		waiting := false
 		for epoch := range r.under {
 			waiting = waiting || epoch <= last
+		}
+		if waiting && r.idle == nil {
+			r.idle = make(chan struct{})
 		}
 		idle := r.idle
 		r.mu.Unlock()
@@ -67,7 +72,8 @@ func (r *Releases) HandedOver(ctx context.Context) error {
 // carrier collects the results that one call has been given.
 type carrier struct {
 	mu      sync.Mutex
-	results []*passage
+	results []passage
+	first   [1]passage // nearly always all of them
 	done    bool
 }
 
@@ -80,12 +86,18 @@ type passage struct {
 
 type carrierKey struct{}
 
-// Carry prepares a call's context so that its results count as under way until
-// finish is called, when the answer has been handed to the transport. Without it
-// a result counts as handed over when Release returns.
-func Carry(ctx context.Context) (carried context.Context, finish func()) {
-	c := &carrier{}
-	return context.WithValue(ctx, carrierKey{}, c), c.finish
+// Carry prepares a call's context so that its results count as under way until Finish is
+// called with it, when the answer has been handed to the transport. Without it a result
+// counts as handed over when Release returns.
+func Carry(ctx context.Context) context.Context {
+	return context.WithValue(ctx, carrierKey{}, &carrier{})
+}
+
+// Finish ends what Carry has begun.
+func Finish(ctx context.Context) {
+	if c, ok := ctx.Value(carrierKey{}).(*carrier); ok {
+		c.finish()
+	}
 }
 
 // Recheck is called right before a call's answer is handed to the transport: results
@@ -106,12 +118,15 @@ func Recheck(ctx context.Context) error {
 	return nil
 }
 
-func (c *carrier) add(p *passage) {
+func (c *carrier) add(p passage) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.done {
 		p.releases.end(p.epoch)
 		return
+	}
+	if c.results == nil {
+		c.results = c.first[:0]
 	}
 	c.results = append(c.results, p)
 }
@@ -123,5 +138,5 @@ func (c *carrier) finish() {
 	for _, p := range c.results {
 		p.releases.end(p.epoch)
 	}
-	c.results = nil
+	c.results, c.first = nil, [1]passage{}
 }

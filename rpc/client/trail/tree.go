@@ -57,7 +57,7 @@ type Tree struct {
 	size    int64       // leaves
 	current segmentTree // of the segment that is being filled
 	upper   segmentTree // whose leaves are the whole segments' roots
-	// open is the closed segment that was read last, opened its tree.
+	// open is the closed segment that was filled or read last, opened its tree.
 	open   int64
 	opened segmentTree
 	// closed, unless nil, reads the leaves of a whole segment.
@@ -84,6 +84,7 @@ func (t *Tree) Turn() error {
 	}
 	upper, err := t.upper.add(t.size/SegmentRecords-1, t.current[len(t.current)-1])
 	if err == nil {
+		t.open, t.opened = t.size/SegmentRecords-1, t.current // proofs from within it follow
 		t.upper, t.current = upper, nil
 	}
 	return err
