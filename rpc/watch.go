@@ -111,5 +111,7 @@ func (x *watching) follow(ctx context.Context) error {
 }
 
 func (x *watching) send(told kms.Restricted, pong uint64) error {
-	return x.stream.Send(&pb.WatchRestrictionsResponse{Pong: pong, Everything: told.Everything, KeyIds: told.KeyIDs, IndexToken: told.IndexToken})
+	return x.stream.Send(&pb.WatchRestrictionsResponse{
+		Pong: pong, Everything: told.Everything, KeyIds: told.KeyIDs, Tenant: x.watch.Tenant, IndexToken: told.IndexToken,
+	})
 }

@@ -23,7 +23,7 @@ type Restricted struct {
 type Watch struct {
 	s      *Service
 	caller Caller
-	tenant string
+	Tenant string // whose keys are watched
 	seen   uint64 // index that was told of
 }
 
@@ -43,7 +43,7 @@ func (s *Service) WatchRestrictions(ctx context.Context, c Call) (*Watch, Restri
 	if err := s.succeed(e, st); err != nil {
 		return nil, Restricted{}, err
 	}
-	return &Watch{s: s, caller: c.Caller, tenant: c.acting(), seen: st.Index()}, Restricted{IndexToken: IndexToken(st)}, nil
+	return &Watch{s: s, caller: c.Caller, Tenant: c.acting(), seen: st.Index()}, Restricted{IndexToken: IndexToken(st)}, nil
 }
 
 // Changed is closed when Next may have something to tell: take it first.
@@ -64,8 +64,8 @@ func (w *Watch) Next() (Restricted, error) {
 	out := Restricted{Everything: !known, IndexToken: IndexToken(st)}
 	for _, r := range list {
 		switch {
-		case r.Tenant != "" && r.Tenant != w.tenant:
-		case r.Key == fsm.ID{}, w.caller.foreign(w.tenant): // which keys there are is the tenant's affair
+		case r.Tenant != "" && r.Tenant != w.Tenant:
+		case r.Key == fsm.ID{}, w.caller.foreign(w.Tenant): // which keys there are is the tenant's affair
 			out.Everything = true
 		default:
 			out.KeyIDs = append(out.KeyIDs, r.Key.String())

@@ -42,6 +42,21 @@
 // and sends it with the next call, so that a node that has not seen an earlier
 // change yet does not answer from before it.
 //
+// # Near nodes and late answers
+//
+// The first node in the order of Addresses that is well is used for all calls: give the nearest
+// first. With Config.Nearest the client finds that out by itself, by measuring; the cluster
+// knows no zones. With Config.Hedge a call without effect that is late is sent to a second node,
+// too. [Config.Called] is told of every call, for metrics; without it that costs nothing.
+//
+// # Data keys that are kept
+//
+// A [KeyCache] keeps data keys that were decrypted, or that seal many messages; a [DataKeyPool]
+// has new ones before they are needed. Both are of use where calls are too many or must not
+// wait, and both weaken what the cluster promises: with them a restriction holds in this process
+// at most [StaleAfter] after it has returned, and not at once. Read their documentation first.
+// Nothing is kept unless one of them is made.
+//
 // # Secrets
 //
 // Plaintexts belong to the caller, who overwrites them after use. Copies in the

@@ -23,9 +23,13 @@ func (k DataKey) clone() DataKey {
 	return k
 }
 
-// cmk is the id that the cluster names the CMK by when it restricts it; empty: unknown.
-func (k DataKey) cmk() string {
-	_, id, _ := strings.Cut(k.KeyID, ":key/")
+// cmk is the id that a watch of a tenant names the CMK by; empty if it is another tenant's, which
+// that watch does not tell of.
+func (k DataKey) cmk(tenant string) string {
+	of, id, _ := strings.Cut(k.KeyID, ":key/")
+	if !strings.HasSuffix(of, ":"+tenant) {
+		return ""
+	}
 	return id
 }
 

@@ -83,6 +83,9 @@ type CacheStats struct {
 // tenants that are frozen; its own principal when it is disabled. Rotation is no restriction:
 // DataKey goes on with the earlier version up to MaxAge.
 //
+// Data keys of CMKs of another tenant than the acting one, which DataKey can name by an ARN, are
+// not kept: set Config.Tenant.
+//
 // Concurrent calls for the same data key share one call to the cluster, while the cache works.
 // The first decides its consistency; no caller's context ends it for the others.
 type KeyCache struct {
@@ -320,7 +323,7 @@ func (k *KeyCache) begin(ctx context.Context, id cacheID, q question, n int64) *
 		case k.closed:
 			key.Wipe()
 			key, err = DataKey{}, ErrClosed
-		case err == nil && epoch == k.epoch && k.w.live() && key.cmk() != "":
+		case err == nil && epoch == k.epoch && k.w.live() && k.w.cmk(key) != "":
 			k.keep(id, key.clone(), n)
 		}
 		if f.left {
@@ -403,7 +406,7 @@ func (k *KeyCache) drop(everything bool, cmks []string) (n int) {
 	clear(k.fetches)
 	for e := k.order.Front(); e != nil; {
 		next := e.Next()
-		if everything || slices.Contains(cmks, e.Value.(*cacheEntry).key.cmk()) { //nolint:forcetypeassert // there are no others
+		if everything || slices.Contains(cmks, k.w.cmk(e.Value.(*cacheEntry).key)) { //nolint:forcetypeassert // there are no others
 			k.remove(e)
 			n++
 		}

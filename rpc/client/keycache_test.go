@@ -21,16 +21,25 @@ import (
 
 var roomy = client.CacheLimits{MaxEntries: 100, MaxAge: time.Hour}
 
+// arnOf is the ARN of a CMK; one that begins with "b-" is tenant b's.
+func arnOf(cmk string) string {
+	tenant := "default"
+	if strings.HasPrefix(cmk, "b-") {
+		tenant = "b"
+	}
+	return "arn:quorumkms:kms:c:" + tenant + ":key/" + cmk
+}
+
 // vault answers as a node with CMKs does: "k1:text" is the ciphertext of text under k1.
 func vault(_ context.Context, n int, request proto.Message) (proto.Message, error) {
 	switch r := request.(type) {
 	case *quorumkmsv1.DecryptRequest:
 		cmk, text, _ := strings.Cut(string(r.GetCiphertext()), ":")
-		return &quorumkmsv1.DecryptResponse{Plaintext: []byte(text), KeyId: "arn:quorumkms:kms:c:default:key/" + cmk}, nil
+		return &quorumkmsv1.DecryptResponse{Plaintext: []byte(text), KeyId: arnOf(cmk)}, nil
 	case *quorumkmsv1.GenerateDataKeyRequest:
 		text := fmt.Sprintf("new %d", n)
 		return &quorumkmsv1.GenerateDataKeyResponse{
-			Plaintext: []byte(text), Ciphertext: []byte(r.GetKeyId() + ":" + text), KeyId: "arn:quorumkms:kms:c:default:key/" + r.GetKeyId(),
+			Plaintext: []byte(text), Ciphertext: []byte(r.GetKeyId() + ":" + text), KeyId: arnOf(r.GetKeyId()),
 		}, nil
 	}
 	return well(context.Background(), n, request)
@@ -134,6 +143,28 @@ func TestForget(t *testing.T) {
 	eventually(t, "all is forgotten", func() bool { return k.Stats().Entries == 0 })
 	if s := k.Stats(); s.Invalidations != 3 || s.Evictions != 0 {
 		t.Errorf("stats %+v", s)
+	}
+}
+
+// TestForeign: what the watch does not tell of is not kept.
+func TestForeign(t *testing.T) {
+	w := newWorld(t)
+	n := w.watchedNode(t, "n1", vault)
+	c := w.client(t, nil, n.address)
+	k := cached(t, c, roomy)
+	for range 2 {
+		if _, err := k.DataKey(patient(t), "b-1", nil, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantAsked(t, n, 2)
+	p, err := client.NewDataKeyPool(c, "b-1", nil, client.PoolOptions{Size: 2, MaxAge: time.Hour, Watched: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close() //nolint:errcheck // has none
+	if _, err := p.Get(patient(t)); err == nil || !strings.Contains(err.Error(), "no CMK of the acting tenant") || len(client.Pooled(p)) != 0 {
+		t.Errorf("%v, %d keys are there", err, len(client.Pooled(p)))
 	}
 }
 

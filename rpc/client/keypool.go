@@ -236,6 +236,9 @@ func (p *DataKeyPool) round() (more bool) {
 	n, epoch, r := min(p.options.Size-len(p.keys), poolRound), p.epoch, p.refill
 	p.mu.Unlock()
 	keys, err := p.fetch(p.ctx, n)
+	if p.w != nil && slices.ContainsFunc(keys, func(k DataKey) bool { return p.w.cmk(k) == "" }) {
+		keys, err = wiped(keys), fmt.Errorf("client: a watched pool of %s, which is no CMK of the acting tenant: set Config.Tenant", p.key)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	until := time.Now().Add(p.options.MaxAge)
@@ -270,6 +273,14 @@ func (p *DataKeyPool) fetch(ctx context.Context, n int) (keys []DataKey, err err
 		keys = append(keys, k)
 	}
 	return keys, nil
+}
+
+// wiped is nothing of what there was.
+func wiped(keys []DataKey) []DataKey {
+	for _, k := range keys {
+		k.Wipe()
+	}
+	return nil
 }
 
 // old is how many keys have waited too long.
@@ -311,7 +322,7 @@ func (p *DataKeyPool) forget(everything bool, cmks []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.epoch++
-	if everything || slices.ContainsFunc(p.keys, func(k pooledKey) bool { return slices.Contains(cmks, k.cmk()) }) {
+	if everything || slices.ContainsFunc(p.keys, func(k pooledKey) bool { return slices.Contains(cmks, p.w.cmk(k.DataKey)) }) {
 		p.wipe(len(p.keys))
 	}
 }

@@ -52,6 +52,7 @@ type watcher struct {
 	done   chan struct{}
 	began  time.Time
 	until  atomic.Int64 // what is kept may be served up to then, in ns since began
+	tenant atomic.Value // string: whose keys are watched
 
 	mu      sync.Mutex
 	keepers map[keeper]struct{}
@@ -103,6 +104,12 @@ func (w *watcher) left(k keeper) (last bool) {
 
 // live tells whether what is kept may be served.
 func (w *watcher) live() bool { return int64(time.Since(w.began)) < w.until.Load() }
+
+// cmk is what a data key's CMK is called when it is restricted; empty if that is not watched.
+func (w *watcher) cmk(k DataKey) string {
+	tenant, _ := w.tenant.Load().(string)
+	return k.cmk(tenant)
+}
 
 // state is nil while the watch stands, or why not.
 func (w *watcher) state() error {
@@ -186,6 +193,7 @@ func (w *watcher) follow(ctx context.Context, conn *link, heard func()) error {
 			return err
 		}
 		w.c.saw(m.GetIndexToken()) // before anything is fetched again
+		w.tenant.Store(m.GetTenant())
 		w.tell(nil, m.GetEverything(), m.GetKeyIds())
 		if m.GetPong() != n {
 			continue

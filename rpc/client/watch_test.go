@@ -74,7 +74,7 @@ func (w *watched) serve(stream quorumkmsv1.CryptoService_WatchRestrictionsServer
 			}
 			w.mu.Lock()
 			if !w.silent {
-				tell <- &quorumkmsv1.WatchRestrictionsResponse{Pong: m.GetPing(), IndexToken: tokenAt(w.index)}
+				tell <- &quorumkmsv1.WatchRestrictionsResponse{Pong: m.GetPing(), Tenant: "default", IndexToken: tokenAt(w.index)}
 			}
 			w.mu.Unlock()
 		}
@@ -99,7 +99,7 @@ func (w *watched) restrict(keys ...string) []byte {
 	defer w.mu.Unlock()
 	w.index++
 	for tell := range w.streams {
-		tell <- &quorumkmsv1.WatchRestrictionsResponse{Everything: len(keys) == 0, KeyIds: keys, IndexToken: tokenAt(w.index)}
+		tell <- &quorumkmsv1.WatchRestrictionsResponse{Everything: len(keys) == 0, KeyIds: keys, Tenant: "default", IndexToken: tokenAt(w.index)}
 	}
 	return tokenAt(w.index)
 }

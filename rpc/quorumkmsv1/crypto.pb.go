@@ -2677,6 +2677,7 @@ type WatchRestrictionsResponse struct {
 	Pong          uint64                 `protobuf:"varint,1,opt,name=pong,proto3" json:"pong,omitempty"`                               // the latest ping that was read; 0 if this is not the answer to one
 	Everything    bool                   `protobuf:"varint,2,opt,name=everything,proto3" json:"everything,omitempty"`                   // forget everything: what restricts is of no one key, or was too much
 	KeyIds        []string               `protobuf:"bytes,3,rep,name=key_ids,json=keyIds,proto3" json:"key_ids,omitempty"`              // forget the data keys under these keys
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`                           // whose keys are watched
 	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"` // what is asked for with it is answered from a state that has the restrictions
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2731,6 +2732,13 @@ func (x *WatchRestrictionsResponse) GetKeyIds() []string {
 		return x.KeyIds
 	}
 	return nil
+}
+
+func (x *WatchRestrictionsResponse) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
 }
 
 func (x *WatchRestrictionsResponse) GetIndexToken() []byte {
@@ -2987,13 +2995,14 @@ const file_quorumkms_v1_crypto_proto_rawDesc = "" +
 	"\x04ping\x18\x01 \x01(\x04R\x04ping\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken\"\x89\x01\n" +
+	"indexToken\"\xa1\x01\n" +
 	"\x19WatchRestrictionsResponse\x12\x12\n" +
 	"\x04pong\x18\x01 \x01(\x04R\x04pong\x12\x1e\n" +
 	"\n" +
 	"everything\x18\x02 \x01(\bR\n" +
 	"everything\x12\x17\n" +
-	"\akey_ids\x18\x03 \x03(\tR\x06keyIds\x12\x1f\n" +
+	"\akey_ids\x18\x03 \x03(\tR\x06keyIds\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
 	"indexToken*b\n" +
 	"\vDataKeySpec\x12\x1d\n" +
