@@ -122,19 +122,24 @@ func Algorithms() []Algorithm {
 // Algorithms are the algorithms of all keys of a kind.
 func (k Kind) Algorithms() []Algorithm {
 	var out []Algorithm
-	for _, row := range algorithms {
-		if k.has(row.name) {
-			out = append(out, row.name)
+	for i := range algorithms {
+		if k.fits(i) {
+			out = append(out, algorithms[i].name)
 		}
 	}
 	return out
 }
 
-// has tells whether an algorithm is for keys of the kind: HMAC and EC keys have the hash
-// of their own size only.
+// has tells whether an algorithm is for keys of the kind.
 func (k Kind) has(a Algorithm) bool {
 	i := a.row()
-	if i < 0 || algorithms[i].class != k.Class {
+	return i >= 0 && k.fits(i)
+}
+
+// fits tells whether a row's algorithm is for keys of the kind: HMAC and EC keys have the hash
+// of their own size only.
+func (k Kind) fits(i int) bool {
+	if algorithms[i].class != k.Class {
 		return false
 	}
 	if k.Class == ClassRSA {

@@ -78,14 +78,6 @@ type Around struct {
 	Stream []grpc.StreamServerInterceptor
 }
 
-// options are a server's: what is around, and then the server's own.
-func (a Around) options(unary []grpc.UnaryServerInterceptor, stream []grpc.StreamServerInterceptor) []grpc.ServerOption {
-	return []grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(slices.Concat(a.Unary, unary)...),
-		grpc.ChainStreamInterceptor(slices.Concat(a.Stream, stream)...),
-	}
-}
-
 // Server is the node's two gRPC servers: for clients and for peers.
 type Server struct {
 	clients *grpc.Server
@@ -103,25 +95,31 @@ type Server struct {
 func NewServer(c Config) *Server {
 	s := &Server{config: c, health: health.NewServer()}
 	s.draining, s.beginToDrain = context.WithCancel(context.Background())
-	s.clients = grpc.NewServer(slices.Concat(options(), []grpc.ServerOption{grpc.StatsHandler(handOver{}), grpc.NumStreamWorkers(streamWorkers)},
-		c.Clients.options([]grpc.UnaryServerInterceptor{s.errors, s.authenticate}, []grpc.StreamServerInterceptor{s.streamErrors, s.authenticateStream}))...)
-	pb.RegisterKeyServiceServer(s.clients, &keyServer{kms: c.KMS})
-	pb.RegisterGrantServiceServer(s.clients, &grantServer{kms: c.KMS})
-	pb.RegisterPolicyServiceServer(s.clients, &policyServer{kms: c.KMS})
-	pb.RegisterTenantServiceServer(s.clients, &tenantServer{kms: c.KMS})
-	pb.RegisterRecoveryServiceServer(s.clients, &recoveryServer{kms: c.KMS, member: c.Member, node: c.Node})
-	pb.RegisterCryptoServiceServer(s.clients, &cryptoServer{kms: c.KMS, watchers: newSeats("watches for restrictions", maxWatchers, maxWatchersEach)})
-	pb.RegisterClusterServiceServer(s.clients, &clusterServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node})
-	pb.RegisterHsmServiceServer(s.clients, &hsmServer{kms: c.KMS, member: c.Member, node: c.Node})
-	pb.RegisterBackupServiceServer(s.clients, &backupServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node, restoreDir: c.RestoreDir})
-	pb.RegisterAuditServiceServer(s.clients, &auditServer{
+	around := slices.Concat(c.Clients.Unary, []grpc.UnaryServerInterceptor{s.errors, s.authenticate})
+	s.clients = grpc.NewServer(slices.Concat(options(), []grpc.ServerOption{
+		grpc.NumStreamWorkers(streamWorkers), grpc.ChainUnaryInterceptor(around...),
+		grpc.ChainStreamInterceptor(slices.Concat(c.Clients.Stream, []grpc.StreamServerInterceptor{s.streamErrors, s.authenticateStream})...),
+	})...)
+	clients := handingOver{s.clients, chain(around)}
+	pb.RegisterKeyServiceServer(clients, &keyServer{kms: c.KMS})
+	pb.RegisterGrantServiceServer(clients, &grantServer{kms: c.KMS})
+	pb.RegisterPolicyServiceServer(clients, &policyServer{kms: c.KMS})
+	pb.RegisterTenantServiceServer(clients, &tenantServer{kms: c.KMS})
+	pb.RegisterRecoveryServiceServer(clients, &recoveryServer{kms: c.KMS, member: c.Member, node: c.Node})
+	pb.RegisterCryptoServiceServer(clients, &cryptoServer{kms: c.KMS, watchers: newSeats("watches for restrictions", maxWatchers, maxWatchersEach)})
+	pb.RegisterClusterServiceServer(clients, &clusterServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node})
+	pb.RegisterHsmServiceServer(clients, &hsmServer{kms: c.KMS, member: c.Member, node: c.Node})
+	pb.RegisterBackupServiceServer(clients, &backupServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node, restoreDir: c.RestoreDir})
+	pb.RegisterAuditServiceServer(clients, &auditServer{
 		kms: c.KMS, member: c.Member, trail: c.Audit,
 		readers: newSeats("searches and copies of this node's audit trail", maxReaders, maxReadersEach),
 	})
-	healthpb.RegisterHealthServer(s.clients, s.health)
+	healthpb.RegisterHealthServer(clients, s.health)
 	reflection.Register(s.clients)
-	s.peers = grpc.NewServer(slices.Concat(options(),
-		c.Peers.options([]grpc.UnaryServerInterceptor{s.errors}, []grpc.StreamServerInterceptor{s.streamErrors}))...)
+	s.peers = grpc.NewServer(slices.Concat(options(), []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(append(slices.Clip(c.Peers.Unary), s.errors)...),
+		grpc.ChainStreamInterceptor(append(slices.Clip(c.Peers.Stream), s.streamErrors)...),
+	})...)
 	peerpb.RegisterPeerServiceServer(s.peers, &peerServer{member: c.Member, kms: c.KMS, announce: c.Announce, own: c.Credentials})
 	return s
 }

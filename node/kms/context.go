@@ -64,8 +64,14 @@ func appendLength(b []byte, n int) []byte {
 	return binary.BigEndian.AppendUint16(b, uint16(n)) //nolint:gosec // bounded by MaxContextBytes
 }
 
+// noContext is the hash of an empty encryption context.
+var noContext = sha256.Sum256([]byte(contextMagic + "\x00\x00"))
+
 // contextHash is H: what binds a ciphertext to its context.
 func contextHash(pairs []Pair) ([32]byte, error) {
+	if len(pairs) == 0 {
+		return noContext, nil
+	}
 	canonical, err := CanonicalContext(pairs)
 	if err != nil {
 		return [32]byte{}, err

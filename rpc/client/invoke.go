@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -83,16 +84,32 @@ func (c *Client) complete(request proto.Message) (completed proto.Message, mutat
 		return true
 	})
 	to.SetUnknown(from.GetUnknown())
-	fill := func(name protoreflect.Name, v protoreflect.Value) bool {
-		field := from.Descriptor().Fields().ByName(name)
-		if field != nil && !from.Has(field) {
-			to.Set(field, v)
-		}
-		return field != nil
+	own := ownFields(from.Descriptor())
+	if own.tenant != nil && c.config.Tenant != "" && !from.Has(own.tenant) {
+		to.Set(own.tenant, protoreflect.ValueOfString(c.config.Tenant))
 	}
-	fill("tenant", protoreflect.ValueOfString(c.config.Tenant))
-	fill("index_token", protoreflect.ValueOfBytes(c.indexToken()))
-	return to.Interface(), fill("request_id", protoreflect.ValueOfString(uuid.NewString()))
+	if token := c.indexToken(); own.token != nil && len(token) > 0 && !from.Has(own.token) {
+		to.Set(own.token, protoreflect.ValueOfBytes(token))
+	}
+	if own.request != nil && !from.Has(own.request) {
+		to.Set(own.request, protoreflect.ValueOfString(uuid.NewString()))
+	}
+	return to.Interface(), own.request != nil
+}
+
+// own are the fields of a kind of request that are the client's to fill in; nil: it has none.
+type own struct{ tenant, token, request protoreflect.FieldDescriptor }
+
+var ownOf sync.Map // protoreflect.FullName -> own: each kind of request is looked at once
+
+func ownFields(d protoreflect.MessageDescriptor) own {
+	if known, ok := ownOf.Load(d.FullName()); ok {
+		return known.(own)
+	}
+	f := d.Fields()
+	o := own{f.ByName("tenant"), f.ByName("index_token"), f.ByName("request_id")}
+	ownOf.Store(d.FullName(), o)
+	return o
 }
 
 // call is one call on its way through the nodes.
