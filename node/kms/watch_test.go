@@ -40,7 +40,7 @@ func (e *env) tells(what string, w *Watch, everything bool, keys ...string) {
 func TestWatchRestrictions(t *testing.T) {
 	e := newEnv(t)
 	key, acme := e.key("default"), e.key("acme")
-	id := func(key string) fsm.ID { return fsm.ID(uuid.MustParse(key)) }
+	id := uuid.MustParse
 	ref := func(key, tenant string) fsm.KeyRef { return fsm.KeyRef{ID: id(key), Tenant: tenant} }
 	own := e.watches(as(uma))
 	foreign, service := e.watches(in(una, "default")), e.watches(in(obs, "default"))

@@ -237,7 +237,10 @@ func (p *DataKeyPool) round() (more bool) {
 	p.mu.Unlock()
 	keys, err := p.fetch(p.ctx, n)
 	if p.w != nil && slices.ContainsFunc(keys, func(k DataKey) bool { return p.w.cmk(k) == "" }) {
-		keys, err = wiped(keys), fmt.Errorf("client: a watched pool of %s, which is no CMK of the acting tenant: set Config.Tenant", p.key)
+		for _, k := range keys {
+			k.Wipe()
+		}
+		keys, err = nil, fmt.Errorf("client: a watched pool of %s, which is no CMK of the acting tenant: set Config.Tenant", p.key)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -273,14 +276,6 @@ func (p *DataKeyPool) fetch(ctx context.Context, n int) (keys []DataKey, err err
 		keys = append(keys, k)
 	}
 	return keys, nil
-}
-
-// wiped is nothing of what there was.
-func wiped(keys []DataKey) []DataKey {
-	for _, k := range keys {
-		k.Wipe()
-	}
-	return nil
 }
 
 // old is how many keys have waited too long.
