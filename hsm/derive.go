@@ -20,7 +20,7 @@ const callTimeout = 10 * time.Second
 // once so that others can queue, takes what is queued (itself first), makes one
 // call, delivers, and gives the role to the caller at the front of the queue.
 // There is no timed wait, no goroutine, and nobody makes more than one call for
-// others.
+// others; a caller with many messages has as many waiters.
 type coalescer struct {
 	key    BlockKey
 	l, k1  [16]byte // L = E(0) and K1 = dbl(L)
@@ -111,20 +111,60 @@ func (c *coalescer) load(ctx context.Context) error {
 // derive computes the keys of one message. A caller whose context ends leaves at
 // once, unless it is the runner at that moment.
 func (c *coalescer) derive(ctx context.Context, in *MessageInput, use Use) (MessageKeys, error) {
+	w := c.waiter(ctx, in, use)
+	c.mu.Lock()
+	idle := c.enqueue(w)
+	c.mu.Unlock()
+	return c.wait(ctx, w, idle)
+}
+
+// deriveAll is derive for many messages, one at least, which queue one behind the other.
+// Either all of keys are set or none.
+func (c *coalescer) deriveAll(ctx context.Context, in []MessageInput, use Use, keys []MessageKeys) (err error) {
+	all := make([]*waiter, len(in))
+	for i := range in {
+		all[i] = c.waiter(ctx, &in[i], use)
+	}
+	c.mu.Lock()
+	idle := c.enqueue(all[0])
+	for _, w := range all[1:] {
+		c.enqueue(w)
+	}
+	c.mu.Unlock()
+	for i, w := range all { // in the order of the queue, in which they become the runner
+		var failed error
+		if keys[i], failed = c.wait(ctx, w, idle && i == 0); err == nil {
+			err = failed
+		}
+	}
+	if err != nil {
+		clear(keys)
+	}
+	return err
+}
+
+func (c *coalescer) waiter(ctx context.Context, in *MessageInput, use Use) *waiter {
 	w := c.shared.waiters.Get().(*waiter)
 	w.in, w.use = *in, use
 	if c.shared.tracer != nil {
 		w.ctx = ctx
 	}
+	return w
+}
 
-	c.mu.Lock()
+// enqueue has w wait, and tells whether it has become the runner, because there was none. The
+// coalescer is locked.
+func (c *coalescer) enqueue(w *waiter) (idle bool) {
 	c.waiters.push(&w.link)
-	idle := !c.running
-	if idle {
-		c.running, w.state = true, running
+	if c.running {
+		return false
 	}
-	c.mu.Unlock()
+	c.running, w.state = true, running
+	return true
+}
 
+// wait returns the keys of a message that was queued, and makes calls when it is its turn to.
+func (c *coalescer) wait(ctx context.Context, w *waiter, idle bool) (MessageKeys, error) {
 	if !idle {
 		select {
 		case <-w.wake:

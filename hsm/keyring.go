@@ -103,13 +103,33 @@ func NewKeyring(o Opener, c KeyringConfig) *Keyring {
 // next time. ErrUnavailable: closed, or the HSM is. The error of a context that ends
 // while waiting is the context's. Otherwise the error of the Opener or the key.
 func (k *Keyring) Derive(ctx context.Context, ref Ref, in MessageInput, use Use) (MessageKeys, error) {
-	if use != Seal && use != Open {
-		return MessageKeys{}, fmt.Errorf("%w: unknown use %d", ErrRefused, use)
-	}
-	if !ref.isBlockKey() {
-		return MessageKeys{}, fmt.Errorf("%w: message keys of a key of class %d", ErrRefused, ref.Kind.Class)
+	if err := ref.derives(use); err != nil {
+		return MessageKeys{}, err
 	}
 	return using(ctx, k, ref, func(s *slot) (MessageKeys, error) { return s.derive(ctx, &in, use) })
+}
+
+// DeriveAll computes the keys of many messages under one key, with as few HSM calls as they fit
+// into: all of them or, with an error as of Derive, none. They count as one message of MaxWaiting.
+func (k *Keyring) DeriveAll(ctx context.Context, ref Ref, in []MessageInput, use Use) ([]MessageKeys, error) {
+	if err := ref.derives(use); err != nil || len(in) == 0 {
+		return nil, err
+	}
+	return using(ctx, k, ref, func(s *slot) ([]MessageKeys, error) {
+		keys := make([]MessageKeys, len(in))
+		return keys, s.deriveAll(ctx, in, use, keys)
+	})
+}
+
+// derives is nil if message keys can be derived under the key for the use.
+func (r Ref) derives(use Use) error {
+	if use != Seal && use != Open {
+		return fmt.Errorf("%w: unknown use %d", ErrRefused, use)
+	}
+	if !r.isBlockKey() {
+		return fmt.Errorf("%w: message keys of a key of class %d", ErrRefused, r.Kind.Class)
+	}
+	return nil
 }
 
 // Apply uses the key of ref, of class HMAC, RSA or EC, with an algorithm (SecretKey).

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"fmt"
+	"log/slog"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
@@ -14,6 +15,7 @@ type cryptoServer struct {
 	pb.UnimplementedCryptoServiceServer
 	kms      *kms.Service
 	watchers *seats
+	log      *slog.Logger
 }
 
 func (s *cryptoServer) Encrypt(ctx context.Context, r *pb.EncryptRequest) (*pb.EncryptResponse, error) {

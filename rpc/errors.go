@@ -121,23 +121,31 @@ func toStatus(err error, others func() []string) error {
 	if err == nil {
 		return nil
 	}
+	code, reason, text := verdictOn(err)
+	if reason == pb.Reason_REASON_UNSPECIFIED {
+		return status.Error(code, text)
+	}
+	return withReason(code, reason, text, metadataOf(err, code, others))
+}
+
+// verdictOn is what a caller is told of an error.
+func verdictOn(err error) (codes.Code, pb.Reason, string) {
 	for _, row := range table {
 		if !errors.Is(err, row.err) {
 			continue
 		}
-		text := err.Error()
 		if row.err == kms.ErrCiphertext { //nolint:errorlint // the row, not the chain: one uniform text
-			text = kms.ErrCiphertext.Error()
+			return row.code, row.reason, kms.ErrCiphertext.Error()
 		}
-		return withReason(row.code, row.reason, text, metadataOf(err, row.code, others))
+		return row.code, row.reason, err.Error()
 	}
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		return status.Error(codes.DeadlineExceeded, "deadline exceeded")
+		return codes.DeadlineExceeded, pb.Reason_REASON_UNSPECIFIED, "deadline exceeded"
 	case errors.Is(err, context.Canceled):
-		return status.Error(codes.Canceled, "cancelled by the caller")
+		return codes.Canceled, pb.Reason_REASON_UNSPECIFIED, "cancelled by the caller"
 	}
-	return status.Error(codes.Internal, "internal error; the node's log says more")
+	return codes.Internal, pb.Reason_REASON_UNSPECIFIED, "internal error; the node's log says more"
 }
 
 // metadataOf is what a program may do about an error: other nodes' addresses, or how long

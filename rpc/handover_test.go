@@ -21,6 +21,7 @@ func (serving) Confirm(context.Context) error { return nil }
 func (serving) State() *fsm.State             { return nil }
 func (serving) Serves(*fsm.State) error       { return nil }
 func (serving) Record(audit.Event) error      { return nil }
+func (serving) RecordAll([]audit.Event) error { return nil }
 func (serving) Healthy() error                { return nil }
 
 // taking is the transport of one call.

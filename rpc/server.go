@@ -34,6 +34,8 @@ import (
 const (
 	// MaxMessage is the largest message, in bytes.
 	MaxMessage = 1 << 20
+	// maxAnswer is the largest answer, in bytes: that to a batch is larger than the request.
+	maxAnswer = 2 * MaxMessage
 	// MaxStreams is how many calls one connection may have under way.
 	MaxStreams = 1024
 	// streamWorkers serve calls one after another on stacks that have grown already; when all are
@@ -106,7 +108,10 @@ func NewServer(c Config) *Server {
 	pb.RegisterPolicyServiceServer(clients, &policyServer{kms: c.KMS})
 	pb.RegisterTenantServiceServer(clients, &tenantServer{kms: c.KMS})
 	pb.RegisterRecoveryServiceServer(clients, &recoveryServer{kms: c.KMS, member: c.Member, node: c.Node})
-	pb.RegisterCryptoServiceServer(clients, &cryptoServer{kms: c.KMS, watchers: newSeats("watches for restrictions", maxWatchers, maxWatchersEach)})
+	pb.RegisterCryptoServiceServer(clients, &cryptoServer{
+		kms: c.KMS, log: c.Log,
+		watchers: newSeats("watches for restrictions", maxWatchers, maxWatchersEach),
+	})
 	pb.RegisterClusterServiceServer(clients, &clusterServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node})
 	pb.RegisterHsmServiceServer(clients, &hsmServer{kms: c.KMS, member: c.Member, node: c.Node})
 	pb.RegisterBackupServiceServer(clients, &backupServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node, restoreDir: c.RestoreDir})
@@ -127,7 +132,7 @@ func NewServer(c Config) *Server {
 func options() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.Creds(acceptedTLS{}),
-		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
+		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(maxAnswer),
 		grpc.MaxConcurrentStreams(MaxStreams), grpc.MaxHeaderListSize(maxHeader), grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveAt, Timeout: keepaliveAt, MaxConnectionIdle: idleAtMost}),
 		grpc.WaitForHandlers(true),

@@ -64,6 +64,7 @@ func TestBench(t *testing.T) {
 	}{
 		{"calls", b.calls},
 		{"followers", b.followers},
+		{"batch", b.batches},
 	} {
 		if only.MatchString(group.name) {
 			group.run()

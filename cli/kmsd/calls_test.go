@@ -29,6 +29,7 @@ func TestThreeNodes(t *testing.T) {
 		{"Lists", testLists},
 		{"Aliases", testAliases},
 		{"Cryptography", testCryptography},
+		{"Batches", testBatches},
 		{"States", testStates},
 		{"DryRuns", testDryRuns},
 		{"RequestIDs", testRequestIDs},

@@ -2,7 +2,6 @@ package audit
 
 import (
 	"encoding/json"
-	"github.com/quorumkms/quorumkms/rpc/client/trail"
 	"os"
 	"reflect"
 	"regexp"
@@ -11,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/quorumkms/quorumkms/rpc/client/trail"
 )
 
 // TestEveryFieldIsToldOf: README's table has each field of a record once, and no other.

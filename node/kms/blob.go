@@ -29,14 +29,15 @@ import (
 // 12 zero bytes; K_com is the same, as two CMACs; sealed with AES-256-GCM under the key
 // itself, nonce N[0:12], with the same additional data. A key has one suite for life.
 const (
-	blobMagic  = "QKM1"
-	suite1     = 1
-	suite2     = 2
-	blobNonce  = 26
-	blobCommit = 50
-	blobBody   = 82
-	gcmTag     = 16
-	gcmNonce   = 12
+	blobMagic     = "QKM1"
+	suite1        = 1
+	suite2        = 2
+	blobNonce     = 26
+	blobNonceSize = blobCommit - blobNonce
+	blobCommit    = 50
+	blobBody      = 82
+	gcmTag        = 16
+	gcmNonce      = 12
 
 	deriveLabel = "quorumkms/c/v1"
 	commitLabel = "quorumkms/commit/v1"
@@ -52,7 +53,7 @@ type blobHeader struct {
 	suite   uint8
 	key     fsm.ID
 	version uint32
-	nonce   [24]byte
+	nonce   [blobNonceSize]byte
 }
 
 // parseBlob reads a blob's header. ErrMalformed if it can be no blob at all.

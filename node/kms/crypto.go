@@ -48,8 +48,13 @@ type Moved struct {
 // the state is read behind the lease for it: one from before might not know a grant yet
 // that is promised to be usable, and be refused under a lease that came with it.
 func (s *Service) enter(ctx context.Context, c Call, e *audit.Event) (*fsm.State, error) {
+	return s.enterMany(ctx, c, 1, e)
+}
+
+// enterMany is enter for a call that counts as n.
+func (s *Service) enterMany(ctx context.Context, c Call, n int, e *audit.Event) (*fsm.State, error) {
 	e.Tenant = c.acting()
-	if err := s.admit(ctx, c, mayUse, limit.Use, e); err != nil {
+	if err := s.admitMany(ctx, c, mayUse, limit.Use, n, e); err != nil {
 		return nil, err
 	}
 	if _, err := s.await(ctx, c.IndexToken); err != nil {
@@ -109,11 +114,11 @@ func (s *Service) seal(ctx context.Context, st *fsm.State, t target, h [32]byte,
 		sealed.Ciphertext, err = s.sealInside(ctx, st, t, h, plaintext)
 		return sealed, err
 	}
-	header := blobHeader{suite: suite1, key: t.key.ID, version: v.Version}
-	if err := s.random.read(ctx, header.nonce[:]); err != nil {
+	var nonce [blobNonceSize]byte
+	if err := s.random.read(ctx, nonce[:]); err != nil {
 		return Sealed{}, err
 	}
-	blob := newBlob(header, len(plaintext))
+	blob := newBlob(blobHeader{suite: suite1, key: t.key.ID, version: v.Version, nonce: nonce}, len(plaintext))
 	keys, err := s.deriver.Derive(ctx, hsmRef(st, t.key, v), messageInput(blob, h), hsm.Seal)
 	if err != nil {
 		return Sealed{}, err
@@ -126,29 +131,43 @@ func (s *Service) seal(ctx context.Context, st *fsm.State, t target, h [32]byte,
 // open opens a blob under the version it names. Every failure that is the
 // ciphertext's fault is the same one.
 func (s *Service) open(ctx context.Context, st *fsm.State, t target, header blobHeader, h [32]byte, blob []byte) ([]byte, error) {
-	v := t.key.Version(header.version)
-	if v == nil || v.Token == nil || (header.suite == suite2) != t.key.Resident() {
-		return nil, ErrCiphertext
+	ref, err := t.opens(st, header)
+	if err != nil {
+		return nil, err
 	}
 	if t.key.Resident() {
-		return s.openInside(ctx, hsmRef(st, t.key, v), h, blob)
+		return s.openInside(ctx, ref, h, blob)
 	}
-	keys, err := s.deriver.Derive(ctx, hsmRef(st, t.key, v), messageInput(blob, h), hsm.Open)
+	keys, err := s.deriver.Derive(ctx, ref, messageInput(blob, h), hsm.Open)
 	if err != nil {
 		return nil, err
 	}
 	defer keys.Wipe()
-	plaintext, err := openBlob(&keys, blob, h)
+	return s.openWith(ctx, ref, &keys, h, blob)
+}
+
+// opens is the key version that a blob names, if it can have been made under it.
+func (t target) opens(st *fsm.State, header blobHeader) (hsm.Ref, error) {
+	v := t.key.Version(header.version)
+	if v == nil || v.Token == nil || (header.suite == suite2) != t.key.Resident() {
+		return hsm.Ref{}, ErrCiphertext
+	}
+	return hsmRef(st, t.key, v), nil
+}
+
+// openWith opens a blob with the keys that the HSM has derived for it.
+func (s *Service) openWith(ctx context.Context, ref hsm.Ref, keys *hsm.MessageKeys, h [32]byte, blob []byte) ([]byte, error) {
+	plaintext, err := openBlob(keys, blob, h)
 	if !errors.Is(err, ErrCiphertext) {
 		return plaintext, err
 	}
 	// That the HSM erred is not the ciphertext's fault: it is asked again, and twice.
-	again, derived := s.deriver.Derive(ctx, hsmRef(st, t.key, v), messageInput(blob, h), hsm.Seal)
+	again, derived := s.deriver.Derive(ctx, ref, messageInput(blob, h), hsm.Seal)
 	defer again.Wipe()
 	switch {
 	case derived != nil:
 		return nil, derived
-	case again != keys:
+	case again != *keys:
 		return nil, fmt.Errorf("%w: it derives other keys for the same message", hsm.ErrWrongAnswer)
 	}
 	return nil, err
@@ -159,8 +178,8 @@ func (s *Service) open(ctx context.Context, st *fsm.State, t target, header blob
 // context.
 func (s *Service) Encrypt(ctx context.Context, c Call, key string, plaintext []byte, pairs []Pair, a hsm.Algorithm) (Sealed, error) {
 	e := begin("Encrypt", c)
-	if len(plaintext) == 0 || len(plaintext) > MaxPlaintext {
-		return Sealed{}, s.refuse(e, early{invalid("plaintext of %d bytes: must be 1 to %d; larger data is sealed with a data key", len(plaintext), MaxPlaintext)})
+	if err := checkPlaintext(plaintext); err != nil {
+		return Sealed{}, s.refuse(e, early{err})
 	}
 	if a != "" {
 		return s.encryptPublic(ctx, c, key, plaintext, pairs, a)
@@ -168,6 +187,20 @@ func (s *Service) Encrypt(ctx context.Context, c Call, key string, plaintext []b
 	return s.sealCall(ctx, c, e, key, pairs, func(ctx context.Context, in sealContext) (Sealed, error) {
 		return s.seal(ctx, in.st, in.t, in.h, plaintext)
 	})
+}
+
+func checkPlaintext(b []byte) error {
+	if len(b) == 0 || len(b) > MaxPlaintext {
+		return invalid("plaintext of %d bytes: must be 1 to %d; larger data is sealed with a data key", len(b), MaxPlaintext)
+	}
+	return nil
+}
+
+func checkDataKey(n int) error {
+	if n < 1 || n > MaxRandom {
+		return invalid("data key of %d bytes: must be 1 to %d", n, MaxRandom)
+	}
+	return nil
 }
 
 // GenerateDataKey makes n random bytes (1..1,024) and seals them; the answer holds
@@ -184,8 +217,8 @@ func (s *Service) GenerateDataKeyWithoutPlaintext(ctx context.Context, c Call, k
 
 func (s *Service) dataKey(ctx context.Context, c Call, name, key string, n int, pairs []Pair, keep bool) (Sealed, error) {
 	e := begin(name, c)
-	if n < 1 || n > MaxRandom {
-		return Sealed{}, s.refuse(e, early{invalid("data key of %d bytes: must be 1 to %d", n, MaxRandom)})
+	if err := checkDataKey(n); err != nil {
+		return Sealed{}, s.refuse(e, early{err})
 	}
 	return s.sealCall(ctx, c, e, key, pairs, func(ctx context.Context, in sealContext) (Sealed, error) {
 		plaintext := make([]byte, n)
@@ -221,12 +254,7 @@ func (s *Service) sealCall(ctx context.Context, c Call, e audit.Event, key strin
 	if err != nil {
 		return Sealed{}, s.refuse(e, err)
 	}
-	ref, st, err := s.sealReference(ctx, st, c, key, pairs, &e)
-	if err != nil {
-		return Sealed{}, s.refuse(e, err)
-	}
-	t, err := s.find(st, ref, question{caller: c.Caller, needs: mayUse, operation: e.Name, context: pairs}, fsm.OpSeal, 0)
-	t.describe(&e)
+	t, st, err := s.findSeal(ctx, st, c, key, pairs, &e)
 	if err != nil {
 		return Sealed{}, s.refuseUse(e, st, t, err)
 	}
@@ -234,6 +262,17 @@ func (s *Service) sealCall(ctx context.Context, c Call, e audit.Event, key strin
 		func(ctx context.Context) (Sealed, error) { return work(ctx, sealContext{st, t, h}) },
 		func(r Sealed) { clear(r.Plaintext) },
 		func(r Sealed, e *audit.Event) { e.CiphertextSHA256 = digest(r.Ciphertext) }, t)
+}
+
+// findSeal finds the key that is to seal, and the state that it stands in.
+func (s *Service) findSeal(ctx context.Context, st *fsm.State, c Call, key string, pairs []Pair, e *audit.Event) (target, *fsm.State, error) {
+	ref, st, err := s.sealReference(ctx, st, c, key, pairs, e)
+	if err != nil {
+		return target{}, st, err
+	}
+	t, err := s.find(st, ref, question{caller: c.Caller, needs: mayUse, operation: e.Name, context: pairs}, fsm.OpSeal, 0)
+	t.describe(e)
+	return t, st, err
 }
 
 // sealReference reads which key is to seal. A service that names none gets its own key

@@ -291,6 +291,16 @@ func (a *testAudit) Record(e audit.Event) error {
 	return nil
 }
 
+func (a *testAudit) RecordAll(all []audit.Event) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.broken != nil {
+		return a.broken
+	}
+	a.events = append(a.events, all...)
+	return nil
+}
+
 func (a *testAudit) Healthy() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()

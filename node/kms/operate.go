@@ -88,7 +88,7 @@ func (s *Service) Observe(ctx context.Context, name string, c Call) error {
 	if err != nil {
 		err = early{err}
 	} else {
-		err = s.count(ctx, c, limit.Control, &e)
+		err = s.count(ctx, c, limit.Control, 1, &e)
 	}
 	if err != nil {
 		return s.refuse(e, err)

@@ -2,7 +2,7 @@
 // the ciphertext format. It knows neither Raft nor PKCS#11 nor gRPC.
 //
 // Reading order: service.go, caller.go (roles), authorise.go and policies.go (who may),
-// reference.go (how a key is named), target.go, usage.go, crypto.go, resident.go, secret.go and datapair.go
+// reference.go (how a key is named), target.go, usage.go, crypto.go, batch.go and batchwork.go, resident.go, secret.go and datapair.go
 // (what is done with keys, through the gate),
 // blob.go and context.go (the formats), keys.go (what is done to keys, through the log),
 // keylife.go, import.go, aliases.go, grants.go, policy.go, tenants.go, servicekey.go, read.go,
@@ -60,6 +60,7 @@ type Opener interface {
 type Deriver interface {
 	Apply(ctx context.Context, ref hsm.Ref, a hsm.Algorithm, input []byte) ([]byte, error)
 	Derive(ctx context.Context, ref hsm.Ref, in hsm.MessageInput, use hsm.Use) (hsm.MessageKeys, error)
+	DeriveAll(ctx context.Context, ref hsm.Ref, in []hsm.MessageInput, use hsm.Use) ([]hsm.MessageKeys, error)
 	Encrypt(ctx context.Context, ref hsm.Ref, plaintext []byte, bind hsm.Binding) ([]byte, error)
 	Decrypt(ctx context.Context, ref hsm.Ref, iv [hsm.IVSize]byte, t [32]byte, ciphertext []byte, verify func(com *[32]byte) ([]byte, error)) ([]byte, error)
 }
@@ -163,6 +164,11 @@ func (e early) Unwrap() error { return e.error }
 // disabled, and how many there may be. A call that is refused in any case takes nothing from
 // a quota that it has in common with others.
 func (s *Service) admit(ctx context.Context, c Call, needs permission, lane limit.Lane, e *audit.Event) error {
+	return s.admitMany(ctx, c, needs, lane, 1, e)
+}
+
+// admitMany is admit for a call that counts as n.
+func (s *Service) admitMany(ctx context.Context, c Call, needs permission, lane limit.Lane, n int, e *audit.Event) error {
 	if err := c.syntax(); err != nil {
 		return early{err}
 	}
@@ -170,11 +176,11 @@ func (s *Service) admit(ctx context.Context, c Call, needs permission, lane limi
 		e.DecidedBy = "role"
 		return early{err}
 	}
-	return s.count(ctx, c, lane, e)
+	return s.count(ctx, c, lane, n, e)
 }
 
-// count counts a call with its lane, if its principal is not disabled.
-func (s *Service) count(ctx context.Context, c Call, lane limit.Lane, e *audit.Event) error {
+// count counts a call as n with its lane, if its principal is not disabled.
+func (s *Service) count(ctx context.Context, c Call, lane limit.Lane, n int, e *audit.Event) error {
 	if enabled(s.log.State(), c.Caller) != nil {
 		if err := s.disabled(ctx, c); err != nil {
 			e.DecidedBy = "principal"
@@ -182,7 +188,7 @@ func (s *Service) count(ctx context.Context, c Call, lane limit.Lane, e *audit.E
 		}
 	}
 	// Not the tenant that it names: that would be another's quota.
-	if err := s.limits.Admit(lane, cmp.Or(c.Caller.Tenant, c.Caller.Principal), c.Caller.Principal); err != nil {
+	if err := s.limits.AdmitMany(lane, n, cmp.Or(c.Caller.Tenant, c.Caller.Principal), c.Caller.Principal); err != nil {
 		return early{err}
 	}
 	return nil

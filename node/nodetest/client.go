@@ -164,6 +164,9 @@ type records struct{}
 // Record implements gate.Recorder.
 func (records) Record(audit.Event) error { return nil }
 
+// RecordAll implements gate.Recorder.
+func (records) RecordAll([]audit.Event) error { return nil }
+
 // Healthy implements gate.Recorder.
 func (records) Healthy() error { return nil }
 

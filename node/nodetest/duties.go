@@ -88,6 +88,14 @@ func (d *Duties) Record(e audit.Event) error {
 	return nil
 }
 
+// RecordAll implements gate.Recorder.
+func (d *Duties) RecordAll(all []audit.Event) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.records = append(d.records, all...)
+	return nil
+}
+
 // Healthy implements gate.Recorder.
 func (d *Duties) Healthy() error { return nil }
 

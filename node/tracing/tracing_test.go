@@ -105,7 +105,7 @@ func TestShared(t *testing.T) {
 	x, seen := recording(t, 1)
 	ctx1, one := x.tracer.Start(t.Context(), "one")
 	ctx2, two := x.tracer.Start(t.Context(), "two")
-	_, done := x.Shared([]context.Context{t.Context(), ctx1, ctx2})
+	_, done := x.Shared([]context.Context{t.Context(), ctx1, ctx2, ctx1, ctx2}) // two batches of two
 	done(nil)
 	one.End()
 	two.End()

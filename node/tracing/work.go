@@ -50,6 +50,13 @@ func (d deriver) Derive(ctx context.Context, ref hsm.Ref, in hsm.MessageInput, u
 	return d.Deriver.Derive(ctx, ref, in, use)
 }
 
+// DeriveAll implements kms.Deriver.
+func (d deriver) DeriveAll(ctx context.Context, ref hsm.Ref, in []hsm.MessageInput, use hsm.Use) (keys []hsm.MessageKeys, err error) {
+	ctx, end := d.use(ctx, "hsm.derive", ref, attribute.Int("quorumkms.messages", len(in)))
+	defer func() { end(err) }()
+	return d.Deriver.DeriveAll(ctx, ref, in, use)
+}
+
 // Encrypt implements kms.Deriver.
 func (d deriver) Encrypt(ctx context.Context, ref hsm.Ref, plaintext []byte, bind hsm.Binding) (ciphertext []byte, err error) {
 	ctx, end := d.use(ctx, "hsm.encrypt", ref, attribute.Int("quorumkms.input.bytes", len(plaintext)))
@@ -71,17 +78,19 @@ func (t *Tracing) Shared(callers []context.Context) (context.Context, func(error
 	if first < 0 {
 		return callers[0], func(error) {}
 	}
+	seen := []trace.Span{trace.SpanFromContext(callers[first])}
 	var links []trace.Link
-	var others []trace.Span
-	for i, c := range callers {
-		if i != first && follows(c) {
-			links = append(links, trace.LinkFromContext(c))
-			others = append(others, trace.SpanFromContext(c))
+	for _, c := range callers[first:] {
+		span := trace.SpanFromContext(c)
+		is := func(s trace.Span) bool { return s.SpanContext().Equal(span.SpanContext()) }
+		if follows(c) && !slices.ContainsFunc(seen, is) { // a batch calls once for each of its items
+			links = append(links, trace.Link{SpanContext: span.SpanContext()})
+			seen = append(seen, span)
 		}
 	}
 	ctx, span := t.tracer.Start(callers[first], "hsm.call", trace.WithLinks(links...),
 		trace.WithAttributes(attribute.Int("quorumkms.hsm.messages", len(callers))))
-	for _, s := range others { // of one that has given up meanwhile: no effect
+	for _, s := range seen[1:] { // of one that has given up meanwhile: no effect
 		s.AddLink(trace.Link{SpanContext: span.SpanContext()})
 	}
 	return ctx, func(err error) { finish(span, err) }

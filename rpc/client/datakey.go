@@ -8,16 +8,6 @@ import (
 	"github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 )
 
-// DataKey is a data key in both forms. It belongs to whoever has it, who wipes it after use.
-type DataKey struct {
-	Plaintext  []byte
-	Ciphertext []byte // Client.DecryptDataKey opens it
-	KeyID      string // ARN of the CMK it is encrypted under
-}
-
-// Wipe overwrites the plaintext.
-func (k DataKey) Wipe() { clear(k.Plaintext) }
-
 func (k DataKey) clone() DataKey {
 	k.Plaintext, k.Ciphertext = bytes.Clone(k.Plaintext), bytes.Clone(k.Ciphertext)
 	return k

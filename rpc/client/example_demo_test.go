@@ -67,12 +67,22 @@ func demoKeys() answer {
 		log.Panic(err)
 	}
 	const arn = "arn:quorumkms:kms:demo:default:key/6f1d3c0e-0000-4000-8000-000000000001"
+	generate := func(ec []*quorumkmsv1.ContextPair) *quorumkmsv1.GenerateDataKeyResponse {
+		key := make([]byte, 32)
+		_, _ = rand.Read(key) // never fails
+		return &quorumkmsv1.GenerateDataKeyResponse{Plaintext: key, Ciphertext: cmk.Seal(nil, nil, key, bound(ec)), KeyId: arn}
+	}
 	return func(_ context.Context, _ int, request proto.Message) (proto.Message, error) {
 		switch r := request.(type) {
 		case *quorumkmsv1.GenerateDataKeyRequest:
-			key := make([]byte, 32)
-			_, _ = rand.Read(key) // never fails
-			return &quorumkmsv1.GenerateDataKeyResponse{Plaintext: key, Ciphertext: cmk.Seal(nil, nil, key, bound(r.GetEncryptionContext())), KeyId: arn}, nil
+			return generate(r.GetEncryptionContext()), nil
+		case *quorumkmsv1.BatchGenerateDataKeyRequest:
+			batch := new(quorumkmsv1.BatchGenerateDataKeyResponse)
+			for range r.GetItems()[0].GetCount() {
+				key := &quorumkmsv1.DataKeyResult_DataKey{DataKey: generate(r.GetItems()[0].GetEncryptionContext())}
+				batch.Results = append(batch.Results, &quorumkmsv1.DataKeyResult{Result: key})
+			}
+			return batch, nil
 		case *quorumkmsv1.DecryptRequest:
 			key, err := cmk.Open(nil, nil, r.GetCiphertext(), bound(r.GetEncryptionContext()))
 			if err != nil {

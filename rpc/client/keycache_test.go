@@ -36,6 +36,16 @@ func vault(_ context.Context, n int, request proto.Message) (proto.Message, erro
 	case *quorumkmsv1.DecryptRequest:
 		cmk, text, _ := strings.Cut(string(r.GetCiphertext()), ":")
 		return &quorumkmsv1.DecryptResponse{Plaintext: []byte(text), KeyId: arnOf(cmk)}, nil
+	case *quorumkmsv1.BatchGenerateDataKeyRequest:
+		batch := new(quorumkmsv1.BatchGenerateDataKeyResponse)
+		item := r.GetItems()[0]
+		for i := range item.GetCount() {
+			text := fmt.Sprintf("new %d.%d", n, i)
+			batch.Results = append(batch.Results, &quorumkmsv1.DataKeyResult{Result: &quorumkmsv1.DataKeyResult_DataKey{DataKey: &quorumkmsv1.GenerateDataKeyResponse{
+				Plaintext: []byte(text), Ciphertext: []byte(item.GetKeyId() + ":" + text), KeyId: arnOf(item.GetKeyId()),
+			}}})
+		}
+		return batch, nil
 	case *quorumkmsv1.GenerateDataKeyRequest:
 		text := fmt.Sprintf("new %d", n)
 		return &quorumkmsv1.GenerateDataKeyResponse{

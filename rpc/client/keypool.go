@@ -14,8 +14,6 @@ import (
 const (
 	MaxPoolSize = 4096
 	MaxPoolAge  = time.Hour
-	// poolRound is how many data keys are fetched before those are told who wait for one.
-	poolRound = 16
 )
 
 // PoolOptions say how a DataKeyPool keeps ahead. Size and MaxAge are required.
@@ -229,13 +227,13 @@ func (p *DataKeyPool) refillNow() {
 	})
 }
 
-// round fetches some of what is lacking, for who waits not to wait for all, and tells whether
-// it goes on.
+// round fetches what is lacking, as many as one call gives: who waits does not wait for more. It
+// tells whether to go on.
 func (p *DataKeyPool) round() (more bool) {
 	p.mu.Lock()
-	n, epoch, r := min(p.options.Size-len(p.keys), poolRound), p.epoch, p.refill
+	n, epoch, r := min(p.options.Size-len(p.keys), maxBatch), p.epoch, p.refill
 	p.mu.Unlock()
-	keys, err := p.fetch(p.ctx, n)
+	keys, err := p.c.BatchGenerateDataKey(p.ctx, p.key, n, p.ec)
 	if p.w != nil && slices.ContainsFunc(keys, func(k DataKey) bool { return p.w.cmk(k) == "" }) {
 		for _, k := range keys {
 			k.Wipe()
@@ -264,18 +262,6 @@ func (p *DataKeyPool) round() (more bool) {
 		p.refill = &refilling{done: make(chan struct{})}
 	}
 	return more
-}
-
-// fetch gets n data keys; with an error, those that came before it.
-func (p *DataKeyPool) fetch(ctx context.Context, n int) (keys []DataKey, err error) {
-	for range n {
-		k, err := p.c.generateDataKey(ctx, p.key, p.ec)
-		if err != nil {
-			return keys, err
-		}
-		keys = append(keys, k)
-	}
-	return keys, nil
 }
 
 // old is how many keys have waited too long.

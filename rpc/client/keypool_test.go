@@ -73,7 +73,7 @@ func TestPool(t *testing.T) {
 		t.Errorf("stats %+v", s)
 	}
 	for _, r := range n.asked() {
-		g := r.(*quorumkmsv1.GenerateDataKeyRequest)
+		g := r.(*quorumkmsv1.BatchGenerateDataKeyRequest).GetItems()[0]
 		if g.GetKeyId() != "k1" || len(g.GetEncryptionContext()) != 1 || g.GetEncryptionContext()[0].GetValue() != "b" {
 			t.Errorf("asked for %+v", g)
 		}

@@ -2748,11 +2748,884 @@ func (x *WatchRestrictionsResponse) GetIndexToken() []byte {
 	return nil
 }
 
+// ItemError is why an item of a batch has no answer: what the single call would have ended with.
+type ItemError struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Code          uint32                 `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"` // of gRPC
+	Reason        Reason                 `protobuf:"varint,2,opt,name=reason,proto3,enum=quorumkms.v1.Reason" json:"reason,omitempty"`
+	Message       string                 `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ItemError) Reset() {
+	*x = ItemError{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ItemError) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ItemError) ProtoMessage() {}
+
+func (x *ItemError) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ItemError.ProtoReflect.Descriptor instead.
+func (*ItemError) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ItemError) GetCode() uint32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *ItemError) GetReason() Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return Reason_REASON_UNSPECIFIED
+}
+
+func (x *ItemError) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+type BatchGenerateDataKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Items         []*DataKeyItem         `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	DryRun        bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // every item is answered with REASON_DRY_RUN that would succeed
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchGenerateDataKeyRequest) Reset() {
+	*x = BatchGenerateDataKeyRequest{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchGenerateDataKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchGenerateDataKeyRequest) ProtoMessage() {}
+
+func (x *BatchGenerateDataKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchGenerateDataKeyRequest.ProtoReflect.Descriptor instead.
+func (*BatchGenerateDataKeyRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *BatchGenerateDataKeyRequest) GetItems() []*DataKeyItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *BatchGenerateDataKeyRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *BatchGenerateDataKeyRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *BatchGenerateDataKeyRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type DataKeyItem struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	KeyId             string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Spec              DataKeySpec            `protobuf:"varint,2,opt,name=spec,proto3,enum=quorumkms.v1.DataKeySpec" json:"spec,omitempty"`
+	NumberOfBytes     uint32                 `protobuf:"varint,3,opt,name=number_of_bytes,json=numberOfBytes,proto3" json:"number_of_bytes,omitempty"` // 1..1,024, with spec unset
+	EncryptionContext []*ContextPair         `protobuf:"bytes,4,rep,name=encryption_context,json=encryptionContext,proto3" json:"encryption_context,omitempty"`
+	WithoutPlaintext  bool                   `protobuf:"varint,5,opt,name=without_plaintext,json=withoutPlaintext,proto3" json:"without_plaintext,omitempty"` // GenerateDataKeyWithoutPlaintext, in every respect
+	// So many data keys, each with a result and a record of its own: the same as the item so many
+	// times. 0 is 1. The sum over all items is at most 256.
+	Count         uint32 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataKeyItem) Reset() {
+	*x = DataKeyItem{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataKeyItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataKeyItem) ProtoMessage() {}
+
+func (x *DataKeyItem) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataKeyItem.ProtoReflect.Descriptor instead.
+func (*DataKeyItem) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *DataKeyItem) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *DataKeyItem) GetSpec() DataKeySpec {
+	if x != nil {
+		return x.Spec
+	}
+	return DataKeySpec_DATA_KEY_SPEC_UNSPECIFIED
+}
+
+func (x *DataKeyItem) GetNumberOfBytes() uint32 {
+	if x != nil {
+		return x.NumberOfBytes
+	}
+	return 0
+}
+
+func (x *DataKeyItem) GetEncryptionContext() []*ContextPair {
+	if x != nil {
+		return x.EncryptionContext
+	}
+	return nil
+}
+
+func (x *DataKeyItem) GetWithoutPlaintext() bool {
+	if x != nil {
+		return x.WithoutPlaintext
+	}
+	return false
+}
+
+func (x *DataKeyItem) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+type BatchGenerateDataKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Results       []*DataKeyResult       `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchGenerateDataKeyResponse) Reset() {
+	*x = BatchGenerateDataKeyResponse{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchGenerateDataKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchGenerateDataKeyResponse) ProtoMessage() {}
+
+func (x *BatchGenerateDataKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchGenerateDataKeyResponse.ProtoReflect.Descriptor instead.
+func (*BatchGenerateDataKeyResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *BatchGenerateDataKeyResponse) GetResults() []*DataKeyResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+func (x *BatchGenerateDataKeyResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type DataKeyResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Result:
+	//
+	//	*DataKeyResult_DataKey
+	//	*DataKeyResult_Error
+	Result        isDataKeyResult_Result `protobuf_oneof:"result"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataKeyResult) Reset() {
+	*x = DataKeyResult{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataKeyResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataKeyResult) ProtoMessage() {}
+
+func (x *DataKeyResult) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataKeyResult.ProtoReflect.Descriptor instead.
+func (*DataKeyResult) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *DataKeyResult) GetResult() isDataKeyResult_Result {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *DataKeyResult) GetDataKey() *GenerateDataKeyResponse {
+	if x != nil {
+		if x, ok := x.Result.(*DataKeyResult_DataKey); ok {
+			return x.DataKey
+		}
+	}
+	return nil
+}
+
+func (x *DataKeyResult) GetError() *ItemError {
+	if x != nil {
+		if x, ok := x.Result.(*DataKeyResult_Error); ok {
+			return x.Error
+		}
+	}
+	return nil
+}
+
+type isDataKeyResult_Result interface {
+	isDataKeyResult_Result()
+}
+
+type DataKeyResult_DataKey struct {
+	DataKey *GenerateDataKeyResponse `protobuf:"bytes,1,opt,name=data_key,json=dataKey,proto3,oneof"` // without an index token
+}
+
+type DataKeyResult_Error struct {
+	Error *ItemError `protobuf:"bytes,2,opt,name=error,proto3,oneof"`
+}
+
+func (*DataKeyResult_DataKey) isDataKeyResult_Result() {}
+
+func (*DataKeyResult_Error) isDataKeyResult_Result() {}
+
+type BatchEncryptRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Items         []*EncryptItem         `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	DryRun        bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // every item is answered with REASON_DRY_RUN that would succeed
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchEncryptRequest) Reset() {
+	*x = BatchEncryptRequest{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchEncryptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchEncryptRequest) ProtoMessage() {}
+
+func (x *BatchEncryptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchEncryptRequest.ProtoReflect.Descriptor instead.
+func (*BatchEncryptRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *BatchEncryptRequest) GetItems() []*EncryptItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *BatchEncryptRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *BatchEncryptRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *BatchEncryptRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type EncryptItem struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	KeyId             string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Plaintext         []byte                 `protobuf:"bytes,2,opt,name=plaintext,proto3" json:"plaintext,omitempty"` // 1..4,096 bytes
+	EncryptionContext []*ContextPair         `protobuf:"bytes,3,rep,name=encryption_context,json=encryptionContext,proto3" json:"encryption_context,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *EncryptItem) Reset() {
+	*x = EncryptItem{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EncryptItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EncryptItem) ProtoMessage() {}
+
+func (x *EncryptItem) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EncryptItem.ProtoReflect.Descriptor instead.
+func (*EncryptItem) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *EncryptItem) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *EncryptItem) GetPlaintext() []byte {
+	if x != nil {
+		return x.Plaintext
+	}
+	return nil
+}
+
+func (x *EncryptItem) GetEncryptionContext() []*ContextPair {
+	if x != nil {
+		return x.EncryptionContext
+	}
+	return nil
+}
+
+type BatchEncryptResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Results       []*EncryptResult       `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchEncryptResponse) Reset() {
+	*x = BatchEncryptResponse{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchEncryptResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchEncryptResponse) ProtoMessage() {}
+
+func (x *BatchEncryptResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchEncryptResponse.ProtoReflect.Descriptor instead.
+func (*BatchEncryptResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *BatchEncryptResponse) GetResults() []*EncryptResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+func (x *BatchEncryptResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type EncryptResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Result:
+	//
+	//	*EncryptResult_Encrypted
+	//	*EncryptResult_Error
+	Result        isEncryptResult_Result `protobuf_oneof:"result"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EncryptResult) Reset() {
+	*x = EncryptResult{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EncryptResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EncryptResult) ProtoMessage() {}
+
+func (x *EncryptResult) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EncryptResult.ProtoReflect.Descriptor instead.
+func (*EncryptResult) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *EncryptResult) GetResult() isEncryptResult_Result {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *EncryptResult) GetEncrypted() *EncryptResponse {
+	if x != nil {
+		if x, ok := x.Result.(*EncryptResult_Encrypted); ok {
+			return x.Encrypted
+		}
+	}
+	return nil
+}
+
+func (x *EncryptResult) GetError() *ItemError {
+	if x != nil {
+		if x, ok := x.Result.(*EncryptResult_Error); ok {
+			return x.Error
+		}
+	}
+	return nil
+}
+
+type isEncryptResult_Result interface {
+	isEncryptResult_Result()
+}
+
+type EncryptResult_Encrypted struct {
+	Encrypted *EncryptResponse `protobuf:"bytes,1,opt,name=encrypted,proto3,oneof"` // without an index token
+}
+
+type EncryptResult_Error struct {
+	Error *ItemError `protobuf:"bytes,2,opt,name=error,proto3,oneof"`
+}
+
+func (*EncryptResult_Encrypted) isEncryptResult_Result() {}
+
+func (*EncryptResult_Error) isEncryptResult_Result() {}
+
+type BatchDecryptRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Items         []*DecryptItem         `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	DryRun        bool                   `protobuf:"varint,12,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // every item is answered with REASON_DRY_RUN that would succeed
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchDecryptRequest) Reset() {
+	*x = BatchDecryptRequest{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchDecryptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchDecryptRequest) ProtoMessage() {}
+
+func (x *BatchDecryptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchDecryptRequest.ProtoReflect.Descriptor instead.
+func (*BatchDecryptRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *BatchDecryptRequest) GetItems() []*DecryptItem {
+	if x != nil {
+		return x.Items
+	}
+	return nil
+}
+
+func (x *BatchDecryptRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *BatchDecryptRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *BatchDecryptRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type DecryptItem struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Ciphertext        []byte                 `protobuf:"bytes,1,opt,name=ciphertext,proto3" json:"ciphertext,omitempty"`
+	EncryptionContext []*ContextPair         `protobuf:"bytes,3,rep,name=encryption_context,json=encryptionContext,proto3" json:"encryption_context,omitempty"`
+	KeyId             string                 `protobuf:"bytes,4,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"` // empty, or the key that the ciphertext must name
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *DecryptItem) Reset() {
+	*x = DecryptItem{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecryptItem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecryptItem) ProtoMessage() {}
+
+func (x *DecryptItem) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecryptItem.ProtoReflect.Descriptor instead.
+func (*DecryptItem) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *DecryptItem) GetCiphertext() []byte {
+	if x != nil {
+		return x.Ciphertext
+	}
+	return nil
+}
+
+func (x *DecryptItem) GetEncryptionContext() []*ContextPair {
+	if x != nil {
+		return x.EncryptionContext
+	}
+	return nil
+}
+
+func (x *DecryptItem) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+type BatchDecryptResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Results       []*DecryptResult       `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchDecryptResponse) Reset() {
+	*x = BatchDecryptResponse{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchDecryptResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchDecryptResponse) ProtoMessage() {}
+
+func (x *BatchDecryptResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchDecryptResponse.ProtoReflect.Descriptor instead.
+func (*BatchDecryptResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *BatchDecryptResponse) GetResults() []*DecryptResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+func (x *BatchDecryptResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type DecryptResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Result:
+	//
+	//	*DecryptResult_Decrypted
+	//	*DecryptResult_Error
+	Result        isDecryptResult_Result `protobuf_oneof:"result"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecryptResult) Reset() {
+	*x = DecryptResult{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecryptResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecryptResult) ProtoMessage() {}
+
+func (x *DecryptResult) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecryptResult.ProtoReflect.Descriptor instead.
+func (*DecryptResult) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *DecryptResult) GetResult() isDecryptResult_Result {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *DecryptResult) GetDecrypted() *DecryptResponse {
+	if x != nil {
+		if x, ok := x.Result.(*DecryptResult_Decrypted); ok {
+			return x.Decrypted
+		}
+	}
+	return nil
+}
+
+func (x *DecryptResult) GetError() *ItemError {
+	if x != nil {
+		if x, ok := x.Result.(*DecryptResult_Error); ok {
+			return x.Error
+		}
+	}
+	return nil
+}
+
+type isDecryptResult_Result interface {
+	isDecryptResult_Result()
+}
+
+type DecryptResult_Decrypted struct {
+	Decrypted *DecryptResponse `protobuf:"bytes,1,opt,name=decrypted,proto3,oneof"` // without an index token
+}
+
+type DecryptResult_Error struct {
+	Error *ItemError `protobuf:"bytes,2,opt,name=error,proto3,oneof"`
+}
+
+func (*DecryptResult_Decrypted) isDecryptResult_Result() {}
+
+func (*DecryptResult_Error) isDecryptResult_Result() {}
+
 var File_quorumkms_v1_crypto_proto protoreflect.FileDescriptor
 
 const file_quorumkms_v1_crypto_proto_rawDesc = "" +
 	"\n" +
-	"\x19quorumkms/v1/crypto.proto\x12\fquorumkms.v1\x1a\x16quorumkms/v1/key.proto\"5\n" +
+	"\x19quorumkms/v1/crypto.proto\x12\fquorumkms.v1\x1a\x18quorumkms/v1/error.proto\x1a\x16quorumkms/v1/key.proto\"5\n" +
 	"\vContextPair\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"\x8d\x01\n" +
@@ -3004,7 +3877,70 @@ const file_quorumkms_v1_crypto_proto_rawDesc = "" +
 	"\akey_ids\x18\x03 \x03(\tR\x06keyIds\x12\x16\n" +
 	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
-	"indexToken*b\n" +
+	"indexToken\"g\n" +
+	"\tItemError\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\rR\x04code\x12,\n" +
+	"\x06reason\x18\x02 \x01(\x0e2\x14.quorumkms.v1.ReasonR\x06reason\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xa0\x01\n" +
+	"\x1bBatchGenerateDataKeyRequest\x12/\n" +
+	"\x05items\x18\x01 \x03(\v2\x19.quorumkms.v1.DataKeyItemR\x05items\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x88\x02\n" +
+	"\vDataKeyItem\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12-\n" +
+	"\x04spec\x18\x02 \x01(\x0e2\x19.quorumkms.v1.DataKeySpecR\x04spec\x12&\n" +
+	"\x0fnumber_of_bytes\x18\x03 \x01(\rR\rnumberOfBytes\x12H\n" +
+	"\x12encryption_context\x18\x04 \x03(\v2\x19.quorumkms.v1.ContextPairR\x11encryptionContext\x12+\n" +
+	"\x11without_plaintext\x18\x05 \x01(\bR\x10withoutPlaintext\x12\x14\n" +
+	"\x05count\x18\x06 \x01(\rR\x05count\"v\n" +
+	"\x1cBatchGenerateDataKeyResponse\x125\n" +
+	"\aresults\x18\x01 \x03(\v2\x1b.quorumkms.v1.DataKeyResultR\aresults\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x8e\x01\n" +
+	"\rDataKeyResult\x12B\n" +
+	"\bdata_key\x18\x01 \x01(\v2%.quorumkms.v1.GenerateDataKeyResponseH\x00R\adataKey\x12/\n" +
+	"\x05error\x18\x02 \x01(\v2\x17.quorumkms.v1.ItemErrorH\x00R\x05errorB\b\n" +
+	"\x06result\"\x98\x01\n" +
+	"\x13BatchEncryptRequest\x12/\n" +
+	"\x05items\x18\x01 \x03(\v2\x19.quorumkms.v1.EncryptItemR\x05items\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x8c\x01\n" +
+	"\vEncryptItem\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1c\n" +
+	"\tplaintext\x18\x02 \x01(\fR\tplaintext\x12H\n" +
+	"\x12encryption_context\x18\x03 \x03(\v2\x19.quorumkms.v1.ContextPairR\x11encryptionContext\"n\n" +
+	"\x14BatchEncryptResponse\x125\n" +
+	"\aresults\x18\x01 \x03(\v2\x1b.quorumkms.v1.EncryptResultR\aresults\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x89\x01\n" +
+	"\rEncryptResult\x12=\n" +
+	"\tencrypted\x18\x01 \x01(\v2\x1d.quorumkms.v1.EncryptResponseH\x00R\tencrypted\x12/\n" +
+	"\x05error\x18\x02 \x01(\v2\x17.quorumkms.v1.ItemErrorH\x00R\x05errorB\b\n" +
+	"\x06result\"\x98\x01\n" +
+	"\x13BatchDecryptRequest\x12/\n" +
+	"\x05items\x18\x01 \x03(\v2\x19.quorumkms.v1.DecryptItemR\x05items\x12\x17\n" +
+	"\adry_run\x18\f \x01(\bR\x06dryRun\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x8e\x01\n" +
+	"\vDecryptItem\x12\x1e\n" +
+	"\n" +
+	"ciphertext\x18\x01 \x01(\fR\n" +
+	"ciphertext\x12H\n" +
+	"\x12encryption_context\x18\x03 \x03(\v2\x19.quorumkms.v1.ContextPairR\x11encryptionContext\x12\x15\n" +
+	"\x06key_id\x18\x04 \x01(\tR\x05keyId\"n\n" +
+	"\x14BatchDecryptResponse\x125\n" +
+	"\aresults\x18\x01 \x03(\v2\x1b.quorumkms.v1.DecryptResultR\aresults\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\x89\x01\n" +
+	"\rDecryptResult\x12=\n" +
+	"\tdecrypted\x18\x01 \x01(\v2\x1d.quorumkms.v1.DecryptResponseH\x00R\tdecrypted\x12/\n" +
+	"\x05error\x18\x02 \x01(\v2\x17.quorumkms.v1.ItemErrorH\x00R\x05errorB\b\n" +
+	"\x06result*b\n" +
 	"\vDataKeySpec\x12\x1d\n" +
 	"\x19DATA_KEY_SPEC_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15DATA_KEY_SPEC_AES_128\x10\x01\x12\x19\n" +
@@ -3038,8 +3974,7 @@ const file_quorumkms_v1_crypto_proto_rawDesc = "" +
 	"\x1bDATA_KEY_PAIR_SPEC_RSA_3072\x10\x02\x12\x1f\n" +
 	"\x1bDATA_KEY_PAIR_SPEC_RSA_4096\x10\x03\x12$\n" +
 	" DATA_KEY_PAIR_SPEC_ECC_NIST_P256\x10\x04\x12$\n" +
-	" DATA_KEY_PAIR_SPEC_ECC_NIST_P384\x10\x052\xab\n" +
-	"\n" +
+	" DATA_KEY_PAIR_SPEC_ECC_NIST_P384\x10\x052\xc8\f\n" +
 	"\rCryptoService\x12F\n" +
 	"\aEncrypt\x12\x1c.quorumkms.v1.EncryptRequest\x1a\x1d.quorumkms.v1.EncryptResponse\x12F\n" +
 	"\aDecrypt\x12\x1c.quorumkms.v1.DecryptRequest\x1a\x1d.quorumkms.v1.DecryptResponse\x12L\n" +
@@ -3053,7 +3988,10 @@ const file_quorumkms_v1_crypto_proto_rawDesc = "" +
 	"\fGetPublicKey\x12!.quorumkms.v1.GetPublicKeyRequest\x1a\".quorumkms.v1.GetPublicKeyResponse\x12R\n" +
 	"\vGenerateMac\x12 .quorumkms.v1.GenerateMacRequest\x1a!.quorumkms.v1.GenerateMacResponse\x12L\n" +
 	"\tVerifyMac\x12\x1e.quorumkms.v1.VerifyMacRequest\x1a\x1f.quorumkms.v1.VerifyMacResponse\x12[\n" +
-	"\x0eGenerateRandom\x12#.quorumkms.v1.GenerateRandomRequest\x1a$.quorumkms.v1.GenerateRandomResponse\x12h\n" +
+	"\x0eGenerateRandom\x12#.quorumkms.v1.GenerateRandomRequest\x1a$.quorumkms.v1.GenerateRandomResponse\x12m\n" +
+	"\x14BatchGenerateDataKey\x12).quorumkms.v1.BatchGenerateDataKeyRequest\x1a*.quorumkms.v1.BatchGenerateDataKeyResponse\x12U\n" +
+	"\fBatchEncrypt\x12!.quorumkms.v1.BatchEncryptRequest\x1a\".quorumkms.v1.BatchEncryptResponse\x12U\n" +
+	"\fBatchDecrypt\x12!.quorumkms.v1.BatchDecryptRequest\x1a\".quorumkms.v1.BatchDecryptResponse\x12h\n" +
 	"\x11WatchRestrictions\x12&.quorumkms.v1.WatchRestrictionsRequest\x1a'.quorumkms.v1.WatchRestrictionsResponse(\x010\x01B<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
 
 var (
@@ -3069,7 +4007,7 @@ func file_quorumkms_v1_crypto_proto_rawDescGZIP() []byte {
 }
 
 var file_quorumkms_v1_crypto_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_quorumkms_v1_crypto_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_quorumkms_v1_crypto_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_quorumkms_v1_crypto_proto_goTypes = []any{
 	(DataKeySpec)(0),                                    // 0: quorumkms.v1.DataKeySpec
 	(EncryptionAlgorithm)(0),                            // 1: quorumkms.v1.EncryptionAlgorithm
@@ -3107,8 +4045,22 @@ var file_quorumkms_v1_crypto_proto_goTypes = []any{
 	(*VerifyMacResponse)(nil),                           // 33: quorumkms.v1.VerifyMacResponse
 	(*WatchRestrictionsRequest)(nil),                    // 34: quorumkms.v1.WatchRestrictionsRequest
 	(*WatchRestrictionsResponse)(nil),                   // 35: quorumkms.v1.WatchRestrictionsResponse
-	(KeySpec)(0),                                        // 36: quorumkms.v1.KeySpec
-	(KeyUsage)(0),                                       // 37: quorumkms.v1.KeyUsage
+	(*ItemError)(nil),                                   // 36: quorumkms.v1.ItemError
+	(*BatchGenerateDataKeyRequest)(nil),                 // 37: quorumkms.v1.BatchGenerateDataKeyRequest
+	(*DataKeyItem)(nil),                                 // 38: quorumkms.v1.DataKeyItem
+	(*BatchGenerateDataKeyResponse)(nil),                // 39: quorumkms.v1.BatchGenerateDataKeyResponse
+	(*DataKeyResult)(nil),                               // 40: quorumkms.v1.DataKeyResult
+	(*BatchEncryptRequest)(nil),                         // 41: quorumkms.v1.BatchEncryptRequest
+	(*EncryptItem)(nil),                                 // 42: quorumkms.v1.EncryptItem
+	(*BatchEncryptResponse)(nil),                        // 43: quorumkms.v1.BatchEncryptResponse
+	(*EncryptResult)(nil),                               // 44: quorumkms.v1.EncryptResult
+	(*BatchDecryptRequest)(nil),                         // 45: quorumkms.v1.BatchDecryptRequest
+	(*DecryptItem)(nil),                                 // 46: quorumkms.v1.DecryptItem
+	(*BatchDecryptResponse)(nil),                        // 47: quorumkms.v1.BatchDecryptResponse
+	(*DecryptResult)(nil),                               // 48: quorumkms.v1.DecryptResult
+	(KeySpec)(0),                                        // 49: quorumkms.v1.KeySpec
+	(KeyUsage)(0),                                       // 50: quorumkms.v1.KeyUsage
+	(Reason)(0),                                         // 51: quorumkms.v1.Reason
 }
 var file_quorumkms_v1_crypto_proto_depIdxs = []int32{
 	6,  // 0: quorumkms.v1.EncryptRequest.encryption_context:type_name -> quorumkms.v1.ContextPair
@@ -3133,45 +4085,68 @@ var file_quorumkms_v1_crypto_proto_depIdxs = []int32{
 	2,  // 19: quorumkms.v1.SignRequest.signing_algorithm:type_name -> quorumkms.v1.SigningAlgorithm
 	4,  // 20: quorumkms.v1.VerifyRequest.message_type:type_name -> quorumkms.v1.MessageType
 	2,  // 21: quorumkms.v1.VerifyRequest.signing_algorithm:type_name -> quorumkms.v1.SigningAlgorithm
-	36, // 22: quorumkms.v1.GetPublicKeyResponse.spec:type_name -> quorumkms.v1.KeySpec
-	37, // 23: quorumkms.v1.GetPublicKeyResponse.usage:type_name -> quorumkms.v1.KeyUsage
+	49, // 22: quorumkms.v1.GetPublicKeyResponse.spec:type_name -> quorumkms.v1.KeySpec
+	50, // 23: quorumkms.v1.GetPublicKeyResponse.usage:type_name -> quorumkms.v1.KeyUsage
 	2,  // 24: quorumkms.v1.GetPublicKeyResponse.signing_algorithms:type_name -> quorumkms.v1.SigningAlgorithm
 	1,  // 25: quorumkms.v1.GetPublicKeyResponse.encryption_algorithms:type_name -> quorumkms.v1.EncryptionAlgorithm
 	3,  // 26: quorumkms.v1.GenerateMacRequest.mac_algorithm:type_name -> quorumkms.v1.MacAlgorithm
 	3,  // 27: quorumkms.v1.VerifyMacRequest.mac_algorithm:type_name -> quorumkms.v1.MacAlgorithm
-	8,  // 28: quorumkms.v1.CryptoService.Encrypt:input_type -> quorumkms.v1.EncryptRequest
-	10, // 29: quorumkms.v1.CryptoService.Decrypt:input_type -> quorumkms.v1.DecryptRequest
-	12, // 30: quorumkms.v1.CryptoService.ReEncrypt:input_type -> quorumkms.v1.ReEncryptRequest
-	14, // 31: quorumkms.v1.CryptoService.GenerateDataKey:input_type -> quorumkms.v1.GenerateDataKeyRequest
-	16, // 32: quorumkms.v1.CryptoService.GenerateDataKeyWithoutPlaintext:input_type -> quorumkms.v1.GenerateDataKeyWithoutPlaintextRequest
-	20, // 33: quorumkms.v1.CryptoService.GenerateDataKeyPair:input_type -> quorumkms.v1.GenerateDataKeyPairRequest
-	22, // 34: quorumkms.v1.CryptoService.GenerateDataKeyPairWithoutPlaintext:input_type -> quorumkms.v1.GenerateDataKeyPairWithoutPlaintextRequest
-	24, // 35: quorumkms.v1.CryptoService.Sign:input_type -> quorumkms.v1.SignRequest
-	26, // 36: quorumkms.v1.CryptoService.Verify:input_type -> quorumkms.v1.VerifyRequest
-	28, // 37: quorumkms.v1.CryptoService.GetPublicKey:input_type -> quorumkms.v1.GetPublicKeyRequest
-	30, // 38: quorumkms.v1.CryptoService.GenerateMac:input_type -> quorumkms.v1.GenerateMacRequest
-	32, // 39: quorumkms.v1.CryptoService.VerifyMac:input_type -> quorumkms.v1.VerifyMacRequest
-	18, // 40: quorumkms.v1.CryptoService.GenerateRandom:input_type -> quorumkms.v1.GenerateRandomRequest
-	34, // 41: quorumkms.v1.CryptoService.WatchRestrictions:input_type -> quorumkms.v1.WatchRestrictionsRequest
-	9,  // 42: quorumkms.v1.CryptoService.Encrypt:output_type -> quorumkms.v1.EncryptResponse
-	11, // 43: quorumkms.v1.CryptoService.Decrypt:output_type -> quorumkms.v1.DecryptResponse
-	13, // 44: quorumkms.v1.CryptoService.ReEncrypt:output_type -> quorumkms.v1.ReEncryptResponse
-	15, // 45: quorumkms.v1.CryptoService.GenerateDataKey:output_type -> quorumkms.v1.GenerateDataKeyResponse
-	17, // 46: quorumkms.v1.CryptoService.GenerateDataKeyWithoutPlaintext:output_type -> quorumkms.v1.GenerateDataKeyWithoutPlaintextResponse
-	21, // 47: quorumkms.v1.CryptoService.GenerateDataKeyPair:output_type -> quorumkms.v1.GenerateDataKeyPairResponse
-	23, // 48: quorumkms.v1.CryptoService.GenerateDataKeyPairWithoutPlaintext:output_type -> quorumkms.v1.GenerateDataKeyPairWithoutPlaintextResponse
-	25, // 49: quorumkms.v1.CryptoService.Sign:output_type -> quorumkms.v1.SignResponse
-	27, // 50: quorumkms.v1.CryptoService.Verify:output_type -> quorumkms.v1.VerifyResponse
-	29, // 51: quorumkms.v1.CryptoService.GetPublicKey:output_type -> quorumkms.v1.GetPublicKeyResponse
-	31, // 52: quorumkms.v1.CryptoService.GenerateMac:output_type -> quorumkms.v1.GenerateMacResponse
-	33, // 53: quorumkms.v1.CryptoService.VerifyMac:output_type -> quorumkms.v1.VerifyMacResponse
-	19, // 54: quorumkms.v1.CryptoService.GenerateRandom:output_type -> quorumkms.v1.GenerateRandomResponse
-	35, // 55: quorumkms.v1.CryptoService.WatchRestrictions:output_type -> quorumkms.v1.WatchRestrictionsResponse
-	42, // [42:56] is the sub-list for method output_type
-	28, // [28:42] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	51, // 28: quorumkms.v1.ItemError.reason:type_name -> quorumkms.v1.Reason
+	38, // 29: quorumkms.v1.BatchGenerateDataKeyRequest.items:type_name -> quorumkms.v1.DataKeyItem
+	0,  // 30: quorumkms.v1.DataKeyItem.spec:type_name -> quorumkms.v1.DataKeySpec
+	6,  // 31: quorumkms.v1.DataKeyItem.encryption_context:type_name -> quorumkms.v1.ContextPair
+	40, // 32: quorumkms.v1.BatchGenerateDataKeyResponse.results:type_name -> quorumkms.v1.DataKeyResult
+	15, // 33: quorumkms.v1.DataKeyResult.data_key:type_name -> quorumkms.v1.GenerateDataKeyResponse
+	36, // 34: quorumkms.v1.DataKeyResult.error:type_name -> quorumkms.v1.ItemError
+	42, // 35: quorumkms.v1.BatchEncryptRequest.items:type_name -> quorumkms.v1.EncryptItem
+	6,  // 36: quorumkms.v1.EncryptItem.encryption_context:type_name -> quorumkms.v1.ContextPair
+	44, // 37: quorumkms.v1.BatchEncryptResponse.results:type_name -> quorumkms.v1.EncryptResult
+	9,  // 38: quorumkms.v1.EncryptResult.encrypted:type_name -> quorumkms.v1.EncryptResponse
+	36, // 39: quorumkms.v1.EncryptResult.error:type_name -> quorumkms.v1.ItemError
+	46, // 40: quorumkms.v1.BatchDecryptRequest.items:type_name -> quorumkms.v1.DecryptItem
+	6,  // 41: quorumkms.v1.DecryptItem.encryption_context:type_name -> quorumkms.v1.ContextPair
+	48, // 42: quorumkms.v1.BatchDecryptResponse.results:type_name -> quorumkms.v1.DecryptResult
+	11, // 43: quorumkms.v1.DecryptResult.decrypted:type_name -> quorumkms.v1.DecryptResponse
+	36, // 44: quorumkms.v1.DecryptResult.error:type_name -> quorumkms.v1.ItemError
+	8,  // 45: quorumkms.v1.CryptoService.Encrypt:input_type -> quorumkms.v1.EncryptRequest
+	10, // 46: quorumkms.v1.CryptoService.Decrypt:input_type -> quorumkms.v1.DecryptRequest
+	12, // 47: quorumkms.v1.CryptoService.ReEncrypt:input_type -> quorumkms.v1.ReEncryptRequest
+	14, // 48: quorumkms.v1.CryptoService.GenerateDataKey:input_type -> quorumkms.v1.GenerateDataKeyRequest
+	16, // 49: quorumkms.v1.CryptoService.GenerateDataKeyWithoutPlaintext:input_type -> quorumkms.v1.GenerateDataKeyWithoutPlaintextRequest
+	20, // 50: quorumkms.v1.CryptoService.GenerateDataKeyPair:input_type -> quorumkms.v1.GenerateDataKeyPairRequest
+	22, // 51: quorumkms.v1.CryptoService.GenerateDataKeyPairWithoutPlaintext:input_type -> quorumkms.v1.GenerateDataKeyPairWithoutPlaintextRequest
+	24, // 52: quorumkms.v1.CryptoService.Sign:input_type -> quorumkms.v1.SignRequest
+	26, // 53: quorumkms.v1.CryptoService.Verify:input_type -> quorumkms.v1.VerifyRequest
+	28, // 54: quorumkms.v1.CryptoService.GetPublicKey:input_type -> quorumkms.v1.GetPublicKeyRequest
+	30, // 55: quorumkms.v1.CryptoService.GenerateMac:input_type -> quorumkms.v1.GenerateMacRequest
+	32, // 56: quorumkms.v1.CryptoService.VerifyMac:input_type -> quorumkms.v1.VerifyMacRequest
+	18, // 57: quorumkms.v1.CryptoService.GenerateRandom:input_type -> quorumkms.v1.GenerateRandomRequest
+	37, // 58: quorumkms.v1.CryptoService.BatchGenerateDataKey:input_type -> quorumkms.v1.BatchGenerateDataKeyRequest
+	41, // 59: quorumkms.v1.CryptoService.BatchEncrypt:input_type -> quorumkms.v1.BatchEncryptRequest
+	45, // 60: quorumkms.v1.CryptoService.BatchDecrypt:input_type -> quorumkms.v1.BatchDecryptRequest
+	34, // 61: quorumkms.v1.CryptoService.WatchRestrictions:input_type -> quorumkms.v1.WatchRestrictionsRequest
+	9,  // 62: quorumkms.v1.CryptoService.Encrypt:output_type -> quorumkms.v1.EncryptResponse
+	11, // 63: quorumkms.v1.CryptoService.Decrypt:output_type -> quorumkms.v1.DecryptResponse
+	13, // 64: quorumkms.v1.CryptoService.ReEncrypt:output_type -> quorumkms.v1.ReEncryptResponse
+	15, // 65: quorumkms.v1.CryptoService.GenerateDataKey:output_type -> quorumkms.v1.GenerateDataKeyResponse
+	17, // 66: quorumkms.v1.CryptoService.GenerateDataKeyWithoutPlaintext:output_type -> quorumkms.v1.GenerateDataKeyWithoutPlaintextResponse
+	21, // 67: quorumkms.v1.CryptoService.GenerateDataKeyPair:output_type -> quorumkms.v1.GenerateDataKeyPairResponse
+	23, // 68: quorumkms.v1.CryptoService.GenerateDataKeyPairWithoutPlaintext:output_type -> quorumkms.v1.GenerateDataKeyPairWithoutPlaintextResponse
+	25, // 69: quorumkms.v1.CryptoService.Sign:output_type -> quorumkms.v1.SignResponse
+	27, // 70: quorumkms.v1.CryptoService.Verify:output_type -> quorumkms.v1.VerifyResponse
+	29, // 71: quorumkms.v1.CryptoService.GetPublicKey:output_type -> quorumkms.v1.GetPublicKeyResponse
+	31, // 72: quorumkms.v1.CryptoService.GenerateMac:output_type -> quorumkms.v1.GenerateMacResponse
+	33, // 73: quorumkms.v1.CryptoService.VerifyMac:output_type -> quorumkms.v1.VerifyMacResponse
+	19, // 74: quorumkms.v1.CryptoService.GenerateRandom:output_type -> quorumkms.v1.GenerateRandomResponse
+	39, // 75: quorumkms.v1.CryptoService.BatchGenerateDataKey:output_type -> quorumkms.v1.BatchGenerateDataKeyResponse
+	43, // 76: quorumkms.v1.CryptoService.BatchEncrypt:output_type -> quorumkms.v1.BatchEncryptResponse
+	47, // 77: quorumkms.v1.CryptoService.BatchDecrypt:output_type -> quorumkms.v1.BatchDecryptResponse
+	35, // 78: quorumkms.v1.CryptoService.WatchRestrictions:output_type -> quorumkms.v1.WatchRestrictionsResponse
+	62, // [62:79] is the sub-list for method output_type
+	45, // [45:62] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_quorumkms_v1_crypto_proto_init() }
@@ -3179,14 +4154,27 @@ func file_quorumkms_v1_crypto_proto_init() {
 	if File_quorumkms_v1_crypto_proto != nil {
 		return
 	}
+	file_quorumkms_v1_error_proto_init()
 	file_quorumkms_v1_key_proto_init()
+	file_quorumkms_v1_crypto_proto_msgTypes[34].OneofWrappers = []any{
+		(*DataKeyResult_DataKey)(nil),
+		(*DataKeyResult_Error)(nil),
+	}
+	file_quorumkms_v1_crypto_proto_msgTypes[38].OneofWrappers = []any{
+		(*EncryptResult_Encrypted)(nil),
+		(*EncryptResult_Error)(nil),
+	}
+	file_quorumkms_v1_crypto_proto_msgTypes[42].OneofWrappers = []any{
+		(*DecryptResult_Decrypted)(nil),
+		(*DecryptResult_Error)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_v1_crypto_proto_rawDesc), len(file_quorumkms_v1_crypto_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   30,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

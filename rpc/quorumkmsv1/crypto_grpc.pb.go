@@ -32,6 +32,9 @@ const (
 	CryptoService_GenerateMac_FullMethodName                         = "/quorumkms.v1.CryptoService/GenerateMac"
 	CryptoService_VerifyMac_FullMethodName                           = "/quorumkms.v1.CryptoService/VerifyMac"
 	CryptoService_GenerateRandom_FullMethodName                      = "/quorumkms.v1.CryptoService/GenerateRandom"
+	CryptoService_BatchGenerateDataKey_FullMethodName                = "/quorumkms.v1.CryptoService/BatchGenerateDataKey"
+	CryptoService_BatchEncrypt_FullMethodName                        = "/quorumkms.v1.CryptoService/BatchEncrypt"
+	CryptoService_BatchDecrypt_FullMethodName                        = "/quorumkms.v1.CryptoService/BatchDecrypt"
 	CryptoService_WatchRestrictions_FullMethodName                   = "/quorumkms.v1.CryptoService/WatchRestrictions"
 )
 
@@ -68,6 +71,16 @@ type CryptoServiceClient interface {
 	VerifyMac(ctx context.Context, in *VerifyMacRequest, opts ...grpc.CallOption) (*VerifyMacResponse, error)
 	// GenerateRandom returns bytes of the HSM's generator XORed with the node's.
 	GenerateRandom(ctx context.Context, in *GenerateRandomRequest, opts ...grpc.CallOption) (*GenerateRandomResponse, error)
+	// BatchGenerateDataKey, BatchEncrypt and BatchDecrypt are many calls of the kind in one: 1 to
+	// 256 items under symmetric keys, 1 MiB in all. Each item is authorised and recorded as its
+	// single call would be, and has a result of its own, in the order of the items: what is wrong
+	// with one is no matter of the others. All of them are decided on one state. The batch as a whole
+	// fails, and gives nothing, if there are too many items or none, if they exceed a quota (every
+	// item counts), if the node may not answer, or if none succeeded and one failed for the node's
+	// sake, so that another node may be asked.
+	BatchGenerateDataKey(ctx context.Context, in *BatchGenerateDataKeyRequest, opts ...grpc.CallOption) (*BatchGenerateDataKeyResponse, error)
+	BatchEncrypt(ctx context.Context, in *BatchEncryptRequest, opts ...grpc.CallOption) (*BatchEncryptResponse, error)
+	BatchDecrypt(ctx context.Context, in *BatchDecryptRequest, opts ...grpc.CallOption) (*BatchDecryptResponse, error)
 	// WatchRestrictions tells who keeps data keys which of them to forget. The first request
 	// opens the watch of the acting tenant; each further one is a ping, which is answered when
 	// everything has been told that restricts and had been applied at the node when it read the
@@ -215,6 +228,36 @@ func (c *cryptoServiceClient) GenerateRandom(ctx context.Context, in *GenerateRa
 	return out, nil
 }
 
+func (c *cryptoServiceClient) BatchGenerateDataKey(ctx context.Context, in *BatchGenerateDataKeyRequest, opts ...grpc.CallOption) (*BatchGenerateDataKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BatchGenerateDataKeyResponse)
+	err := c.cc.Invoke(ctx, CryptoService_BatchGenerateDataKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptoServiceClient) BatchEncrypt(ctx context.Context, in *BatchEncryptRequest, opts ...grpc.CallOption) (*BatchEncryptResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BatchEncryptResponse)
+	err := c.cc.Invoke(ctx, CryptoService_BatchEncrypt_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *cryptoServiceClient) BatchDecrypt(ctx context.Context, in *BatchDecryptRequest, opts ...grpc.CallOption) (*BatchDecryptResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BatchDecryptResponse)
+	err := c.cc.Invoke(ctx, CryptoService_BatchDecrypt_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *cryptoServiceClient) WatchRestrictions(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchRestrictionsRequest, WatchRestrictionsResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &CryptoService_ServiceDesc.Streams[0], CryptoService_WatchRestrictions_FullMethodName, cOpts...)
@@ -261,6 +304,16 @@ type CryptoServiceServer interface {
 	VerifyMac(context.Context, *VerifyMacRequest) (*VerifyMacResponse, error)
 	// GenerateRandom returns bytes of the HSM's generator XORed with the node's.
 	GenerateRandom(context.Context, *GenerateRandomRequest) (*GenerateRandomResponse, error)
+	// BatchGenerateDataKey, BatchEncrypt and BatchDecrypt are many calls of the kind in one: 1 to
+	// 256 items under symmetric keys, 1 MiB in all. Each item is authorised and recorded as its
+	// single call would be, and has a result of its own, in the order of the items: what is wrong
+	// with one is no matter of the others. All of them are decided on one state. The batch as a whole
+	// fails, and gives nothing, if there are too many items or none, if they exceed a quota (every
+	// item counts), if the node may not answer, or if none succeeded and one failed for the node's
+	// sake, so that another node may be asked.
+	BatchGenerateDataKey(context.Context, *BatchGenerateDataKeyRequest) (*BatchGenerateDataKeyResponse, error)
+	BatchEncrypt(context.Context, *BatchEncryptRequest) (*BatchEncryptResponse, error)
+	BatchDecrypt(context.Context, *BatchDecryptRequest) (*BatchDecryptResponse, error)
 	// WatchRestrictions tells who keeps data keys which of them to forget. The first request
 	// opens the watch of the acting tenant; each further one is a ping, which is answered when
 	// everything has been told that restricts and had been applied at the node when it read the
@@ -316,6 +369,15 @@ func (UnimplementedCryptoServiceServer) VerifyMac(context.Context, *VerifyMacReq
 }
 func (UnimplementedCryptoServiceServer) GenerateRandom(context.Context, *GenerateRandomRequest) (*GenerateRandomResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GenerateRandom not implemented")
+}
+func (UnimplementedCryptoServiceServer) BatchGenerateDataKey(context.Context, *BatchGenerateDataKeyRequest) (*BatchGenerateDataKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BatchGenerateDataKey not implemented")
+}
+func (UnimplementedCryptoServiceServer) BatchEncrypt(context.Context, *BatchEncryptRequest) (*BatchEncryptResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BatchEncrypt not implemented")
+}
+func (UnimplementedCryptoServiceServer) BatchDecrypt(context.Context, *BatchDecryptRequest) (*BatchDecryptResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BatchDecrypt not implemented")
 }
 func (UnimplementedCryptoServiceServer) WatchRestrictions(grpc.BidiStreamingServer[WatchRestrictionsRequest, WatchRestrictionsResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchRestrictions not implemented")
@@ -575,6 +637,60 @@ func _CryptoService_GenerateRandom_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CryptoService_BatchGenerateDataKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BatchGenerateDataKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoServiceServer).BatchGenerateDataKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptoService_BatchGenerateDataKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoServiceServer).BatchGenerateDataKey(ctx, req.(*BatchGenerateDataKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _CryptoService_BatchEncrypt_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BatchEncryptRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoServiceServer).BatchEncrypt(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptoService_BatchEncrypt_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoServiceServer).BatchEncrypt(ctx, req.(*BatchEncryptRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _CryptoService_BatchDecrypt_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BatchDecryptRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CryptoServiceServer).BatchDecrypt(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CryptoService_BatchDecrypt_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CryptoServiceServer).BatchDecrypt(ctx, req.(*BatchDecryptRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _CryptoService_WatchRestrictions_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(CryptoServiceServer).WatchRestrictions(&grpc.GenericServerStream[WatchRestrictionsRequest, WatchRestrictionsResponse]{ServerStream: stream})
 }
@@ -640,6 +756,18 @@ var CryptoService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GenerateRandom",
 			Handler:    _CryptoService_GenerateRandom_Handler,
+		},
+		{
+			MethodName: "BatchGenerateDataKey",
+			Handler:    _CryptoService_BatchGenerateDataKey_Handler,
+		},
+		{
+			MethodName: "BatchEncrypt",
+			Handler:    _CryptoService_BatchEncrypt_Handler,
+		},
+		{
+			MethodName: "BatchDecrypt",
+			Handler:    _CryptoService_BatchDecrypt_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -38,6 +38,8 @@ type Freshness interface {
 // Recorder writes audit records.
 type Recorder interface {
 	Record(audit.Event) error
+	// RecordAll is Record for several.
+	RecordAll([]audit.Event) error
 	// Healthy is nil while records can be written.
 	Healthy() error
 }

@@ -82,7 +82,7 @@ type Exceeded struct {
 	Of         string        // whose it is: "tenant" or "principal"
 	Name       string        // that one's name; empty: of all callers that belong to none
 	Rate       float64       // calls a second
-	RetryAfter time.Duration // then there is a token, unless another call takes it
+	RetryAfter time.Duration // then there are the tokens, unless another call takes them
 }
 
 // Error implements error.
@@ -147,6 +147,12 @@ func (q *quotas) set(tenant, principal *quota) {
 // waits for a token. The tenant is the one that the caller is known to act for, not
 // one that it merely asks for: it could use up the quota of others.
 func (l *Limiter) Admit(lane Lane, tenant, principal string) error {
+	return l.AdmitMany(lane, 1, tenant, principal)
+}
+
+// AdmitMany counts a call that counts as n. One that is more than a quota's burst has to find it
+// full, and leaves it in debt, so that over time it allows no more than its rate.
+func (l *Limiter) AdmitMany(lane Lane, n int, tenant, principal string) error {
 	q := &l.lanes[lane]
 	if !q.any.Load() {
 		return nil
@@ -155,14 +161,14 @@ func (l *Limiter) Admit(lane Lane, tenant, principal string) error {
 	defer q.mu.Unlock()
 	now := l.now() // under the lock, so that a bucket's time does not go back
 	byTenant, byPrincipal := q.tenant.bucket(tenant), q.principal.bucket(principal)
-	waitTenant, waitPrincipal := q.tenant.wait(byTenant, now), q.principal.wait(byPrincipal, now)
+	waitTenant, waitPrincipal := q.tenant.wait(byTenant, n, now), q.principal.wait(byPrincipal, n, now)
 	switch {
 	case waitTenant > 0 && waitTenant >= waitPrincipal:
 		return q.tenant.exceeded(lane, tenant, waitTenant)
 	case waitPrincipal > 0:
 		return q.principal.exceeded(lane, principal, waitPrincipal)
 	}
-	byTenant.take(now)
-	byPrincipal.take(now)
+	byTenant.take(n, now)
+	byPrincipal.take(n, now)
 	return nil
 }

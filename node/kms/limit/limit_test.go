@@ -442,3 +442,48 @@ func BenchmarkAdmit(b *testing.B) {
 		}
 	})
 }
+
+// TestAdmitMany: a call that counts as several takes as many tokens, or none; one that is more than the
+// burst finds the bucket full and leaves a debt, so that the rate holds over time.
+func TestAdmitMany(t *testing.T) {
+	c := newClock()
+	l := New(Config{UsePerTenant: 10, UsePerPrincipal: 20}, c.now)
+	take := func(n int) error { return l.AdmitMany(Use, n, "blue", "p") }
+	for _, step := range []struct {
+		n     int
+		after time.Duration
+		wait  time.Duration // then; 0: it is admitted
+	}{
+		{n: 7},
+		{n: 5, wait: 200 * time.Millisecond},
+		{n: 3},
+		{n: 1, wait: 100 * time.Millisecond},
+		{n: 10, after: 999 * time.Millisecond, wait: time.Millisecond},
+		{n: 25, after: time.Millisecond}, // more than a burst: of a full bucket
+		{n: 1, wait: 1600 * time.Millisecond},
+		{n: 30, after: 1600 * time.Millisecond, wait: 900 * time.Millisecond},
+		{n: 1},
+	} {
+		c.forward(step.after)
+		err := take(step.n)
+		if step.wait == 0 && err != nil {
+			t.Fatalf("%+v: %v", step, err)
+		}
+		if step.wait > 0 {
+			if e := refused(t, err); e.RetryAfter.Round(time.Millisecond) != step.wait || e.Limit != "use_per_tenant" {
+				t.Errorf("%+v: %+v", step, e)
+			}
+		}
+	}
+	c.forward(time.Hour)
+	counted := 0
+	for range 60_000 { // a minute
+		if take(64) == nil {
+			counted += 64
+		}
+		c.forward(time.Millisecond)
+	}
+	if counted < 600 || counted > 600+64 {
+		t.Errorf("%d in a minute, want 600", counted)
+	}
+}

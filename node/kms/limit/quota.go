@@ -15,7 +15,8 @@ const maxWait = 100 * 365 * 24 * time.Hour
 // quota is one limit: a bucket of tokens for each of at most maxBuckets names. The one
 // that was asked for least recently goes first; when it comes back it is full again.
 // With a call a second or more, one that has rested for a second is full anyway, so
-// that forgetting is a gift only where more than maxBuckets names call within it.
+// that forgetting is a gift only where more than maxBuckets names call within it, or to
+// one that is in debt.
 //
 // A nil quota is none: its buckets never run empty.
 type quota struct {
@@ -68,12 +69,12 @@ func (q *quota) bucket(name string) *bucket {
 	return b
 }
 
-// wait is how long it takes until b has a token: 0 if it has one. It takes none.
-func (q *quota) wait(b *bucket, now time.Time) time.Duration {
+// wait is how long it takes until b has n tokens, or is full: 0 if it is so. It takes none.
+func (q *quota) wait(b *bucket, n int, now time.Time) time.Duration {
 	if b == nil {
 		return 0
 	}
-	missing := 1 - b.tokens.TokensAt(now)
+	missing := float64(min(n, q.burst)) - b.tokens.TokensAt(now)
 	if missing <= 0 {
 		return 0
 	}
@@ -87,9 +88,15 @@ func (q *quota) exceeded(lane Lane, name string, wait time.Duration) error {
 	return &Exceeded{Lane: lane, Limit: q.limit, Of: q.of, Name: name, Rate: q.rate, RetryAfter: wait}
 }
 
-// take takes the token that wait has found.
-func (b *bucket) take(now time.Time) {
-	if b != nil {
-		b.tokens.AllowN(now, 1)
+// take takes n tokens, for the first of which wait has looked; of what is more than the burst it
+// runs into debt.
+func (b *bucket) take(n int, now time.Time) {
+	if b == nil {
+		return
+	}
+	for n > 0 {
+		part := min(n, b.tokens.Burst())
+		b.tokens.ReserveN(now, part)
+		n -= part
 	}
 }
