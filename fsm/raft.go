@@ -26,10 +26,11 @@ type Machine struct {
 	state atomic.Pointer[State]
 	stuck atomic.Bool
 
-	mu      sync.Mutex
-	changed chan struct{} // closed and replaced whenever the state moves
-	marks   []Mark        // of the latest ticks, oldest first
-	differs *Difference
+	mu         sync.Mutex
+	changed    chan struct{} // closed and replaced whenever the state moves
+	restricted chan struct{} // the same, when Restricted does
+	marks      []Mark        // of the latest ticks, oldest first
+	differs    *Difference
 }
 
 var (
@@ -42,7 +43,7 @@ var (
 // that wraps ErrHalted or ErrSnapshot when the machine must not go on; it should
 // stop the process.
 func NewMachine(key LogKey, halt func(error)) *Machine {
-	m := &Machine{key: key, halt: halt, changed: make(chan struct{})}
+	m := &Machine{key: key, halt: halt, changed: make(chan struct{}), restricted: make(chan struct{})}
 	m.state.Store(NewState())
 	return m
 }
@@ -56,6 +57,14 @@ func (m *Machine) Changed() <-chan struct{} {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.changed
+}
+
+// Restricted returns a channel that is closed when State's Restricted moves: take the channel
+// first, then look at the state.
+func (m *Machine) Restricted() <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.restricted
 }
 
 // Wait returns when the state has reached the index, or with ctx's error.
@@ -74,11 +83,15 @@ func (m *Machine) Wait(ctx context.Context, index uint64) (*State, error) {
 }
 
 func (m *Machine) publish(s *State) {
-	m.state.Store(s)
+	before := m.state.Swap(s)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	close(m.changed)
 	m.changed = make(chan struct{})
+	if before.Restricted() != s.Restricted() {
+		close(m.restricted)
+		m.restricted = make(chan struct{})
+	}
 }
 
 // Apply implements raft.FSM.

@@ -231,7 +231,7 @@ func (x *snapshotReader) scan(key LogKey, keep func(recordKind) bool) (*State, e
 	}
 	s := NewState()
 	s.index, s.term, s.now = header.Index, header.Term, header.Now
-	s.restricted, s.changed = header.Index, header.Index
+	s.restricted, s.changed, s.forgotten = header.Index, header.Index, header.Index
 	copy(s.hash[:], header.Hash)
 	t := &tx{s: s}
 	for records := uint64(0); ; records++ {

@@ -28,6 +28,9 @@ type State struct {
 	tick       *Tick  // the last entry, if it is one; no part of what is replicated
 	changed    uint64 // index of the last entry that is no Tick, or of the snapshot that was read
 
+	restrictions []Restriction // the latest, oldest first; no part of what is replicated
+	forgotten    uint64        // index up to which there may have been more of them
+
 	cluster      Cluster
 	keys         table[keyItem]
 	keysByTenant table[*Key]
@@ -339,6 +342,9 @@ func (s *State) Apply(index, term uint64, raw []byte) (*State, Result, error) {
 	t.hash.Sum(t.s.hash[:0])
 	if EffectOf(command) == Restricts {
 		t.s.restricted = index
+	}
+	if err == nil {
+		t.s.restricts(command)
 	}
 	if t.s.tick, _ = command.(*Tick); t.s.tick == nil {
 		t.s.changed = index

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -28,7 +27,7 @@ const (
 	followEvery = 200 * time.Millisecond
 	// signedWithin is how long a search with proofs waits for what is not signed yet.
 	signedWithin = 5 * time.Second
-	// maxReaders and maxReadersEach bound the streams of a node, and of one principal.
+	// maxReaders and maxReadersEach bound the searches and copies of a node's trail that are under way.
 	maxReaders     = 32
 	maxReadersEach = 8
 	maxFilter      = 2 << 10 // bytes, as in a record
@@ -36,39 +35,10 @@ const (
 
 type auditServer struct {
 	pb.UnimplementedAuditServiceServer
-	kms    *kms.Service
-	member *cluster.Member
-	trail  *audit.Log
-
-	mu      sync.Mutex
-	readers map[string]int // by principal
-	all     int
-}
-
-// errReaders means: as many streams read this node's trail as may.
-var errReaders = errors.New("too many searches and copies of this node's audit trail are under way")
-
-// reading counts a stream until end is called.
-func (s *auditServer) reading(principal string) (end func(), err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.all >= maxReaders || s.readers[principal] >= maxReadersEach {
-		return nil, fmt.Errorf("%w: at most %d at a time, and at most %d of one principal; there are %d, and %d of %s: end one, or ask later",
-			errReaders, maxReaders, maxReadersEach, s.all, s.readers[principal], principal)
-	}
-	if s.readers == nil {
-		s.readers = map[string]int{}
-	}
-	s.all++
-	s.readers[principal]++
-	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.all--
-		if s.readers[principal]--; s.readers[principal] == 0 {
-			delete(s.readers, principal)
-		}
-	}, nil
+	kms     *kms.Service
+	member  *cluster.Member
+	trail   *audit.Log
+	readers *seats
 }
 
 func (s *auditServer) DescribeTrails(ctx context.Context, r *pb.DescribeTrailsRequest) (*pb.DescribeTrailsResponse, error) {
@@ -112,7 +82,7 @@ func hashes(list []trail.Hash) [][]byte {
 
 // stream lets a caller in, has f answer it, and records one that breaks off on this side.
 func (s *auditServer) stream(ctx context.Context, name string, c kms.Call, target string, stall time.Duration, f func(ctx context.Context, tenant string, st *fsm.State, alive func()) error) error {
-	end, err := s.reading(c.Caller.Principal)
+	end, err := s.readers.take(c.Caller.Principal)
 	if err != nil {
 		return s.kms.Refuse(name, c, err)
 	}

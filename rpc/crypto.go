@@ -13,8 +13,9 @@ import (
 
 type cryptoServer struct {
 	pb.UnimplementedCryptoServiceServer
-	kms *kms.Service
-	log *slog.Logger
+	kms      *kms.Service
+	watchers *seats
+	log      *slog.Logger
 }
 
 func (s *cryptoServer) Encrypt(ctx context.Context, r *pb.EncryptRequest) (*pb.EncryptResponse, error) {

@@ -38,7 +38,7 @@ var table = []struct {
 	{errNoCertificate, codes.Unauthenticated, pb.Reason_REASON_NO_CERTIFICATE},
 	{kms.ErrDryRun, codes.FailedPrecondition, pb.Reason_REASON_DRY_RUN},
 	{audit.ErrUnavailable, codes.Unavailable, pb.Reason_REASON_AUDIT_UNAVAILABLE},
-	{errReaders, codes.ResourceExhausted, pb.Reason_REASON_BUSY},
+	{errSeats, codes.ResourceExhausted, pb.Reason_REASON_BUSY},
 	{audit.ErrMoved, codes.ResourceExhausted, pb.Reason_REASON_BUSY},
 	{trail.ErrSealed, codes.FailedPrecondition, pb.Reason_REASON_AUDIT_UNAVAILABLE},
 	{trail.ErrTrail, codes.Unavailable, pb.Reason_REASON_AUDIT_UNAVAILABLE},

@@ -48,7 +48,7 @@ func TestErrors(t *testing.T) {
 		"disabled":       {fmt.Errorf("%w: k", fsm.ErrDisabled), codes.FailedPrecondition, "KEY_DISABLED", "", "key is disabled: k"},
 		"conflict":       {fsm.ErrConflict, codes.Aborted, "CONFLICT", "", ""},
 		"no lease":       {cluster.ErrNoLease, codes.Unavailable, "NO_LEASE", "b:1,c:1", ""},
-		"readers":        {errReaders, codes.ResourceExhausted, "BUSY", "", ""},
+		"streams":        {errSeats, codes.ResourceExhausted, "BUSY", "", ""},
 		"busy":           {hsm.ErrBusy, codes.ResourceExhausted, "BUSY", "", ""},
 		"corrupt":        {hsm.ErrCorrupt, codes.FailedPrecondition, "KEY_MATERIAL_CORRUPT", "", ""},
 		"nobody":         {errNoCertificate, codes.Unauthenticated, "NO_CERTIFICATE", "", ""},

@@ -108,11 +108,17 @@ func NewServer(c Config) *Server {
 	pb.RegisterPolicyServiceServer(clients, &policyServer{kms: c.KMS})
 	pb.RegisterTenantServiceServer(clients, &tenantServer{kms: c.KMS})
 	pb.RegisterRecoveryServiceServer(clients, &recoveryServer{kms: c.KMS, member: c.Member, node: c.Node})
-	pb.RegisterCryptoServiceServer(clients, &cryptoServer{kms: c.KMS, log: c.Log})
+	pb.RegisterCryptoServiceServer(clients, &cryptoServer{
+		kms: c.KMS, log: c.Log,
+		watchers: newSeats("watches for restrictions", maxWatchers, maxWatchersEach),
+	})
 	pb.RegisterClusterServiceServer(clients, &clusterServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node})
 	pb.RegisterHsmServiceServer(clients, &hsmServer{kms: c.KMS, member: c.Member, node: c.Node})
 	pb.RegisterBackupServiceServer(clients, &backupServer{kms: c.KMS, member: c.Member, archive: c.Archive, node: c.Node, restoreDir: c.RestoreDir})
-	pb.RegisterAuditServiceServer(clients, &auditServer{kms: c.KMS, member: c.Member, trail: c.Audit})
+	pb.RegisterAuditServiceServer(clients, &auditServer{
+		kms: c.KMS, member: c.Member, trail: c.Audit,
+		readers: newSeats("searches and copies of this node's audit trail", maxReaders, maxReadersEach),
+	})
 	healthpb.RegisterHealthServer(clients, s.health)
 	reflection.Register(s.clients)
 	s.peers = grpc.NewServer(slices.Concat(options(), []grpc.ServerOption{
@@ -245,7 +251,7 @@ func (s *Server) authenticate(ctx context.Context, r any, info *grpc.UnaryServer
 	return next(ctx, r)
 }
 
-// authenticateStream is authenticate for streams: backups, audit trails, health watches and
+// authenticateStream is authenticate for streams: backups, audit trails, watches for restrictions, health watches and
 // reflection. A node that stops ends them.
 func (s *Server) authenticateStream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	if err := s.identify(stream.Context(), info.FullMethod); err != nil {

@@ -74,7 +74,7 @@ var unrecordedFields = strings.Fields(`
 	max_keys settings profile lease_duration recovery_required recovery_approvals recovery_drill_days no_recovery
 	identity valid_for non_voter voter items cluster_id recovery_epoch dead_nodes journal_problem missed_restrictions
 	import_type expiration_model valid_to material_description wrapping_algorithm wrapping_key_spec recipient
-	index_token limit marker follow with_proofs prove_from`)
+	index_token limit marker follow with_proofs prove_from ping`)
 
 func inTarget(e audit.Event, v protoreflect.Value) bool {
 	return strings.Contains(e.Target, v.String())

@@ -75,6 +75,7 @@ var uncatalogued = map[string]string{
 	"RecoveryService.CancelRecipientChange": "recovery_test.go", "RecoveryService.RecordRecoveryReport": "recovery_test.go",
 	"RecoveryService.ChangeRecoverySettings": "recovery_test.go",
 	"AuditService.DescribeTrails":            "trails_test.go", "AuditService.ReadTrail": "trails_test.go", "AuditService.SearchRecords": "trails_test.go",
+	"CryptoService.WatchRestrictions":    "keycache_test.go",
 	"CryptoService.BatchGenerateDataKey": "batch_test.go", "CryptoService.BatchEncrypt": "batch_test.go", "CryptoService.BatchDecrypt": "batch_test.go",
 	"BackupService.Create": "backup_test.go", "BackupService.Verify": "backup_test.go", "BackupService.Restore": "restore_test.go",
 }
@@ -118,7 +119,7 @@ func qualified(m protoreflect.MethodDescriptor) string {
 // and can be tried without effect.
 func TestMutationsAreIdempotent(t *testing.T) {
 	reading := func(name string) bool {
-		for _, prefix := range []string{"List", "Describe", "Get", "Validate", "Explain", "Status", "RecoveryPlan", "GenerateRandom", "Read", "Search"} {
+		for _, prefix := range []string{"List", "Describe", "Get", "Validate", "Explain", "Status", "RecoveryPlan", "GenerateRandom", "Read", "Search", "Watch"} {
 			if strings.HasPrefix(name, prefix) {
 				return true
 			}

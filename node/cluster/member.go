@@ -233,6 +233,16 @@ func (m *Member) Wait(ctx context.Context, index uint64) (*fsm.State, error) {
 	return e.machine.Wait(ctx, index)
 }
 
+// Restricted returns a channel that is closed when an entry whose command restricts has been
+// applied here: take the channel first, then look at the state. Nil while there is no state.
+func (m *Member) Restricted() <-chan struct{} {
+	e, err := m.engine()
+	if err != nil {
+		return nil
+	}
+	return e.machine.Restricted()
+}
+
 func (m *Member) engine() (*engine, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

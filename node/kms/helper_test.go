@@ -166,6 +166,9 @@ func (l *testLog) Wait(context.Context, uint64) (*fsm.State, error) {
 	return l.State(), nil
 }
 
+// Restricted is of no use: who watches looks at the state.
+func (l *testLog) Restricted() <-chan struct{} { return nil }
+
 // count is how many commands of a kind were accepted.
 func (l *testLog) count(c fsm.Command) (n int) {
 	l.mu.Lock()

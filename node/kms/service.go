@@ -6,7 +6,7 @@
 // (what is done with keys, through the gate),
 // blob.go and context.go (the formats), keys.go (what is done to keys, through the log),
 // keylife.go, import.go, aliases.go, grants.go, policy.go, tenants.go, servicekey.go, read.go,
-// trails.go (who may read the audit trail), trailkey.go (how a node seals it), denials.go (who is denied
+// watch.go (what caches are told), trails.go (who may read the audit trail), trailkey.go (how a node seals it), denials.go (who is denied
 // again and again) and duty.go (what the cluster does by itself),
 // uses.go.
 package kms
@@ -33,6 +33,9 @@ type Log interface {
 	Propose(ctx context.Context, p fsm.Proposal) (fsm.Result, error)
 	State() *fsm.State
 	Wait(ctx context.Context, index uint64) (*fsm.State, error)
+	// Restricted is closed when the state's Restricted moves; it may be nil while there is
+	// no state.
+	Restricted() <-chan struct{}
 }
 
 // KeyMaker makes keys in the HSM, takes material in, and knows what can be done with them there.

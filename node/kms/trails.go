@@ -33,7 +33,7 @@ func (s *Service) AuditTrail(ctx context.Context, name string, c Call, target st
 		tenant, err = c.trailTenant(name)
 	}
 	if err == nil {
-		st, err = s.auditing(ctx, c)
+		st, err = s.fresher(ctx, c)
 	}
 	if err != nil {
 		return "", nil, s.refuse(e, err)
@@ -41,7 +41,8 @@ func (s *Service) AuditTrail(ctx context.Context, name string, c Call, target st
 	return tenant, st, s.succeed(e, st)
 }
 
-func (s *Service) auditing(ctx context.Context, c Call) (*fsm.State, error) {
+// fresher is the present state, as new as the call wants it, in which its principal is enabled.
+func (s *Service) fresher(ctx context.Context, c Call) (*fsm.State, error) {
 	if err := s.confirm(ctx, c); err != nil {
 		return nil, err
 	}

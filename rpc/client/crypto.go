@@ -29,10 +29,8 @@ func (c *Client) Encrypt(ctx context.Context, key string, plaintext []byte, ec m
 
 // Decrypt opens a ciphertext. ec must be the context it was made with.
 func (c *Client) Decrypt(ctx context.Context, ciphertext []byte, ec map[string]string) (plaintext []byte, err error) {
-	r, err := c.Crypto().Decrypt(ctx, &quorumkmsv1.DecryptRequest{
-		Ciphertext: ciphertext, EncryptionContext: ContextPairs(ec),
-	})
-	return r.GetPlaintext(), err
+	k, err := c.openDataKey(ctx, ciphertext, ec)
+	return k.Plaintext, err
 }
 
 // ReEncrypt moves a ciphertext to the current version of the key destination, or
@@ -48,10 +46,8 @@ func (c *Client) ReEncrypt(ctx context.Context, ciphertext []byte, ec map[string
 // GenerateDataKey returns a new AES-256 key and its ciphertext under key, bound to
 // the context ec. The plaintext is the caller's to overwrite after use.
 func (c *Client) GenerateDataKey(ctx context.Context, key string, ec map[string]string) (plaintext, blob []byte, err error) {
-	r, err := c.Crypto().GenerateDataKey(ctx, &quorumkmsv1.GenerateDataKeyRequest{
-		KeyId: key, Spec: quorumkmsv1.DataKeySpec_DATA_KEY_SPEC_AES_256, EncryptionContext: ContextPairs(ec),
-	})
-	return r.GetPlaintext(), r.GetCiphertext(), err
+	k, err := c.generateDataKey(ctx, key, ec)
+	return k.Plaintext, k.Ciphertext, err
 }
 
 // DecryptDataKey opens what GenerateDataKey returned as blob. The plaintext is the

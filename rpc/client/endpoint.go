@@ -38,13 +38,17 @@ const (
 	maxAnswer = 64 << 20
 )
 
+// directly is how gRPC is told to take an address as it stands.
+const directly = "passthrough:///"
+
 // endpoint is one node's address and the connection to it.
 type endpoint struct {
 	address    string
 	configured bool
 	config     *tls.Config
-	files      *reloader // of config; nil if it comes from no files
-	failed     time.Time // zero since it last answered; Client.mu guards it
+	files      *reloader     // of config; nil if it comes from no files
+	failed     time.Time     // zero since it last answered; Client.mu guards it
+	roundTrip  time.Duration // smoothed; zero: not measured; Client.mu guards it
 
 	mu      sync.Mutex
 	open    map[*link]struct{} // the two below, and earlier ones with calls under way
@@ -76,7 +80,7 @@ func (e *endpoint) connect(age uint64) (*link, error) {
 	dial := func(ctx context.Context, address string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "tcp", address)
 	}
-	conn, err := grpc.NewClient("passthrough:///"+e.address,
+	conn, err := grpc.NewClient(directly+e.address,
 		grpc.WithContextDialer(dial),
 		grpc.WithTransportCredentials(watchedTLS{credentials.NewTLS(e.config), l}),
 		grpc.WithDisableServiceConfig(),

@@ -38,7 +38,9 @@ type node struct {
 
 	mu       sync.Mutex
 	requests []proto.Message
-	members  []string // client addresses; none: it says that it does not serve
+	members  []string      // client addresses; none: it says that it does not serve
+	watched  *watched      // nil: it knows no watches
+	distance time.Duration // that its health checks take
 }
 
 func (n *node) intercept(reply answer) grpc.UnaryServerInterceptor {
@@ -48,6 +50,10 @@ func (n *node) intercept(reply answer) grpc.UnaryServerInterceptor {
 		case *quorumkmsv1.StatusRequest:
 			return n.status(), nil
 		case *grpc_health_v1.HealthCheckRequest:
+			n.mu.Lock()
+			distance := n.distance
+			n.mu.Unlock()
+			time.Sleep(distance)
 			return next(ctx, request)
 		}
 		n.mu.Lock()
@@ -84,7 +90,7 @@ func (n *node) asked() []proto.Message {
 }
 
 // startNode runs a node; without a reply it answers every request well.
-func startNode(t *testing.T, config *tls.Config, reply answer) *node {
+func startNode(t testing.TB, config *tls.Config, reply answer) *node {
 	t.Helper()
 	if reply == nil {
 		reply = well
@@ -94,7 +100,7 @@ func startNode(t *testing.T, config *tls.Config, reply answer) *node {
 		n.server = s
 		grpc_health_v1.RegisterHealthServer(s, n.health)
 		quorumkmsv1.RegisterKeyServiceServer(s, quorumkmsv1.UnimplementedKeyServiceServer{})
-		quorumkmsv1.RegisterCryptoServiceServer(s, quorumkmsv1.UnimplementedCryptoServiceServer{})
+		quorumkmsv1.RegisterCryptoServiceServer(s, cryptoServer{n: n})
 		quorumkmsv1.RegisterClusterServiceServer(s, quorumkmsv1.UnimplementedClusterServiceServer{})
 		quorumkmsv1.RegisterGrantServiceServer(s, quorumkmsv1.UnimplementedGrantServiceServer{})
 		quorumkmsv1.RegisterPolicyServiceServer(s, quorumkmsv1.UnimplementedPolicyServiceServer{})

@@ -51,7 +51,15 @@ func (c *Client) Invoke(ctx context.Context, method string, args, reply any, opt
 		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
 	}
-	return a.run(c.withHeaders(ctx))
+	if c.config.Called == nil {
+		return a.run(c.withHeaders(ctx))
+	}
+	began := time.Now()
+	err := a.run(c.withHeaders(ctx))
+	c.config.Called(Called{
+		Method: method, Address: a.at, Duration: time.Since(began), Attempts: a.attempts, Hedged: a.hedged, HedgeWon: a.hedgeWon, Err: err,
+	})
+	return err
 }
 
 // slow tells whether a call without effect takes as long as a mutation: the nodes make RSA
@@ -117,6 +125,10 @@ type call struct {
 	busy   int    // BUSY and RATE_LIMITED answers so far
 	unsure bool   // an attempt of a mutation may have taken effect
 	last   *Error // of the last attempt, that excepted which ctx ended
+
+	attempts         int
+	at               string // address of the node that answered, or was tried last
+	hedged, hedgeWon bool
 }
 
 func (a *call) run(ctx context.Context) error {
@@ -128,7 +140,13 @@ func (a *call) run(ctx context.Context) error {
 			if a.last != nil && a.client.config.Retrying != nil {
 				a.client.config.Retrying(a.last.Address, a.last)
 			}
-			err := a.attempt(ctx, e, len(nodes))
+			var err *Error
+			if a.attempts == 0 {
+				e, err = a.begin(ctx, nodes)
+			} else {
+				err = a.attempt(ctx, e, len(nodes))
+			}
+			a.at = e.address
 			if err == nil {
 				return nil
 			}
@@ -186,6 +204,7 @@ func (a *call) nodes() []*endpoint {
 // attempt sends the call to e, one of n nodes. While there are others, no attempt
 // uses up more than half of the time left.
 func (a *call) attempt(ctx context.Context, e *endpoint, n int) *Error {
+	a.attempts++
 	limit := a.timeout
 	if deadline, ok := ctx.Deadline(); ok && n > 1 {
 		limit = min(limit, time.Until(deadline)/2)

@@ -40,7 +40,7 @@ func (c *Client) order() []*endpoint {
 		return 1
 	}
 	slices.SortStableFunc(nodes, func(a, b *endpoint) int {
-		return cmp.Or(a.failed.Compare(b.failed), first(a)-first(b))
+		return cmp.Or(a.failed.Compare(b.failed), first(a)-first(b), c.nearer(a, b))
 	})
 	return nodes
 }
@@ -76,6 +76,15 @@ func (c *Client) failed(e *endpoint) {
 func newer(a, b []byte) bool {
 	sameCluster := len(a) == len(b) && len(a) > clusterIDSize && bytes.Equal(a[:clusterIDSize], b[:clusterIDSize])
 	return len(a) > 0 && (!sameCluster || bytes.Compare(a, b) > 0)
+}
+
+// saw remembers an index token if it is newer.
+func (c *Client) saw(token []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if newer(token, c.token) {
+		c.token = token
+	}
 }
 
 func (c *Client) indexToken() []byte {
@@ -131,11 +140,10 @@ func (c *Client) look(at *endpoint) {
 	if !c.config.Fixed {
 		c.askMembers(ctx, at)
 	}
-	for _, e := range c.earlier() {
-		if e.healthy(ctx) {
-			c.use(e)
-			break
-		}
+	if c.config.Nearest {
+		c.findNearest(ctx)
+	} else {
+		c.findEarlier(ctx)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -159,6 +167,15 @@ func (c *Client) askMembers(ctx context.Context, at *endpoint) {
 	if len(members) > 0 {
 		c.forget(members)
 		c.learn(members)
+	}
+}
+
+func (c *Client) findEarlier(ctx context.Context) {
+	for _, e := range c.earlier() {
+		if _, healthy := e.probe(ctx); healthy {
+			c.use(e)
+			return
+		}
 	}
 }
 
@@ -187,13 +204,15 @@ func (c *Client) use(e *endpoint) {
 	}
 }
 
-// healthy asks a node whether it answers cryptographic calls.
-func (e *endpoint) healthy(ctx context.Context) bool {
+// probe asks a node whether it answers cryptographic calls, and how long it takes to say so
+// over a connection that stands.
+func (e *endpoint) probe(ctx context.Context) (roundTrip time.Duration, healthy bool) {
 	l := e.take()
 	defer e.give(l)
 	if !l.reach(ctx) {
-		return false
+		return 0, false
 	}
+	began := time.Now()
 	r, err := grpc_health_v1.NewHealthClient(l).Check(ctx, &grpc_health_v1.HealthCheckRequest{Service: healthCrypto})
-	return err == nil && r.GetStatus() == grpc_health_v1.HealthCheckResponse_SERVING
+	return time.Since(began), err == nil && r.GetStatus() == grpc_health_v1.HealthCheckResponse_SERVING
 }

@@ -2612,6 +2612,142 @@ func (x *VerifyMacResponse) GetIndexToken() []byte {
 	return nil
 }
 
+type WatchRestrictionsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ping          uint64                 `protobuf:"varint,1,opt,name=ping,proto3" json:"ping,omitempty"`                               // any number but 0; it is in the answer. 0: none
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`                           // of the first request
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"` // of the first request
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRestrictionsRequest) Reset() {
+	*x = WatchRestrictionsRequest{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRestrictionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRestrictionsRequest) ProtoMessage() {}
+
+func (x *WatchRestrictionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRestrictionsRequest.ProtoReflect.Descriptor instead.
+func (*WatchRestrictionsRequest) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *WatchRestrictionsRequest) GetPing() uint64 {
+	if x != nil {
+		return x.Ping
+	}
+	return 0
+}
+
+func (x *WatchRestrictionsRequest) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *WatchRestrictionsRequest) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
+type WatchRestrictionsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pong          uint64                 `protobuf:"varint,1,opt,name=pong,proto3" json:"pong,omitempty"`                               // the latest ping that was read; 0 if this is not the answer to one
+	Everything    bool                   `protobuf:"varint,2,opt,name=everything,proto3" json:"everything,omitempty"`                   // forget everything: what restricts is of no one key, or was too much
+	KeyIds        []string               `protobuf:"bytes,3,rep,name=key_ids,json=keyIds,proto3" json:"key_ids,omitempty"`              // forget the data keys under these keys
+	Tenant        string                 `protobuf:"bytes,14,opt,name=tenant,proto3" json:"tenant,omitempty"`                           // whose keys are watched
+	IndexToken    []byte                 `protobuf:"bytes,15,opt,name=index_token,json=indexToken,proto3" json:"index_token,omitempty"` // what is asked for with it is answered from a state that has the restrictions
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRestrictionsResponse) Reset() {
+	*x = WatchRestrictionsResponse{}
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRestrictionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRestrictionsResponse) ProtoMessage() {}
+
+func (x *WatchRestrictionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRestrictionsResponse.ProtoReflect.Descriptor instead.
+func (*WatchRestrictionsResponse) Descriptor() ([]byte, []int) {
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *WatchRestrictionsResponse) GetPong() uint64 {
+	if x != nil {
+		return x.Pong
+	}
+	return 0
+}
+
+func (x *WatchRestrictionsResponse) GetEverything() bool {
+	if x != nil {
+		return x.Everything
+	}
+	return false
+}
+
+func (x *WatchRestrictionsResponse) GetKeyIds() []string {
+	if x != nil {
+		return x.KeyIds
+	}
+	return nil
+}
+
+func (x *WatchRestrictionsResponse) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *WatchRestrictionsResponse) GetIndexToken() []byte {
+	if x != nil {
+		return x.IndexToken
+	}
+	return nil
+}
+
 // ItemError is why an item of a batch has no answer: what the single call would have ended with.
 type ItemError struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2624,7 +2760,7 @@ type ItemError struct {
 
 func (x *ItemError) Reset() {
 	*x = ItemError{}
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[28]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2636,7 +2772,7 @@ func (x *ItemError) String() string {
 func (*ItemError) ProtoMessage() {}
 
 func (x *ItemError) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[28]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2649,7 +2785,7 @@ func (x *ItemError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ItemError.ProtoReflect.Descriptor instead.
 func (*ItemError) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{28}
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ItemError) GetCode() uint32 {
@@ -2685,7 +2821,7 @@ type BatchGenerateDataKeyRequest struct {
 
 func (x *BatchGenerateDataKeyRequest) Reset() {
 	*x = BatchGenerateDataKeyRequest{}
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[29]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2697,7 +2833,7 @@ func (x *BatchGenerateDataKeyRequest) String() string {
 func (*BatchGenerateDataKeyRequest) ProtoMessage() {}
 
 func (x *BatchGenerateDataKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[29]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2710,7 +2846,7 @@ func (x *BatchGenerateDataKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchGenerateDataKeyRequest.ProtoReflect.Descriptor instead.
 func (*BatchGenerateDataKeyRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{29}
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *BatchGenerateDataKeyRequest) GetItems() []*DataKeyItem {
@@ -2757,7 +2893,7 @@ type DataKeyItem struct {
 
 func (x *DataKeyItem) Reset() {
 	*x = DataKeyItem{}
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[30]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2769,7 +2905,7 @@ func (x *DataKeyItem) String() string {
 func (*DataKeyItem) ProtoMessage() {}
 
 func (x *DataKeyItem) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[30]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2782,7 +2918,7 @@ func (x *DataKeyItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataKeyItem.ProtoReflect.Descriptor instead.
 func (*DataKeyItem) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{30}
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DataKeyItem) GetKeyId() string {
@@ -2837,7 +2973,7 @@ type BatchGenerateDataKeyResponse struct {
 
 func (x *BatchGenerateDataKeyResponse) Reset() {
 	*x = BatchGenerateDataKeyResponse{}
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[31]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2849,7 +2985,7 @@ func (x *BatchGenerateDataKeyResponse) String() string {
 func (*BatchGenerateDataKeyResponse) ProtoMessage() {}
 
 func (x *BatchGenerateDataKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[31]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2862,7 +2998,7 @@ func (x *BatchGenerateDataKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchGenerateDataKeyResponse.ProtoReflect.Descriptor instead.
 func (*BatchGenerateDataKeyResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{31}
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *BatchGenerateDataKeyResponse) GetResults() []*DataKeyResult {
@@ -2892,7 +3028,7 @@ type DataKeyResult struct {
 
 func (x *DataKeyResult) Reset() {
 	*x = DataKeyResult{}
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[32]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2904,7 +3040,7 @@ func (x *DataKeyResult) String() string {
 func (*DataKeyResult) ProtoMessage() {}
 
 func (x *DataKeyResult) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[32]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2917,7 +3053,7 @@ func (x *DataKeyResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataKeyResult.ProtoReflect.Descriptor instead.
 func (*DataKeyResult) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{32}
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DataKeyResult) GetResult() isDataKeyResult_Result {
@@ -2973,7 +3109,7 @@ type BatchEncryptRequest struct {
 
 func (x *BatchEncryptRequest) Reset() {
 	*x = BatchEncryptRequest{}
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[33]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2985,7 +3121,7 @@ func (x *BatchEncryptRequest) String() string {
 func (*BatchEncryptRequest) ProtoMessage() {}
 
 func (x *BatchEncryptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[33]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2998,7 +3134,7 @@ func (x *BatchEncryptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchEncryptRequest.ProtoReflect.Descriptor instead.
 func (*BatchEncryptRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{33}
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *BatchEncryptRequest) GetItems() []*EncryptItem {
@@ -3040,7 +3176,7 @@ type EncryptItem struct {
 
 func (x *EncryptItem) Reset() {
 	*x = EncryptItem{}
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[34]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3052,7 +3188,7 @@ func (x *EncryptItem) String() string {
 func (*EncryptItem) ProtoMessage() {}
 
 func (x *EncryptItem) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[34]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3065,7 +3201,7 @@ func (x *EncryptItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EncryptItem.ProtoReflect.Descriptor instead.
 func (*EncryptItem) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{34}
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *EncryptItem) GetKeyId() string {
@@ -3099,7 +3235,7 @@ type BatchEncryptResponse struct {
 
 func (x *BatchEncryptResponse) Reset() {
 	*x = BatchEncryptResponse{}
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[35]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3111,7 +3247,7 @@ func (x *BatchEncryptResponse) String() string {
 func (*BatchEncryptResponse) ProtoMessage() {}
 
 func (x *BatchEncryptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[35]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3124,7 +3260,7 @@ func (x *BatchEncryptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchEncryptResponse.ProtoReflect.Descriptor instead.
 func (*BatchEncryptResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{35}
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *BatchEncryptResponse) GetResults() []*EncryptResult {
@@ -3154,7 +3290,7 @@ type EncryptResult struct {
 
 func (x *EncryptResult) Reset() {
 	*x = EncryptResult{}
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[36]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3166,7 +3302,7 @@ func (x *EncryptResult) String() string {
 func (*EncryptResult) ProtoMessage() {}
 
 func (x *EncryptResult) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[36]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3179,7 +3315,7 @@ func (x *EncryptResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EncryptResult.ProtoReflect.Descriptor instead.
 func (*EncryptResult) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{36}
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *EncryptResult) GetResult() isEncryptResult_Result {
@@ -3235,7 +3371,7 @@ type BatchDecryptRequest struct {
 
 func (x *BatchDecryptRequest) Reset() {
 	*x = BatchDecryptRequest{}
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[37]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3247,7 +3383,7 @@ func (x *BatchDecryptRequest) String() string {
 func (*BatchDecryptRequest) ProtoMessage() {}
 
 func (x *BatchDecryptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[37]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3260,7 +3396,7 @@ func (x *BatchDecryptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchDecryptRequest.ProtoReflect.Descriptor instead.
 func (*BatchDecryptRequest) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{37}
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *BatchDecryptRequest) GetItems() []*DecryptItem {
@@ -3302,7 +3438,7 @@ type DecryptItem struct {
 
 func (x *DecryptItem) Reset() {
 	*x = DecryptItem{}
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[38]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3314,7 +3450,7 @@ func (x *DecryptItem) String() string {
 func (*DecryptItem) ProtoMessage() {}
 
 func (x *DecryptItem) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[38]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3327,7 +3463,7 @@ func (x *DecryptItem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecryptItem.ProtoReflect.Descriptor instead.
 func (*DecryptItem) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{38}
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DecryptItem) GetCiphertext() []byte {
@@ -3361,7 +3497,7 @@ type BatchDecryptResponse struct {
 
 func (x *BatchDecryptResponse) Reset() {
 	*x = BatchDecryptResponse{}
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[39]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3373,7 +3509,7 @@ func (x *BatchDecryptResponse) String() string {
 func (*BatchDecryptResponse) ProtoMessage() {}
 
 func (x *BatchDecryptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[39]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3386,7 +3522,7 @@ func (x *BatchDecryptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchDecryptResponse.ProtoReflect.Descriptor instead.
 func (*BatchDecryptResponse) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{39}
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *BatchDecryptResponse) GetResults() []*DecryptResult {
@@ -3416,7 +3552,7 @@ type DecryptResult struct {
 
 func (x *DecryptResult) Reset() {
 	*x = DecryptResult{}
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[40]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3428,7 +3564,7 @@ func (x *DecryptResult) String() string {
 func (*DecryptResult) ProtoMessage() {}
 
 func (x *DecryptResult) ProtoReflect() protoreflect.Message {
-	mi := &file_quorumkms_v1_crypto_proto_msgTypes[40]
+	mi := &file_quorumkms_v1_crypto_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3441,7 +3577,7 @@ func (x *DecryptResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecryptResult.ProtoReflect.Descriptor instead.
 func (*DecryptResult) Descriptor() ([]byte, []int) {
-	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{40}
+	return file_quorumkms_v1_crypto_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DecryptResult) GetResult() isDecryptResult_Result {
@@ -3728,6 +3864,20 @@ const file_quorumkms_v1_crypto_proto_rawDesc = "" +
 	"keyVersion\x12\x1f\n" +
 	"\vindex_token\x18\x0f \x01(\fR\n" +
 	"indexToken\"g\n" +
+	"\x18WatchRestrictionsRequest\x12\x12\n" +
+	"\x04ping\x18\x01 \x01(\x04R\x04ping\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"\xa1\x01\n" +
+	"\x19WatchRestrictionsResponse\x12\x12\n" +
+	"\x04pong\x18\x01 \x01(\x04R\x04pong\x12\x1e\n" +
+	"\n" +
+	"everything\x18\x02 \x01(\bR\n" +
+	"everything\x12\x17\n" +
+	"\akey_ids\x18\x03 \x03(\tR\x06keyIds\x12\x16\n" +
+	"\x06tenant\x18\x0e \x01(\tR\x06tenant\x12\x1f\n" +
+	"\vindex_token\x18\x0f \x01(\fR\n" +
+	"indexToken\"g\n" +
 	"\tItemError\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\rR\x04code\x12,\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x14.quorumkms.v1.ReasonR\x06reason\x12\x18\n" +
@@ -3824,7 +3974,7 @@ const file_quorumkms_v1_crypto_proto_rawDesc = "" +
 	"\x1bDATA_KEY_PAIR_SPEC_RSA_3072\x10\x02\x12\x1f\n" +
 	"\x1bDATA_KEY_PAIR_SPEC_RSA_4096\x10\x03\x12$\n" +
 	" DATA_KEY_PAIR_SPEC_ECC_NIST_P256\x10\x04\x12$\n" +
-	" DATA_KEY_PAIR_SPEC_ECC_NIST_P384\x10\x052\xde\v\n" +
+	" DATA_KEY_PAIR_SPEC_ECC_NIST_P384\x10\x052\xc8\f\n" +
 	"\rCryptoService\x12F\n" +
 	"\aEncrypt\x12\x1c.quorumkms.v1.EncryptRequest\x1a\x1d.quorumkms.v1.EncryptResponse\x12F\n" +
 	"\aDecrypt\x12\x1c.quorumkms.v1.DecryptRequest\x1a\x1d.quorumkms.v1.DecryptResponse\x12L\n" +
@@ -3841,7 +3991,8 @@ const file_quorumkms_v1_crypto_proto_rawDesc = "" +
 	"\x0eGenerateRandom\x12#.quorumkms.v1.GenerateRandomRequest\x1a$.quorumkms.v1.GenerateRandomResponse\x12m\n" +
 	"\x14BatchGenerateDataKey\x12).quorumkms.v1.BatchGenerateDataKeyRequest\x1a*.quorumkms.v1.BatchGenerateDataKeyResponse\x12U\n" +
 	"\fBatchEncrypt\x12!.quorumkms.v1.BatchEncryptRequest\x1a\".quorumkms.v1.BatchEncryptResponse\x12U\n" +
-	"\fBatchDecrypt\x12!.quorumkms.v1.BatchDecryptRequest\x1a\".quorumkms.v1.BatchDecryptResponseB<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
+	"\fBatchDecrypt\x12!.quorumkms.v1.BatchDecryptRequest\x1a\".quorumkms.v1.BatchDecryptResponse\x12h\n" +
+	"\x11WatchRestrictions\x12&.quorumkms.v1.WatchRestrictionsRequest\x1a'.quorumkms.v1.WatchRestrictionsResponse(\x010\x01B<Z:github.com/quorumkms/quorumkms/rpc/quorumkmsv1;quorumkmsv1b\x06proto3"
 
 var (
 	file_quorumkms_v1_crypto_proto_rawDescOnce sync.Once
@@ -3856,7 +4007,7 @@ func file_quorumkms_v1_crypto_proto_rawDescGZIP() []byte {
 }
 
 var file_quorumkms_v1_crypto_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_quorumkms_v1_crypto_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_quorumkms_v1_crypto_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_quorumkms_v1_crypto_proto_goTypes = []any{
 	(DataKeySpec)(0),                                    // 0: quorumkms.v1.DataKeySpec
 	(EncryptionAlgorithm)(0),                            // 1: quorumkms.v1.EncryptionAlgorithm
@@ -3892,22 +4043,24 @@ var file_quorumkms_v1_crypto_proto_goTypes = []any{
 	(*GenerateMacResponse)(nil),                         // 31: quorumkms.v1.GenerateMacResponse
 	(*VerifyMacRequest)(nil),                            // 32: quorumkms.v1.VerifyMacRequest
 	(*VerifyMacResponse)(nil),                           // 33: quorumkms.v1.VerifyMacResponse
-	(*ItemError)(nil),                                   // 34: quorumkms.v1.ItemError
-	(*BatchGenerateDataKeyRequest)(nil),                 // 35: quorumkms.v1.BatchGenerateDataKeyRequest
-	(*DataKeyItem)(nil),                                 // 36: quorumkms.v1.DataKeyItem
-	(*BatchGenerateDataKeyResponse)(nil),                // 37: quorumkms.v1.BatchGenerateDataKeyResponse
-	(*DataKeyResult)(nil),                               // 38: quorumkms.v1.DataKeyResult
-	(*BatchEncryptRequest)(nil),                         // 39: quorumkms.v1.BatchEncryptRequest
-	(*EncryptItem)(nil),                                 // 40: quorumkms.v1.EncryptItem
-	(*BatchEncryptResponse)(nil),                        // 41: quorumkms.v1.BatchEncryptResponse
-	(*EncryptResult)(nil),                               // 42: quorumkms.v1.EncryptResult
-	(*BatchDecryptRequest)(nil),                         // 43: quorumkms.v1.BatchDecryptRequest
-	(*DecryptItem)(nil),                                 // 44: quorumkms.v1.DecryptItem
-	(*BatchDecryptResponse)(nil),                        // 45: quorumkms.v1.BatchDecryptResponse
-	(*DecryptResult)(nil),                               // 46: quorumkms.v1.DecryptResult
-	(KeySpec)(0),                                        // 47: quorumkms.v1.KeySpec
-	(KeyUsage)(0),                                       // 48: quorumkms.v1.KeyUsage
-	(Reason)(0),                                         // 49: quorumkms.v1.Reason
+	(*WatchRestrictionsRequest)(nil),                    // 34: quorumkms.v1.WatchRestrictionsRequest
+	(*WatchRestrictionsResponse)(nil),                   // 35: quorumkms.v1.WatchRestrictionsResponse
+	(*ItemError)(nil),                                   // 36: quorumkms.v1.ItemError
+	(*BatchGenerateDataKeyRequest)(nil),                 // 37: quorumkms.v1.BatchGenerateDataKeyRequest
+	(*DataKeyItem)(nil),                                 // 38: quorumkms.v1.DataKeyItem
+	(*BatchGenerateDataKeyResponse)(nil),                // 39: quorumkms.v1.BatchGenerateDataKeyResponse
+	(*DataKeyResult)(nil),                               // 40: quorumkms.v1.DataKeyResult
+	(*BatchEncryptRequest)(nil),                         // 41: quorumkms.v1.BatchEncryptRequest
+	(*EncryptItem)(nil),                                 // 42: quorumkms.v1.EncryptItem
+	(*BatchEncryptResponse)(nil),                        // 43: quorumkms.v1.BatchEncryptResponse
+	(*EncryptResult)(nil),                               // 44: quorumkms.v1.EncryptResult
+	(*BatchDecryptRequest)(nil),                         // 45: quorumkms.v1.BatchDecryptRequest
+	(*DecryptItem)(nil),                                 // 46: quorumkms.v1.DecryptItem
+	(*BatchDecryptResponse)(nil),                        // 47: quorumkms.v1.BatchDecryptResponse
+	(*DecryptResult)(nil),                               // 48: quorumkms.v1.DecryptResult
+	(KeySpec)(0),                                        // 49: quorumkms.v1.KeySpec
+	(KeyUsage)(0),                                       // 50: quorumkms.v1.KeyUsage
+	(Reason)(0),                                         // 51: quorumkms.v1.Reason
 }
 var file_quorumkms_v1_crypto_proto_depIdxs = []int32{
 	6,  // 0: quorumkms.v1.EncryptRequest.encryption_context:type_name -> quorumkms.v1.ContextPair
@@ -3932,29 +4085,29 @@ var file_quorumkms_v1_crypto_proto_depIdxs = []int32{
 	2,  // 19: quorumkms.v1.SignRequest.signing_algorithm:type_name -> quorumkms.v1.SigningAlgorithm
 	4,  // 20: quorumkms.v1.VerifyRequest.message_type:type_name -> quorumkms.v1.MessageType
 	2,  // 21: quorumkms.v1.VerifyRequest.signing_algorithm:type_name -> quorumkms.v1.SigningAlgorithm
-	47, // 22: quorumkms.v1.GetPublicKeyResponse.spec:type_name -> quorumkms.v1.KeySpec
-	48, // 23: quorumkms.v1.GetPublicKeyResponse.usage:type_name -> quorumkms.v1.KeyUsage
+	49, // 22: quorumkms.v1.GetPublicKeyResponse.spec:type_name -> quorumkms.v1.KeySpec
+	50, // 23: quorumkms.v1.GetPublicKeyResponse.usage:type_name -> quorumkms.v1.KeyUsage
 	2,  // 24: quorumkms.v1.GetPublicKeyResponse.signing_algorithms:type_name -> quorumkms.v1.SigningAlgorithm
 	1,  // 25: quorumkms.v1.GetPublicKeyResponse.encryption_algorithms:type_name -> quorumkms.v1.EncryptionAlgorithm
 	3,  // 26: quorumkms.v1.GenerateMacRequest.mac_algorithm:type_name -> quorumkms.v1.MacAlgorithm
 	3,  // 27: quorumkms.v1.VerifyMacRequest.mac_algorithm:type_name -> quorumkms.v1.MacAlgorithm
-	49, // 28: quorumkms.v1.ItemError.reason:type_name -> quorumkms.v1.Reason
-	36, // 29: quorumkms.v1.BatchGenerateDataKeyRequest.items:type_name -> quorumkms.v1.DataKeyItem
+	51, // 28: quorumkms.v1.ItemError.reason:type_name -> quorumkms.v1.Reason
+	38, // 29: quorumkms.v1.BatchGenerateDataKeyRequest.items:type_name -> quorumkms.v1.DataKeyItem
 	0,  // 30: quorumkms.v1.DataKeyItem.spec:type_name -> quorumkms.v1.DataKeySpec
 	6,  // 31: quorumkms.v1.DataKeyItem.encryption_context:type_name -> quorumkms.v1.ContextPair
-	38, // 32: quorumkms.v1.BatchGenerateDataKeyResponse.results:type_name -> quorumkms.v1.DataKeyResult
+	40, // 32: quorumkms.v1.BatchGenerateDataKeyResponse.results:type_name -> quorumkms.v1.DataKeyResult
 	15, // 33: quorumkms.v1.DataKeyResult.data_key:type_name -> quorumkms.v1.GenerateDataKeyResponse
-	34, // 34: quorumkms.v1.DataKeyResult.error:type_name -> quorumkms.v1.ItemError
-	40, // 35: quorumkms.v1.BatchEncryptRequest.items:type_name -> quorumkms.v1.EncryptItem
+	36, // 34: quorumkms.v1.DataKeyResult.error:type_name -> quorumkms.v1.ItemError
+	42, // 35: quorumkms.v1.BatchEncryptRequest.items:type_name -> quorumkms.v1.EncryptItem
 	6,  // 36: quorumkms.v1.EncryptItem.encryption_context:type_name -> quorumkms.v1.ContextPair
-	42, // 37: quorumkms.v1.BatchEncryptResponse.results:type_name -> quorumkms.v1.EncryptResult
+	44, // 37: quorumkms.v1.BatchEncryptResponse.results:type_name -> quorumkms.v1.EncryptResult
 	9,  // 38: quorumkms.v1.EncryptResult.encrypted:type_name -> quorumkms.v1.EncryptResponse
-	34, // 39: quorumkms.v1.EncryptResult.error:type_name -> quorumkms.v1.ItemError
-	44, // 40: quorumkms.v1.BatchDecryptRequest.items:type_name -> quorumkms.v1.DecryptItem
+	36, // 39: quorumkms.v1.EncryptResult.error:type_name -> quorumkms.v1.ItemError
+	46, // 40: quorumkms.v1.BatchDecryptRequest.items:type_name -> quorumkms.v1.DecryptItem
 	6,  // 41: quorumkms.v1.DecryptItem.encryption_context:type_name -> quorumkms.v1.ContextPair
-	46, // 42: quorumkms.v1.BatchDecryptResponse.results:type_name -> quorumkms.v1.DecryptResult
+	48, // 42: quorumkms.v1.BatchDecryptResponse.results:type_name -> quorumkms.v1.DecryptResult
 	11, // 43: quorumkms.v1.DecryptResult.decrypted:type_name -> quorumkms.v1.DecryptResponse
-	34, // 44: quorumkms.v1.DecryptResult.error:type_name -> quorumkms.v1.ItemError
+	36, // 44: quorumkms.v1.DecryptResult.error:type_name -> quorumkms.v1.ItemError
 	8,  // 45: quorumkms.v1.CryptoService.Encrypt:input_type -> quorumkms.v1.EncryptRequest
 	10, // 46: quorumkms.v1.CryptoService.Decrypt:input_type -> quorumkms.v1.DecryptRequest
 	12, // 47: quorumkms.v1.CryptoService.ReEncrypt:input_type -> quorumkms.v1.ReEncryptRequest
@@ -3968,27 +4121,29 @@ var file_quorumkms_v1_crypto_proto_depIdxs = []int32{
 	30, // 55: quorumkms.v1.CryptoService.GenerateMac:input_type -> quorumkms.v1.GenerateMacRequest
 	32, // 56: quorumkms.v1.CryptoService.VerifyMac:input_type -> quorumkms.v1.VerifyMacRequest
 	18, // 57: quorumkms.v1.CryptoService.GenerateRandom:input_type -> quorumkms.v1.GenerateRandomRequest
-	35, // 58: quorumkms.v1.CryptoService.BatchGenerateDataKey:input_type -> quorumkms.v1.BatchGenerateDataKeyRequest
-	39, // 59: quorumkms.v1.CryptoService.BatchEncrypt:input_type -> quorumkms.v1.BatchEncryptRequest
-	43, // 60: quorumkms.v1.CryptoService.BatchDecrypt:input_type -> quorumkms.v1.BatchDecryptRequest
-	9,  // 61: quorumkms.v1.CryptoService.Encrypt:output_type -> quorumkms.v1.EncryptResponse
-	11, // 62: quorumkms.v1.CryptoService.Decrypt:output_type -> quorumkms.v1.DecryptResponse
-	13, // 63: quorumkms.v1.CryptoService.ReEncrypt:output_type -> quorumkms.v1.ReEncryptResponse
-	15, // 64: quorumkms.v1.CryptoService.GenerateDataKey:output_type -> quorumkms.v1.GenerateDataKeyResponse
-	17, // 65: quorumkms.v1.CryptoService.GenerateDataKeyWithoutPlaintext:output_type -> quorumkms.v1.GenerateDataKeyWithoutPlaintextResponse
-	21, // 66: quorumkms.v1.CryptoService.GenerateDataKeyPair:output_type -> quorumkms.v1.GenerateDataKeyPairResponse
-	23, // 67: quorumkms.v1.CryptoService.GenerateDataKeyPairWithoutPlaintext:output_type -> quorumkms.v1.GenerateDataKeyPairWithoutPlaintextResponse
-	25, // 68: quorumkms.v1.CryptoService.Sign:output_type -> quorumkms.v1.SignResponse
-	27, // 69: quorumkms.v1.CryptoService.Verify:output_type -> quorumkms.v1.VerifyResponse
-	29, // 70: quorumkms.v1.CryptoService.GetPublicKey:output_type -> quorumkms.v1.GetPublicKeyResponse
-	31, // 71: quorumkms.v1.CryptoService.GenerateMac:output_type -> quorumkms.v1.GenerateMacResponse
-	33, // 72: quorumkms.v1.CryptoService.VerifyMac:output_type -> quorumkms.v1.VerifyMacResponse
-	19, // 73: quorumkms.v1.CryptoService.GenerateRandom:output_type -> quorumkms.v1.GenerateRandomResponse
-	37, // 74: quorumkms.v1.CryptoService.BatchGenerateDataKey:output_type -> quorumkms.v1.BatchGenerateDataKeyResponse
-	41, // 75: quorumkms.v1.CryptoService.BatchEncrypt:output_type -> quorumkms.v1.BatchEncryptResponse
-	45, // 76: quorumkms.v1.CryptoService.BatchDecrypt:output_type -> quorumkms.v1.BatchDecryptResponse
-	61, // [61:77] is the sub-list for method output_type
-	45, // [45:61] is the sub-list for method input_type
+	37, // 58: quorumkms.v1.CryptoService.BatchGenerateDataKey:input_type -> quorumkms.v1.BatchGenerateDataKeyRequest
+	41, // 59: quorumkms.v1.CryptoService.BatchEncrypt:input_type -> quorumkms.v1.BatchEncryptRequest
+	45, // 60: quorumkms.v1.CryptoService.BatchDecrypt:input_type -> quorumkms.v1.BatchDecryptRequest
+	34, // 61: quorumkms.v1.CryptoService.WatchRestrictions:input_type -> quorumkms.v1.WatchRestrictionsRequest
+	9,  // 62: quorumkms.v1.CryptoService.Encrypt:output_type -> quorumkms.v1.EncryptResponse
+	11, // 63: quorumkms.v1.CryptoService.Decrypt:output_type -> quorumkms.v1.DecryptResponse
+	13, // 64: quorumkms.v1.CryptoService.ReEncrypt:output_type -> quorumkms.v1.ReEncryptResponse
+	15, // 65: quorumkms.v1.CryptoService.GenerateDataKey:output_type -> quorumkms.v1.GenerateDataKeyResponse
+	17, // 66: quorumkms.v1.CryptoService.GenerateDataKeyWithoutPlaintext:output_type -> quorumkms.v1.GenerateDataKeyWithoutPlaintextResponse
+	21, // 67: quorumkms.v1.CryptoService.GenerateDataKeyPair:output_type -> quorumkms.v1.GenerateDataKeyPairResponse
+	23, // 68: quorumkms.v1.CryptoService.GenerateDataKeyPairWithoutPlaintext:output_type -> quorumkms.v1.GenerateDataKeyPairWithoutPlaintextResponse
+	25, // 69: quorumkms.v1.CryptoService.Sign:output_type -> quorumkms.v1.SignResponse
+	27, // 70: quorumkms.v1.CryptoService.Verify:output_type -> quorumkms.v1.VerifyResponse
+	29, // 71: quorumkms.v1.CryptoService.GetPublicKey:output_type -> quorumkms.v1.GetPublicKeyResponse
+	31, // 72: quorumkms.v1.CryptoService.GenerateMac:output_type -> quorumkms.v1.GenerateMacResponse
+	33, // 73: quorumkms.v1.CryptoService.VerifyMac:output_type -> quorumkms.v1.VerifyMacResponse
+	19, // 74: quorumkms.v1.CryptoService.GenerateRandom:output_type -> quorumkms.v1.GenerateRandomResponse
+	39, // 75: quorumkms.v1.CryptoService.BatchGenerateDataKey:output_type -> quorumkms.v1.BatchGenerateDataKeyResponse
+	43, // 76: quorumkms.v1.CryptoService.BatchEncrypt:output_type -> quorumkms.v1.BatchEncryptResponse
+	47, // 77: quorumkms.v1.CryptoService.BatchDecrypt:output_type -> quorumkms.v1.BatchDecryptResponse
+	35, // 78: quorumkms.v1.CryptoService.WatchRestrictions:output_type -> quorumkms.v1.WatchRestrictionsResponse
+	62, // [62:79] is the sub-list for method output_type
+	45, // [45:62] is the sub-list for method input_type
 	45, // [45:45] is the sub-list for extension type_name
 	45, // [45:45] is the sub-list for extension extendee
 	0,  // [0:45] is the sub-list for field type_name
@@ -4001,15 +4156,15 @@ func file_quorumkms_v1_crypto_proto_init() {
 	}
 	file_quorumkms_v1_error_proto_init()
 	file_quorumkms_v1_key_proto_init()
-	file_quorumkms_v1_crypto_proto_msgTypes[32].OneofWrappers = []any{
+	file_quorumkms_v1_crypto_proto_msgTypes[34].OneofWrappers = []any{
 		(*DataKeyResult_DataKey)(nil),
 		(*DataKeyResult_Error)(nil),
 	}
-	file_quorumkms_v1_crypto_proto_msgTypes[36].OneofWrappers = []any{
+	file_quorumkms_v1_crypto_proto_msgTypes[38].OneofWrappers = []any{
 		(*EncryptResult_Encrypted)(nil),
 		(*EncryptResult_Error)(nil),
 	}
-	file_quorumkms_v1_crypto_proto_msgTypes[40].OneofWrappers = []any{
+	file_quorumkms_v1_crypto_proto_msgTypes[42].OneofWrappers = []any{
 		(*DecryptResult_Decrypted)(nil),
 		(*DecryptResult_Error)(nil),
 	}
@@ -4019,7 +4174,7 @@ func file_quorumkms_v1_crypto_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_quorumkms_v1_crypto_proto_rawDesc), len(file_quorumkms_v1_crypto_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   41,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

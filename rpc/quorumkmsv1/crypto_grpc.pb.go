@@ -35,6 +35,7 @@ const (
 	CryptoService_BatchGenerateDataKey_FullMethodName                = "/quorumkms.v1.CryptoService/BatchGenerateDataKey"
 	CryptoService_BatchEncrypt_FullMethodName                        = "/quorumkms.v1.CryptoService/BatchEncrypt"
 	CryptoService_BatchDecrypt_FullMethodName                        = "/quorumkms.v1.CryptoService/BatchDecrypt"
+	CryptoService_WatchRestrictions_FullMethodName                   = "/quorumkms.v1.CryptoService/WatchRestrictions"
 )
 
 // CryptoServiceClient is the client API for CryptoService service.
@@ -80,6 +81,13 @@ type CryptoServiceClient interface {
 	BatchGenerateDataKey(ctx context.Context, in *BatchGenerateDataKeyRequest, opts ...grpc.CallOption) (*BatchGenerateDataKeyResponse, error)
 	BatchEncrypt(ctx context.Context, in *BatchEncryptRequest, opts ...grpc.CallOption) (*BatchEncryptResponse, error)
 	BatchDecrypt(ctx context.Context, in *BatchDecryptRequest, opts ...grpc.CallOption) (*BatchDecryptResponse, error)
+	// WatchRestrictions tells who keeps data keys which of them to forget. The first request
+	// opens the watch of the acting tenant; each further one is a ping, which is answered when
+	// everything has been told that restricts and had been applied at the node when it read the
+	// ping, under its lease: until a time after it sent a ping that the client chooses, it may
+	// keep what it was not told to forget. The stream ends when the principal is disabled, and
+	// when the node has no lease. Pings more often than ten a second wait.
+	WatchRestrictions(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchRestrictionsRequest, WatchRestrictionsResponse], error)
 }
 
 type cryptoServiceClient struct {
@@ -250,6 +258,19 @@ func (c *cryptoServiceClient) BatchDecrypt(ctx context.Context, in *BatchDecrypt
 	return out, nil
 }
 
+func (c *cryptoServiceClient) WatchRestrictions(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchRestrictionsRequest, WatchRestrictionsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &CryptoService_ServiceDesc.Streams[0], CryptoService_WatchRestrictions_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchRestrictionsRequest, WatchRestrictionsResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CryptoService_WatchRestrictionsClient = grpc.BidiStreamingClient[WatchRestrictionsRequest, WatchRestrictionsResponse]
+
 // CryptoServiceServer is the server API for CryptoService service.
 // All implementations must embed UnimplementedCryptoServiceServer
 // for forward compatibility.
@@ -293,6 +314,13 @@ type CryptoServiceServer interface {
 	BatchGenerateDataKey(context.Context, *BatchGenerateDataKeyRequest) (*BatchGenerateDataKeyResponse, error)
 	BatchEncrypt(context.Context, *BatchEncryptRequest) (*BatchEncryptResponse, error)
 	BatchDecrypt(context.Context, *BatchDecryptRequest) (*BatchDecryptResponse, error)
+	// WatchRestrictions tells who keeps data keys which of them to forget. The first request
+	// opens the watch of the acting tenant; each further one is a ping, which is answered when
+	// everything has been told that restricts and had been applied at the node when it read the
+	// ping, under its lease: until a time after it sent a ping that the client chooses, it may
+	// keep what it was not told to forget. The stream ends when the principal is disabled, and
+	// when the node has no lease. Pings more often than ten a second wait.
+	WatchRestrictions(grpc.BidiStreamingServer[WatchRestrictionsRequest, WatchRestrictionsResponse]) error
 	mustEmbedUnimplementedCryptoServiceServer()
 }
 
@@ -350,6 +378,9 @@ func (UnimplementedCryptoServiceServer) BatchEncrypt(context.Context, *BatchEncr
 }
 func (UnimplementedCryptoServiceServer) BatchDecrypt(context.Context, *BatchDecryptRequest) (*BatchDecryptResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method BatchDecrypt not implemented")
+}
+func (UnimplementedCryptoServiceServer) WatchRestrictions(grpc.BidiStreamingServer[WatchRestrictionsRequest, WatchRestrictionsResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchRestrictions not implemented")
 }
 func (UnimplementedCryptoServiceServer) mustEmbedUnimplementedCryptoServiceServer() {}
 func (UnimplementedCryptoServiceServer) testEmbeddedByValue()                       {}
@@ -660,6 +691,13 @@ func _CryptoService_BatchDecrypt_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CryptoService_WatchRestrictions_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(CryptoServiceServer).WatchRestrictions(&grpc.GenericServerStream[WatchRestrictionsRequest, WatchRestrictionsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type CryptoService_WatchRestrictionsServer = grpc.BidiStreamingServer[WatchRestrictionsRequest, WatchRestrictionsResponse]
+
 // CryptoService_ServiceDesc is the grpc.ServiceDesc for CryptoService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -732,6 +770,13 @@ var CryptoService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _CryptoService_BatchDecrypt_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchRestrictions",
+			Handler:       _CryptoService_WatchRestrictions_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "quorumkms/v1/crypto.proto",
 }
