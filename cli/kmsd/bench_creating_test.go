@@ -45,9 +45,8 @@ func (b *bench) creating() {
 	b.against("create-key.p99", x[0].p99, x[2].p99, "ms", "")
 	b.against("create-key.no-hsm.throughput", x[1].rate, x[2].rate, "op/s", "")
 	b.against("create-key.no-hsm.cpu", x[1].cpu, x[2].cpu, "us/op", "")
-	x = b.alternate(1, made, empty, bare)
-	b.against("create-key.one-caller.p50", x[0].p50, x[2].p50, "ms", "")
-	b.against("create-key.no-hsm.one-caller.p50", x[1].p50, x[2].p50, "ms", "")
+	x = b.alternate(1, made, bare)
+	b.against("create-key.one-caller.p50", x[0].p50, x[1].p50, "ms", "")
 }
 
 // entrySize is the size of the log's entry with a text, in bytes, as Raft was given it.

@@ -39,11 +39,11 @@ func (b *bench) reads() {
 			during()
 			return (r.count(leader, "raft_commit_index") - before) / time.Since(at).Seconds()
 		}
-		rest := entries(func() { time.Sleep(3 * *benchSlice) })
+		rest := entries(func() { time.Sleep(2 * *benchSlice) })
 		done.Store(0)
 		began := time.Now()
 		loaded := entries(func() {
-			for range 3 {
+			for range 2 {
 				b.run(busy, benchCallers)
 			}
 		})

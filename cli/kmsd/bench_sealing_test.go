@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	sealedSize  = 64 << 20 // bytes of an object whose sealing is measured
+	sealedSize  = 16 << 20 // bytes of an object whose sealing is measured, again and again: processors cache it
 	sealedChunk = 64 << 10 // of one package of an object, and of one message of the floors
 	smallObject = 16 << 20
 	largeObject = 1 << 30
