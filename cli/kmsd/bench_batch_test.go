@@ -52,7 +52,7 @@ func (b *bench) batches() {
 			},
 		},
 	} {
-		single, all := side{pid, op.single}, side{pid, func(ctx context.Context, i int) error {
+		single, all := side{pid: pid, call: op.single}, side{pid: pid, call: func(ctx context.Context, i int) error {
 			turn <- struct{}{}
 			defer func() { <-turn }()
 			return op.all(ctx, i)

@@ -49,15 +49,7 @@ func TestBenchEcho(t *testing.T) {
 	if dir == "" { // it is no test: TestBench starts it
 		return
 	}
-	pair, err := tls.LoadX509KeyPair(dir+"/kms-1.crt", dir+"/kms-1.key")
-	must(t, err)
-	ca, err := os.ReadFile(filepath.Join(dir, transport.DevCACert))
-	must(t, err)
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(ca)
-	s := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{
-		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert,
-	})))
+	s := grpc.NewServer(grpc.Creds(credentials.NewTLS(floorTLS(t, dir))))
 	s.RegisterService(&grpc.ServiceDesc{
 		ServiceName: "bench.Floor", HandlerType: (*echoServer)(nil),
 		Methods: []grpc.MethodDesc{{MethodName: "Echo", Handler: func(srv any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
@@ -78,9 +70,29 @@ func TestBenchEcho(t *testing.T) {
 	must(t, s.Serve(l))
 }
 
-// startFloor starts one of the floors as a process of its own and returns the first line
-// that it prints.
-func startFloor(t *testing.T, test, config string) (pid int, line string) {
+// floorTLS is mutual TLS 1.3, as a server or a client, with a node's certificate.
+func floorTLS(t *testing.T, certs string) *tls.Config {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(filepath.Join(certs, "kms-1.crt"), filepath.Join(certs, "kms-1.key"))
+	must(t, err)
+	ca, err := os.ReadFile(filepath.Join(certs, transport.DevCACert))
+	must(t, err)
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(ca)
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, RootCAs: pool, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert,
+	}
+}
+
+// floor is a floor that runs, as a process of its own.
+type floor struct {
+	t     *testing.T
+	pid   int
+	in    io.Writer
+	lines *bufio.Reader
+}
+
+func startFloor(t *testing.T, test, config string) *floor {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run", "^"+test+"$", "-test.timeout", "1h")
 	cmd.Env = append(os.Environ(), floorConfig+"="+config)
@@ -90,15 +102,23 @@ func startFloor(t *testing.T, test, config string) (pid int, line string) {
 	out, err := cmd.StdoutPipe()
 	must(t, err)
 	must(t, cmd.Start())
+	f := &floor{t, cmd.Process.Pid, in, bufio.NewReader(out)}
 	t.Cleanup(func() {
 		_ = in.Close()
+		_, _ = io.Copy(io.Discard, f.lines)
 		_ = cmd.Wait()
 	})
-	lines := bufio.NewReader(out)
-	line, err = lines.ReadString('\n')
-	must(t, err)
-	go func() { _, _ = io.Copy(io.Discard, lines) }()
-	return cmd.Process.Pid, strings.TrimSpace(line)
+	return f
+}
+
+// line is the next line that it prints.
+func (f *floor) line() string {
+	f.t.Helper()
+	line, err := f.lines.ReadString('\n')
+	if err != nil {
+		f.t.Fatalf("a floor ended: %v: %s", err, line)
+	}
+	return strings.TrimSpace(line)
 }
 
 // echoCall is a call of the floor with messages of those sizes.

@@ -27,6 +27,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/rpc/client"
 	pb "github.com/quorumkms/quorumkms/rpc/quorumkmsv1"
 )
@@ -39,6 +40,7 @@ var (
 	benchRounds  = flag.Int("bench-rounds", 5, "how often each is measured: the median counts")
 	benchProfile = flag.String("bench-profile", "", "directory for profiles of the node's processors, one an operation")
 	benchSlice   = flag.Duration("bench-slice", time.Second, "how long, each time")
+	benchProgram = flag.String("bench-program", "", "kmsd to measure, to compare releases; empty: this one")
 )
 
 const (
@@ -50,14 +52,14 @@ const (
 // bench is a run of measurements.
 type bench struct {
 	*benchReport
-	t *testing.T
+	t *testing.T // of the group
 }
 
 // TestBench measures calls against their floors: alternating with them, on the same
 // processors, several times.
 func TestBench(t *testing.T) {
 	only := regexp.MustCompile(*benchOnly)
-	b := &bench{newBenchReport(*benchVersion), t}
+	b := &bench{benchReport: newBenchReport(*benchVersion)}
 	for _, group := range []struct {
 		name string
 		run  func()
@@ -65,9 +67,17 @@ func TestBench(t *testing.T) {
 		{"calls", b.calls},
 		{"followers", b.followers},
 		{"batch", b.batches},
+		{"reads", b.reads},
+		{"creating", b.creating},
+		{"disabling", b.disabling},
+		{"failover", b.failover},
+		{"sealing", b.sealing},
 	} {
 		if only.MatchString(group.name) {
-			group.run()
+			t.Run(group.name, func(t *testing.T) { // its nodes end with it
+				b.t = t
+				group.run()
+			})
 		}
 	}
 	b.end(t, *benchOut)
@@ -77,6 +87,9 @@ func TestBench(t *testing.T) {
 type side struct {
 	pid  int // of the server
 	call func(ctx context.Context, i int) error
+	// drive, instead of call, has the server call itself for a while, and gives how long
+	// each call took.
+	drive func(callers int) []time.Duration
 }
 
 // sample is what a side did in a while: medians, if of several.
@@ -89,17 +102,40 @@ type sample struct {
 // run has a side called for a while.
 func (b *bench) run(s side, callers int) sample {
 	b.t.Helper()
-	ctx, cancel := context.WithCancelCause(b.t.Context())
+	drive := s.drive
+	if drive == nil {
+		drive = func(callers int) []time.Duration { return b.drive(s.call, callers) }
+	}
+	cpu, began := b.processor(s.pid), time.Now()
+	all := drive(callers)
+	elapsed, used, n := time.Since(began), b.processor(s.pid)-cpu, float64(len(all))
+	slices.Sort(all)
+	return sample{
+		rate: n / elapsed.Seconds(), cpu: used.Seconds() * 1e6 / n,
+		p50: percentile(all, 0.5).Seconds() * 1e3, p99: percentile(all, 0.99).Seconds() * 1e3,
+	}
+}
+
+// drive makes calls for a while and gives how long each took.
+func (b *bench) drive(call func(context.Context, int) error, callers int) []time.Duration {
+	b.t.Helper()
+	took, err := callFor(b.t.Context(), *benchSlice, callers, call)
+	must(b.t, err)
+	return took
+}
+
+// callFor has callers make calls for a while and gives how long each took.
+func callFor(ctx context.Context, slice time.Duration, callers int, call func(context.Context, int) error) ([]time.Duration, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var next atomic.Int64
-	took := make([][]time.Duration, callers)
-	cpu, began := b.processor(s.pid), time.Now()
+	took, began := make([][]time.Duration, callers), time.Now()
 	var work sync.WaitGroup
 	for w := range callers {
 		work.Go(func() {
-			for ctx.Err() == nil && time.Since(began) < *benchSlice {
+			for ctx.Err() == nil && time.Since(began) < slice {
 				at := time.Now()
-				if err := s.call(ctx, int(next.Add(1))); err != nil {
+				if err := call(ctx, int(next.Add(1))); err != nil {
 					cancel(err)
 					return
 				}
@@ -108,32 +144,32 @@ func (b *bench) run(s side, callers int) sample {
 		})
 	}
 	work.Wait()
-	elapsed, used := time.Since(began), b.processor(s.pid)-cpu
-	if err := context.Cause(ctx); err != nil {
-		b.t.Fatal(err)
-	}
-	all := slices.Concat(took...)
-	slices.Sort(all)
-	n := float64(len(all))
-	return sample{
-		rate: n / elapsed.Seconds(), cpu: used.Seconds() * 1e6 / n,
-		p50: percentile(all, 0.5).Seconds() * 1e3, p99: percentile(all, 0.99).Seconds() * 1e3,
-	}
+	return slices.Concat(took...), context.Cause(ctx)
 }
 
-// alternate runs sides in turn, several times, after a turn that does not count.
+// alternate runs sides in turn.
 func (b *bench) alternate(callers int, sides ...side) []sample {
 	b.t.Helper()
-	all := make([][]sample, len(sides))
+	turns := make([]func() sample, len(sides))
+	for i, s := range sides {
+		turns[i] = func() sample { return b.run(s, callers) }
+	}
+	return b.inTurn(turns...)
+}
+
+// inTurn measures each in turn, several times, after a turn that does not count.
+func (b *bench) inTurn(turns ...func() sample) []sample {
+	b.t.Helper()
+	all := make([][]sample, len(turns))
 	for round := range *benchRounds + 1 {
-		for i, s := range sides {
-			runtime.GC() // what one side has left is no other's
-			if x := b.run(s, callers); round > 0 {
+		for i, turn := range turns {
+			runtime.GC() // what one has left is no other's
+			if x := turn(); round > 0 {
 				all[i] = append(all[i], x)
 			}
 		}
 	}
-	out := make([]sample, len(sides))
+	out := make([]sample, len(turns))
 	for i, of := range all {
 		pick := func(f func(sample) float64) float64 {
 			var v []float64
@@ -167,11 +203,14 @@ type benchRig struct {
 	keys    []string
 }
 
+// start starts nodes with the defaults' timing.
 func (b *bench) start(nodes, keys int) *benchRig {
 	b.t.Helper()
 	r := &benchRig{testCluster: newCluster(b.t, nodes), metrics: map[*process]string{}}
+	r.lease = cluster.DefaultLease
 	for _, p := range r.nodes {
 		r.metrics[p] = freeAddress(b.t)
+		p.program = *benchProgram
 		p.timing, p.renew, p.limits = "heartbeat: 1s, election: 1s", "1s", benchLimits
 		p.extra = fmt.Sprintf("metrics: {listen: %q}\ndebug: {socket: %q}", r.metrics[p], p.path("d"))
 	}
@@ -183,6 +222,7 @@ func (b *bench) start(nodes, keys int) *benchRig {
 		must(b.t, err)
 		r.keys = append(r.keys, k.GetKey().GetKeyId())
 	}
+	r.level(b.t.Context())
 	return r
 }
 
@@ -265,8 +305,8 @@ func (r *benchRig) operations() []operation {
 // echo is a floor with the user's certificate.
 func (b *bench) echo(c *testCluster) (pid int, conn *grpc.ClientConn) {
 	b.t.Helper()
-	pid, address := startFloor(b.t, "TestBenchEcho", c.certs())
-	return pid, c.connect(address, c.clientTLS(filepath.Join(c.certs(), filepath.Base(userID))))
+	f := startFloor(b.t, "TestBenchEcho", c.certs())
+	return f.pid, c.connect(f.line(), c.clientTLS(filepath.Join(c.certs(), filepath.Base(userID))))
 }
 
 // calls measures one node: its processor time and throughput beside an echo's, one key and
@@ -277,9 +317,9 @@ func (b *bench) calls() {
 	pid := node.cmd.Process.Pid
 	floor, conn := b.echo(r.testCluster)
 	for _, op := range r.operations() {
-		one := side{pid, func(ctx context.Context, _ int) error { return op.call(ctx, r.user, 0) }}
-		many := side{pid, func(ctx context.Context, _ int) error { return op.call(ctx, r.user, rand.IntN(benchKeys)) }}
-		bare := side{floor, echoCall(conn, op.request, op.response)}
+		one := side{pid: pid, call: func(ctx context.Context, _ int) error { return op.call(ctx, r.user, 0) }}
+		many := side{pid: pid, call: func(ctx context.Context, _ int) error { return op.call(ctx, r.user, rand.IntN(benchKeys)) }}
+		bare := side{pid: floor, call: echoCall(conn, op.request, op.response)}
 		b.profile(op.name, node, one)
 		x := b.alternate(benchCallers, bare, one, many)
 		b.against(op.name+".cpu", x[1].cpu, x[0].cpu, "us/op", "<= 1.7")
@@ -290,7 +330,7 @@ func (b *bench) calls() {
 		for _, callers := range []int{1, benchCallers} {
 			before, messages, batches := r.count(node, "hsm_call_duration_seconds_count"), r.count(node, "hsm_batch_messages_sum"), r.count(node, "hsm_batch_messages_count")
 			var done atomic.Int64
-			b.run(side{pid, func(ctx context.Context, _ int) error { done.Add(1); return op.call(ctx, r.user, 0) }}, callers)
+			b.run(side{pid: pid, call: func(ctx context.Context, _ int) error { done.Add(1); return op.call(ctx, r.user, 0) }}, callers)
 			after := r.count(node, "hsm_call_duration_seconds_count")
 			wanted := "<= 0.1"
 			if callers == 1 {
@@ -345,7 +385,7 @@ func (b *bench) followers() {
 	op := r.operations()[0]
 	of := func(p *process) side {
 		user := r.dial(userID, p)
-		return side{p.cmd.Process.Pid, func(ctx context.Context, _ int) error { return op.call(ctx, user, 0) }}
+		return side{pid: p.cmd.Process.Pid, call: func(ctx context.Context, _ int) error { return op.call(ctx, user, 0) }}
 	}
 	peers := func() (sum float64) { // messages between nodes
 		for _, p := range r.nodes {

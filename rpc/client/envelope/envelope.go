@@ -83,6 +83,7 @@ const (
 const (
 	payloadSize = 64 << 10              // bytes of plaintext in every package but the last
 	packageSize = 16 + payloadSize + 16 // header, ciphertext, tag
+	sealAtOnce  = 4 * payloadSize       // bytes that Seal reads at a time: sio copies one package of each
 
 	dataLabel   = "keo/data/v1"
 	commitLabel = "keo/commit/v1"
@@ -179,9 +180,8 @@ func (c contextReader) Read(p []byte) (int, error) {
 }
 
 // copyAll copies size bytes, or what there is of UnknownSize, by way of one
-// buffer of a package at most, whatever dst and src would rather do.
-func copyAll(dst io.Writer, src io.Reader, size int64) (int64, error) {
-	buffer := int64(payloadSize)
+// buffer of so many bytes at most, whatever dst and src would rather do.
+func copyAll(dst io.Writer, src io.Reader, size, buffer int64) (int64, error) {
 	if size != UnknownSize {
 		buffer = min(buffer, size+1)
 	}

@@ -21,7 +21,7 @@ func Open(ctx context.Context, keys DataKeys, ec map[string]string, dst io.Write
 	if err != nil {
 		return 0, err
 	}
-	return copyAll(dst, r, r.Size())
+	return copyAll(dst, r, r.Size(), payloadSize)
 }
 
 // OpenReader returns the plaintext of a sealed object. It is not safe for

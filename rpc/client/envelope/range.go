@@ -21,7 +21,7 @@ func OpenRange(ctx context.Context, keys DataKeys, ec map[string]string, dst io.
 	if err != nil {
 		return 0, err
 	}
-	return copyAll(dst, contextReader{ctx, section}, n)
+	return copyAll(dst, contextReader{ctx, section}, n, payloadSize)
 }
 
 // ReaderAt gives access to any range of the plaintext of a sealed object. It

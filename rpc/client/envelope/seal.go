@@ -24,7 +24,7 @@ func Seal(ctx context.Context, keys DataKeys, key string, ec map[string]string, 
 	if err != nil {
 		return 0, err
 	}
-	n, err := copyAll(w, contextReader{ctx, src}, size)
+	n, err := copyAll(w, contextReader{ctx, src}, size, sealAtOnce)
 	if err != nil {
 		return n, err
 	}
