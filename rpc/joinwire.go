@@ -10,6 +10,8 @@ import (
 	"math"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/hsm"
@@ -188,15 +190,27 @@ func (w *donorWire) Channel() (cluster.Channel, error) {
 
 func (w *donorWire) Close() error { return nil }
 
+// streamState is the connection of a stream, at either end of it.
 func streamState(ctx context.Context) (tls.ConnectionState, error) {
-	c, err := connectionOf(ctx)
-	if err != nil {
-		return tls.ConnectionState{}, fmt.Errorf("%w: the connection is not known", cluster.ErrJoin)
+	var state tls.ConnectionState
+	p, ok := peer.FromContext(ctx)
+	if ok {
+		switch info := p.AuthInfo.(type) {
+		case *accepted:
+			state = info.State
+		case credentials.TLSInfo: // dialled
+			state = info.State
+		default:
+			ok = false
+		}
 	}
-	if len(c.State.PeerCertificates) == 0 {
-		return tls.ConnectionState{}, fmt.Errorf("%w: the connection has no certificate", cluster.ErrJoin)
+	switch {
+	case !ok:
+		return state, fmt.Errorf("%w: the connection is not known", cluster.ErrJoin)
+	case len(state.PeerCertificates) == 0:
+		return state, fmt.Errorf("%w: the connection has no certificate", cluster.ErrJoin)
 	}
-	return c.State, nil
+	return state, nil
 }
 
 // channel names the connection by its exporter value and both ends' keys.
