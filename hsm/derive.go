@@ -29,6 +29,7 @@ type coalescer struct {
 	mu      sync.Mutex
 	running bool // somebody has the role of the runner
 	waiters queue[*waiter]
+	arrived uint64 // waiters so far
 }
 
 // shared is what all coalescers of a keyring have in common.
@@ -156,6 +157,7 @@ func (c *coalescer) waiter(ctx context.Context, in *MessageInput, use Use) *wait
 // coalescer is locked.
 func (c *coalescer) enqueue(w *waiter) (idle bool) {
 	c.waiters.push(&w.link)
+	c.arrived++
 	if c.running {
 		return false
 	}
@@ -203,7 +205,7 @@ func (c *coalescer) abandon(w *waiter) {
 
 // run makes one call, for self and for those who queue behind it.
 func (c *coalescer) run(ctx context.Context, self *waiter) {
-	runtime.Gosched() // lets callers that are about to queue do so
+	c.gather()
 	b := c.shared.calls.Get().(*call)
 
 	c.mu.Lock()
@@ -232,6 +234,25 @@ func (c *coalescer) run(ctx context.Context, self *waiter) {
 
 	b.reset()
 	c.shared.calls.Put(b)
+}
+
+// maxYields bounds how often a runner lets others go first.
+const maxYields = 4
+
+// gather lets callers that are about to queue do so, again as long as some did. One who is alone
+// yields once, to nobody.
+func (c *coalescer) gather() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for range maxYields {
+		before := c.arrived
+		c.mu.Unlock()
+		runtime.Gosched()
+		c.mu.Lock()
+		if c.arrived == before {
+			return
+		}
+	}
 }
 
 // handOver gives the role of the runner to the caller at the front, if any.
