@@ -203,6 +203,10 @@ func (l *Log) lookForRemoval(ctx context.Context, before trail.Segment) (unsure 
 	return unsure, err
 }
 
+// compression is gzip's level for whole segments: the default one takes nearly twice the
+// processor time, 7 us a record, and leaves a hundredth less.
+const compression = 3
+
 // compress replaces the file of a whole segment, which keeps the time of its last record.
 func (l *Log) compress(s trail.Segment) error {
 	info, err := os.Stat(s.Path)
@@ -216,8 +220,11 @@ func (l *Log) compress(s trail.Segment) error {
 	defer from.Close() //nolint:errcheck // only read
 	path := l.path(trail.Name(s.Number, trail.CompressedEnd))
 	err = Replace(path, trailMode, func(w io.Writer) error {
-		z := gzip.NewWriter(w)
-		_, err := io.Copy(z, bufio.NewReader(from))
+		z, err := gzip.NewWriterLevel(w, compression)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(z, bufio.NewReader(from))
 		return errors.Join(err, z.Close())
 	})
 	if err != nil {

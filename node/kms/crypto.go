@@ -73,7 +73,7 @@ func (s *Service) enterMany(ctx context.Context, c Call, n int, e *audit.Event) 
 
 // through runs the work and passes its result through the gate.
 func through[T any](ctx context.Context, s *Service, c Call, e *audit.Event, authorise func(*fsm.State) error,
-	work func(context.Context) (T, error), wipe func(T), describe func(T, *audit.Event), used ...target,
+	work func(context.Context) (T, error), wipe func(T), describe func(T, *audit.Event), used ...*target,
 ) (T, error) {
 	var none T
 	if c.DryRun {
@@ -93,7 +93,7 @@ func through[T any](ctx context.Context, s *Service, c Call, e *audit.Event, aut
 	released, err := gate.Release(ctx, s.gate, pending, e, func(st *fsm.State) error {
 		err := authorise(st)
 		for _, t := range used {
-			s.noteDoomed(e, st, t, err)
+			s.noteDoomed(e, st, *t, err)
 		}
 		return err
 	})
@@ -261,7 +261,7 @@ func (s *Service) sealCall(ctx context.Context, c Call, e *audit.Event, key stri
 	return through(ctx, s, c, e, t.authorise,
 		func(ctx context.Context) (Sealed, error) { return work(ctx, sealContext{st, t, h}) },
 		func(r Sealed) { clear(r.Plaintext) },
-		func(r Sealed, e *audit.Event) { e.CiphertextSHA256 = digest(r.Ciphertext) }, t)
+		func(r Sealed, e *audit.Event) { e.CiphertextSHA256 = digest(r.Ciphertext) }, &t)
 }
 
 // findSeal finds the key that is to seal, and the state that it stands in.
@@ -331,7 +331,7 @@ func (s *Service) Decrypt(ctx context.Context, c Call, blob []byte, key string, 
 	return through(ctx, s, c, &e, src.authorise, func(ctx context.Context) (Opened, error) {
 		plaintext, err := s.open(ctx, st, src.target, header, h, blob)
 		return Opened{Plaintext: plaintext, KeyARN: src.arn, Version: header.version, IndexToken: IndexToken(st)}, err
-	}, func(r Opened) { clear(r.Plaintext) }, func(Opened, *audit.Event) {}, src.target)
+	}, func(r Opened) { clear(r.Plaintext) }, func(Opened, *audit.Event) {}, &src.target)
 }
 
 // ReEncryption says what ReEncrypt is to do.
@@ -380,7 +380,7 @@ func (s *Service) ReEncrypt(ctx context.Context, c Call, r ReEncryption) (Moved,
 	authorise := func(st *fsm.State) error { return errors.Join(src.authorise(st), dst.authorise(st)) }
 	return through(ctx, s, c, &e, authorise, func(ctx context.Context) (Moved, error) {
 		return s.move(ctx, st, src, dst, to, r.Ciphertext)
-	}, func(Moved) {}, func(r Moved, e *audit.Event) { e.DestinationSHA256 = digest(r.Ciphertext) }, src.target, dst)
+	}, func(Moved) {}, func(r Moved, e *audit.Event) { e.DestinationSHA256 = digest(r.Ciphertext) }, &src.target, &dst)
 }
 
 // findMove finds both keys of a ReEncrypt.

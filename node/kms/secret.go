@@ -93,7 +93,7 @@ func useKey[T any](ctx context.Context, s *Service, c Call, k keyed[T]) (T, erro
 	if k.wipe == nil {
 		k.wipe = func(T) {}
 	}
-	return through(ctx, s, c, &e, t.authorise, func(ctx context.Context) (T, error) { return k.work(ctx, st, t) }, k.wipe, k.describe, t)
+	return through(ctx, s, c, &e, t.authorise, func(ctx context.Context) (T, error) { return k.work(ctx, st, t) }, k.wipe, k.describe, &t)
 }
 
 // Sign signs a message of up to 4,096 bytes, or a digest.

@@ -84,7 +84,7 @@ func (t target) usable(st *fsm.State, k *fsm.Key) error {
 // authorise asks a state whether the key may be used. It is asked before the work
 // and, by the gate, after it. Nothing but the state and the wall clock decides: what the very
 // same state has just allowed stands for as long as the gate lets any check stand.
-func (t target) authorise(st *fsm.State) error {
+func (t *target) authorise(st *fsm.State) error {
 	if since := t.service.now().UnixNano() - t.at; st == t.on && 0 <= since && since <= int64(gate.HandOver) {
 		return nil
 	}
