@@ -133,9 +133,10 @@ func (c *coalescer) deriveAll(ctx context.Context, in []MessageInput, use Use, k
 	}
 	c.mu.Unlock()
 	for i, w := range all { // in the order of the queue, in which they become the runner
-		var failed error
-		if keys[i], failed = c.wait(ctx, w, idle && i == 0); err == nil {
-			err = failed
+		if err == nil {
+			keys[i], err = c.wait(ctx, w, idle && i == 0)
+		} else {
+			c.abandon(w)
 		}
 	}
 	if err != nil {

@@ -110,12 +110,12 @@ func (k *Keyring) Derive(ctx context.Context, ref Ref, in MessageInput, use Use)
 }
 
 // DeriveAll computes the keys of many messages under one key, with as few HSM calls as they fit
-// into: all of them or, with an error as of Derive, none. They count as one message of MaxWaiting.
+// into: all of them or, with an error as of Derive, none.
 func (k *Keyring) DeriveAll(ctx context.Context, ref Ref, in []MessageInput, use Use) ([]MessageKeys, error) {
 	if err := ref.derives(use); err != nil || len(in) == 0 {
 		return nil, err
 	}
-	return using(ctx, k, ref, func(s *slot) ([]MessageKeys, error) {
+	return usingMany(ctx, k, ref, len(in), func(s *slot) ([]MessageKeys, error) {
 		keys := make([]MessageKeys, len(in))
 		return keys, s.deriveAll(ctx, in, use, keys)
 	})
@@ -152,10 +152,15 @@ func (k *Keyring) Apply(ctx context.Context, ref Ref, a Algorithm, input []byte)
 // using does something with the loaded key of ref. A key lost with its session is opened
 // again once.
 func using[T any](ctx context.Context, k *Keyring, ref Ref, f func(*slot) (T, error)) (result T, err error) {
-	if err := k.enter(); err != nil {
+	return usingMany(ctx, k, ref, 1, f)
+}
+
+// usingMany is using for what counts as so many messages.
+func usingMany[T any](ctx context.Context, k *Keyring, ref Ref, messages int, f func(*slot) (T, error)) (result T, err error) {
+	if err := k.enter(messages); err != nil {
 		return result, err
 	}
-	defer k.exit()
+	defer k.exit(messages)
 	for range 2 {
 		if result, err = usingOnce(ctx, k, ref, f); !errors.Is(err, ErrStale) {
 			return result, err
@@ -224,23 +229,23 @@ func (k *Keyring) Close() {
 	k.active.Wait()
 }
 
-func (k *Keyring) enter() error {
+func (k *Keyring) enter(messages int) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.closed {
 		return fmt.Errorf("%w: keyring closed", ErrUnavailable)
 	}
-	if k.waiting >= k.maxWaiting {
+	if k.waiting > 0 && k.waiting+messages > k.maxWaiting { // one that is more than all may have it all
 		return fmt.Errorf("%w: %d messages under way", ErrBusy, k.waiting)
 	}
-	k.waiting++
+	k.waiting += messages
 	k.active.Add(1)
 	return nil
 }
 
-func (k *Keyring) exit() {
+func (k *Keyring) exit(messages int) {
 	k.mu.Lock()
-	k.waiting--
+	k.waiting -= messages
 	k.mu.Unlock()
 	k.active.Done()
 }

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 
@@ -10,8 +11,8 @@ import (
 )
 
 func (s *cryptoServer) BatchGenerateDataKey(ctx context.Context, r *pb.BatchGenerateDataKeyRequest) (*pb.BatchGenerateDataKeyResponse, error) {
-	items := make([]kms.DataKeyItem, len(r.GetItems()))
-	for i, x := range r.GetItems() {
+	items := make([]kms.DataKeyItem, len(few(r.GetItems())))
+	for i, x := range few(r.GetItems()) {
 		n, wrong := dataKeySize(x.GetSpec(), x.GetNumberOfBytes())
 		items[i] = kms.DataKeyItem{
 			Key: x.GetKeyId(), Bytes: n, Context: pairs(x.GetEncryptionContext()), WithoutPlaintext: x.GetWithoutPlaintext(),
@@ -36,8 +37,8 @@ func (s *cryptoServer) BatchGenerateDataKey(ctx context.Context, r *pb.BatchGene
 }
 
 func (s *cryptoServer) BatchEncrypt(ctx context.Context, r *pb.BatchEncryptRequest) (*pb.BatchEncryptResponse, error) {
-	items := make([]kms.EncryptItem, len(r.GetItems()))
-	for i, x := range r.GetItems() {
+	items := make([]kms.EncryptItem, len(few(r.GetItems())))
+	for i, x := range few(r.GetItems()) {
 		items[i] = kms.EncryptItem{Key: x.GetKeyId(), Plaintext: x.GetPlaintext(), Context: pairs(x.GetEncryptionContext())}
 	}
 	all, err := s.kms.BatchEncrypt(ctx, call(ctx, r), items)
@@ -58,8 +59,8 @@ func (s *cryptoServer) BatchEncrypt(ctx context.Context, r *pb.BatchEncryptReque
 }
 
 func (s *cryptoServer) BatchDecrypt(ctx context.Context, r *pb.BatchDecryptRequest) (*pb.BatchDecryptResponse, error) {
-	items := make([]kms.DecryptItem, len(r.GetItems()))
-	for i, x := range r.GetItems() {
+	items := make([]kms.DecryptItem, len(few(r.GetItems())))
+	for i, x := range few(r.GetItems()) {
 		items[i] = kms.DecryptItem{Ciphertext: x.GetCiphertext(), Key: x.GetKeyId(), Context: pairs(x.GetEncryptionContext())}
 	}
 	all, err := s.kms.BatchDecrypt(ctx, call(ctx, r), items)
@@ -79,6 +80,13 @@ func (s *cryptoServer) BatchDecrypt(ctx context.Context, r *pb.BatchDecryptReque
 	})
 }
 
+// maxItemText bounds what one item is told of its error, in bytes: one request can have the same
+// one told 256 times.
+const maxItemText = 1 << 10
+
+// few are the items that are looked at: one more than there may be tells that there are too many.
+func few[T any](items []T) []T { return items[:min(len(items), kms.MaxBatch+1)] }
+
 // answer puts every item's result into an answer: a value, or an error. Where no item has succeeded and
 // one has failed for this node's sake the batch fails with that, so that another node is asked:
 // there is nothing to be lost.
@@ -97,6 +105,9 @@ func answer[T any](s *cryptoServer, all []kms.Result[T], put func(i int, value *
 			s.log.Error("an item of a batch failed for a reason that callers are not told", "error", x.Err)
 		case code == codes.Unavailable, code == codes.DeadlineExceeded, code == codes.Canceled, reason == pb.Reason_REASON_BUSY:
 			failed = x.Err
+		}
+		if len(text) > maxItemText {
+			text = strings.ToValidUTF8(text[:maxItemText], "") + "…"
 		}
 		put(i, nil, &pb.ItemError{Code: uint32(code), Reason: reason, Message: text})
 	}

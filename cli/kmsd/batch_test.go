@@ -158,7 +158,7 @@ func testBatchSizes(ctx context.Context, c *testCluster, p *process, key string)
 	_, err := crypto.BatchDecrypt(ctx, &pb.BatchDecryptRequest{})
 	count.check(c.t, "no items", err)
 	_, err = crypto.BatchEncrypt(ctx, &pb.BatchEncryptRequest{Items: slices.Repeat([]*pb.EncryptItem{{KeyId: key, Plaintext: []byte("x")}}, 257)})
-	count.check(c.t, "257 items", err)
+	count.check(c.t, "more than 256 items", err)
 	_, err = crypto.BatchGenerateDataKey(ctx, &pb.BatchGenerateDataKeyRequest{Items: []*pb.DataKeyItem{{KeyId: key, NumberOfBytes: 8, Count: 1 << 31}, {KeyId: key, NumberOfBytes: 8, Count: 1 << 31}}})
 	count.check(c.t, "billions of data keys", err)
 

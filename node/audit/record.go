@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"errors"
 	"fmt"
 	"runtime"
 	"sync"
@@ -87,7 +88,7 @@ func (q *callQueue) enter(w *waiter) (writes bool) {
 	return w.writes
 }
 
-// writeQueue writes what has queued and gives the role of the writer to the next, if any.
+// writeQueue writes what has queued.
 func (l *Log) writeQueue(self *waiter) {
 	q := &l.queue
 	q.mu.Lock()
@@ -98,11 +99,14 @@ func (l *Log) writeQueue(self *waiter) {
 	q.waiting = append(q.spare[:0], taken[n:]...)
 	q.mu.Unlock()
 	taken = taken[:n]
-
+	defer q.deliver(taken, self)
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.writeAll(taken)
-	l.mu.Unlock()
+}
 
+// deliver tells waiters that they are done, and gives the role of the writer to the next, if any.
+func (q *callQueue) deliver(taken []*waiter, self *waiter) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, w := range taken {
@@ -121,6 +125,15 @@ func (l *Log) writeQueue(self *waiter) {
 // writeAll writes the records of waiters. With one that cannot be written, none counts.
 func (l *Log) writeAll(all []*waiter) {
 	err := l.broken
+	finished := false
+	defer func() {
+		if !finished { // it panicked: nobody knows what is written
+			err = l.breaks(errors.New("recording panicked"))
+		}
+		for _, w := range all {
+			w.err = err
+		}
+	}()
 	for _, w := range all {
 		begin := 0
 		for _, r := range w.records {
@@ -134,9 +147,7 @@ func (l *Log) writeAll(all []*waiter) {
 	if err == nil {
 		err = l.flush()
 	}
-	for _, w := range all {
-		w.err = err
-	}
+	finished = true
 }
 
 // placedRecord is a record that is in the buffer and not yet in the file.

@@ -3,13 +3,16 @@ package kms
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/google/uuid"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/audit"
 	"github.com/quorumkms/quorumkms/node/kms/gate"
+	"github.com/quorumkms/quorumkms/node/kms/limit"
 )
 
 // MaxBatch is the most items of a batch.
@@ -161,8 +164,11 @@ type unit struct {
 func (s *Service) beginBatch(ctx context.Context, c Call, name string, n int) (*batch, error) {
 	e := begin(name, c)
 	e.Target = fmt.Sprintf("%d items", n)
+	if n > MaxBatch {
+		e.Target = fmt.Sprintf("more than %d items", MaxBatch)
+	}
 	if n < 1 || n > MaxBatch {
-		return nil, s.refuse(e, early{invalid("a batch has 1 to %d items, not %d", MaxBatch, n)})
+		return nil, s.refuse(e, early{invalid("a batch has 1 to %d items, not %s", MaxBatch, strings.TrimSuffix(e.Target, " items"))})
 	}
 	st, err := s.enterMany(ctx, c, n, &e)
 	if err != nil {
@@ -179,8 +185,10 @@ func (b *batch) lot(key lotKey, pairs []Pair, find func(*lot) error) *lot {
 	if l == nil {
 		l = b.newLot(key, pairs)
 		b.lots[key] = l
-		if l.h, l.err = contextHash(pairs); l.err == nil {
-			l.err = find(l)
+		if h, err := contextHash(pairs); err != nil {
+			l.err = early{err}
+		} else {
+			l.h, l.err = h, find(l)
 		}
 		if l.st = b.st; l.err == nil {
 			l.token = IndexToken(l.st)
@@ -192,7 +200,10 @@ func (b *batch) lot(key lotKey, pairs []Pair, find func(*lot) error) *lot {
 // newLot begins with what the request says.
 func (b *batch) newLot(key lotKey, pairs []Pair) *lot {
 	l := &lot{st: b.st, header: key.header, event: begin(key.operation, b.call)}
-	l.event.Tenant, l.event.StateIndex, l.event.Context = b.call.acting(), b.st.Index(), contextMap(pairs)
+	l.event.Tenant, l.event.StateIndex = b.call.acting(), b.st.Index()
+	if len(pairs) <= MaxContextPairs { // others are refused, which each item's record would have at length
+		l.event.Context = contextMap(pairs)
+	}
 	nameKey(&l.event, key.key)
 	return l
 }
@@ -200,7 +211,7 @@ func (b *batch) newLot(key lotKey, pairs []Pair) *lot {
 // wrong is the lot of an item that nothing is looked up for.
 func (b *batch) wrong(operation, key string, pairs []Pair, err error) *lot {
 	l := b.newLot(lotKey{operation: operation, key: key}, pairs)
-	l.err = err
+	l.err = early{err}
 	return l
 }
 
@@ -251,25 +262,32 @@ func (b *batch) run(ctx context.Context, work func(context.Context, []*unit)) er
 		u := &b.units[i]
 		switch {
 		case u.lot.err != nil:
-			b.refuseItem(u, u.lot.err)
+			u.err = u.lot.err
 		case b.call.DryRun:
-			b.refuseItem(u, ErrDryRun)
-		default:
-			going = append(going, u)
+			u.err = ErrDryRun
 		}
+		going = append(going, u)
 	}
-	if going == nil {
+	if going = b.refuseFailed(going); going == nil {
 		return nil
 	}
 	pending, err := gate.Compute(ctx, func(ctx context.Context) ([]*unit, error) {
+		worked := false
+		defer func() {
+			if !worked { // it panicked
+				wipeUnits(going)
+			}
+		}()
 		work(ctx, going)
+		worked = true
 		going = b.refuseFailed(going)
 		return going, b.confirm(ctx, b.call)
 	}, wipeUnits)
 	if err != nil {
 		for _, u := range going {
-			b.refuseItem(u, err)
+			u.err = err
 		}
+		b.refuseFailed(going)
 		return err
 	}
 	if len(going) == 0 {
@@ -315,24 +333,57 @@ func (b *batch) noteReleased(going []*unit, withheld []error) {
 	}
 }
 
-// refuseItem records that an item ends without a result.
-func (b *batch) refuseItem(u *unit, err error) {
-	var e audit.Event
-	u.describe(&e)
-	u.err = b.refuseUse(e, u.st, u.t, err)
-}
-
-// refuseFailed refuses the items whose work has failed, and returns the others.
-func (b *batch) refuseFailed(going []*unit) (done []*unit) {
-	for _, u := range going {
+// refuseFailed records, together, the items that end without a result, and returns the others.
+func (b *batch) refuseFailed(all []*unit) (others []*unit) {
+	over := b.admitEarly(all)
+	var failed []*unit
+	var events []audit.Event
+	for _, u := range all {
 		if u.err == nil {
-			done = append(done, u)
+			others = append(others, u)
 			continue
 		}
 		wipeUnits([]*unit{u})
-		b.refuseItem(u, u.err)
+		if first, ok := errors.AsType[early](u.err); ok {
+			if u.err = first.error; over != nil {
+				u.err = over
+				continue
+			}
+		}
+		var e audit.Event
+		u.describe(&e)
+		b.noteDoomed(&e, u.st, u.t, u.err)
+		b.refusal(&e, u.err)
+		failed, events = append(failed, u), append(events, e)
 	}
-	return done
+	if failed == nil {
+		return others
+	}
+	if err := b.audit.RecordAll(events); err != nil {
+		for _, u := range failed {
+			u.err = err
+		}
+	}
+	return others
+}
+
+// admitEarly counts the items that were refused for what they are, as the single calls would be:
+// nobody fills the record with what costs it nothing. With an error they have none.
+func (b *batch) admitEarly(all []*unit) error {
+	n := 0
+	for _, u := range all {
+		if _, ok := errors.AsType[early](u.err); ok {
+			n++
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	over := b.limits.AdmitMany(limit.Refused, n, "", b.call.Caller.Principal)
+	if over != nil {
+		b.unrecorded.Add(uint64(n)) //nolint:gosec // not negative
+	}
+	return over
 }
 
 // describe makes the item's audit record.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -259,8 +260,8 @@ func TestBatchSizes(t *testing.T) {
 	_, err := e.BatchEncrypt(ctx, as(uma), nil)
 	e.refused(err, fsm.ErrInvalid, "not 0")
 	_, err = e.BatchDecrypt(ctx, as(uma), make([]DecryptItem, MaxBatch+1))
-	e.refused(err, fsm.ErrInvalid, "not 257")
-	if got := e.audit.last(); got.Name != "BatchDecrypt" || got.Result != audit.Failed || got.Target != "257 items" {
+	e.refused(err, fsm.ErrInvalid, "not more than 256")
+	if got := e.audit.last(); got.Name != "BatchDecrypt" || got.Result != audit.Failed || got.Target != "more than 256 items" {
 		t.Errorf("recorded %+v", got)
 	}
 	all, err := e.BatchGenerateDataKey(ctx, as(uma), []DataKeyItem{dataKey(MaxBatch)})
@@ -484,5 +485,28 @@ func BenchmarkBatch(b *testing.B) {
 				e.audit.events = e.audit.events[:0]
 			}
 		})
+	}
+}
+
+// TestBatchOfRefusals: items that are wrong in themselves are counted as refused calls are, and
+// recorded as long as that goes; what is wrong is told in few words.
+func TestBatchOfRefusals(t *testing.T) {
+	e := newEnv(t)
+	e.limited(limit.Config{RefusedPerPrincipal: 10})
+	long := []Pair{{reservedContext + strings.Repeat("\x01", 1<<20), "v"}}
+	before := len(e.audit.events)
+	for range 2 {
+		results, err := e.BatchGenerateDataKey(t.Context(), as(uma), []DataKeyItem{{Key: "alias/none", Bytes: 32, Context: long, Count: 7}})
+		if err != nil || len(results) != 7 {
+			t.Fatalf("%d results: %v", len(results), err)
+		}
+		for _, r := range results {
+			if !errors.Is(r.Err, fsm.ErrInvalid) && !errors.Is(r.Err, limit.ErrExceeded) || len(r.Err.Error()) > 1000 {
+				t.Fatalf("%.200v", r.Err)
+			}
+		}
+	}
+	if n := len(e.audit.events) - before; n != 7 {
+		t.Fatalf("%d records of 14 refusals, want 7", n)
 	}
 }

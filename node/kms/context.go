@@ -38,13 +38,13 @@ func CanonicalContext(pairs []Pair) ([]byte, error) {
 	for i, p := range sorted {
 		switch {
 		case !utf8.ValidString(p.Key) || !utf8.ValidString(p.Value):
-			return nil, invalid("encryption context is not valid UTF-8 (pair %q)", strings.ToValidUTF8(p.Key, "?"))
+			return nil, invalid("encryption context is not valid UTF-8 (pair %.80q)", strings.ToValidUTF8(p.Key, "?"))
 		case p.Key == "":
 			return nil, invalid("encryption context has an empty key")
 		case strings.HasPrefix(p.Key, reservedContext):
-			return nil, invalid("encryption context key %q: the prefix %s is reserved", p.Key, reservedContext)
+			return nil, invalid("encryption context key %.80q: the prefix %s is reserved", p.Key, reservedContext)
 		case i > 0 && p.Key == sorted[i-1].Key:
-			return nil, invalid("encryption context has the key %q twice", p.Key)
+			return nil, invalid("encryption context has the key %.80q twice", p.Key)
 		}
 		if size += 4 + len(p.Key) + len(p.Value); size > MaxContextBytes {
 			return nil, invalid("encryption context is larger than %d bytes", MaxContextBytes)

@@ -27,24 +27,34 @@ func (e *entropy) read(ctx context.Context, b []byte) error {
 	if _, err := rand.Read(b); err != nil {
 		return err
 	}
+	for len(b) > 0 {
+		n, err := e.mix(ctx, b)
+		if err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+// mix XORs as much of b as one turn at the HSM's bytes gives; others have theirs in between.
+func (e *entropy) mix(ctx context.Context, b []byte) (n int, err error) {
 	select {
 	case e.turn <- struct{}{}:
 		defer func() { <-e.turn }()
 	case <-ctx.Done():
-		return ctx.Err()
+		return 0, ctx.Err()
 	}
-	for len(b) > 0 {
-		if e.left == 0 {
-			if err := e.source.Random(ctx, e.pool[:]); err != nil {
-				return err
-			}
-			e.left = len(e.pool)
+	if e.left == 0 {
+		if err := e.source.Random(ctx, e.pool[:]); err != nil {
+			return 0, err
 		}
-		n := min(len(b), e.left)
-		part := e.pool[len(e.pool)-e.left:][:n]
-		subtle.XORBytes(b, b[:n], part)
-		clear(part)
-		b, e.left = b[n:], e.left-n
+		e.left = len(e.pool)
 	}
-	return nil
+	n = min(len(b), e.left)
+	part := e.pool[len(e.pool)-e.left:][:n]
+	subtle.XORBytes(b, b[:n], part)
+	clear(part)
+	e.left -= n
+	return n, nil
 }

@@ -225,12 +225,9 @@ func (s *Service) refuse(e audit.Event, err error) error {
 	if ok {
 		err = first.error
 	}
-	denied := !errors.Is(err, ErrDryRun) && (errors.Is(err, ErrDenied) || errors.Is(err, fsm.ErrPrincipalDisabled))
-	if denied { // also one that has no record of its own
-		s.denials.note(&e, s.now())
-	}
 	if ok {
 		if over := s.limits.Admit(limit.Refused, "", e.Principal); over != nil {
+			s.noteDenial(&e, err) // it has no record of its own
 			s.unrecorded.Add(1)
 			if !errors.Is(err, limit.ErrExceeded) {
 				err = over
@@ -238,6 +235,16 @@ func (s *Service) refuse(e audit.Event, err error) error {
 			return err
 		}
 	}
+	s.refusal(&e, err)
+	if failed := s.audit.Record(e); failed != nil {
+		return failed
+	}
+	return err
+}
+
+// refusal completes the record of what ends without a result.
+func (s *Service) refusal(e *audit.Event, err error) {
+	denied := s.noteDenial(e, err)
 	e.Reason, e.Unrecorded = err.Error(), s.unrecorded.Swap(0)
 	switch {
 	case errors.Is(err, ErrDryRun):
@@ -250,10 +257,15 @@ func (s *Service) refuse(e audit.Event, err error) error {
 	if e.StateIndex == 0 {
 		e.StateIndex = s.log.State().Index()
 	}
-	if failed := s.audit.Record(e); failed != nil {
-		return failed
+}
+
+// noteDenial tells whether an error is a denial, which is counted.
+func (s *Service) noteDenial(e *audit.Event, err error) bool {
+	denied := !errors.Is(err, ErrDryRun) && (errors.Is(err, ErrDenied) || errors.Is(err, fsm.ErrPrincipalDisabled))
+	if denied {
+		s.denials.note(e, s.now())
 	}
-	return err
+	return denied
 }
 
 // Refuse records a call that is refused before it reaches the service and returns

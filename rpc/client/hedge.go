@@ -164,13 +164,13 @@ func (a *call) race(ctx context.Context, nodes []*endpoint, late time.Duration) 
 			if under--; under == 0 {
 				return first
 			}
-			if first.final() {
+			if first.error == nil || first.e == nodes[0] && first.final() { // what the second lacks the first may have
 				cancel()
 				other := <-ended
 				wipe(other.call.reply.(proto.Message).ProtoReflect()) //nolint:forcetypeassert // hedgeable
 				return first
 			}
-			if ctx.Err() == nil {
+			if ctx.Err() == nil && !first.final() {
 				a.client.failed(first.e)
 				a.client.learn(first.error.Nodes)
 			}

@@ -113,6 +113,7 @@ type cacheEntry struct {
 	key   DataKey
 	uses  int64
 	bytes int64
+	open  bool        // it was decrypted: its uses seal nothing
 	timer *time.Timer // that ends it
 }
 
@@ -277,7 +278,7 @@ func (k *KeyCache) look(ctx context.Context, id cacheID, q question, n int64, mi
 	case !missed:
 		k.stats.Misses++
 	}
-	if !live {
+	if !live || missed { // of a call that was shared nothing was kept: each asks for itself
 		return DataKey{}, nil, false, errUnwatched
 	}
 	if f = k.fetches[id]; f == nil {
@@ -294,7 +295,7 @@ func (k *KeyCache) use(id cacheID, n int64, live bool) (DataKey, bool) {
 		return DataKey{}, false
 	}
 	x := e.Value.(*cacheEntry) //nolint:forcetypeassert // there are no others
-	if x.uses >= k.limits.MaxUses || k.limits.MaxBytes > 0 && x.bytes > k.limits.MaxBytes-n {
+	if !x.open && (x.uses >= k.limits.MaxUses || k.limits.MaxBytes > 0 && x.bytes > k.limits.MaxBytes-n) {
 		k.remove(e)
 		k.stats.Evictions++
 		return DataKey{}, false
@@ -323,8 +324,8 @@ func (k *KeyCache) begin(ctx context.Context, id cacheID, q question, n int64) *
 		case k.closed:
 			key.Wipe()
 			key, err = DataKey{}, ErrClosed
-		case err == nil && epoch == k.epoch && k.w.live() && k.w.cmk(key) != "":
-			k.keep(id, key.clone(), n)
+		case err == nil && k.fetches[id] == f && epoch == k.epoch && k.w.live() && k.w.cmk(key) != "":
+			k.keep(id, key.clone(), n, q.open)
 		}
 		if f.left {
 			key.Wipe()
@@ -367,12 +368,12 @@ func (k *KeyCache) await(ctx context.Context, id cacheID, f *fetching, first boo
 }
 
 // keep takes a data key in, whose first use is under way.
-func (k *KeyCache) keep(id cacheID, key DataKey, n int64) {
+func (k *KeyCache) keep(id cacheID, key DataKey, n int64, open bool) {
 	for len(k.entries) >= k.limits.MaxEntries {
 		k.remove(k.order.Back())
 		k.stats.Evictions++
 	}
-	x := &cacheEntry{id: id, key: key, uses: 1, bytes: n}
+	x := &cacheEntry{id: id, key: key, uses: 1, bytes: n, open: open}
 	e := k.order.PushFront(x)
 	k.entries[id] = e
 	x.timer = time.AfterFunc(k.limits.MaxAge, func() {

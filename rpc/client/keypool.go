@@ -78,6 +78,7 @@ type DataKeyPool struct {
 	keys   []pooledKey // oldest first
 	refill *refilling  // under way, or nil
 	epoch  uint64      // of what was told to be forgotten
+	cmk    string      // of its keys, if it is watched and known
 	stats  PoolStats
 	timer  *time.Timer // wipes what is too old
 	closed bool
@@ -186,7 +187,8 @@ func (p *DataKeyPool) take(waited bool) (key DataKey, more *refilling, err error
 		return key, nil, ErrClosed
 	}
 	p.wipe(p.old())
-	there := len(p.keys) > 0 && p.live()
+	live := p.live()
+	there := len(p.keys) > 0 && live
 	switch {
 	case waited:
 	case there:
@@ -194,7 +196,7 @@ func (p *DataKeyPool) take(waited bool) (key DataKey, more *refilling, err error
 	default:
 		p.stats.Misses++
 	}
-	if !p.live() {
+	if !live {
 		return key, nil, errUnwatched
 	}
 	if !there {
@@ -243,11 +245,22 @@ func (p *DataKeyPool) round() (more bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	until := time.Now().Add(p.options.MaxAge)
+	before := p.keys
 	for _, k := range keys {
 		p.keys = append(p.keys, pooledKey{k, until})
 	}
-	if p.closed || epoch != p.epoch || !p.live() { // what came behind them may forbid them
+	switch {
+	case p.closed || !p.live():
 		p.wipe(len(p.keys))
+	case epoch != p.epoch: // what came behind them may forbid them
+		for _, k := range keys {
+			k.Wipe()
+		}
+		p.keys = before
+		p.stats.Wiped += uint64(len(keys))
+	}
+	if p.w != nil && len(keys) > 0 {
+		p.cmk = p.w.cmk(keys[0]) // other keys' restrictions take nothing from now on
 	}
 	p.stats.Failed = err
 	switch {
@@ -302,8 +315,9 @@ func (p *DataKeyPool) age() {
 func (p *DataKeyPool) forget(everything bool, cmks []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.epoch++
-	if everything || slices.ContainsFunc(p.keys, func(k pooledKey) bool { return slices.Contains(cmks, p.w.cmk(k.DataKey)) }) {
+	if everything || p.cmk == "" || slices.Contains(cmks, p.cmk) {
+		p.epoch++
+		p.cmk = ""
 		p.wipe(len(p.keys))
 	}
 }

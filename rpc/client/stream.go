@@ -132,6 +132,9 @@ func (c *Client) stream(ctx context.Context, attempt func(ctx context.Context, c
 			if ctx.Err() != nil {
 				return outOfTime(ctx, failure)
 			}
+			if failure.Code == codes.Canceled { // not by the caller: the connection went
+				failure.Code = codes.Unavailable
+			}
 			if begun || !failure.transient() {
 				return failure
 			}

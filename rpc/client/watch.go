@@ -29,6 +29,9 @@ const (
 // errSilent ends a watch whose node does not answer.
 var errSilent = errors.New("client: no answer to a watch's ping within " + StaleAfter.String())
 
+// errRenewed ends a watch that was begun with other certificates than the client has now.
+var errRenewed = errors.New("client: a watch goes on with the new certificates")
+
 // keeper keeps what the cluster may restrict.
 type keeper interface {
 	// forget drops everything, or what is of the CMKs with these ids, and what is being
@@ -115,6 +118,9 @@ func (w *watcher) cmk(k DataKey) string {
 func (w *watcher) state() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.err == nil && !w.live() {
+		return errNotYet
+	}
 	return w.err
 }
 
@@ -144,8 +150,13 @@ func (w *watcher) attempt(ctx context.Context, conn *link, alive func()) (begun 
 	err = w.follow(ctx, conn, func() {
 		alive()
 		silence.Reset(StaleAfter)
+		if w.c.files.age() != conn.age {
+			cancel(errRenewed)
+		}
 	})
 	switch {
+	case errors.Is(context.Cause(ctx), errRenewed):
+		begun, err = true, status.Error(codes.Unavailable, errRenewed.Error()) // no fault of the node's
 	case errors.Is(context.Cause(ctx), errSilent):
 		err = status.Error(codes.Unavailable, errSilent.Error())
 	case errors.Is(err, io.EOF):
@@ -153,7 +164,7 @@ func (w *watcher) attempt(ctx context.Context, conn *link, alive func()) (begun 
 	}
 	w.until.Store(0)
 	w.tell(newError(strings.TrimPrefix(conn.Target(), directly), err), true, nil)
-	return false, err // another node may take over, however far this one was
+	return begun, err // another node may take over, however far this one was
 }
 
 func (w *watcher) follow(ctx context.Context, conn *link, heard func()) error {
