@@ -381,7 +381,7 @@ func (b *batch) admitEarly(all []*unit) error {
 	}
 	over := b.limits.AdmitMany(limit.Refused, n, "", b.call.Caller.Principal)
 	if over != nil {
-		b.unrecorded.Add(uint64(n)) //nolint:gosec // not negative
+		b.unrecorded.Add(uint64(n))
 	}
 	return over
 }
