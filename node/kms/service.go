@@ -224,8 +224,6 @@ func (s *Service) refuse(e audit.Event, err error) error {
 	first, ok := errors.AsType[early](err)
 	if ok {
 		err = first.error
-	}
-	if ok {
 		if over := s.limits.Admit(limit.Refused, "", e.Principal); over != nil {
 			s.noteDenial(&e, err) // it has no record of its own
 			s.unrecorded.Add(1)
