@@ -335,7 +335,8 @@ func (e *engine) startRaft(prepare prepare) error {
 	if err != nil {
 		return errors.Join(err, e.store.Close())
 	}
-	e.transport = newMutable(transport, e.mute)
+	leading := newLeading(transport, e.mute)
+	e.transport = leading
 	rc := raft.DefaultConfig()
 	rc.LocalID = raft.ServerID(e.id)
 	rc.Logger = logger
@@ -350,7 +351,7 @@ func (e *engine) startRaft(prepare prepare) error {
 			return errors.Join(fmt.Errorf("%w: %w", ErrDataDir, err), e.closeStores())
 		}
 	}
-	if e.raft, err = raft.NewRaft(rc, watchedMachine{e.machine, e.observer, c.Clock}, e.store, e.store, e.snapshots, e.transport); err != nil {
+	if e.raft, err = raft.NewRaft(rc, watchedMachine{e.machine, e.observer, c.Clock, leading.committed}, e.store, e.store, e.snapshots, e.transport); err != nil {
 		return errors.Join(fmt.Errorf("%w: starting raft: %w", ErrDataDir, err), e.closeStores())
 	}
 	return nil

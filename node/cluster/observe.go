@@ -39,14 +39,18 @@ func (nobody) Lease(error)                                        {}
 // watchedMachine is the state machine as Raft sees it: with a look at the clock.
 type watchedMachine struct {
 	*fsm.Machine
-	observer Observer
-	clock    Clock
+	observer  Observer
+	clock     Clock
+	committed func(*raft.Log) // is told of the last entry, before it is applied
 }
 
 var _ raft.BatchingFSM = watchedMachine{}
 
 // ApplyBatch implements raft.BatchingFSM.
 func (m watchedMachine) ApplyBatch(logs []*raft.Log) []any {
+	if n := len(logs); n > 0 {
+		m.committed(logs[n-1])
+	}
 	began := m.clock.Now()
 	out := m.Machine.ApplyBatch(logs)
 	m.observer.Applied(len(logs), m.clock.Now()-began)
