@@ -46,7 +46,7 @@ var (
 const (
 	benchCallers = 64
 	benchKeys    = 1000
-	benchLimits  = "control_per_tenant: 0"
+	benchLimits  = "control_per_tenant: 0, restrict_per_tenant: 0, restrict_per_principal: 0"
 )
 
 // bench is a run of measurements.
