@@ -67,7 +67,8 @@ func (t *leading) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddress)
 	if err != nil {
 		return nil, err
 	}
-	p := &pipeline{AppendPipeline: inner, transport: t, news: make(chan entryID, 1), closed: make(chan struct{})}
+	p := &pipeline{AppendPipeline: inner, transport: t, news: make(chan entryID, 1), closed: make(chan struct{}), turn: make(chan struct{}, 1)}
+	p.turn <- struct{}{}
 	t.mu.Lock()
 	t.pipelines[p] = struct{}{}
 	t.mu.Unlock()
@@ -100,15 +101,15 @@ type pipeline struct {
 	closed    chan struct{}
 	once      sync.Once
 
-	mu   sync.Mutex                // held to send: Raft and tell do
+	turn chan struct{}             // one token, for who sends or touches what follows, and may wait for the network
 	next raft.AppendEntriesRequest // says that the last entry the follower was sent is committed
 	told uint64                    // the index up to which it knows what is
 }
 
 // AppendEntries implements raft.AppendPipeline.
 func (p *pipeline) AppendEntries(r *raft.AppendEntriesRequest, into *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	<-p.turn
+	defer func() { p.turn <- struct{}{} }()
 	last := entryID{r.PrevLogEntry, r.PrevLogTerm}
 	if n := len(r.Entries); n > 0 {
 		last = entryID{r.Entries[n-1].Index, r.Entries[n-1].Term}
@@ -120,7 +121,7 @@ func (p *pipeline) AppendEntries(r *raft.AppendEntriesRequest, into *raft.Append
 	return p.send(r, into)
 }
 
-// send wants mu. Raft stops reading a pipeline's answers when a follower rejects a message,
+// send wants the turn. Raft stops reading a pipeline's answers when a follower rejects a message,
 // and closes it only when its sender comes back, who then waits here for room for ever: so
 // the pipeline is closed when it gives none.
 func (p *pipeline) send(r *raft.AppendEntriesRequest, into *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
@@ -160,8 +161,8 @@ func (p *pipeline) tell() {
 }
 
 func (p *pipeline) tellOf(e entryID) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	<-p.turn
+	defer func() { p.turn <- struct{}{} }()
 	if e != (entryID{p.next.PrevLogEntry, p.next.PrevLogTerm}) || e.index <= p.told {
 		return nil
 	}
