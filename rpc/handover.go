@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"context"
-	"slices"
 
 	"google.golang.org/grpc"
 
@@ -53,11 +52,27 @@ func carrying(handle grpc.StreamHandler) grpc.StreamHandler {
 
 // chain makes one interceptor of several, the first outermost.
 func chain(all []grpc.UnaryServerInterceptor) grpc.UnaryServerInterceptor {
-	return func(ctx context.Context, r any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-		for _, around := range slices.Backward(all) {
-			inner := next
-			next = func(ctx context.Context, r any) (any, error) { return around(ctx, r, info, inner) }
-		}
-		return next(ctx, r)
+	return func(ctx context.Context, r any, info *grpc.UnaryServerInfo, last grpc.UnaryHandler) (any, error) {
+		l := links{all: all, info: info, last: last}
+		l.next = l.inner
+		return l.inner(ctx, r)
 	}
+}
+
+// links is a call's way through a chain: one handler for all of it, since every interceptor
+// calls the next once.
+type links struct {
+	all  []grpc.UnaryServerInterceptor // still to come
+	info *grpc.UnaryServerInfo
+	last grpc.UnaryHandler
+	next grpc.UnaryHandler // inner
+}
+
+func (l *links) inner(ctx context.Context, r any) (any, error) {
+	if len(l.all) == 0 {
+		return l.last(ctx, r)
+	}
+	around := l.all[0]
+	l.all = l.all[1:]
+	return around(ctx, r, l.info, l.next)
 }
