@@ -265,8 +265,8 @@ func (k *blockKey) EncryptBlocks(ctx context.Context, dst, src []byte) error {
 func (p *Partition) discard(l *link, key pkcs11.ObjectHandle) {
 	select {
 	case <-l.gone: // and the key with it
-	case h := <-l.hold:
-		s := l.begins(h)
+	case s := <-l.hold:
+		s.begins()
 		if err := s.destroy(key); err != nil && !p.lostBy(s, err) {
 			p.cfg.Logger.Warn("hsm key not destroyed", "error", err)
 		}

@@ -331,7 +331,7 @@ func TestSessionsExhausted(t *testing.T) {
 	l.waiting.Add(-maxWaiting)
 	go func() { outcome <- p.Random(t.Context(), make([]byte, 8)) }()
 	eventually(t, "the call waits", func() bool { return l.waiting.Load() > 0 })
-	l.work <- taken.h
+	l.work <- taken
 	if err := <-outcome; err != nil {
 		t.Errorf("a session came free: %v", err)
 	}

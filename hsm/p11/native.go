@@ -4,6 +4,15 @@ package p11
 
 /*
 #cgo linux LDFLAGS: -ldl
+// What is called for every message or key keeps no pointer.
+#cgo noescape encrypt
+#cgo nocallback encrypt
+#cgo noescape gcm
+#cgo nocallback gcm
+#cgo noescape cmac_blocks
+#cgo nocallback cmac_blocks
+#cgo noescape wrap_key
+#cgo nocallback wrap_key
 #include <dlfcn.h>
 #include <stdlib.h>
 
