@@ -19,8 +19,8 @@ import (
 
 // A token that once passed the self-test can begin to err. What every key rests on is asked
 // again with known keys: when an answer was wrong, before a lost token is used again, and
-// for each key that is made, whose token would otherwise be made, and opened, with the same
-// fault, and with nothing else once the fault is gone.
+// after each key that is made, whose token would otherwise be made, and opened, with the same
+// fault, and with nothing else once the fault is gone (proof.go).
 
 // Doubt implements hsm.Partition.
 func (p *Partition) Doubt(ctx context.Context) error {

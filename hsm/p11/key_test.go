@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -409,7 +410,7 @@ func BenchmarkEncryptBlocks(b *testing.B) {
 }
 
 // BenchmarkGenerateKey is a new AES key: made, wrapped, opened once, with known answers
-// beside it (Doubt, the second).
+// beside it (Doubt, the last), which those who make keys at a time share.
 func BenchmarkGenerateKey(b *testing.B) {
 	b.Run("key", func(b *testing.B) {
 		p := withDomain(b)
@@ -418,6 +419,20 @@ func BenchmarkGenerateKey(b *testing.B) {
 				b.Fatal(err)
 			}
 		}
+	})
+	b.Run("eight at a time", func(b *testing.B) {
+		p := withDomain(b)
+		b.SetParallelism(max(1, 8/runtime.GOMAXPROCS(0)))
+		unwraps := calls(p, hsm.CallUnwrap)
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				if _, err := p.GenerateKey(b.Context(), testSpec(1)); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+		b.ReportMetric(float64(calls(p, hsm.CallUnwrap)-unwraps)/float64(b.N)-1, "proofs/op") // each key is opened as well
 	})
 	b.Run("known answers", func(b *testing.B) {
 		p := withDomain(b)

@@ -30,6 +30,7 @@ type link struct {
 
 	waiting atomic.Int32
 	uses    uses
+	proofs  proofs
 	gone    chan struct{} // closed when the link is lost
 	lost    sync.Once
 
@@ -56,6 +57,7 @@ func connect(lib *library, s slot, pin []byte, sessions int, again bool, meter *
 		work:    make(chan *session, sessions),
 		hold:    make(chan *session, 1),
 		gone:    make(chan struct{}),
+		proofs:  newProofs(),
 		domains: map[domainID]domain{}, recovered: map[domainID]domain{},
 	}
 	holder, err := l.open()
