@@ -111,7 +111,7 @@ func (lib *library) as(token slot, user uint, pin []byte, fn func(*session) erro
 		}
 		return fmt.Errorf("%s, token %q: %w", who, token.token.Label, err)
 	}
-	return fn(&session{l, h})
+	return fn(&session{link: l, h: h})
 }
 
 func adminError(what string, err error) error {

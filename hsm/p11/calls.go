@@ -24,7 +24,7 @@ func (c counted) done(k hsm.CallKind, began time.Time, err error) {
 		err = nil
 	}
 	c.meter.Done(k, began, err)
-	c.session.link.returned(c.session)
+	c.session.returned()
 }
 
 // counts makes a call that the binding does not, and counts it.

@@ -10,6 +10,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/miekg/pkcs11"
 
@@ -18,8 +19,8 @@ import (
 
 // A token that once passed the self-test can begin to err. What every key rests on is asked
 // again with known keys: when an answer was wrong, before a lost token is used again, and
-// for each key that is made, whose token would otherwise be made, and opened, with the same
-// fault, and with nothing else once the fault is gone.
+// after each key that is made, whose token would otherwise be made, and opened, with the same
+// fault, and with nothing else once the fault is gone (proof.go).
 
 // Doubt implements hsm.Partition.
 func (p *Partition) Doubt(ctx context.Context) error {
@@ -49,7 +50,7 @@ func (p *Partition) suspect(ctx context.Context, err error) error {
 // proves has the token wrap, unwrap, encrypt and authenticate with keys that are known: what
 // the making of a key rests on. It leaves nothing behind. ErrWrongAnswer names what was wrong.
 func (s *session) proves(t traits) (err error) {
-	var made []pkcs11.ObjectHandle
+	made := make([]pkcs11.ObjectHandle, 0, 3)
 	defer func() {
 		for _, o := range made {
 			err = errors.Join(err, s.destroy(o))
@@ -61,11 +62,12 @@ func (s *session) proves(t traits) (err error) {
 		}
 		return o, failed
 	}
-	kek, err := keep(s.create(known(pkcs11.CKK_AES, ordinaryValue(), pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP)))
+	asked := answers()
+	kek, err := keep(s.create(asked.kek))
 	if err != nil {
 		return err
 	}
-	secret, err := keep(s.create(known(pkcs11.CKK_GENERIC_SECRET, wrappedValue(), pkcs11.CKA_SIGN)))
+	secret, err := keep(s.create(asked.secret))
 	if err != nil {
 		return err
 	}
@@ -73,27 +75,62 @@ func (s *session) proves(t traits) (err error) {
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(w, unhex(wrappedAnswer)) {
+	if !bytes.Equal(w, asked.wrapped) {
 		return wrongAnswer("wrap")
 	}
 	mac, err := s.mac(secret, w)
 	if err != nil {
 		return err
 	}
-	h := hmac.New(sha256.New, wrappedValue())
-	h.Write(w)
-	if !hmac.Equal(mac, h.Sum(nil)) {
+	if !hmac.Equal(mac, asked.mac) {
 		return wrongAnswer("HMAC")
 	}
-	opened, err := keep(s.unwrap(t.keyWrap(), kek, w, plain(pkcs11.CKK_AES, pkcs11.CKA_ENCRYPT)))
+	opened, err := keep(s.unwrap(t.keyWrap(), kek, w, asked.opened))
 	if err != nil {
 		if isLoss(code(err)) {
 			return err
 		}
 		return fmt.Errorf("%w: unwrap: %v", hsm.ErrWrongAnswer, err) //nolint:errorlint // of its own wrapping
 	}
-	return s.encrypts(opened)
+	var blocks [2 * hsm.BlockSize]byte
+	if err := s.encryptBlocks(opened, blocks[:], asked.plaintext[:]); err != nil {
+		return err
+	}
+	if blocks != asked.blocks {
+		return wrongAnswer("AES-ECB of an unwrapped key")
+	}
+	return nil
 }
+
+// knownAnswers are what proves asks, and what is right.
+type knownAnswers struct {
+	kek, secret, opened template
+	wrapped             []byte                  // secret, with kek
+	mac                 []byte                  // of wrapped, with secret
+	plaintext, blocks   [2 * hsm.BlockSize]byte // under opened, which is secret's value
+}
+
+// answers are computed once, by Go.
+var answers = sync.OnceValue(func() *knownAnswers {
+	a := &knownAnswers{
+		kek:     known(pkcs11.CKK_AES, ordinaryValue(), pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP),
+		secret:  known(pkcs11.CKK_GENERIC_SECRET, wrappedValue(), pkcs11.CKA_SIGN),
+		opened:  plain(pkcs11.CKK_AES, pkcs11.CKA_ENCRYPT),
+		wrapped: unhex(wrappedAnswer),
+	}
+	h := hmac.New(sha256.New, wrappedValue())
+	h.Write(a.wrapped)
+	a.mac = h.Sum(nil)
+	copy(a.plaintext[hsm.BlockSize:], ordinaryValue())
+	block, err := aes.NewCipher(wrappedValue())
+	if err != nil {
+		panic(err) // the key is a constant
+	}
+	for i := 0; i < len(a.blocks); i += hsm.BlockSize {
+		block.Encrypt(a.blocks[i:], a.plaintext[i:])
+	}
+	return a
+})
 
 // provesResident has the token do what resident keys do, with one that is known.
 func (s *session) provesResident(t traits) (err error) {
@@ -131,26 +168,6 @@ func (s *session) provesAll(t traits) (err error) {
 		return wrongAnswer("signature")
 	}
 	return err
-}
-
-// encrypts compares two blocks under a key of wrappedValue with what Go's own AES says.
-func (s *session) encrypts(key pkcs11.ObjectHandle) error {
-	var src, dst, want [2 * hsm.BlockSize]byte
-	copy(src[hsm.BlockSize:], ordinaryValue())
-	if err := s.encryptBlocks(key, dst[:], src[:]); err != nil {
-		return err
-	}
-	block, err := aes.NewCipher(wrappedValue())
-	if err != nil {
-		return fmt.Errorf("%w: %w", hsm.ErrRefused, err)
-	}
-	for i := 0; i < len(src); i += hsm.BlockSize {
-		block.Encrypt(want[i:], src[i:])
-	}
-	if dst != want {
-		return wrongAnswer("AES-ECB of an unwrapped key")
-	}
-	return nil
 }
 
 func wrongAnswer(to string) error { return fmt.Errorf("%w: %s", hsm.ErrWrongAnswer, to) }

@@ -13,11 +13,8 @@ import (
 
 // code is the return value of a failed PKCS#11 call, or CKR_OK if err is none.
 func code(err error) pkcs11.Error {
-	var rv pkcs11.Error
-	if errors.As(err, &rv) {
-		return rv
-	}
-	return pkcs11.CKR_OK
+	rv, _ := errors.AsType[pkcs11.Error](err)
+	return rv
 }
 
 // isLoss tells whether an error means that the token, or this process's login, or

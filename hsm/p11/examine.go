@@ -92,7 +92,7 @@ func visit(ctx context.Context, cfg Config, fn func(*link, *session, Config) err
 	if err != nil {
 		return err
 	}
-	defer func() { l.work <- s.h }()
+	defer func() { l.work <- s }()
 	if err := fn(l, s, cfg); err != nil {
 		return wrapped(err)
 	}

@@ -43,9 +43,14 @@ func (p *Partition) GenerateKey(ctx context.Context, spec hsm.KeySpec) (hsm.NewK
 	return made, nil
 }
 
-// makeToken makes a key and wraps it.
+// makeToken makes a key and wraps it. The token was right about known answers afterwards.
 func (p *Partition) makeToken(ctx context.Context, k hsm.Kind, h hsm.TokenHeader) (made hsm.NewKey, err error) {
-	err = p.do(ctx, func(s *session) error {
+	l, err := p.current()
+	if err != nil {
+		return made, err
+	}
+	var shared *proof
+	err = p.on(ctx, l, func(s *session) error {
 		d, err := p.domain(s, domainID{h.Cluster, h.Generation})
 		if err != nil {
 			return err
@@ -67,13 +72,15 @@ func (p *Partition) makeToken(ctx context.Context, k hsm.Kind, h hsm.TokenHeader
 		made.Token, err = hsm.BuildToken(h, check, wrapped, func(message []byte) ([]byte, error) {
 			return s.mac(d[hsm.KindMAC], message)
 		})
-		err = errors.Join(err, s.proves(p.traits))
-		if h.Class == hsm.ClassResident {
-			err = errors.Join(err, s.provesResident(p.traits))
+		if err == nil {
+			shared = l.proofs.join(h.Class == hsm.ClassResident)
 		}
 		return err
 	})
-	return made, err
+	if err != nil {
+		return made, err
+	}
+	return made, p.proven(ctx, l, shared)
 }
 
 // makeKey makes an AES key, wraps it and destroys it. A key that cannot be destroyed dies
@@ -265,8 +272,8 @@ func (k *blockKey) EncryptBlocks(ctx context.Context, dst, src []byte) error {
 func (p *Partition) discard(l *link, key pkcs11.ObjectHandle) {
 	select {
 	case <-l.gone: // and the key with it
-	case h := <-l.hold:
-		s := l.begins(h)
+	case s := <-l.hold:
+		s.begins()
 		if err := s.destroy(key); err != nil && !p.lostBy(s, err) {
 			p.cfg.Logger.Warn("hsm key not destroyed", "error", err)
 		}

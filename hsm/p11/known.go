@@ -204,7 +204,7 @@ func (b *bench) answers(k hsm.Kind, a hsm.Algorithm, key pkcs11.ObjectHandle) er
 	}
 	var output []byte
 	err = b.operation(func(h pkcs11.SessionHandle) error {
-		output, err = (&session{b.link, h}).apply(a, key, input)
+		output, err = (&session{link: b.link, h: h}).apply(a, key, input)
 		return err
 	})
 	switch {

@@ -22,13 +22,15 @@ type link struct {
 	token slot
 	meter *hsm.Meter // nil until the self-test is over; set before use
 
-	// Each session is in its channel or with the goroutine that took it. noSession
-	// stands for one that was closed and could not be replaced.
-	work chan pkcs11.SessionHandle // pool for everything
-	hold chan pkcs11.SessionHandle // one: keeps the login, owns the loaded keys
+	// Each session is in its channel or with the goroutine that took it. One of noSession
+	// was closed and could not be replaced.
+	work     chan *session // pool for everything
+	hold     chan *session // one: keeps the login, owns the loaded keys
+	sessions []*session    // of both, for judge
 
 	waiting atomic.Int32
 	uses    uses
+	proofs  proofs
 	gone    chan struct{} // closed when the link is lost
 	lost    sync.Once
 
@@ -52,16 +54,17 @@ func connect(lib *library, s slot, pin []byte, sessions int, again bool, meter *
 	}
 	l := &link{
 		lib: lib, token: s, meter: meter,
-		work:    make(chan pkcs11.SessionHandle, sessions),
-		hold:    make(chan pkcs11.SessionHandle, 1),
+		work:    make(chan *session, sessions),
+		hold:    make(chan *session, 1),
 		gone:    make(chan struct{}),
+		proofs:  newProofs(),
 		domains: map[domainID]domain{}, recovered: map[domainID]domain{},
 	}
 	holder, err := l.open()
 	if err != nil {
 		return nil, err
 	}
-	l.hold <- holder
+	l.fill(l.hold, holder)
 	if err := login(lib, holder, pkcs11.CKU_USER, pin, again); err != nil {
 		return nil, errors.Join(fmt.Errorf("token %q: %w", s.token.Label, err), lib.ctx.CloseSession(holder))
 	}
@@ -69,14 +72,21 @@ func connect(lib *library, s slot, pin []byte, sessions int, again bool, meter *
 		h, err := l.open()
 		if err != nil {
 			for range sessions - n {
-				l.work <- noSession
+				l.fill(l.work, noSession)
 			}
 			l.drain()
 			return nil, fmt.Errorf("session %d of %d: %w", n+1, sessions, err)
 		}
-		l.work <- h
+		l.fill(l.work, h)
 	}
 	return l, nil
+}
+
+// fill puts a new session into a pool. connect alone does.
+func (l *link) fill(pool chan *session, h pkcs11.SessionHandle) {
+	s := &session{link: l, h: h}
+	l.sessions = append(l.sessions, s)
+	pool <- s
 }
 
 func login(lib *library, h pkcs11.SessionHandle, user uint, pin []byte, again bool) error {
@@ -107,13 +117,14 @@ func (l *link) open() (pkcs11.SessionHandle, error) {
 }
 
 // take gets a session out of pool, waiting in a bounded queue.
-func (l *link) take(ctx context.Context, pool chan pkcs11.SessionHandle) (*session, error) {
+func (l *link) take(ctx context.Context, pool chan *session) (*session, error) {
 	if ctx.Err() != nil {
 		return nil, fmt.Errorf("%w: %w", hsm.ErrUnavailable, context.Cause(ctx))
 	}
 	select {
-	case h := <-pool:
-		return l.begins(h), nil
+	case s := <-pool:
+		s.begins()
+		return s, nil
 	default:
 	}
 	if l.waiting.Add(1) > maxWaiting {
@@ -122,8 +133,9 @@ func (l *link) take(ctx context.Context, pool chan pkcs11.SessionHandle) (*sessi
 	}
 	defer l.waiting.Add(-1)
 	select {
-	case h := <-pool:
-		return l.begins(h), nil
+	case s := <-pool:
+		s.begins()
+		return s, nil
 	case <-l.gone:
 		return nil, fmt.Errorf("%w: the token was lost", hsm.ErrUnavailable)
 	case <-ctx.Done():
@@ -155,10 +167,10 @@ func (l *link) lose() (first bool) {
 // be opened anew: the library may give out the same handles again.
 func (l *link) drain() {
 	l.lose()
-	for _, pool := range []chan pkcs11.SessionHandle{l.work, l.hold} {
+	for _, pool := range []chan *session{l.work, l.hold} {
 		for range cap(pool) {
-			if h := <-pool; h != noSession {
-				_ = l.lib.ctx.CloseSession(h) // of a lost token: it may be closed already
+			if s := <-pool; s.h != noSession {
+				_ = l.lib.ctx.CloseSession(s.h) // of a lost token: it may be closed already
 			}
 		}
 	}

@@ -41,10 +41,10 @@ func pullAway(t *testing.T, p *Partition, change func(*pkcs11.Ctx, uint) error) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, pool := range []chan pkcs11.SessionHandle{l.work, l.hold} {
+	for _, pool := range []chan *session{l.work, l.hold} {
 		for range cap(pool) {
-			h := <-pool
-			defer func() { pool <- h }()
+			s := <-pool
+			defer func() { pool <- s }()
 		}
 	}
 	other := intruder(t)

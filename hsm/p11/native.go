@@ -4,6 +4,15 @@ package p11
 
 /*
 #cgo linux LDFLAGS: -ldl
+// What is called for every message or key keeps no pointer.
+#cgo noescape encrypt
+#cgo nocallback encrypt
+#cgo noescape gcm
+#cgo nocallback gcm
+#cgo noescape cmac_blocks
+#cgo nocallback cmac_blocks
+#cgo noescape wrap_key
+#cgo nocallback wrap_key
 #include <dlfcn.h>
 #include <stdlib.h>
 
@@ -123,9 +132,11 @@ static ck_ulong create_object(ck_function_list *l, ck_ulong session, ck_attribut
 import "C"
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"runtime"
+	"sync"
 	"unsafe"
 
 	"github.com/miekg/pkcs11"
@@ -187,10 +198,14 @@ func (n native) encryptECB(h pkcs11.SessionHandle, key pkcs11.ObjectHandle, dst,
 // maxWrapped is the most that a wrapped key has, in bytes: twice what a token takes.
 const maxWrapped = 2 * hsm.MaxWrapped
 
+// wrapBuffers are what tokens write wrapped keys to, which are no secrets.
+var wrapBuffers = sync.Pool{New: func() any { return new([maxWrapped]byte) }}
+
 // wrapKey wraps a key with a mechanism that has no parameters, into a buffer that is large
 // enough: NSS gives the size of RFC 5649 wrong when it is asked.
 func (n native) wrapKey(h pkcs11.SessionHandle, m uint, with, key pkcs11.ObjectHandle) ([]byte, error) {
-	out, size := make([]byte, maxWrapped), C.ck_ulong(maxWrapped)
+	out, size := wrapBuffers.Get().(*[maxWrapped]byte), C.ck_ulong(maxWrapped)
+	defer wrapBuffers.Put(out)
 	rv := C.wrap_key(n.list, C.ck_ulong(h), C.ck_ulong(m), C.ck_ulong(with), C.ck_ulong(key), (*C.uchar)(&out[0]), &size)
 	if rv != pkcs11.CKR_OK {
 		return nil, pkcs11.Error(rv)
@@ -198,7 +213,7 @@ func (n native) wrapKey(h pkcs11.SessionHandle, m uint, with, key pkcs11.ObjectH
 	if size == 0 || size > maxWrapped {
 		return nil, fmt.Errorf("%w: a key wraps to %d bytes", hsm.ErrCorrupt, uint64(size))
 	}
-	return out[:size:size], nil
+	return bytes.Clone(out[:size]), nil
 }
 
 // decryptOAEP opens a ciphertext of the size of the key's modulus. The answer is a part of

@@ -238,12 +238,12 @@ func (p *Partition) doubted(l *link, err, answer error) {
 }
 
 // giveBack ends the use of a session.
-func (p *Partition) giveBack(s *session, pool chan pkcs11.SessionHandle) {
-	s.link.ends(s)
+func (p *Partition) giveBack(s *session, pool chan *session) {
+	s.ends()
 	if _, hung := s.link.hangs(); hung {
 		p.judge(s.link)
 	}
-	pool <- s.h
+	pool <- s
 }
 
 // held runs fn with the session that owns the loaded keys. fn makes only calls that

@@ -152,7 +152,7 @@ func (b *bench) findResident(f *findings) {
 	}
 	if err == nil {
 		err = b.operation(func(h pkcs11.SessionHandle) error {
-			s := &session{b.link, h}
+			s := &session{link: b.link, h: h}
 			if err := s.residentAnswers(key); err != nil {
 				return err
 			}

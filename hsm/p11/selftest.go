@@ -222,7 +222,7 @@ func selfTest(ctx context.Context, l *link, cloned bool, accept []string, writes
 	if err != nil {
 		return traits{}, nil, err
 	}
-	b := &bench{session: &session{l, h}, domain: domain{}, traits: traits{cloned: cloned}, accept: accept, writes: writes}
+	b := &bench{session: &session{link: l, h: h}, domain: domain{}, traits: traits{cloned: cloned}, accept: accept, writes: writes}
 	var results []hsm.Probe
 	var failed []string
 	for _, p := range probes() {

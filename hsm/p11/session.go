@@ -18,6 +18,7 @@ import (
 type session struct {
 	link *link
 	h    pkcs11.SessionHandle
+	use
 }
 
 func (s *session) ctx() counted { return counted{s.link.lib.ctx, s.link.meter, s} }
@@ -55,7 +56,7 @@ func (s *session) generate(m uint, t template) (pkcs11.ObjectHandle, error) {
 func (s *session) generatePair(m uint, public, private template) (pub, priv pkcs11.ObjectHandle, err error) {
 	var pin runtime.Pinner
 	defer pin.Unpin()
-	defer s.link.takesLong(s)()
+	defer s.takesLong()()
 	pub, priv, err = s.ctx().GenerateKeyPair(s.h, mechanism(m), s.encode(public, &pin), s.encode(private, &pin))
 	if err != nil {
 		return 0, 0, fmt.Errorf("generate key pair: %w", err)

@@ -23,18 +23,19 @@ type attribute struct {
 }
 
 // template is the attributes of an object. MODIFIABLE=F comes last: SoftHSM applies
-// the entries of an unwrapped key in order and refuses those behind it.
+// the entries of an unwrapped key in order and refuses those behind it. Templates and the
+// values in them are shared: nobody changes one in place.
 type template []attribute
 
 // encode is t for the binding. The pointers in it stay valid until pin is released.
 func (t template) encode(pin *runtime.Pinner) []*pkcs11.Attribute {
-	encoded := make([]*pkcs11.Attribute, len(t))
+	entries, encoded := make([]pkcs11.Attribute, len(t)), make([]*pkcs11.Attribute, len(t))
 	for i, a := range t {
-		value := a.value
+		entries[i] = pkcs11.Attribute{Type: a.kind, Value: a.value}
 		if a.nested != nil {
-			value = rawTemplate(pin, a.nested)
+			entries[i].Value = rawTemplate(pin, a.nested)
 		}
-		encoded[i] = &pkcs11.Attribute{Type: a.kind, Value: value}
+		encoded[i] = &entries[i]
 	}
 	return encoded
 }
@@ -79,14 +80,9 @@ func (t template) sets(kind uint) bool {
 // with is a copy of t in which the given entries replace those of the same kind, or
 // come first.
 func (t template) with(entries ...attribute) template {
-	var result template
-	replace := map[uint]bool{}
-	for _, e := range entries {
-		replace[e.kind] = true
-	}
-	result = append(result, entries...)
+	result := append(make(template, 0, len(entries)+len(t)), entries...)
 	for _, a := range t {
-		if !replace[a.kind] {
+		if !slices.ContainsFunc(entries, func(e attribute) bool { return e.kind == a.kind }) {
 			result = append(result, a)
 		}
 	}
@@ -105,12 +101,14 @@ func flag(kind uint, on bool) attribute {
 	return attribute{kind: kind, value: boolean(on)}
 }
 
+var ckTrue, ckFalse = []byte{1}, []byte{0}
+
 // boolean is a CK_BBOOL in memory.
 func boolean(on bool) []byte {
 	if on {
-		return []byte{1}
+		return ckTrue
 	}
-	return []byte{0}
+	return ckFalse
 }
 
 // ulong is a CK_ULONG in memory.
@@ -133,16 +131,9 @@ const ckaCopyable = 0x171
 
 // usages sets the flags in on and clears all others in of.
 func usages(of []uint, on ...uint) template {
-	var t template
-	for _, kind := range of {
-		t = append(t, flag(kind, false))
-	}
-	for _, kind := range on {
-		for i := range t {
-			if t[i].kind == kind {
-				t[i] = flag(kind, true)
-			}
-		}
+	t := make(template, len(of))
+	for i, kind := range of {
+		t[i] = flag(kind, slices.Contains(on, kind))
 	}
 	return t
 }
@@ -168,13 +159,8 @@ func frozen() template {
 	return template{flag(ckaCopyable, false), flag(pkcs11.CKA_MODIFIABLE, false)}
 }
 
-func join(parts ...template) template {
-	var t template
-	for _, p := range parts {
-		t = append(t, p...)
-	}
-	return t
-}
+// join is a copy of all parts, with no room behind it.
+func join(parts ...template) template { return slices.Clip(slices.Concat(parts...)) }
 
 // traits is what the self-test found out about a token.
 type traits struct {
@@ -260,7 +246,7 @@ func plain(keyType uint, on ...uint) template {
 
 // known is plain for a key with a known value.
 func known(keyType uint, value []byte, on ...uint) template {
-	return append(plain(keyType, on...), octets(pkcs11.CKA_VALUE, value))
+	return join(plain(keyType, on...), template{octets(pkcs11.CKA_VALUE, value)})
 }
 
 // domainKey is the template of a key of a domain generation: a wrapping key, the
@@ -301,16 +287,22 @@ func (t traits) twin(kind hsm.KeyKind, name template, token bool) template {
 // masterKey is the template of a customer master key of class AES in a session. An
 // opened key has every entry that the domain key imposes: tokens refuse a request
 // without them. While it is being made it is extractable, so that it can be wrapped.
-func masterKey(extractable bool) template {
-	return join(secret(pkcs11.CKK_AES, false, extractable), usages(secretUsages(), pkcs11.CKA_ENCRYPT),
-		template{mechanisms(pkcs11.CKM_AES_ECB)}, frozen())
-}
+func masterKey(extractable bool) template { return masterKeys[extractable] }
+
+var masterKeys = aesKeys(usages(secretUsages(), pkcs11.CKA_ENCRYPT), pkcs11.CKM_AES_ECB)
 
 // residentTemplate is masterKey of a resident key. It signs with CMAC, which only the
 // commitment needs.
-func residentTemplate(extractable bool) template {
-	return join(secret(pkcs11.CKK_AES, false, extractable), usages(secretUsages(), residentUsages()...),
-		template{mechanisms(pkcs11.CKM_AES_GCM, pkcs11.CKM_AES_CMAC)}, frozen())
+func residentTemplate(extractable bool) template { return residentKeys[extractable] }
+
+var residentKeys = aesKeys(usages(secretUsages(), residentUsages()...), pkcs11.CKM_AES_GCM, pkcs11.CKM_AES_CMAC)
+
+// aesKeys are the templates of an AES key in a session, by whether it is extractable.
+func aesKeys(usage template, allowed ...uint) map[bool]template {
+	of := func(extractable bool) template {
+		return join(secret(pkcs11.CKK_AES, false, extractable), usage, template{mechanisms(allowed...)}, frozen())
+	}
+	return map[bool]template{false: of(false), true: of(true)}
 }
 
 func residentUsages() []uint {

@@ -6,8 +6,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/miekg/pkcs11"
 )
 
 // A call into a token can hang for good: the vendor's library waits for a network or a card
@@ -15,80 +13,83 @@ import (
 // behind it until their time is over, so a token of which a call has not returned for long is
 // not used. It is not lost: the session comes back with the call, and so does the token.
 
-// uses are the sessions of a link that are in use.
-type uses struct {
-	since atomic.Int64 // unix nanoseconds: when the longest call that hangs began; 0: none does
-
-	mu    sync.Mutex
-	began map[*session]use
-}
-
+// use is what a session does. Its owner alone writes it.
 type use struct {
-	at   time.Time // of its beginning, or of the last call that has returned
-	long bool      // it makes a pair
+	since atomic.Int64 // moment of its beginning, or of the last call that has returned; 0: it is not in use
+	long  atomic.Bool  // it makes a pair
 }
+
+// uses is what the uses of a link's sessions were judged to be.
+type uses struct {
+	judging sync.Mutex
+	hung    atomic.Int64 // moment when the longest call that hangs began; 0: none does
+}
+
+// epoch is what moments are counted from, in nanoseconds: no clock that is set moves them.
+var epoch = time.Now()
+
+func moment() int64 { return int64(time.Since(epoch)) }
 
 // begins has a session that was taken out of a pool count as used.
-func (l *link) begins(h pkcs11.SessionHandle) *session {
-	s := &session{l, h}
-	l.uses.mu.Lock()
-	defer l.uses.mu.Unlock()
-	if l.uses.began == nil {
-		l.uses.began = map[*session]use{}
-	}
-	l.uses.began[s] = use{at: time.Now()}
-	return s
-}
+func (u *use) begins() { u.since.Store(moment()) }
 
-func (l *link) ends(s *session) {
-	l.uses.mu.Lock()
-	defer l.uses.mu.Unlock()
-	delete(l.uses.began, s)
-}
+func (u *use) ends() { u.since.Store(0) }
 
 // returned notes that a call of a session has returned: each has its own time.
-func (l *link) returned(s *session) {
-	l.uses.mu.Lock()
-	defer l.uses.mu.Unlock()
-	if u, counted := l.uses.began[s]; counted { // those of the self-test are not
-		u.at = time.Now()
-		l.uses.began[s] = u
+func (u *use) returned() {
+	if u.since.Load() != 0 { // those of the self-test are not in use
+		u.begins()
 	}
 }
 
 // takesLong says that what the session does next may take long, until done is called.
-func (l *link) takesLong(s *session) (done func()) {
-	set := func(long bool) {
-		l.uses.mu.Lock()
-		defer l.uses.mu.Unlock()
-		if _, counted := l.uses.began[s]; counted {
-			l.uses.began[s] = use{time.Now(), long}
-		}
+func (u *use) takesLong() (done func()) {
+	u.long.Store(true)
+	u.returned()
+	return func() {
+		u.returned()
+		u.long.Store(false) // last: judge asks for it first
 	}
-	set(true)
-	return func() { set(false) }
 }
 
 // judge finds the longest call that hangs, and tells for how long it does; 0: none does. What
 // is new since it was last asked has changed.
 func (l *link) judge(now time.Time, patience time.Duration) (changed bool, hung time.Duration) {
-	l.uses.mu.Lock()
-	defer l.uses.mu.Unlock()
-	var since int64
-	for _, u := range l.uses.began {
-		allowed := patience
-		if u.long {
-			allowed *= pairPatience
+	l.uses.judging.Lock()
+	defer l.uses.judging.Unlock()
+	at, before := now.Sub(epoch), l.uses.hung.Load()
+	for {
+		u, since := l.longest(at, patience)
+		l.uses.hung.Store(since)
+		if u == nil {
+			return before != 0, 0
 		}
-		if d := now.Sub(u.at); d > allowed && d > hung {
-			hung, since = d, u.at.UnixNano()
+		if u.since.Load() == since { // who gives it back after this sees that it counts as hanging
+			return before == 0, at - time.Duration(since)
 		}
 	}
-	return (l.uses.since.Swap(since) != 0) != (since != 0), hung
+}
+
+// longest is the use whose call hangs the longest at a time, and since when; nil: none does.
+func (l *link) longest(at, patience time.Duration) (longest *use, began int64) {
+	for _, s := range l.sessions {
+		allowed := patience
+		if s.long.Load() {
+			allowed *= pairPatience
+		}
+		since := s.since.Load()
+		if since == 0 || at-time.Duration(since) <= allowed {
+			continue
+		}
+		if longest == nil || since < began {
+			longest, began = &s.use, since
+		}
+	}
+	return longest, began
 }
 
 // hangs tells whether a call hung when judge last looked, and for how long it does.
 func (l *link) hangs() (time.Duration, bool) {
-	since := l.uses.since.Load()
-	return time.Since(time.Unix(0, since)), since != 0
+	since := l.uses.hung.Load()
+	return time.Duration(moment() - since), since != 0
 }

@@ -109,6 +109,8 @@ func (l *logged) says(text string) bool {
 func TestPatience(t *testing.T) {
 	const patience = time.Minute
 	l := &link{}
+	s := &session{link: l}
+	l.sessions = []*session{s}
 	hung := func(after time.Duration) bool {
 		_, hung := l.judge(time.Now().Add(after), patience)
 		return hung > 0
@@ -116,19 +118,19 @@ func TestPatience(t *testing.T) {
 	if hung(time.Hour) {
 		t.Error("nothing hangs")
 	}
-	s := l.begins(1)
+	s.begins()
 	if hung(patience/2) || !hung(2*patience) {
 		t.Error("a call is not judged by its time")
 	}
-	l.uses.began[s] = use{at: time.Now().Add(-time.Hour)}
+	s.since.Store(moment() - int64(time.Hour))
 	if !hung(0) {
 		t.Error("a call of an hour does not hang")
 	}
-	l.returned(s)
+	s.returned()
 	if hung(0) {
 		t.Error("the next call has no time of its own")
 	}
-	done := l.takesLong(s)
+	done := s.takesLong()
 	if hung(2*patience) || !hung(2*pairPatience*patience) {
 		t.Error("the making of a pair is not judged by its time")
 	}
@@ -136,13 +138,13 @@ func TestPatience(t *testing.T) {
 	if !hung(2 * patience) {
 		t.Error("what comes after a pair has its time")
 	}
-	l.ends(s)
+	s.ends()
 	if hung(time.Hour) {
 		t.Error("what has ended hangs")
 	}
-	l.returned(s)
-	l.takesLong(s)()
-	if len(l.uses.began) != 0 {
+	s.returned()
+	s.takesLong()()
+	if hung(time.Hour) {
 		t.Error("a use that has ended counts again")
 	}
 }
