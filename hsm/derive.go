@@ -17,7 +17,7 @@ const callTimeout = 10 * time.Second
 // coalescer is a loaded key whose concurrent derivations share HSM calls.
 //
 // Batching is natural: whoever finds no call running becomes the runner, yields
-// once so that others can queue, takes what is queued (itself first), makes one
+// so that others can queue, takes what is queued (itself first), makes one
 // call, delivers, and gives the role to the caller at the front of the queue.
 // There is no timed wait, no goroutine, and nobody makes more than one call for
 // others; a caller with many messages has as many waiters.
@@ -237,21 +237,21 @@ func (c *coalescer) run(ctx context.Context, self *waiter) {
 	c.shared.calls.Put(b)
 }
 
-// maxYields bounds how often a runner lets others go first.
-const maxYields = 4
+// A runner lets others go first until nobody has come twice in a row, and maxYields times at most.
+const maxYields = 8
 
 // gather lets callers that are about to queue do so, again as long as some did. One who is alone
-// yields once, to nobody.
+// yields twice, to nobody.
 func (c *coalescer) gather() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for range maxYields {
+	for yields, nobody := 0, 0; yields < maxYields && nobody < 2; yields++ {
 		before := c.arrived
 		c.mu.Unlock()
 		runtime.Gosched()
 		c.mu.Lock()
-		if c.arrived == before {
-			return
+		if nobody++; c.arrived != before {
+			nobody = 0
 		}
 	}
 }
