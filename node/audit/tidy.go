@@ -2,7 +2,6 @@ package audit
 
 import (
 	"bufio"
-	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/klauspost/compress/gzip"
 
 	"github.com/quorumkms/quorumkms/rpc/client/trail"
 )
@@ -203,9 +204,9 @@ func (l *Log) lookForRemoval(ctx context.Context, before trail.Segment) (unsure 
 	return unsure, err
 }
 
-// compression is gzip's level for whole segments: the default one takes nearly twice the
-// processor time, 7 us a record, and leaves a hundredth less.
-const compression = 3
+// compression is gzip's level for whole segments: 0.8 us a record. Go's own gzip takes twice that for
+// the same size, at its level 3, and two and a half times for a hundredth less, at its default.
+const compression = 2
 
 // compress replaces the file of a whole segment, which keeps the time of its last record.
 func (l *Log) compress(s trail.Segment) error {
