@@ -9,30 +9,33 @@ import (
 // them, and are not yet handed to the transport. A node tells the cluster that it
 // has applied a restriction only when those checked on an older state are out.
 type Releases struct {
-	mu    sync.Mutex
-	epoch uint64
-	under map[uint64]int // epoch -> results under way that began in it
-	idle  chan struct{}  // closed when an epoch has run empty; nil if nobody waits for that
+	mu     sync.Mutex
+	epoch  uint64
+	under  int            // results under way that began in it
+	before map[uint64]int // earlier epoch -> results under way that began in that: more than none
+	idle   chan struct{}  // closed when an earlier epoch has run empty; nil if nobody waits for that
 }
 
 // NewReleases starts with none.
-func NewReleases() *Releases {
-	return &Releases{under: map[uint64]int{}}
-}
+func NewReleases() *Releases { return &Releases{before: map[uint64]int{}} }
 
 // begin counts a result before its checks.
 func (r *Releases) begin() (epoch uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.under[r.epoch]++
+	r.under++
 	return r.epoch
 }
 
 func (r *Releases) end(epoch uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.under[epoch]--; r.under[epoch] == 0 {
-		delete(r.under, epoch)
+	if epoch == r.epoch {
+		r.under--
+		return
+	}
+	if r.before[epoch]--; r.before[epoch] == 0 {
+		delete(r.before, epoch)
 		if r.idle != nil {
 			close(r.idle)
 			r.idle = nil
@@ -45,12 +48,15 @@ func (r *Releases) end(epoch uint64) {
 func (r *Releases) HandedOver(ctx context.Context) error {
 	r.mu.Lock()
 	last := r.epoch
-	r.epoch++
+	if r.under > 0 {
+		r.before[last] = r.under
+	}
+	r.epoch, r.under = last+1, 0
 	r.mu.Unlock()
 	for {
 		r.mu.Lock()
 		waiting := false
-		for epoch := range r.under {
+		for epoch := range r.before {
 			waiting = waiting || epoch <= last
 		}
 		if waiting && r.idle == nil {
