@@ -240,8 +240,7 @@ func (c *coalescer) run(ctx context.Context, self *waiter) {
 // A runner lets others go first until nobody has come twice in a row, and maxYields times at most.
 const maxYields = 8
 
-// gather lets callers that are about to queue do so, again as long as some did. One who is alone
-// yields twice, to nobody.
+// gather lets callers that are about to queue do so. One who is alone yields twice, to nobody.
 func (c *coalescer) gather() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

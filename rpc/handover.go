@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/quorumkms/quorumkms/node/kms/gate"
 )
@@ -70,7 +72,11 @@ type links struct {
 
 func (l *links) inner(ctx context.Context, r any) (any, error) {
 	if len(l.all) == 0 {
-		return l.last(ctx, r)
+		last := l.last
+		if l.last = nil; last == nil { // it would come past the other interceptors
+			return nil, status.Error(codes.Internal, "an interceptor calls twice")
+		}
+		return last(ctx, r)
 	}
 	around := l.all[0]
 	l.all = l.all[1:]

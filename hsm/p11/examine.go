@@ -92,7 +92,10 @@ func visit(ctx context.Context, cfg Config, fn func(*link, *session, Config) err
 	if err != nil {
 		return err
 	}
-	defer func() { l.work <- s }()
+	defer func() {
+		s.ends()
+		l.work <- s
+	}()
 	if err := fn(l, s, cfg); err != nil {
 		return wrapped(err)
 	}

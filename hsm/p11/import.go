@@ -117,12 +117,7 @@ func (p *Partition) ImportKey(ctx context.Context, r hsm.ImportRequest) (made hs
 		return made, fmt.Errorf("%w: the import token was made by an HSM that has %s; this one does not", hsm.ErrUnsupported, t.Algorithm)
 	}
 	k := r.Spec.Kind()
-	l, err := p.current()
-	if err != nil {
-		return made, err
-	}
-	var shared *proof
-	err = p.on(ctx, l, func(s *session) error {
+	err = p.making(ctx, false, func(s *session) error {
 		d, err := p.domain(s, domainID{h.Cluster, h.Generation})
 		if err != nil {
 			return err
@@ -134,14 +129,8 @@ func (p *Partition) ImportKey(ctx context.Context, r hsm.ImportRequest) (made hs
 		made.Token, err = hsm.BuildToken(h, check, wrapped, func(message []byte) ([]byte, error) {
 			return s.mac(d[hsm.KindMAC], message)
 		})
-		if err == nil {
-			shared = l.proofs.join(false)
-		}
 		return err
 	})
-	if err == nil {
-		err = p.proven(ctx, l, shared)
-	}
 	if err != nil {
 		return hsm.NewKey{}, p.suspect(ctx, err)
 	}

@@ -45,12 +45,7 @@ func (p *Partition) GenerateKey(ctx context.Context, spec hsm.KeySpec) (hsm.NewK
 
 // makeToken makes a key and wraps it. The token was right about known answers afterwards.
 func (p *Partition) makeToken(ctx context.Context, k hsm.Kind, h hsm.TokenHeader) (made hsm.NewKey, err error) {
-	l, err := p.current()
-	if err != nil {
-		return made, err
-	}
-	var shared *proof
-	err = p.on(ctx, l, func(s *session) error {
+	return made, p.making(ctx, h.Class == hsm.ClassResident, func(s *session) error {
 		d, err := p.domain(s, domainID{h.Cluster, h.Generation})
 		if err != nil {
 			return err
@@ -72,15 +67,8 @@ func (p *Partition) makeToken(ctx context.Context, k hsm.Kind, h hsm.TokenHeader
 		made.Token, err = hsm.BuildToken(h, check, wrapped, func(message []byte) ([]byte, error) {
 			return s.mac(d[hsm.KindMAC], message)
 		})
-		if err == nil {
-			shared = l.proofs.join(h.Class == hsm.ClassResident)
-		}
 		return err
 	})
-	if err != nil {
-		return made, err
-	}
-	return made, p.proven(ctx, l, shared)
 }
 
 // makeKey makes an AES key, wraps it and destroys it. A key that cannot be destroyed dies

@@ -206,6 +206,7 @@ var wrapBuffers = sync.Pool{New: func() any { return new([maxWrapped]byte) }}
 func (n native) wrapKey(h pkcs11.SessionHandle, m uint, with, key pkcs11.ObjectHandle) ([]byte, error) {
 	out, size := wrapBuffers.Get().(*[maxWrapped]byte), C.ck_ulong(maxWrapped)
 	defer wrapBuffers.Put(out)
+	clear(out[:]) // of a token that writes nothing, no other key is to be seen
 	rv := C.wrap_key(n.list, C.ck_ulong(h), C.ck_ulong(m), C.ck_ulong(with), C.ck_ulong(key), (*C.uchar)(&out[0]), &size)
 	if rv != pkcs11.CKR_OK {
 		return nil, pkcs11.Error(rv)

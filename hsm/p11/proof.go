@@ -14,7 +14,8 @@ import (
 // Known answers (doubt.go) are more calls than the making of a key itself. Those who make keys
 // at the same time share them: a key is good if the token has answered rightly what it was
 // asked after the key was made, whoever asked. So one proof runs at a time, by one of those who
-// share it, and whoever comes meanwhile shares the next. Who waits holds no session.
+// share it, and whoever comes meanwhile shares the next. Who waits holds no session. A proof that
+// fails, whatever the reason, fails all that share it.
 
 // proofs are those of a link.
 type proofs struct {
@@ -41,6 +42,27 @@ func (q *proofs) join(resident bool) *proof {
 	}
 	q.next.resident = q.next.resident || resident
 	return q.next
+}
+
+// making runs fn, which makes a key, with a session, and has the token answer what is known
+// afterwards.
+func (p *Partition) making(ctx context.Context, resident bool, fn func(*session) error) error {
+	l, err := p.current()
+	if err != nil {
+		return err
+	}
+	var shared *proof
+	err = p.on(ctx, l, func(s *session) error {
+		err := fn(s)
+		if err == nil {
+			shared = l.proofs.join(resident)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return p.proven(ctx, l, shared)
 }
 
 // proven is nil if the token answered rightly in a proof.

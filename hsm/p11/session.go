@@ -14,7 +14,7 @@ import (
 	"github.com/quorumkms/quorumkms/hsm"
 )
 
-// session is a session that one goroutine has taken.
+// session is a session of a link: in a pool, or taken by one goroutine.
 type session struct {
 	link *link
 	h    pkcs11.SessionHandle

@@ -287,22 +287,31 @@ func (t traits) twin(kind hsm.KeyKind, name template, token bool) template {
 // masterKey is the template of a customer master key of class AES in a session. An
 // opened key has every entry that the domain key imposes: tokens refuse a request
 // without them. While it is being made it is extractable, so that it can be wrapped.
-func masterKey(extractable bool) template { return masterKeys[extractable] }
+func masterKey(extractable bool) template { return masterKeys.of(extractable) }
 
 var masterKeys = aesKeys(usages(secretUsages(), pkcs11.CKA_ENCRYPT), pkcs11.CKM_AES_ECB)
 
 // residentTemplate is masterKey of a resident key. It signs with CMAC, which only the
 // commitment needs.
-func residentTemplate(extractable bool) template { return residentKeys[extractable] }
+func residentTemplate(extractable bool) template { return residentKeys.of(extractable) }
 
 var residentKeys = aesKeys(usages(secretUsages(), residentUsages()...), pkcs11.CKM_AES_GCM, pkcs11.CKM_AES_CMAC)
 
-// aesKeys are the templates of an AES key in a session, by whether it is extractable.
-func aesKeys(usage template, allowed ...uint) map[bool]template {
+// aesTemplates are those of an AES key in a session, while it is being made and once it is open.
+type aesTemplates struct{ made, opened template }
+
+func (t aesTemplates) of(extractable bool) template {
+	if extractable {
+		return t.made
+	}
+	return t.opened
+}
+
+func aesKeys(usage template, allowed ...uint) aesTemplates {
 	of := func(extractable bool) template {
 		return join(secret(pkcs11.CKK_AES, false, extractable), usage, template{mechanisms(allowed...)}, frozen())
 	}
-	return map[bool]template{false: of(false), true: of(true)}
+	return aesTemplates{made: of(true), opened: of(false)}
 }
 
 func residentUsages() []uint {

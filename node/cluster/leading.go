@@ -68,7 +68,6 @@ func (t *leading) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddress)
 		return nil, err
 	}
 	p := &pipeline{AppendPipeline: inner, transport: t, news: make(chan entryID, 1), closed: make(chan struct{}), turn: make(chan struct{}, 1)}
-	p.turn <- struct{}{}
 	t.mu.Lock()
 	t.pipelines[p] = struct{}{}
 	t.mu.Unlock()
@@ -76,8 +75,9 @@ func (t *leading) AppendEntriesPipeline(id raft.ServerID, to raft.ServerAddress)
 	return p, nil
 }
 
-// committed has the followers told that an entry is, wherever it is the last they were sent:
-// later ones bring the news themselves.
+// committed has the followers told that an entry is, wherever it is the last they were sent. Where
+// it is not, the news of a later one says it too; of what no state machine is handed (an election's
+// entry) commitTimeout does.
 func (t *leading) committed(l *raft.Log) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -101,15 +101,15 @@ type pipeline struct {
 	closed    chan struct{}
 	once      sync.Once
 
-	turn chan struct{}             // one token, for who sends or touches what follows, and may wait for the network
+	turn chan struct{}             // holds one: whoever sends, for which there may be no room for long, or touches what follows
 	next raft.AppendEntriesRequest // says that the last entry the follower was sent is committed
 	told uint64                    // the index up to which it knows what is
 }
 
 // AppendEntries implements raft.AppendPipeline.
 func (p *pipeline) AppendEntries(r *raft.AppendEntriesRequest, into *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
-	<-p.turn
-	defer func() { p.turn <- struct{}{} }()
+	p.turn <- struct{}{}
+	defer func() { <-p.turn }()
 	last := entryID{r.PrevLogEntry, r.PrevLogTerm}
 	if n := len(r.Entries); n > 0 {
 		last = entryID{r.Entries[n-1].Index, r.Entries[n-1].Term}
@@ -161,8 +161,8 @@ func (p *pipeline) tell() {
 }
 
 func (p *pipeline) tellOf(e entryID) error {
-	<-p.turn
-	defer func() { p.turn <- struct{}{} }()
+	p.turn <- struct{}{}
+	defer func() { <-p.turn }()
 	if e != (entryID{p.next.PrevLogEntry, p.next.PrevLogTerm}) || e.index <= p.told {
 		return nil
 	}

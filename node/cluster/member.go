@@ -381,7 +381,7 @@ func (e *engine) openStorage(dir string) error {
 
 const (
 	maxAppendEntries = 256                   // entries of one message; a batch costs the disk one sync
-	commitTimeout    = 10 * time.Millisecond // how soon followers learn of a commit without further entries
+	commitTimeout    = 10 * time.Millisecond // how soon followers learn of a commit at the latest (leading.go)
 )
 
 func (e *engine) closeStores() error { return errors.Join(e.closeTransport(), e.store.Close()) }
