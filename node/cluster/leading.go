@@ -115,7 +115,7 @@ func (p *pipeline) AppendEntries(r *raft.AppendEntriesRequest, into *raft.Append
 		last = entryID{r.Entries[n-1].Index, r.Entries[n-1].Term}
 	}
 	p.next = raft.AppendEntriesRequest{
-		RPCHeader: r.RPCHeader, Term: r.Term, Leader: r.Leader,
+		RPCHeader: r.RPCHeader, Term: r.Term,
 		PrevLogEntry: last.index, PrevLogTerm: last.term, LeaderCommitIndex: last.index,
 	}
 	return p.send(r, into)
