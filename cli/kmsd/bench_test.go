@@ -321,6 +321,7 @@ func (b *bench) calls() {
 		many := side{pid: pid, call: func(ctx context.Context, _ int) error { return op.call(ctx, r.user, rand.IntN(benchKeys)) }}
 		bare := side{pid: floor, call: echoCall(conn, op.request, op.response)}
 		b.profile(op.name, node, one)
+		b.profile("random-keys."+op.name, node, many)
 		x := b.alternate(benchCallers, bare, one, many)
 		b.against(op.name+".cpu", x[1].cpu, x[0].cpu, "us/op", "<= 1.7")
 		b.against(op.name+".throughput", x[1].rate, x[0].rate, "op/s", ">= 0.6")
