@@ -62,23 +62,26 @@ func chain(all []grpc.UnaryServerInterceptor) grpc.UnaryServerInterceptor {
 }
 
 // links is a call's way through a chain: one handler for all of it, since every interceptor
-// calls the next once.
+// calls the next at most once. One that called it again would come past those behind it, of which
+// one may have refused: then there is no last any more.
 type links struct {
 	all  []grpc.UnaryServerInterceptor // still to come
 	info *grpc.UnaryServerInfo
-	last grpc.UnaryHandler
+	last grpc.UnaryHandler // nil once it was called, or an interceptor has returned
 	next grpc.UnaryHandler // inner
 }
 
 func (l *links) inner(ctx context.Context, r any) (any, error) {
 	if len(l.all) == 0 {
 		last := l.last
-		if l.last = nil; last == nil { // it would come past the other interceptors
+		if l.last = nil; last == nil {
 			return nil, status.Error(codes.Internal, "an interceptor calls twice")
 		}
 		return last(ctx, r)
 	}
 	around := l.all[0]
 	l.all = l.all[1:]
-	return around(ctx, r, l.info, l.next)
+	answer, err := around(ctx, r, l.info, l.next)
+	l.last = nil
+	return answer, err
 }

@@ -3,10 +3,13 @@ package rpc
 import (
 	"context"
 	"errors"
+	"strconv"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/quorumkms/quorumkms/fsm"
 	"github.com/quorumkms/quorumkms/node/audit"
@@ -84,6 +87,53 @@ func TestHandingOver(t *testing.T) {
 			}
 			if len(order) != 2 || order[0] != "outer" {
 				t.Fatal(order)
+			}
+		})
+	}
+}
+
+// TestChain: interceptors are called in their order, and whoever calls the next a second time
+// does not come past one that has refused, nor to the method again.
+func TestChain(t *testing.T) {
+	t.Parallel()
+	refused := errors.New("refused")
+	for _, c := range []struct {
+		name    string
+		refuses int // the interceptor that does; 3: none
+		twice   int // the one that calls the next twice; 3: none
+		want    string
+		code    codes.Code
+	}{
+		{"in order", 3, 3, "012m", codes.OK},
+		{"refused", 1, 3, "01", codes.Unknown},
+		{"the method called twice", 3, 0, "012m", codes.Internal},
+		{"called twice by the last", 3, 2, "012m", codes.Internal},
+		{"called twice, past the one that refused", 1, 0, "012", codes.Internal},
+		{"called twice, past the last, which refused", 2, 1, "012", codes.Internal},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			trace := ""
+			var all []grpc.UnaryServerInterceptor
+			for i := range 3 {
+				all = append(all, func(ctx context.Context, r any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+					trace += strconv.Itoa(i)
+					if i == c.refuses {
+						return nil, refused
+					}
+					answer, err := next(ctx, r)
+					if i == c.twice {
+						return next(ctx, r)
+					}
+					return answer, err
+				})
+			}
+			_, err := chain(all)(t.Context(), nil, nil, func(context.Context, any) (any, error) {
+				trace += "m"
+				return nil, nil
+			})
+			if trace != c.want || status.Code(err) != c.code {
+				t.Errorf("went %s and ended with %v, want %s and %v", trace, err, c.want, c.code)
 			}
 		})
 	}
