@@ -16,6 +16,7 @@ type Activity struct {
 	Busy       int // calls under way
 	Waiting    int // calls that wait for a session
 	MaxWaiting int // more are ErrBusy
+	OfKeys     int // sessions that keys have of their own now
 
 	Calls     []CallCount // by kind, the self-test left out
 	LastError string      // of a call; empty: none

@@ -227,7 +227,7 @@ const (
 	// MaxResident is the most that a ResidentKey seals at once, in bytes.
 	MaxResident = 64 << 10
 	// MaxRandom is the largest request of Random, in bytes.
-	MaxRandom = 4096
+	MaxRandom = 16 << 10
 )
 
 // Info describes a partition for people.

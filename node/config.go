@@ -17,6 +17,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/quorumkms/quorumkms/fsm"
+	"github.com/quorumkms/quorumkms/hsm/p11"
 	"github.com/quorumkms/quorumkms/node/audit/sink"
 	"github.com/quorumkms/quorumkms/node/cluster"
 	"github.com/quorumkms/quorumkms/node/kms"
@@ -97,6 +98,10 @@ type HSM struct {
 	PINFile string `yaml:"pin_file"`
 	// Sessions is how many HSM calls run at a time. Default 8.
 	Sessions int `yaml:"sessions"`
+	// KeySessions is how many keys at most keep a session of their own in the token, which
+	// saves it from setting them up for each call; 0: none does. Default: 4096 if the token
+	// says that its sessions have no limit, none otherwise.
+	KeySessions *int `yaml:"key_sessions"`
 	// MaxKeys is how many keys are loaded at a time. Default 4096.
 	MaxKeys int `yaml:"max_keys"`
 	// Profile is the transfer profile: how the domain key comes to another node's
@@ -367,6 +372,9 @@ func (c *Config) problems() []string {
 		{"limits.handshakes", c.Limits.Handshakes},
 	} {
 		bad(n.value < 0, "%s %d: must not be negative", n.name, n.value)
+	}
+	if n := c.HSM.KeySessions; n != nil {
+		bad(*n < 0 || *n > p11.MaxKeySessions, "hsm.key_sessions %d: must be 0 to %d", *n, p11.MaxKeySessions)
 	}
 	for _, a := range c.Join.Addresses {
 		bad(!hostPort(a), "join.addresses %q: want host:port, a member's peer address", a)

@@ -48,7 +48,7 @@ func (c HSM) soft(pin []byte) soft.Config {
 
 func (c HSM) pkcs11(pin []byte, log *slog.Logger) p11.Config {
 	return p11.Config{
-		Module: c.Module, ModuleArguments: c.ModuleArguments, Token: c.Token, Serial: c.Serial, PIN: append([]byte(nil), pin...), Sessions: c.Sessions,
+		Module: c.Module, ModuleArguments: c.ModuleArguments, Token: c.Token, Serial: c.Serial, PIN: append([]byte(nil), pin...), Sessions: c.Sessions, KeySessions: c.KeySessions,
 		Cloned: c.Profile == fsm.ProfileCloned, AcceptWeakness: c.AcceptWeakness, Logger: log,
 	}
 }

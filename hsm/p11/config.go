@@ -26,6 +26,10 @@ type Config struct {
 	// Sessions is the number of concurrent HSM calls, 1..MaxSessions. Default 8. The
 	// partition opens one session more, and two for the time of the self-test.
 	Sessions int
+	// KeySessions is how many AES keys at most, 0..MaxKeySessions, keep a session of their own,
+	// so that the token need not set them up for each call. nil: hsm.DefaultMaxKeys if the token says that its
+	// sessions have no limit, none otherwise. It adds no concurrent calls.
+	KeySessions *int
 	// Cloned is the transfer profile cloned: domain keys come to other tokens by the
 	// vendor's cloning. They are made so that they cannot be wrapped for anybody, and none
 	// is exported or imported.
@@ -89,6 +93,8 @@ const WeaknessTrust = "trusted-by-user"
 const (
 	// MaxSessions is the ceiling of Config.Sessions.
 	MaxSessions = 256
+	// MaxKeySessions is the ceiling of Config.KeySessions.
+	MaxKeySessions = 1 << 16
 	// maxWaiting is the number of calls that may wait for a session.
 	maxWaiting = 1024
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/miekg/pkcs11"
 
@@ -215,6 +216,9 @@ type loadedKey struct {
 	mu     sync.RWMutex // held for reading while the handle is in use
 	handle pkcs11.ObjectHandle
 	closed bool
+
+	goesOn atomic.Pointer[encryption] // of AES keys: its encryption that goes on
+	alone  atomic.Uint32              // calls that were made without one
 }
 
 // use runs fn with a session while the handle is good; ErrStale if it is none any more.
@@ -240,7 +244,7 @@ func (k *loadedKey) Close() {
 		return
 	}
 	k.closed = true
-	k.partition.discard(k.link, k.handle)
+	k.partition.discard(k)
 }
 
 // blockKey is a loaded AES key. It implements hsm.BlockKey.
@@ -252,19 +256,20 @@ func (k *blockKey) EncryptBlocks(ctx context.Context, dst, src []byte) error {
 	if n == 0 || n%hsm.BlockSize != 0 || n > hsm.MaxBlocks*hsm.BlockSize || len(dst) != n {
 		return fmt.Errorf("%w: blocks of %d bytes into %d", hsm.ErrRefused, n, len(dst))
 	}
-	return k.use(ctx, func(s *session) error { return s.encryptBlocks(k.handle, dst, src) })
+	return k.use(ctx, func(s *session) error { return k.encrypt(s, dst, src) })
 }
 
 // discard destroys a loaded key. Unlike held it waits as long as the link lives: the
 // key must not stay.
-func (p *Partition) discard(l *link, key pkcs11.ObjectHandle) {
+func (p *Partition) discard(k *loadedKey) {
 	select {
-	case <-l.gone: // and the key with it
-	case s := <-l.hold:
+	case <-k.link.gone: // and the key with it
+	case s := <-k.link.hold:
 		s.begins()
-		if err := s.destroy(key); err != nil && !p.lostBy(s, err) {
+		k.endOngoing(s)
+		if err := s.destroy(k.handle); err != nil && !p.lostBy(s, err) {
 			p.cfg.Logger.Warn("hsm key not destroyed", "error", err)
 		}
-		p.giveBack(s, l.hold)
+		p.giveBack(s, k.link.hold)
 	}
 }

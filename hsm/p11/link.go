@@ -31,6 +31,7 @@ type link struct {
 	waiting atomic.Int32
 	uses    uses
 	proofs  proofs
+	ongoing ongoing       // its places are set before use
 	gone    chan struct{} // closed when the link is lost
 	lost    sync.Once
 
@@ -108,7 +109,7 @@ func (l *link) open() (pkcs11.SessionHandle, error) {
 	h, err := l.lib.ctx.OpenSession(l.token.id, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 	l.meter.Done(hsm.CallSession, began, err)
 	if code(err) == pkcs11.CKR_SESSION_COUNT {
-		return noSession, fmt.Errorf("%w: the token has no session left; lower hsm.sessions, or end what else uses the token: %w", hsm.ErrUnavailable, err)
+		return noSession, fmt.Errorf("%w: the token has no session left; lower hsm.sessions or hsm.key_sessions, or end what else uses the token: %w", hsm.ErrUnavailable, err)
 	}
 	if err != nil {
 		return noSession, fmt.Errorf("%w: open a session: %w", hsm.ErrUnavailable, err)
@@ -167,6 +168,7 @@ func (l *link) lose() (first bool) {
 // be opened anew: the library may give out the same handles again.
 func (l *link) drain() {
 	l.lose()
+	defer l.drainOngoing()
 	for _, pool := range []chan *session{l.work, l.hold} {
 		for range cap(pool) {
 			if s := <-pool; s.h != noSession {

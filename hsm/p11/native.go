@@ -7,6 +7,8 @@ package p11
 // What is called for every message or key keeps no pointer.
 #cgo noescape encrypt
 #cgo nocallback encrypt
+#cgo noescape encrypt_part
+#cgo nocallback encrypt_part
 #cgo noescape gcm
 #cgo nocallback gcm
 #cgo noescape cmac_blocks
@@ -23,7 +25,7 @@ typedef struct { unsigned char major, minor; void *fn[68]; } ck_function_list;
 
 // Places in CK_FUNCTION_LIST, PKCS #11 v2.40.
 enum {
-	INITIALIZE = 0, CREATE_OBJECT = 20, GET_ATTRIBUTE_VALUE = 24, ENCRYPT_INIT = 29, ENCRYPT = 30, DECRYPT_INIT = 33, DECRYPT = 34,
+	INITIALIZE = 0, CREATE_OBJECT = 20, GET_ATTRIBUTE_VALUE = 24, ENCRYPT_INIT = 29, ENCRYPT = 30, ENCRYPT_UPDATE = 31, DECRYPT_INIT = 33, DECRYPT = 34,
 	SIGN_INIT = 42, SIGN = 43, WRAP_KEY = 60,
 };
 
@@ -65,6 +67,10 @@ static ck_ulong encrypt(ck_function_list *l, ck_ulong session, ck_ulong mechanis
 	ck_ulong rv = ((encrypt_init_t)l->fn[ENCRYPT_INIT])(session, &m, key);
 	if (rv != 0) return rv;
 	return ((encrypt_t)l->fn[ENCRYPT])(session, in, *n, out, n);
+}
+
+static ck_ulong encrypt_part(ck_function_list *l, ck_ulong session, unsigned char *in, unsigned char *out, ck_ulong *n) {
+	return ((encrypt_t)l->fn[ENCRYPT_UPDATE])(session, in, *n, out, n);
 }
 
 typedef struct { unsigned char *iv; ck_ulong iv_len, iv_bits; unsigned char *aad; ck_ulong aad_len, tag_bits; } ck_gcm;
@@ -186,10 +192,22 @@ func (n native) encryptECB(h pkcs11.SessionHandle, key pkcs11.ObjectHandle, dst,
 	size := C.ck_ulong(len(dst))
 	rv := C.encrypt(n.list, C.ck_ulong(h), pkcs11.CKM_AES_ECB, C.ck_ulong(key),
 		(*C.uchar)(&src[0]), (*C.uchar)(&dst[0]), &size)
+	return encrypted(rv, src, size)
+}
+
+// encryptPart encrypts src into dst (same length) on a session where an encryption goes on.
+func (n native) encryptPart(h pkcs11.SessionHandle, dst, src []byte) error {
+	size := C.ck_ulong(len(dst))
+	rv := C.encrypt_part(n.list, C.ck_ulong(h), (*C.uchar)(&src[0]), (*C.uchar)(&dst[0]), &size)
+	return encrypted(rv, src, size)
+}
+
+// encrypted is what became of src.
+func encrypted(rv C.ck_ulong, src []byte, size C.ck_ulong) error {
 	if rv != pkcs11.CKR_OK {
 		return fmt.Errorf("encrypt blocks: %w", pkcs11.Error(rv))
 	}
-	if int(size) != len(dst) {
+	if int(size) != len(src) {
 		return fmt.Errorf("%w: %d bytes encrypt to %d", hsm.ErrCorrupt, len(src), int(size))
 	}
 	return nil

@@ -92,6 +92,8 @@ func (c *Config) check() error {
 		return fmt.Errorf("%w: no PIN configured", hsm.ErrRefused)
 	case c.Sessions < 0 || c.Sessions > MaxSessions:
 		return fmt.Errorf("%w: %d sessions configured, the ceiling is %d", hsm.ErrRefused, c.Sessions, MaxSessions)
+	case c.KeySessions != nil && (*c.KeySessions < 0 || *c.KeySessions > MaxKeySessions):
+		return fmt.Errorf("%w: %d sessions of keys configured, there are 0 to %d", hsm.ErrRefused, *c.KeySessions, MaxKeySessions)
 	case c.ReopenEvery < 0:
 		return fmt.Errorf("%w: negative pause configured", hsm.ErrRefused)
 	}
@@ -137,6 +139,7 @@ func (p *Partition) first(ctx context.Context) (*link, error) {
 		return nil, err
 	}
 	l.meter = &p.meter
+	l.ongoing.places = make([]encryption, p.keySessions(s.token))
 	return l, nil
 }
 
@@ -414,6 +417,7 @@ func (p *Partition) reconnect(ctx context.Context) (*link, error) {
 		return nil, err
 	}
 	l.quirks = p.traits.quirks
+	l.ongoing.places = make([]encryption, p.keySessions(s.token))
 	err = p.on(ctx, l, func(s *session) error {
 		var spki []byte
 		l.nik, spki, err = s.identity()

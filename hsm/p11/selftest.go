@@ -285,6 +285,12 @@ func (b *bench) knownAnswers(f *findings) {
 		f.fault("the token has no RFC 5649")
 	}
 	f.must("AES-ECB", b.isECB())
+	if err := b.goesOn(); err != nil {
+		f.watch(err)
+		f.note("encryptions do not go on: %v", err)
+	} else {
+		b.traits.goesOn = true
+	}
 	f.must("HMAC-SHA256", b.isHMAC())
 }
 
@@ -367,10 +373,10 @@ func (b *bench) isHMAC() error {
 	return nil
 }
 
-// random draws twice: a generator that stands still is broken. More cannot be told
-// from outside.
+// random draws twice, as much as a node does at once: a generator that stands still is broken.
+// More cannot be told from outside.
 func (b *bench) random(f *findings) {
-	const n = 32
+	const n = hsm.MaxRandom
 	var draws [2][]byte
 	for i := range draws {
 		var err error

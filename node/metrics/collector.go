@@ -59,25 +59,25 @@ type collector struct {
 	all    []*prometheus.Desc
 	census census
 
-	ready, uptime                                            *prometheus.Desc
-	hsmHealthy, hsmTook, hsmErrors, hsmSessions, hsmBusy     *prometheus.Desc
-	hsmWaiting, hsmLosses, hsmReturns, hsmBatch, hsmWrong    *prometheus.Desc
-	keysLoaded, keysMax, keyHits, keyMisses, keyEvictions    *prometheus.Desc
-	messages                                                 *prometheus.Desc
-	leaseHeld, leaseLeft                                     *prometheus.Desc
-	raftState, raftTerm, leaderKnown, leaderChanges, contact *prometheus.Desc
-	applied, committed, lastLog, proposals                   *prometheus.Desc
-	members, voters, release                                 *prometheus.Desc
-	auditBroken, unsigned, unremembered, checkpoint          *prometheus.Desc
-	sinkRecords, sinkBehind, sinkFailing, sinkDelivered      *prometheus.Desc
-	sinkFailures, sinkLost, sinkClipped                      *prometheus.Desc
-	alarm                                                    *prometheus.Desc
-	keys, rotations, deletions                               *prometheus.Desc
-	backupOn, backupAt, backupFailures, backupFails          *prometheus.Desc
-	journalFailures, journalFails                            *prometheus.Desc
-	certificate, drillAge, recipients, alarms                *prometheus.Desc
-	scan                                                     *prometheus.Desc
-	began                                                    time.Time
+	ready, uptime                                                   *prometheus.Desc
+	hsmHealthy, hsmTook, hsmErrors, hsmSessions, hsmOfKeys, hsmBusy *prometheus.Desc
+	hsmWaiting, hsmLosses, hsmReturns, hsmBatch, hsmWrong           *prometheus.Desc
+	keysLoaded, keysMax, keyHits, keyMisses, keyEvictions           *prometheus.Desc
+	messages                                                        *prometheus.Desc
+	leaseHeld, leaseLeft                                            *prometheus.Desc
+	raftState, raftTerm, leaderKnown, leaderChanges, contact        *prometheus.Desc
+	applied, committed, lastLog, proposals                          *prometheus.Desc
+	members, voters, release                                        *prometheus.Desc
+	auditBroken, unsigned, unremembered, checkpoint                 *prometheus.Desc
+	sinkRecords, sinkBehind, sinkFailing, sinkDelivered             *prometheus.Desc
+	sinkFailures, sinkLost, sinkClipped                             *prometheus.Desc
+	alarm                                                           *prometheus.Desc
+	keys, rotations, deletions                                      *prometheus.Desc
+	backupOn, backupAt, backupFailures, backupFails                 *prometheus.Desc
+	journalFailures, journalFails                                   *prometheus.Desc
+	certificate, drillAge, recipients, alarms                       *prometheus.Desc
+	scan                                                            *prometheus.Desc
+	began                                                           time.Time
 }
 
 func newCollector(s Sources) *collector {
@@ -94,6 +94,7 @@ func newCollector(s Sources) *collector {
 	c.hsmTook = d("hsm_call_duration_seconds", "How long calls of the HSM took, failed ones included, by what they are for.", "kind")
 	c.hsmErrors = d("hsm_call_errors_total", "Calls of the HSM that failed, by what they are for.", "kind")
 	c.hsmSessions = d("hsm_sessions_limit", "HSM calls that run at one time at most (hsm.sessions); 0: no limit.")
+	c.hsmOfKeys = d("hsm_key_sessions", "Sessions that keys have of their own (hsm.key_sessions).")
 	c.hsmBusy = d("hsm_sessions_busy", "HSM calls under way.")
 	c.hsmWaiting = d("hsm_session_waiters", "Calls that wait for an HSM session.")
 	c.hsmLosses = d("hsm_losses_total", "How often the HSM was lost.")
@@ -243,6 +244,7 @@ func (c *collector) collectHSM(s sink) {
 		s.counter(c.hsmErrors, k.Errors, k.Kind.String())
 	}
 	s.gauge(c.hsmSessions, float64(a.Sessions))
+	s.gauge(c.hsmOfKeys, float64(a.OfKeys))
 	s.gauge(c.hsmBusy, float64(a.Busy))
 	s.gauge(c.hsmWaiting, float64(a.Waiting))
 	s.counter(c.hsmLosses, a.Losses)

@@ -4,7 +4,7 @@
  *
  *   w well   e v f errs: always, vaguely, one call in three   g gone   n no session left
  *   s S slow: 0.2 and 2 seconds a call
- *   wrong answers: b t C_Encrypt, always and one in three   m C_Sign   p C_WrapKey
+ *   wrong answers: b t C_Encrypt and C_EncryptUpdate, always and one in three   m C_Sign   p C_WrapKey
  *   u C_UnwrapKey, which opens what it opened before   r C_GenerateRandom stands still
  *
  *   KMSD_TEST_MODULE   path of the library behind
@@ -28,7 +28,7 @@ enum { GENERAL_ERROR = 0x05, DEVICE_ERROR = 0x30, SESSION_COUNT = 0xB1, TOKEN_NO
 /* Places in CK_FUNCTION_LIST, PKCS #11 v2.40. */
 enum {
 	GET_SLOT_LIST = 4, GET_TOKEN_INFO = 6, OPEN_SESSION = 12, GET_SESSION_INFO = 15, LOGIN = 18, GET_ATTRIBUTE_VALUE = 24,
-	FIND_OBJECTS_INIT = 26, ENCRYPT_INIT = 29, ENCRYPT = 30, SIGN_INIT = 42, SIGN = 43, GENERATE_KEY = 58, WRAP_KEY = 60, UNWRAP_KEY = 61,
+	FIND_OBJECTS_INIT = 26, ENCRYPT_INIT = 29, ENCRYPT = 30, ENCRYPT_UPDATE = 31, SIGN_INIT = 42, SIGN = 43, GENERATE_KEY = 58, WRAP_KEY = 60, UNWRAP_KEY = 61,
 	GENERATE_RANDOM = 64
 };
 
@@ -94,13 +94,21 @@ static word login(word session, word user, void *pin, word n) {
 	return rv != 0 ? rv : ((word(*)(word, word, void *, word))behind->fn[LOGIN])(session, user, pin, n);
 }
 
-static word encrypt(word session, void *in, word n, unsigned char *out, word *size) {
+static word encrypts(int place, word session, void *in, word n, unsigned char *out, word *size) {
 	char c = condition();
 	word rv = working();
 	if (rv != 0) return rv;
-	rv = ((word(*)(word, void *, word, void *, word *))behind->fn[ENCRYPT])(session, in, n, out, size);
+	rv = ((word(*)(word, void *, word, void *, word *))behind->fn[place])(session, in, n, out, size);
 	if (c == 'b' || (c == 't' && atomic_fetch_add(&calls, 1) % 3 == 0)) spoil(rv, out, size);
 	return rv;
+}
+
+static word encrypt(word session, void *in, word n, unsigned char *out, word *size) {
+	return encrypts(ENCRYPT, session, in, n, out, size);
+}
+
+static word encrypt_update(word session, void *in, word n, unsigned char *out, word *size) {
+	return encrypts(ENCRYPT_UPDATE, session, in, n, out, size);
 }
 
 static word sign(word session, void *in, word n, unsigned char *out, word *size) {
@@ -167,6 +175,7 @@ word C_GetFunctionList(function_list **list) {
 	front.fn[FIND_OBJECTS_INIT] = find_objects_init;
 	front.fn[ENCRYPT_INIT] = encrypt_init;
 	front.fn[ENCRYPT] = encrypt;
+	front.fn[ENCRYPT_UPDATE] = encrypt_update;
 	front.fn[SIGN_INIT] = sign_init;
 	front.fn[SIGN] = sign;
 	front.fn[GENERATE_KEY] = generate_key;
