@@ -149,7 +149,7 @@ func (p *Partition) Activity() hsm.Activity {
 	defer p.mu.Unlock()
 	a.Losses, a.Returns, a.Lost, a.Returned = p.losses, p.returns, p.lostAt, p.returned
 	if l := p.link; l != nil {
-		a.Busy, a.Waiting, a.OfKeys = cap(l.work)-len(l.work), int(l.waiting.Load()), int(l.ongoing.begun.Load())
+		a.Busy, a.Waiting, a.OfKeys = cap(l.work)-len(l.work), int(l.waiting.Load()), int(l.ongoing.open.Load())
 	}
 	return a
 }

@@ -28,6 +28,7 @@ func (p *Partition) Doubt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	l.ongoing.failures.Store(maxFailures) // what follows asks ordinary calls only
 	err = p.on(ctx, l, func(s *session) error { return s.provesAll(p.traits) })
 	if errors.Is(err, hsm.ErrWrongAnswer) {
 		p.lose(l, err)

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 
@@ -224,15 +225,20 @@ func (p *Partition) Random(ctx context.Context, b []byte) error {
 		return fmt.Errorf("%w: random of %d bytes", hsm.ErrRefused, len(b))
 	}
 	return p.do(ctx, func(s *session) error {
-		random, err := s.random(len(b))
-		if err == nil && copy(b, random) != len(b) {
-			err = fmt.Errorf("%w: %d random bytes", hsm.ErrWrongAnswer, len(random))
+		for part := range slices.Chunk(b, p.traits.draw) {
+			random, err := s.random(len(part))
+			if err == nil && copy(part, random) != len(part) {
+				err = fmt.Errorf("%w: %d random bytes", hsm.ErrWrongAnswer, len(random))
+			}
+			if err == nil && p.drawnBefore(random) {
+				err = fmt.Errorf("%w: the same random bytes twice", hsm.ErrWrongAnswer)
+				p.lose(s.link, err)
+			}
+			if clear(random); err != nil {
+				return err
+			}
 		}
-		if err == nil && p.drawnBefore(random) {
-			err = fmt.Errorf("%w: the same random bytes twice", hsm.ErrWrongAnswer)
-			p.lose(s.link, err)
-		}
-		return err
+		return nil
 	})
 }
 

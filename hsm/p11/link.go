@@ -154,6 +154,9 @@ func (l *link) replace(s *session) error {
 		return fmt.Errorf("%w: close a session: %w", hsm.ErrUnavailable, err)
 	}
 	h, err := l.open()
+	if code(err) == pkcs11.CKR_SESSION_COUNT && l.ongoing.yields(s) {
+		h, err = l.open()
+	}
 	s.h = h
 	return err
 }

@@ -26,13 +26,13 @@ import (
 type ongoing struct {
 	places   []encryption
 	failures atomic.Int32 // calls of theirs that failed
-	begun    atomic.Int32 // that go on now
+	open     atomic.Int32 // sessions of theirs
 
 	mu   sync.Mutex
 	hand int // which place is looked at next for another key
 }
 
-// encryption is a place for one that goes on. Who locks it has a session of the link.
+// encryption is a place for one that goes on. Who locks it has a session of the link, or has all.
 type encryption struct {
 	mu  sync.Mutex
 	h   pkcs11.SessionHandle // noSession: none goes on
@@ -51,9 +51,12 @@ const (
 	takesAfter  = 64
 	// maxLooks bounds the search of a place for another key.
 	maxLooks = 4
-	// maxFailures is with how many failed calls a link begins no more of them.
+	// maxFailures is with how many failed calls those of a link end, and no more begin.
 	maxFailures = 3
 )
+
+// over tells whether none are to go on any more.
+func (g *ongoing) over() bool { return g.failures.Load() >= maxFailures }
 
 // keySessions is how many encryptions may go on with a token.
 func (p *Partition) keySessions(token pkcs11.TokenInfo) int {
@@ -93,6 +96,10 @@ func (k *loadedKey) continued(s *session, dst, src []byte) bool {
 	if e.key != k {
 		return false
 	}
+	if s.link.ongoing.over() {
+		k.partition.breakOff(s, e)
+		return false
+	}
 	began := time.Now()
 	err := s.link.lib.native.encryptPart(e.h, dst, src)
 	s.ctx().done(hsm.CallEncrypt, began, err)
@@ -107,7 +114,7 @@ func (k *loadedKey) continued(s *session, dst, src []byte) bool {
 // begin begins an encryption that goes on, if there is a place for it: with take, another key's.
 func (k *loadedKey) begin(s *session, take bool) {
 	g := &s.link.ongoing
-	if g.failures.Load() >= maxFailures {
+	if g.over() || k.goesOn.Load() != nil {
 		return
 	}
 	e := g.place(take)
@@ -115,16 +122,21 @@ func (k *loadedKey) begin(s *session, take bool) {
 		return
 	}
 	defer e.mu.Unlock()
-	if !k.goesOn.CompareAndSwap(nil, e) { // others have begun one, or do
+	k.partition.breakOff(s, e)
+	if e.h != noSession || !k.goesOn.CompareAndSwap(nil, e) { // others have begun one, or do
 		return
 	}
-	k.partition.breakOff(s, e)
 	e.key = k
 	h, err := s.link.open()
+	s.returned()
 	if err == nil {
-		g.begun.Add(1)
+		g.open.Add(1)
 		e.h = h
 		err = s.link.lib.ctx.EncryptInit(h, mechanism(pkcs11.CKM_AES_ECB), k.handle)
+		s.returned()
+	}
+	if code(err) == pkcs11.CKR_SESSION_COUNT { // others need what is left
+		g.failures.Store(maxFailures)
 	}
 	if err != nil {
 		k.partition.fails(s, e, err)
@@ -156,30 +168,52 @@ func (g *ongoing) place(take bool) *encryption {
 }
 
 // breakOff ends an encryption that goes on, whosever it is, by closing its session, which is sure to.
-// It is locked. A session that cannot be closed takes the link with it, and so the key.
+// It is locked. A session that cannot be closed takes the link with it, which then closes all.
 func (p *Partition) breakOff(s *session, e *encryption) {
-	if e.key != nil {
+	if e.h != noSession {
+		began := time.Now()
+		err := s.link.lib.ctx.CloseSession(e.h)
+		s.ctx().done(hsm.CallSession, began, err)
+		switch code(err) {
+		case pkcs11.CKR_OK, pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED:
+			s.link.ongoing.open.Add(-1)
+			e.h = noSession
+		default:
+			p.lose(s.link, fmt.Errorf("%w: close a session: %w", hsm.ErrUnavailable, err))
+		}
+	}
+	if e.key != nil { // last: who closes the key waits for this
 		e.key.goesOn.CompareAndSwap(e, nil)
-		e.key = nil
 	}
-	if e.used = false; e.h == noSession {
-		return
+	e.key, e.used = nil, false
+}
+
+// yields ends an encryption that goes on because the token has no session left for another
+// use, and has no more begin. false: none did.
+func (g *ongoing) yields(s *session) bool {
+	g.failures.Store(maxFailures)
+	for i := range g.places {
+		e := &g.places[i]
+		if !e.mu.TryLock() {
+			continue
+		}
+		key := e.key
+		if key != nil {
+			key.partition.breakOff(s, e)
+		}
+		e.mu.Unlock()
+		if key != nil {
+			return true
+		}
 	}
-	began := time.Now()
-	err := s.link.lib.ctx.CloseSession(e.h)
-	s.ctx().done(hsm.CallSession, began, err)
-	s.link.ongoing.begun.Add(-1)
-	e.h = noSession
-	if err != nil && code(err) != pkcs11.CKR_SESSION_HANDLE_INVALID && code(err) != pkcs11.CKR_SESSION_CLOSED {
-		p.lose(s.link, fmt.Errorf("%w: close a session: %w", hsm.ErrUnavailable, err))
-	}
+	return false
 }
 
 // fails ends an encryption of which a call failed. That call is made anew in another way: what
 // its error means is judged there.
 func (p *Partition) fails(s *session, e *encryption, err error) {
 	p.breakOff(s, e)
-	if s.link.ongoing.failures.Add(1) == maxFailures {
+	if s.link.ongoing.failures.Add(1) == maxFailures && s.link.alive(s) == nil {
 		p.cfg.Logger.Warn("hsm encryptions begin anew with each call", "token", p.cfg.Token, "error", err)
 	}
 }
@@ -197,15 +231,16 @@ func (k *loadedKey) endOngoing(s *session) {
 	}
 }
 
-// drainOngoing closes the sessions of all encryptions that go on. No session of the link is in use.
+// drainOngoing closes the sessions of all encryptions that go on: in one call, since the token
+// may be one that is gone, with thousands of them. No other session is open.
 func (l *link) drainOngoing() {
+	if l.ongoing.open.Load() > 0 {
+		_ = l.lib.ctx.CloseAllSessions(l.token.id) // of a lost token: they may be closed already
+	}
 	for i := range l.ongoing.places {
 		e := &l.ongoing.places[i]
 		e.mu.Lock()
-		if e.key = nil; e.h != noSession {
-			_ = l.lib.ctx.CloseSession(e.h) // of a lost token: it may be closed already
-			e.h = noSession
-		}
+		e.key, e.h = nil, noSession
 		e.mu.Unlock()
 	}
 }

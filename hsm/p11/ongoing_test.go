@@ -173,3 +173,39 @@ func TestNoEncryptionGoesOn(t *testing.T) {
 		t.Errorf("%d places with a token that states a limit", n)
 	}
 }
+
+// TestDoubtEndsEncryptions: after a wrong answer every call is begun by itself, since that is what
+// a token in doubt is asked.
+func TestDoubtEndsEncryptions(t *testing.T) {
+	p, _ := placesOf(t, 2)
+	key, _, _ := newKey(t, p, 1)
+	answer := often(t, key)
+	if err := p.Doubt(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if again := often(t, key); !bytes.Equal(again, answer) {
+		t.Fatal("another answer than before")
+	}
+	if inOngoing(key) || p.Activity().OfKeys != 0 {
+		t.Error("its encryption goes on")
+	}
+}
+
+// TestRandomInPieces: a token that gives little at once gives the rest after it.
+func TestRandomInPieces(t *testing.T) {
+	p := withDomain(t)
+	if p.traits.draw != hsm.MaxRandom {
+		t.Errorf("%d random bytes at once, want %d", p.traits.draw, hsm.MaxRandom)
+	}
+	p.traits.draw = 100
+	a, before := make([]byte, 250), calls(p, hsm.CallRandom)
+	if err := p.Random(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	if n := calls(p, hsm.CallRandom) - before; n != 3 {
+		t.Errorf("%d calls, want 3", n)
+	}
+	if bytes.Contains(a, make([]byte, 16)) || bytes.Equal(a[:100], a[100:200]) {
+		t.Errorf("random bytes %x", a)
+	}
+}
