@@ -28,8 +28,13 @@ func (p *Partition) Doubt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.ongoing.failures.Store(maxFailures) // what follows asks ordinary calls only
-	err = p.on(ctx, l, func(s *session) error { return s.provesAll(p.traits) })
+	p.endAll(l, hsm.ErrWrongAnswer) // the questions are ordinary calls
+	return p.asked(ctx, l)
+}
+
+// asked has the token answer what is known. A wrong answer takes the link out of use.
+func (p *Partition) asked(ctx context.Context, l *link) error {
+	err := p.on(ctx, l, func(s *session) error { return s.provesAll(p.traits) })
 	if errors.Is(err, hsm.ErrWrongAnswer) {
 		p.lose(l, err)
 	}
@@ -42,7 +47,11 @@ func (p *Partition) suspect(ctx context.Context, err error) error {
 	if !errors.Is(err, hsm.ErrCorrupt) {
 		return err
 	}
-	if doubt := p.Doubt(ctx); doubt != nil {
+	l, doubt := p.current()
+	if doubt == nil {
+		doubt = p.asked(ctx, l)
+	}
+	if doubt != nil {
 		return fmt.Errorf("%w (at first: %v)", doubt, err) //nolint:errorlint // it is not believed
 	}
 	return err

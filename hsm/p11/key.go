@@ -217,8 +217,8 @@ type loadedKey struct {
 	handle pkcs11.ObjectHandle
 	closed bool
 
-	goesOn atomic.Pointer[encryption] // of AES keys: its encryption that goes on
-	alone  atomic.Uint32              // calls that were made without one
+	ongoing atomic.Pointer[encryption] // of AES keys: its encryption that goes on
+	alone   atomic.Uint32              // calls that were made without one
 }
 
 // use runs fn with a session while the handle is good; ErrStale if it is none any more.

@@ -154,7 +154,7 @@ func (l *link) replace(s *session) error {
 		return fmt.Errorf("%w: close a session: %w", hsm.ErrUnavailable, err)
 	}
 	h, err := l.open()
-	if code(err) == pkcs11.CKR_SESSION_COUNT && l.ongoing.yields(s) {
+	if code(err) == pkcs11.CKR_SESSION_COUNT && l.ongoing.yields(s, err) {
 		h, err = l.open()
 	}
 	s.h = h

@@ -25,8 +25,9 @@ import (
 // ongoing are a link's encryptions that go on.
 type ongoing struct {
 	places   []encryption
-	failures atomic.Int32 // calls of theirs that failed
 	open     atomic.Int32 // sessions of theirs
+	failures atomic.Int32 // calls of theirs that failed
+	over     atomic.Bool  // those there are end, and no more begin
 
 	mu   sync.Mutex
 	hand int // which place is looked at next for another key
@@ -51,17 +52,14 @@ const (
 	takesAfter  = 64
 	// maxLooks bounds the search of a place for another key.
 	maxLooks = 4
-	// maxFailures is with how many failed calls those of a link end, and no more begin.
+	// maxFailures is with how many failed calls those of a link are over.
 	maxFailures = 3
 )
-
-// over tells whether none are to go on any more.
-func (g *ongoing) over() bool { return g.failures.Load() >= maxFailures }
 
 // keySessions is how many encryptions may go on with a token.
 func (p *Partition) keySessions(token pkcs11.TokenInfo) int {
 	switch {
-	case !p.traits.goesOn:
+	case !p.traits.inParts:
 		return 0
 	case p.cfg.KeySessions != nil:
 		return *p.cfg.KeySessions
@@ -88,7 +86,7 @@ func (k *loadedKey) encrypt(s *session, dst, src []byte) error {
 }
 
 func (k *loadedKey) continued(s *session, dst, src []byte) bool {
-	e := k.goesOn.Load()
+	e := k.ongoing.Load()
 	if e == nil || !e.mu.TryLock() {
 		return false
 	}
@@ -96,7 +94,7 @@ func (k *loadedKey) continued(s *session, dst, src []byte) bool {
 	if e.key != k {
 		return false
 	}
-	if s.link.ongoing.over() {
+	if s.link.ongoing.over.Load() {
 		k.partition.breakOff(s, e)
 		return false
 	}
@@ -114,7 +112,7 @@ func (k *loadedKey) continued(s *session, dst, src []byte) bool {
 // begin begins an encryption that goes on, if there is a place for it: with take, another key's.
 func (k *loadedKey) begin(s *session, take bool) {
 	g := &s.link.ongoing
-	if g.over() || k.goesOn.Load() != nil {
+	if g.over.Load() || k.ongoing.Load() != nil {
 		return
 	}
 	e := g.place(take)
@@ -123,7 +121,7 @@ func (k *loadedKey) begin(s *session, take bool) {
 	}
 	defer e.mu.Unlock()
 	k.partition.breakOff(s, e)
-	if e.h != noSession || !k.goesOn.CompareAndSwap(nil, e) { // others have begun one, or do
+	if e.h != noSession || !k.ongoing.CompareAndSwap(nil, e) { // others have begun one, or do
 		return
 	}
 	e.key = k
@@ -135,8 +133,8 @@ func (k *loadedKey) begin(s *session, take bool) {
 		err = s.link.lib.ctx.EncryptInit(h, mechanism(pkcs11.CKM_AES_ECB), k.handle)
 		s.returned()
 	}
-	if code(err) == pkcs11.CKR_SESSION_COUNT { // others need what is left
-		g.failures.Store(maxFailures)
+	if code(err) == pkcs11.CKR_SESSION_COUNT { // other uses need what is left
+		k.partition.endAll(s.link, err)
 	}
 	if err != nil {
 		k.partition.fails(s, e, err)
@@ -183,15 +181,14 @@ func (p *Partition) breakOff(s *session, e *encryption) {
 		}
 	}
 	if e.key != nil { // last: who closes the key waits for this
-		e.key.goesOn.CompareAndSwap(e, nil)
+		e.key.ongoing.CompareAndSwap(e, nil)
 	}
 	e.key, e.used = nil, false
 }
 
 // yields ends an encryption that goes on because the token has no session left for another
-// use, and has no more begin. false: none did.
-func (g *ongoing) yields(s *session) bool {
-	g.failures.Store(maxFailures)
+// use, as err says: those that go on are over. false: none did.
+func (g *ongoing) yields(s *session, err error) bool {
 	for i := range g.places {
 		e := &g.places[i]
 		if !e.mu.TryLock() {
@@ -199,6 +196,7 @@ func (g *ongoing) yields(s *session) bool {
 		}
 		key := e.key
 		if key != nil {
+			key.partition.endAll(s.link, err)
 			key.partition.breakOff(s, e)
 		}
 		e.mu.Unlock()
@@ -213,14 +211,22 @@ func (g *ongoing) yields(s *session) bool {
 // its error means is judged there.
 func (p *Partition) fails(s *session, e *encryption, err error) {
 	p.breakOff(s, e)
-	if s.link.ongoing.failures.Add(1) == maxFailures && s.link.alive(s) == nil {
-		p.cfg.Logger.Warn("hsm encryptions begin anew with each call", "token", p.cfg.Token, "error", err)
+	if s.link.ongoing.failures.Add(1) >= maxFailures {
+		p.endAll(s.link, err)
+	}
+}
+
+// endAll has the encryptions of a link that go on end, each when its key is used next, and no
+// more begin.
+func (p *Partition) endAll(l *link, why error) {
+	if !l.ongoing.over.Swap(true) && l.ongoing.open.Load() > 0 {
+		p.cfg.Logger.Warn("hsm encryptions are begun anew for each call", "token", p.cfg.Token, "error", why)
 	}
 }
 
 // endOngoing ends the encryption of a key that goes on, if there is one.
 func (k *loadedKey) endOngoing(s *session) {
-	e := k.goesOn.Load()
+	e := k.ongoing.Load()
 	if e == nil {
 		return
 	}
@@ -245,9 +251,9 @@ func (l *link) drainOngoing() {
 	}
 }
 
-// goesOn has a known key encrypt in several parts on a session of its own, and another
+// encryptsInParts has a known key encrypt in several parts on a session of its own, and another
 // between them: nil if all answers are right.
-func (b *bench) goesOn() (err error) {
+func (b *bench) encryptsInParts() (err error) {
 	keys := [][]byte{ordinaryValue(), wrappedValue()}
 	var handles [2]pkcs11.ObjectHandle
 	for i, k := range keys {

@@ -5,6 +5,7 @@ package p11
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -45,7 +46,7 @@ func often(t *testing.T, key hsm.BlockKey) (answer []byte) {
 	return answer
 }
 
-func inOngoing(key hsm.BlockKey) bool { return key.(*blockKey).goesOn.Load() != nil }
+func inOngoing(key hsm.BlockKey) bool { return key.(*blockKey).ongoing.Load() != nil }
 
 // TestEncryptionGoesOn: a key that is used often has one, which ends when the key is closed, and
 // with it its session.
@@ -64,7 +65,7 @@ func TestEncryptionGoesOn(t *testing.T) {
 	if after := key.(*blockKey).alone.Load(); after != alone {
 		t.Errorf("%d calls began anew", after-alone)
 	}
-	handle := key.(*blockKey).goesOn.Load().h
+	handle := key.(*blockKey).ongoing.Load().h
 	key.Close()
 	if p.Activity().OfKeys != 0 || l.ongoing.places[0].h != noSession {
 		t.Error("the encryption outlives its key")
@@ -129,7 +130,7 @@ func TestEncryptionBreaksOff(t *testing.T) {
 	key, _, _ := newKey(t, p, 1)
 	answer := often(t, key)
 	for n := range maxFailures {
-		if e := key.(*blockKey).goesOn.Load(); e == nil {
+		if e := key.(*blockKey).ongoing.Load(); e == nil {
 			t.Fatalf("after %d failures no encryption goes on", n)
 		} else if err := l.lib.ctx.CloseSession(e.h); err != nil { // behind its back
 			t.Fatal(err)
@@ -188,6 +189,41 @@ func TestDoubtEndsEncryptions(t *testing.T) {
 	}
 	if inOngoing(key) || p.Activity().OfKeys != 0 {
 		t.Error("its encryption goes on")
+	}
+}
+
+// TestEncryptionsYield: where the token has no session left for another use, one that goes on
+// gives it its own.
+func TestEncryptionsYield(t *testing.T) {
+	p, l := placesOf(t, 2)
+	key, _, _ := newKey(t, p, 1)
+	often(t, key)
+	onSession(t, p, func(s *session) error {
+		for n, want := range []bool{true, false} {
+			if got := l.ongoing.yields(s, hsm.ErrUnavailable); got != want {
+				t.Errorf("call %d says %v, want %v", n, got, want)
+			}
+		}
+		return nil
+	})
+	often(t, key)
+	if inOngoing(key) || p.Activity().OfKeys != 0 {
+		t.Error("one began again")
+	}
+}
+
+// TestForgedTokenEndsNoEncryption: others' tokens that do not open are no wrong answer.
+func TestForgedTokenEndsNoEncryption(t *testing.T) {
+	p, _ := placesOf(t, 2)
+	key, token, want := newKey(t, p, 1)
+	often(t, key)
+	token = bytes.Clone(token)
+	token[len(token)-1] ^= 1
+	if _, err := p.Open(t.Context(), token, want); !errors.Is(err, hsm.ErrCorrupt) {
+		t.Fatalf("a forged token: %v, want %v", err, hsm.ErrCorrupt)
+	}
+	if often(t, key); !inOngoing(key) {
+		t.Error("the encryption of another key ended")
 	}
 }
 

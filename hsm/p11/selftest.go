@@ -285,13 +285,13 @@ func (b *bench) knownAnswers(f *findings) {
 		f.fault("the token has no RFC 5649")
 	}
 	f.must("AES-ECB", b.isECB())
-	if err := b.goesOn(); err != nil {
+	if err := b.encryptsInParts(); err != nil {
 		if b.answersStill() != nil {
 			f.watch(err)
 		}
 		f.note("encryptions do not go on: %v", err)
 	} else {
-		b.traits.goesOn = true
+		b.traits.inParts = true
 	}
 	f.must("HMAC-SHA256", b.isHMAC())
 }
@@ -392,7 +392,7 @@ func (b *bench) random(f *findings) {
 	b.traits.draw = hsm.MaxRandom
 	if all, err := b.session.random(hsm.MaxRandom); err != nil || len(all) != hsm.MaxRandom {
 		b.traits.draw = leastDraw
-		f.note("not %d random bytes at once: %v", hsm.MaxRandom, err)
+		f.note("not %d random bytes at once, but %d: %v", hsm.MaxRandom, len(all), err)
 	}
 }
 

@@ -170,7 +170,7 @@ type traits struct {
 	algorithms []hsm.Algorithm
 	resident   bool // has what resident keys need
 	draw       int  // random bytes that it gives at once
-	goesOn     bool // an encryption of blocks has as many parts as wanted
+	inParts    bool // an encryption of blocks has as many parts as wanted
 	cloned     bool // no domain key can be wrapped out, see Config
 	ecPoint    bool // wants the public point of an EC key that it unwraps
 	quirks

@@ -59,25 +59,25 @@ type collector struct {
 	all    []*prometheus.Desc
 	census census
 
-	ready, uptime                                                   *prometheus.Desc
-	hsmHealthy, hsmTook, hsmErrors, hsmSessions, hsmOfKeys, hsmBusy *prometheus.Desc
-	hsmWaiting, hsmLosses, hsmReturns, hsmBatch, hsmWrong           *prometheus.Desc
-	keysLoaded, keysMax, keyHits, keyMisses, keyEvictions           *prometheus.Desc
-	messages                                                        *prometheus.Desc
-	leaseHeld, leaseLeft                                            *prometheus.Desc
-	raftState, raftTerm, leaderKnown, leaderChanges, contact        *prometheus.Desc
-	applied, committed, lastLog, proposals                          *prometheus.Desc
-	members, voters, release                                        *prometheus.Desc
-	auditBroken, unsigned, unremembered, checkpoint                 *prometheus.Desc
-	sinkRecords, sinkBehind, sinkFailing, sinkDelivered             *prometheus.Desc
-	sinkFailures, sinkLost, sinkClipped                             *prometheus.Desc
-	alarm                                                           *prometheus.Desc
-	keys, rotations, deletions                                      *prometheus.Desc
-	backupOn, backupAt, backupFailures, backupFails                 *prometheus.Desc
-	journalFailures, journalFails                                   *prometheus.Desc
-	certificate, drillAge, recipients, alarms                       *prometheus.Desc
-	scan                                                            *prometheus.Desc
-	began                                                           time.Time
+	ready, uptime                                            *prometheus.Desc
+	hsmHealthy, hsmTook, hsmErrors, hsmSessions, hsmBusy     *prometheus.Desc
+	hsmWaiting, hsmLosses, hsmReturns, hsmBatch, hsmWrong    *prometheus.Desc
+	keysLoaded, keysMax, keyHits, keyMisses, keyEvictions    *prometheus.Desc
+	hsmOfKeys, messages                                      *prometheus.Desc
+	leaseHeld, leaseLeft                                     *prometheus.Desc
+	raftState, raftTerm, leaderKnown, leaderChanges, contact *prometheus.Desc
+	applied, committed, lastLog, proposals                   *prometheus.Desc
+	members, voters, release                                 *prometheus.Desc
+	auditBroken, unsigned, unremembered, checkpoint          *prometheus.Desc
+	sinkRecords, sinkBehind, sinkFailing, sinkDelivered      *prometheus.Desc
+	sinkFailures, sinkLost, sinkClipped                      *prometheus.Desc
+	alarm                                                    *prometheus.Desc
+	keys, rotations, deletions                               *prometheus.Desc
+	backupOn, backupAt, backupFailures, backupFails          *prometheus.Desc
+	journalFailures, journalFails                            *prometheus.Desc
+	certificate, drillAge, recipients, alarms                *prometheus.Desc
+	scan                                                     *prometheus.Desc
+	began                                                    time.Time
 }
 
 func newCollector(s Sources) *collector {
